@@ -1,0 +1,1 @@
+//! Trainable networks with named taps, and their weights.

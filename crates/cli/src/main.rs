@@ -1,0 +1,2 @@
+//! The stillhouse binary.
+fn main() {}

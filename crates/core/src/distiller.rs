@@ -1,0 +1,95 @@
+//! Distillation methods as the trainer sees them.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use stillhouse_ops::{Builder, Params};
+
+use crate::data::Target;
+use crate::network::Features;
+use crate::{Result, Rng};
+
+/// Taps that a method reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Of the student.
+    pub student: Vec<String>,
+    /// Of the teacher; empty means that no teacher runs.
+    pub teacher: Vec<String>,
+}
+
+/// What a method may know when its connectors are made. Shapes are without the batch:
+/// `[C, H, W]` or `[D]`.
+#[derive(Debug, Clone, Default)]
+pub struct Shapes {
+    /// Of the taps that it needs of the student.
+    pub student: BTreeMap<String, Vec<usize>>,
+    /// Of the taps that it needs of the teacher.
+    pub teacher: BTreeMap<String, Vec<usize>>,
+    /// Classes of the dataset.
+    pub classes: usize,
+    /// Images per batch.
+    pub batch: usize,
+    /// Training images.
+    pub samples: usize,
+}
+
+/// What a method sees of one training step.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The student's taps, with gradients.
+    pub student: &'a Features,
+    /// The teacher's taps, without gradients.
+    pub teacher: &'a Features,
+    /// Labels.
+    pub target: &'a Target,
+    /// Dataset indices of the samples.
+    pub ids: &'a [u64],
+    /// Epochs done, with fraction.
+    pub epoch: f64,
+    /// Steps done.
+    pub step: u64,
+    /// Whether batch norms of connectors use batch statistics.
+    pub train: bool,
+    /// Random numbers of the method; address them by `step`.
+    pub rng: Rng,
+}
+
+/// One scalar of the loss: the total is the sum of `weight * value`.
+#[derive(Debug, Clone)]
+pub struct Term {
+    /// Name in logs.
+    pub name: String,
+    /// Scalar.
+    pub value: Tensor,
+    /// Its weight.
+    pub weight: f64,
+}
+
+impl Term {
+    /// A named, weighted scalar.
+    pub fn new(name: impl ToString, value: Tensor, weight: f64) -> Self {
+        Self { name: name.to_string(), value, weight }
+    }
+}
+
+/// A distillation method: says what it needs, makes its connectors, gives its terms.
+pub trait Distiller: Send {
+    /// Registry name.
+    fn name(&self) -> &str;
+    /// Taps that it reads.
+    fn needs(&self) -> Needs;
+    /// Makes connectors below the builder, or says in words why the two networks do not fit.
+    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()>;
+    /// The weighted terms of one step.
+    fn terms(&self, step: &Step) -> Result<Vec<Term>>;
+    /// Moves state that is not trained by gradients (memory banks), after the optimiser's update.
+    fn after_step(&mut self, _step: &Step, _params: &Params) -> Result<()> {
+        Ok(())
+    }
+    /// Names and values of the weights in force, for logs and reports.
+    fn weights(&self) -> Vec<(String, f64)>;
+}
+
+/// Makes a method from the hyper-parameters that differ from its defaults.
+pub type DistillerBuild = fn(&toml::Table) -> Result<Box<dyn Distiller>>;

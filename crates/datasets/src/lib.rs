@@ -1,0 +1,1 @@
+//! Images and labels from official layouts, transforms, splits, samplers and the loader.

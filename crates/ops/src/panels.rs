@@ -1,0 +1,161 @@
+//! The order in which convolution kernels read their weights.
+//!
+//! Output channels are cut into panels of at most four vectors of [`LANES`] columns, evenly; a
+//! panel holds `[tap][input channel][column]`, so the innermost loop of the kernel reads it
+//! straight through. Missing columns are zero and stay zero under every optimiser, because their
+//! gradient is zero. A depthwise weight is `[tap][channel]`.
+
+use crate::{Error, Result};
+
+/// Values in a vector of every kernel, whatever the instruction set.
+pub(crate) const LANES: usize = 16;
+/// Most vectors in a panel.
+pub(crate) const MAX_VECTORS: usize = 4;
+
+/// One panel: its first column in the group and its width in vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Panel {
+    pub(crate) first: usize,
+    pub(crate) vectors: usize,
+    /// Columns that exist (the rest is padding).
+    pub(crate) columns: usize,
+    /// Where its values begin within the group.
+    pub(crate) offset: usize,
+}
+
+/// Geometry of a weight in panel order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panels {
+    pub(crate) out: usize,
+    pub(crate) inner: usize,
+    pub(crate) taps: usize,
+    pub(crate) groups: usize,
+}
+
+/// Cuts `columns` into panels of at most [`MAX_VECTORS`] vectors with `depth` rows each.
+pub(crate) fn cut(columns: usize, depth: usize) -> Vec<Panel> {
+    let vectors = columns.div_ceil(LANES);
+    let count = vectors.div_ceil(MAX_VECTORS).max(1);
+    let (mut panels, mut first_vector, mut offset) = (Vec::with_capacity(count), 0, 0);
+    for i in 0..count {
+        let width = (vectors - first_vector).div_ceil(count - i);
+        let first = first_vector * LANES;
+        panels.push(Panel { first, vectors: width, columns: (columns - first).min(width * LANES), offset });
+        first_vector += width;
+        offset += depth * width * LANES;
+    }
+    panels
+}
+
+impl Panels {
+    /// For a weight `[out, in / groups, kh, kw]` or `[out, in]`.
+    pub(crate) fn new(shape: &[usize], groups: usize) -> Result<Self> {
+        let (out, inner, taps) = match *shape {
+            [o, i] => (o, i, 1),
+            [o, i, kh, kw] => (o, i, kh * kw),
+            _ => return Err(Error::shape("conv weight", "[out, in, kh, kw] or [out, in]", shape)),
+        };
+        if groups == 0 || out % groups != 0 || out * inner * taps == 0 {
+            return Err(Error::shape("conv weight", format!("outputs divisible by {groups} groups"), shape));
+        }
+        Ok(Self { out, inner, taps, groups })
+    }
+
+    /// One channel in, one out, per group.
+    pub(crate) fn depthwise(&self) -> bool {
+        self.groups > 1 && self.inner == 1 && self.out == self.groups
+    }
+
+    /// Rows of a panel.
+    pub(crate) fn depth(&self) -> usize {
+        self.taps * self.inner
+    }
+
+    /// Panels of one group.
+    pub(crate) fn panels(&self) -> Vec<Panel> {
+        cut(self.out / self.groups, self.depth())
+    }
+
+    /// Stored values of one group.
+    pub(crate) fn group_len(&self) -> usize {
+        self.depth() * (self.out / self.groups).div_ceil(LANES) * LANES
+    }
+
+    /// Stored values in all.
+    pub(crate) fn stored(&self) -> usize {
+        if self.depthwise() { self.taps * self.out } else { self.groups * self.group_len() }
+    }
+
+    /// Calls `f(plain index, stored index)` for every value.
+    fn each(&self, mut f: impl FnMut(usize, usize)) {
+        let (inner, taps) = (self.inner, self.taps);
+        if self.depthwise() {
+            for o in 0..self.out {
+                for t in 0..taps {
+                    f(o * taps + t, t * self.out + o);
+                }
+            }
+            return;
+        }
+        let per_group = self.out / self.groups;
+        for g in 0..self.groups {
+            for panel in self.panels() {
+                for column in 0..panel.columns {
+                    let o = g * per_group + panel.first + column;
+                    let base = g * self.group_len() + panel.offset + column;
+                    for i in 0..inner {
+                        for t in 0..taps {
+                            f((o * inner + i) * taps + t, base + (t * inner + i) * panel.vectors * LANES);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// From PyTorch's order.
+    pub(crate) fn pack<T: Copy + Default>(&self, plain: &[T]) -> Vec<T> {
+        let mut stored = vec![T::default(); self.stored()];
+        self.each(|p, s| stored[s] = plain[p]);
+        stored
+    }
+
+    /// To PyTorch's order.
+    pub(crate) fn unpack<T: Copy + Default>(&self, stored: &[T]) -> Vec<T> {
+        let mut plain = vec![T::default(); self.out * self.inner * self.taps];
+        self.each(|p, s| plain[p] = stored[s]);
+        plain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip() {
+        for (shape, groups) in [
+            (vec![21, 5], 1),
+            (vec![64, 3, 7, 7], 1),
+            (vec![80, 16, 3, 3], 1),
+            (vec![24, 4, 3, 3], 2),
+            (vec![19, 1, 3, 3], 19),
+        ] {
+            let panels = Panels::new(&shape, groups).unwrap();
+            let plain: Vec<u32> = (1..=shape.iter().product::<usize>() as u32).collect();
+            let stored = panels.pack(&plain);
+            assert_eq!(stored.len(), panels.stored());
+            assert_eq!(panels.unpack(&stored), plain, "{shape:?} {groups}");
+        }
+    }
+
+    #[test]
+    fn panels_are_even() {
+        let widths = |c| cut(c, 1).iter().map(|p| p.vectors).collect::<Vec<_>>();
+        assert_eq!(widths(16), [1]);
+        assert_eq!(widths(64), [4]);
+        assert_eq!(widths(80), [3, 2]);
+        assert_eq!(widths(144), [3, 3, 3]);
+        assert_eq!(cut(21, 1)[0].columns, 21);
+    }
+}

@@ -1,0 +1,429 @@
+//! Named weights and buffers of a network, its connectors and its heads.
+//!
+//! Every tensor is a candle [`Var`], so candle graphs (connectors, other people's models) and the
+//! tape's own kernels use the same store. Convolution and linear weights of tape layers are kept in
+//! the order their kernels read ([`Layout::Panels`]) and are turned back to PyTorch's order on the
+//! way out.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Shape, Tensor, Var};
+
+use crate::panels::Panels;
+use crate::real::Real;
+use crate::rng::Rng;
+use crate::{Error, Result};
+
+/// What an entry is to the optimiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Trained by gradients.
+    Weight,
+    /// Moves by itself (running statistics, memory banks).
+    Buffer,
+}
+
+/// Order of the stored values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layout {
+    /// Row-major in the named shape.
+    Plain,
+    /// A convolution weight `[out, in / groups, kh, kw]` or linear weight `[out, in]` in panel order.
+    Panels(Panels),
+}
+
+/// How a new parameter is filled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// All the same value.
+    Constant(f64),
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in [-bound, bound).
+    Uniform(f64),
+}
+
+impl Init {
+    /// He initialisation over the outputs: `std = sqrt(2 / (out * kh * kw))` (He et al. 2015), as
+    /// torchvision initialises the convolutions of its residual networks.
+    pub fn kaiming_out(shape: &[usize]) -> Self {
+        let fan_out = shape[0] * shape[2..].iter().product::<usize>();
+        Self::Normal((2.0 / fan_out as f64).sqrt())
+    }
+
+    /// PyTorch's default for linear and convolution layers: uniform within `1 / sqrt(fan_in)`.
+    pub fn fan_in_uniform(fan_in: usize) -> Self {
+        Self::Uniform(1.0 / (fan_in as f64).sqrt())
+    }
+}
+
+/// Index of a parameter in its [`Params`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub(crate) usize);
+
+impl ParamId {
+    /// Position in the order of creation.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// One named weight or buffer.
+#[derive(Debug, Clone)]
+pub struct Param {
+    /// Full name, in timm's spelling.
+    pub name: String,
+    /// Shape as PyTorch has it.
+    pub shape: Vec<usize>,
+    /// Weight or buffer.
+    pub kind: Kind,
+    /// Whether an optimiser may move it.
+    pub trainable: bool,
+    pub(crate) layout: Layout,
+    pub(crate) var: Var,
+}
+
+impl Param {
+    /// The stored values as the kernels and candle graphs see them. Row-major in [`Param::shape`]
+    /// unless it is a weight of a tape layer.
+    pub fn var(&self) -> &Var {
+        &self.var
+    }
+
+    /// Number of values (padding of the panel order not counted).
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the values are stored in the order of [`Param::shape`].
+    pub fn is_plain(&self) -> bool {
+        self.layout == Layout::Plain
+    }
+}
+
+#[derive(Debug, Default)]
+struct Store {
+    list: Vec<Param>,
+    by_name: HashMap<String, usize>,
+    version: u64,
+}
+
+/// Ordered, named weights and buffers. Clones share the store.
+#[derive(Debug, Clone)]
+pub struct Params {
+    store: Arc<RwLock<Store>>,
+    dtype: DType,
+    device: Device,
+}
+
+fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
+    // A panic elsewhere leaves the list itself in order: entries are only ever appended.
+    r.unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Params {
+    /// An empty store for `f32` or `f64` values.
+    pub fn new(dtype: DType, device: &Device) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::F64) {
+            return Err(Error::usage("Params::new", format!("needs f32 or f64, got {dtype:?}")));
+        }
+        Ok(Self { store: Arc::default(), dtype, device: device.clone() })
+    }
+
+    /// Element type of all entries.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Device of all entries.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Names are made below `root`, new values drawn from `rng`.
+    pub fn builder(&self, rng: Rng) -> Builder {
+        Builder { params: self.clone(), rng, prefix: String::new() }
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        poisoned(self.store.read()).list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Snapshot of the entries in order; the values are shared, not copied.
+    pub fn all(&self) -> Vec<Param> {
+        poisoned(self.store.read()).list.clone()
+    }
+
+    /// One entry; the values are shared.
+    pub fn get(&self, id: ParamId) -> Param {
+        poisoned(self.store.read()).list[id.0].clone()
+    }
+
+    /// The id of a name.
+    pub fn id(&self, name: &str) -> Option<ParamId> {
+        poisoned(self.store.read()).by_name.get(name).map(|i| ParamId(*i))
+    }
+
+    /// Sets whether an optimiser may move the entry.
+    pub fn set_trainable(&self, id: ParamId, trainable: bool) {
+        poisoned(self.store.write()).list[id.0].trainable = trainable;
+    }
+
+    /// Grows with every change made through this store; folded copies of weights are kept by it.
+    pub fn version(&self) -> u64 {
+        poisoned(self.store.read()).version
+    }
+
+    /// Number of trainable values.
+    pub fn count_weights(&self) -> usize {
+        self.all().iter().filter(|p| p.kind == Kind::Weight).map(Param::count).sum()
+    }
+
+    fn insert(&self, name: String, shape: &[usize], kind: Kind, layout: Layout, var: Var) -> Result<ParamId> {
+        let mut store = poisoned(self.store.write());
+        if store.by_name.contains_key(&name) {
+            return Err(Error::Param { name, what: "made twice".into() });
+        }
+        let index = store.list.len();
+        store.by_name.insert(name.clone(), index);
+        let trainable = kind == Kind::Weight;
+        store.list.push(Param { name, shape: shape.to_vec(), kind, trainable, layout, var });
+        store.version += 1;
+        Ok(ParamId(index))
+    }
+
+    /// The values in PyTorch's shape and order, copied.
+    pub fn export(&self, id: ParamId) -> Result<Tensor> {
+        let param = self.get(id);
+        match &param.layout {
+            Layout::Plain => Ok(param.var.as_tensor().copy()?),
+            Layout::Panels(panels) => {
+                let flat = param.var.flatten_all()?.to_device(&Device::Cpu)?;
+                let t = match self.dtype {
+                    DType::F64 => {
+                        Tensor::from_vec(panels.unpack(&flat.to_vec1::<f64>()?), param.shape, &Device::Cpu)?
+                    }
+                    _ => Tensor::from_vec(panels.unpack(&flat.to_vec1::<f32>()?), param.shape, &Device::Cpu)?,
+                };
+                Ok(t.to_device(&self.device)?)
+            }
+        }
+    }
+
+    /// Replaces the values by a tensor in PyTorch's shape and order; its dtype is converted.
+    pub fn import(&self, id: ParamId, values: &Tensor) -> Result<()> {
+        let param = self.get(id);
+        if values.dims() != param.shape {
+            return Err(Error::Param {
+                name: param.name,
+                what: format!("expected shape {:?}, got {:?}", param.shape, values.dims()),
+            });
+        }
+        let values = values.to_dtype(self.dtype)?.to_device(&self.device)?.contiguous()?;
+        match &param.layout {
+            Layout::Plain => param.var.set(&values)?,
+            Layout::Panels(panels) => {
+                let flat = values.flatten_all()?.to_device(&Device::Cpu)?;
+                let packed = match self.dtype {
+                    DType::F64 => Tensor::new(panels.pack(&flat.to_vec1::<f64>()?), &self.device)?,
+                    _ => Tensor::new(panels.pack(&flat.to_vec1::<f32>()?), &self.device)?,
+                };
+                param.var.set(&packed)?;
+            }
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// All entries by name in PyTorch's order, for saving.
+    pub fn export_all(&self) -> Result<Vec<(String, Tensor)>> {
+        (0..self.len()).map(|i| Ok((self.get(ParamId(i)).name, self.export(ParamId(i))?))).collect()
+    }
+
+    /// Marks the values as changed.
+    pub(crate) fn touch(&self) {
+        poisoned(self.store.write()).version += 1;
+    }
+
+    /// Runs `f` on the stored values in place (panel order for weights of tape layers). CPU only.
+    pub fn modify<T: Real>(&self, id: ParamId, f: impl FnOnce(&mut [T])) -> Result<()> {
+        let param = self.get(id);
+        modify_var(&param.var, f)?;
+        self.touch();
+        Ok(())
+    }
+}
+
+/// Runs `f` on the contiguous values of a CPU variable in place.
+pub(crate) fn modify_var<T: Real>(var: &Var, f: impl FnOnce(&mut [T])) -> Result<()> {
+    struct Edit<F>(std::sync::Mutex<Option<F>>);
+    impl<F> Edit<F> {
+        fn run<T: Real>(
+            &self,
+            storage: &mut CpuStorage,
+            layout: &candle_core::Layout,
+        ) -> candle_core::Result<()>
+        where
+            F: FnOnce(&mut [T]),
+        {
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                candle_core::bail!("in-place change of a parameter that is not contiguous")
+            };
+            let values = T::slice_mut(storage)?;
+            let f = self.0.lock().ok().and_then(|mut f| f.take());
+            if let Some(f) = f {
+                f(&mut values[start..end]);
+            }
+            Ok(())
+        }
+    }
+    struct Op<T, F>(Edit<F>, std::marker::PhantomData<fn(T)>);
+    impl<T: Real, F: FnOnce(&mut [T])> InplaceOp1 for Op<T, F> {
+        fn name(&self) -> &'static str {
+            "modify"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &candle_core::Layout) -> candle_core::Result<()> {
+            self.0.run::<T>(storage, layout)
+        }
+    }
+    let op = Op(Edit(std::sync::Mutex::new(Some(f))), std::marker::PhantomData);
+    var.as_tensor().inplace_op1(&op)?;
+    Ok(())
+}
+
+/// Makes parameters below a prefix, as candle's `VarBuilder` reads them.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    params: Params,
+    rng: Rng,
+    prefix: String,
+}
+
+impl Builder {
+    /// The builder one level down.
+    #[must_use]
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        let prefix = self.full(&name.to_string());
+        Self { prefix, ..self.clone() }
+    }
+
+    /// The store behind it.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The full name of `name` here.
+    pub fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// A weight for candle graphs, row-major. Its values depend on the seed and the full name only.
+    pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
+        self.make(name, shape, Kind::Weight, Layout::Plain, init)
+    }
+
+    /// A weight for candle graphs, as the tensor to compute with.
+    pub fn var(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let id = self.weight(name, shape, init)?;
+        Ok(self.params.get(id).var.as_tensor().clone())
+    }
+
+    /// State that no optimiser moves.
+    pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
+        self.make(name, shape, Kind::Buffer, Layout::Plain, init)
+    }
+
+    /// A convolution or linear weight in the order of the kernels.
+    pub(crate) fn packed(&self, name: &str, shape: &[usize], groups: usize, init: Init) -> Result<ParamId> {
+        let panels = Panels::new(shape, groups)?;
+        self.make(name, shape, Kind::Weight, Layout::Panels(panels), init)
+    }
+
+    fn make(&self, name: &str, shape: &[usize], kind: Kind, layout: Layout, init: Init) -> Result<ParamId> {
+        let name = self.full(name);
+        let count: usize = shape.iter().product();
+        let mut draw = self.rng.stream(&name).at(0, 0);
+        let values: Vec<f64> = match init {
+            Init::Constant(c) => vec![c; count],
+            Init::Normal(std) => (0..count).map(|_| std * draw.normal()).collect(),
+            Init::Uniform(bound) => (0..count).map(|_| draw.uniform_in(-bound, bound)).collect(),
+        };
+        let (values, stored): (Vec<f64>, Shape) = match &layout {
+            Layout::Plain => (values, shape.into()),
+            Layout::Panels(panels) => {
+                let packed = panels.pack(&values);
+                let length = packed.len();
+                (packed, length.into())
+            }
+        };
+        let values = Tensor::from_vec(values, stored, &Device::Cpu)?.to_dtype(self.params.dtype)?;
+        let var = Var::from_tensor(&values.to_device(&self.params.device)?)?;
+        self.params.insert(name, shape, kind, layout, var)
+    }
+}
+
+/// Lets candle-nn layers read and create their weights in the store.
+impl candle_nn::var_builder::SimpleBackend for Builder {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        hint: candle_nn::Init,
+        dtype: DType,
+        _device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let id = match self.params.id(name) {
+            Some(id) => id,
+            None => {
+                use candle_nn::init::NormalOrUniform;
+                let init = match hint {
+                    candle_nn::Init::Const(c) => Init::Constant(c),
+                    candle_nn::Init::Uniform { lo, up } if lo == -up => Init::Uniform(up),
+                    candle_nn::Init::Randn { mean, stdev } if mean == 0.0 => Init::Normal(stdev),
+                    candle_nn::Init::Kaiming { dist, fan, non_linearity } => {
+                        let std = non_linearity.gain() / (fan.for_shape(&shape) as f64).sqrt();
+                        match dist {
+                            NormalOrUniform::Normal => Init::Normal(std),
+                            NormalOrUniform::Uniform => Init::Uniform(3f64.sqrt() * std),
+                        }
+                    }
+                    other => candle_core::bail!("parameter `{name}`: no seeded form of {other:?}"),
+                };
+                let root = Builder { prefix: String::new(), ..self.clone() };
+                root.weight(name, shape.dims(), init).map_err(candle_core::Error::wrap)?
+            }
+        };
+        let tensor = self.params.get(id).var.as_tensor().clone();
+        if tensor.shape() != &shape {
+            candle_core::bail!("parameter `{name}`: expected shape {shape:?}, got {:?}", tensor.shape());
+        }
+        tensor.to_dtype(dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, _device: &Device) -> candle_core::Result<Tensor> {
+        match self.params.id(name) {
+            Some(id) => self.params.get(id).var.as_tensor().to_dtype(dtype),
+            None => candle_core::bail!("no parameter `{name}`"),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.params.id(name).is_some()
+    }
+}
+
+impl Builder {
+    /// The same place as a candle `VarBuilder`, so that candle-nn layers live in this store.
+    pub fn var_builder(&self) -> candle_nn::VarBuilder<'static> {
+        let backend = Box::new(Builder { prefix: String::new(), ..self.clone() });
+        let vb = candle_nn::VarBuilder::from_backend(backend, self.params.dtype, self.params.device.clone());
+        if self.prefix.is_empty() { vb } else { vb.pp(&self.prefix) }
+    }
+}

@@ -1,0 +1,1 @@
+//! Golden reader, central differences and fault injection for stillhouse's own tests.

@@ -1,0 +1,1 @@
+//! Parameter groups, schedules, the loop, checkpoints and experiment plans.
