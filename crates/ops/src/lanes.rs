@@ -9,7 +9,7 @@ use crate::real::Real;
 
 /// A kernel that any instruction set can run. Implementations mark `run` `#[inline(always)]` so
 /// that it is compiled inside the function that enables the instructions.
-pub trait Kernel<T: Real> {
+pub(crate) trait Kernel<T: Real> {
     /// What it returns.
     type Out;
     /// Runs it.
@@ -22,9 +22,11 @@ pub trait Kernel<T: Real> {
 /// Pointers must be valid for sixteen values (or for the first `n` in the partial forms). The
 /// vector types of an instruction set may only be used inside a function that enables it, which
 /// [`Real::run`] sees to.
-pub trait Lanes: Copy {
+pub(crate) trait Lanes: Copy {
     /// Element type.
     type T: Real;
+    /// Whether there are registers for a tile of 6 x 4 vectors.
+    const WIDE: bool;
     /// All the same value.
     unsafe fn splat(x: Self::T) -> Self;
     /// From memory, unaligned.
@@ -39,19 +41,15 @@ pub trait Lanes: Copy {
     unsafe fn fma(self, a: Self, b: Self) -> Self;
     /// Sum.
     unsafe fn add(self, o: Self) -> Self;
-    /// Product.
-    unsafe fn mul(self, o: Self) -> Self;
     /// The larger one.
     unsafe fn max(self, o: Self) -> Self;
     /// The smaller one.
     unsafe fn min(self, o: Self) -> Self;
-    /// `self` where `low < key < high`, else 0.
-    unsafe fn keep_between(self, key: Self, low: Self, high: Self) -> Self;
 }
 
 /// Sixteen values in an array: the scalar twin.
 #[derive(Clone, Copy)]
-pub struct Plain<T>([T; 16]);
+pub(crate) struct Plain<T>([T; 16]);
 
 impl<T: Real> Plain<T> {
     #[inline(always)]
@@ -68,6 +66,7 @@ impl<T: Real> Plain<T> {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<T: Real> Lanes for Plain<T> {
     type T = T;
+    const WIDE: bool = false;
     #[inline(always)]
     unsafe fn splat(x: T) -> Self {
         Self([x; 16])
@@ -106,10 +105,6 @@ impl<T: Real> Lanes for Plain<T> {
     unsafe fn add(self, o: Self) -> Self {
         self.zip(o, |a, b| a + b)
     }
-    #[inline(always)]
-    unsafe fn mul(self, o: Self) -> Self {
-        self.zip(o, |a, b| a * b)
-    }
     // The operand order of x86: the second one where either is not a number.
     #[inline(always)]
     unsafe fn max(self, o: Self) -> Self {
@@ -118,16 +113,6 @@ impl<T: Real> Lanes for Plain<T> {
     #[inline(always)]
     unsafe fn min(self, o: Self) -> Self {
         self.zip(o, |a, b| if a < b { a } else { b })
-    }
-    #[inline(always)]
-    unsafe fn keep_between(self, key: Self, low: Self, high: Self) -> Self {
-        let mut r = self.0;
-        for i in 0..16 {
-            if !(key.0[i] > low.0[i] && key.0[i] < high.0[i]) {
-                r[i] = T::ZERO;
-            }
-        }
-        Self(r)
     }
 }
 
@@ -138,7 +123,7 @@ mod x86 {
 
     /// One AVX-512 register.
     #[derive(Clone, Copy)]
-    pub struct Avx512(__m512);
+    pub(crate) struct Avx512(__m512);
 
     impl Avx512 {
         /// Runs a kernel with AVX-512 enabled; only chosen where the machine has it.
@@ -161,6 +146,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Lanes for Avx512 {
         type T = f32;
+        const WIDE: bool = true;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { Self(_mm512_set1_ps(x)) }
@@ -190,10 +176,6 @@ mod x86 {
             unsafe { Self(_mm512_add_ps(self.0, o.0)) }
         }
         #[inline(always)]
-        unsafe fn mul(self, o: Self) -> Self {
-            unsafe { Self(_mm512_mul_ps(self.0, o.0)) }
-        }
-        #[inline(always)]
         unsafe fn max(self, o: Self) -> Self {
             unsafe { Self(_mm512_max_ps(self.0, o.0)) }
         }
@@ -201,19 +183,11 @@ mod x86 {
         unsafe fn min(self, o: Self) -> Self {
             unsafe { Self(_mm512_min_ps(self.0, o.0)) }
         }
-        #[inline(always)]
-        unsafe fn keep_between(self, key: Self, low: Self, high: Self) -> Self {
-            unsafe {
-                let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(key.0, low.0);
-                let inside = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(above, key.0, high.0);
-                Self(_mm512_maskz_mov_ps(inside, self.0))
-            }
-        }
     }
 
     /// Two AVX2 registers.
     #[derive(Clone, Copy)]
-    pub struct Avx2(__m256, __m256);
+    pub(crate) struct Avx2(__m256, __m256);
 
     impl Avx2 {
         /// Runs a kernel with AVX2 and FMA enabled; only chosen where the machine has them.
@@ -231,6 +205,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Lanes for Avx2 {
         type T = f32;
+        const WIDE: bool = false;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { Self(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
@@ -271,10 +246,6 @@ mod x86 {
             unsafe { Self(_mm256_add_ps(self.0, o.0), _mm256_add_ps(self.1, o.1)) }
         }
         #[inline(always)]
-        unsafe fn mul(self, o: Self) -> Self {
-            unsafe { Self(_mm256_mul_ps(self.0, o.0), _mm256_mul_ps(self.1, o.1)) }
-        }
-        #[inline(always)]
         unsafe fn max(self, o: Self) -> Self {
             unsafe { Self(_mm256_max_ps(self.0, o.0), _mm256_max_ps(self.1, o.1)) }
         }
@@ -282,22 +253,11 @@ mod x86 {
         unsafe fn min(self, o: Self) -> Self {
             unsafe { Self(_mm256_min_ps(self.0, o.0), _mm256_min_ps(self.1, o.1)) }
         }
-        #[inline(always)]
-        unsafe fn keep_between(self, key: Self, low: Self, high: Self) -> Self {
-            unsafe {
-                let half = |v, k, l, h| {
-                    let inside =
-                        _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(k, l), _mm256_cmp_ps::<_CMP_LT_OQ>(k, h));
-                    _mm256_and_ps(v, inside)
-                };
-                Self(half(self.0, key.0, low.0, high.0), half(self.1, key.1, low.1, high.1))
-            }
-        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512};
 
 /// On other machines the plain lanes stand in for the x86 ones.
 #[cfg(not(target_arch = "x86_64"))]

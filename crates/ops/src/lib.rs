@@ -1,15 +1,30 @@
 //! Differentiable tensor operations that candle lacks or has too slow: train conv nets on candle.
+//!
+//! A network is a handful of layers ([`ConvBnAct`], [`Linear`], [`Tape::max_pool`], ...) that run
+//! on a [`Tape`]; what it hands out at its taps are candle tensors, a loss is ordinary candle
+//! code, and [`Tape::backward`] carries the gradients all the way. See the crate's README for the
+//! shape of a training loop.
 
+mod buffers;
 mod error;
-pub mod lanes;
-pub mod panels;
+mod gradients;
+mod kernels;
+mod lanes;
+mod layers;
+pub mod optim;
+mod panels;
 mod params;
 mod real;
 mod rng;
 mod tape;
 
 pub use error::{Error, Result};
-pub use params::{Builder, Init, Kind, Layout, Param, ParamId, Params};
-pub use real::{Isa, Real, isa};
+pub use gradients::Gradients;
+pub use kernels::geometry::{ConvSpec, Padding};
+pub use kernels::tap_gemm::Act;
+pub use layers::conv::ConvBnAct;
+pub use layers::linear::Linear;
+pub use params::{Builder, Init, Kind, Param, ParamId, Params};
+pub use real::{Isa, isa};
 pub use rng::{Draw, Rng};
-pub use tape::{Mode, Tape};
+pub use tape::{Mode, Node, Tape};

@@ -25,7 +25,7 @@ pub(crate) struct Panel {
 
 /// Geometry of a weight in panel order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Panels {
+pub(crate) struct Panels {
     pub(crate) out: usize,
     pub(crate) inner: usize,
     pub(crate) taps: usize,
@@ -84,6 +84,49 @@ impl Panels {
     /// Stored values in all.
     pub(crate) fn stored(&self) -> usize {
         if self.depthwise() { self.taps * self.out } else { self.groups * self.group_len() }
+    }
+
+    /// Panels of one group for the data gradient: columns are the inputs, rows `[tap][output]`.
+    pub(crate) fn transposed_panels(&self) -> Vec<Panel> {
+        cut(self.inner, self.taps * (self.out / self.groups))
+    }
+
+    /// Stored values of one group for the data gradient.
+    pub(crate) fn transposed_len(&self) -> usize {
+        self.taps * (self.out / self.groups) * self.inner.div_ceil(LANES) * LANES
+    }
+
+    /// Turns the weights of one group for the data gradient; every value of `to` is written.
+    pub(crate) fn transpose<T: crate::real::Real>(&self, from: &[T], to: &mut [T]) {
+        let outputs = self.out / self.groups;
+        let (sources, targets) = (self.panels(), self.transposed_panels());
+        let shared = crate::kernels::Shared::new(to);
+        crate::kernels::parallel(targets.len() * self.taps, |task| {
+            let (target, tap) = (&targets[task / self.taps], task % self.taps);
+            let width = target.vectors * LANES;
+            // SAFETY: one tap of one panel per task.
+            #[allow(unsafe_code)]
+            let to = unsafe { shared.range(target.offset + tap * outputs * width, outputs * width) };
+            if target.columns < width {
+                to.fill(T::ZERO);
+            }
+            for source in &sources {
+                let source_width = source.vectors * LANES;
+                let base = source.offset + (tap * self.inner + target.first) * source_width;
+                let from = &from[base..base + target.columns * source_width];
+                // Blocks of 16 x 16, so that both sides stay in the first-level cache.
+                for o0 in (0..source.columns).step_by(LANES) {
+                    for i0 in (0..target.columns).step_by(LANES) {
+                        for o in o0..(o0 + LANES).min(source.columns) {
+                            let row = (source.first + o) * width;
+                            for i in i0..(i0 + LANES).min(target.columns) {
+                                to[row + i] = from[i * source_width + o];
+                            }
+                        }
+                    }
+                }
+            }
+        });
     }
 
     /// Calls `f(plain index, stored index)` for every value.

@@ -26,7 +26,7 @@ pub enum Kind {
 
 /// Order of the stored values.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Layout {
+pub(crate) enum Layout {
     /// Row-major in the named shape.
     Plain,
     /// A convolution weight `[out, in / groups, kh, kw]` or linear weight `[out, in]` in panel order.
@@ -253,7 +253,7 @@ impl Params {
     }
 
     /// Runs `f` on the stored values in place (panel order for weights of tape layers). CPU only.
-    pub fn modify<T: Real>(&self, id: ParamId, f: impl FnOnce(&mut [T])) -> Result<()> {
+    pub(crate) fn modify<T: Real>(&self, id: ParamId, f: impl FnOnce(&mut [T])) -> Result<()> {
         let param = self.get(id);
         modify_var(&param.var, f)?;
         self.touch();

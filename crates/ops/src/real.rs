@@ -55,7 +55,7 @@ pub fn isa() -> Isa {
 }
 
 /// `f32` or `f64`: what a tape can compute in.
-pub trait Real:
+pub(crate) trait Real:
     Copy
     + Default
     + Send
@@ -74,8 +74,6 @@ pub trait Real:
 {
     /// Zero.
     const ZERO: Self;
-    /// One.
-    const ONE: Self;
     /// candle's name of the type.
     const TYPE: DType;
     /// Rounds from f64.
@@ -92,7 +90,6 @@ pub trait Real:
 
 impl Real for f32 {
     const ZERO: Self = 0.0;
-    const ONE: Self = 1.0;
     const TYPE: DType = DType::F32;
     fn of(x: f64) -> Self {
         x as f32
@@ -120,7 +117,6 @@ impl Real for f32 {
 
 impl Real for f64 {
     const ZERO: Self = 0.0;
-    const ONE: Self = 1.0;
     const TYPE: DType = DType::F64;
     fn of(x: f64) -> Self {
         x

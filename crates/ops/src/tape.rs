@@ -1,21 +1,494 @@
-//! The tape.
+//! The tape: records layers while a network runs and carries gradients back through them.
+//!
+//! Inside, maps are NHWC and live in buffers that are used again from step to step. At the taps a
+//! network marks, the tape hands out candle tensors (`[B, C, H, W]` views); a loss is ordinary
+//! candle code, and [`Tape::backward`] joins the two graphs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::buffers::{Buf, Pool};
+use crate::gradients::{Grad, Gradients};
+use crate::kernels::geometry::{ConvGeo, ConvSpec};
+use crate::kernels::{self, elementwise};
+use crate::layers::Record;
+use crate::params::{Kind, Params};
+use crate::real::{Real, with_values};
+use crate::rng::Rng;
+use crate::{Error, ParamId, Result};
 
 /// What a forward pass is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Batch statistics, gradients recorded.
+    /// Batch statistics, gradients recorded, running statistics moved.
     Train,
-    /// Running statistics, gradients recorded and parameters trained: for weights whose statistics
-    /// are all they have.
+    /// Running statistics, gradients recorded: for weights whose statistics are all they have.
     TrainFrozenBn,
     /// Running statistics, nothing recorded.
     Eval,
-    /// Running statistics, gradients of the taps recorded (Grad-CAM).
+    /// Running statistics, gradients recorded for the taps only (Grad-CAM).
     EvalRecord,
-    /// As `Eval`, with batch norm folded into the weights once.
+    /// As `Eval`, for a network whose weights do not change: batch norm is folded once.
     Frozen,
 }
 
-/// The tape.
+impl Mode {
+    /// Whether gradients are recorded.
+    pub fn records(self) -> bool {
+        matches!(self, Self::Train | Self::TrainFrozenBn | Self::EvalRecord)
+    }
+
+    /// Whether parameters get gradients, and dropout drops.
+    pub fn trains(self) -> bool {
+        matches!(self, Self::Train | Self::TrainFrozenBn)
+    }
+}
+
+/// Values of a node.
+#[derive(Debug, Clone)]
+pub(crate) enum Data {
+    F32(Arc<Buf<f32>>),
+    F64(Arc<Buf<f64>>),
+}
+
+/// A map or vector inside a network: the result of a layer.
+///
+/// Its memory goes back to the tape when the last clone is dropped and no record needs it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub(crate) id: usize,
+    pub(crate) pass: u64,
+    /// Images, rows, columns, channels.
+    pub(crate) shape: [usize; 4],
+    /// A vector `[B, D]`, not a map of one pixel.
+    pub(crate) flat: bool,
+    /// Whether a gradient has to reach it.
+    pub(crate) needs_grad: bool,
+    pub(crate) data: Data,
+}
+
+impl Node {
+    /// Images in the batch.
+    pub fn batch(&self) -> usize {
+        self.shape[0]
+    }
+    /// Rows and columns.
+    pub fn size(&self) -> (usize, usize) {
+        (self.shape[1], self.shape[2])
+    }
+    /// Channels.
+    pub fn channels(&self) -> usize {
+        self.shape[3]
+    }
+}
+
+/// Weights with batch norm folded in, made at one version of the parameters.
 #[derive(Debug)]
-pub struct Tape {}
+pub(crate) struct Folded<T> {
+    pub(crate) version: u64,
+    pub(crate) weight: Vec<T>,
+    pub(crate) bias: Vec<T>,
+}
+
+/// Everything of the tape that depends on the element type.
+#[derive(Debug)]
+pub(crate) struct Lane<T> {
+    pub(crate) pool: Arc<Pool<T>>,
+    pub(crate) bytes: Arc<Pool<u8>>,
+    pub(crate) records: Vec<Record<T>>,
+    pub(crate) folded: HashMap<ParamId, Arc<Folded<T>>>,
+    pub(crate) zeros: Arc<Vec<T>>,
+}
+
+impl<T: Default + Clone> Default for Lane<T> {
+    fn default() -> Self {
+        Self {
+            pool: Arc::default(),
+            bytes: Arc::default(),
+            records: Vec::new(),
+            folded: HashMap::new(),
+            zeros: Arc::new(vec![T::default(); 4096]),
+        }
+    }
+}
+
+impl<T: Real> Lane<T> {
+    /// At least `len` zeros.
+    pub(crate) fn zeros(&mut self, len: usize) -> Arc<Vec<T>> {
+        if self.zeros.len() < len {
+            self.zeros = Arc::new(vec![T::ZERO; len]);
+        }
+        Arc::clone(&self.zeros)
+    }
+}
+
+/// `f32` and `f64` inside the tape.
+pub(crate) trait Elem: Real {
+    fn lane(tape: &mut Tape) -> &mut Lane<Self>;
+    fn data(data: &Data) -> Option<&Arc<Buf<Self>>>;
+    fn wrap(values: Arc<Buf<Self>>) -> Data;
+    fn grad(values: Buf<Self>) -> Grad;
+}
+
+macro_rules! elem {
+    ($type:ty, $field:ident, $variant:ident) => {
+        impl Elem for $type {
+            fn lane(tape: &mut Tape) -> &mut Lane<Self> {
+                &mut tape.$field
+            }
+            fn data(data: &Data) -> Option<&Arc<Buf<Self>>> {
+                match data {
+                    Data::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+            fn wrap(values: Arc<Buf<Self>>) -> Data {
+                Data::$variant(values)
+            }
+            fn grad(values: Buf<Self>) -> Grad {
+                Grad::$variant(values)
+            }
+        }
+    };
+}
+elem!(f32, f32, F32);
+elem!(f64, f64, F64);
+
+/// Calls a generic method by the element type of a tape.
+macro_rules! by_type {
+    ($tape:expr, $T:ident => $call:expr) => {
+        match $tape.dtype() {
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $call
+            }
+            _ => {
+                type $T = f32;
+                $call
+            }
+        }
+    };
+}
+pub(crate) use by_type;
+
+#[derive(Debug)]
+struct Tap {
+    name: String,
+    node: usize,
+    leaf: Option<Var>,
+    tensor: Tensor,
+}
+
+/// Records what a network does, for one parameter store.
+///
+/// A tape is kept over the whole training: [`Tape::begin`] starts a new pass and finds the memory
+/// of the last one.
+#[derive(Debug)]
+pub struct Tape {
+    params: Params,
+    mode: Mode,
+    wanted: Vec<String>,
+    pass: u64,
+    nodes: usize,
+    rng: Rng,
+    step: u64,
+    taps: Vec<Tap>,
+    geometry: HashMap<(ConvSpec, usize, usize), Arc<ConvGeo>>,
+    f32: Lane<f32>,
+    f64: Lane<f64>,
+}
+
+impl Tape {
+    /// A tape for the parameters of one network (and its connectors). Only `logits` is kept until
+    /// [`Tape::want`] says otherwise.
+    pub fn new(params: &Params, mode: Mode) -> Result<Self> {
+        if !matches!(params.device(), Device::Cpu) {
+            return Err(Error::usage("Tape::new", "the tape's own kernels run on the CPU"));
+        }
+        Ok(Self {
+            params: params.clone(),
+            mode,
+            wanted: vec!["logits".into()],
+            pass: 0,
+            nodes: 0,
+            rng: Rng::new(0),
+            step: 0,
+            taps: Vec::new(),
+            geometry: HashMap::new(),
+            f32: Lane::default(),
+            f64: Lane::default(),
+        })
+    }
+
+    /// The parameters it runs on.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Element type of all maps.
+    pub fn dtype(&self) -> DType {
+        self.params.dtype()
+    }
+
+    /// What the pass is for.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Changes the mode and forgets the pass under way.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.forget();
+    }
+
+    /// Which taps are kept from the next pass on.
+    pub fn want<S: AsRef<str>>(&mut self, taps: &[S]) {
+        self.wanted = taps.iter().map(|t| t.as_ref().to_string()).collect();
+    }
+
+    /// Starts a new pass; dropout draws from `rng` at `step`.
+    pub fn begin(&mut self, rng: Rng, step: u64) {
+        self.rng = rng;
+        self.step = step;
+        self.forget();
+    }
+
+    /// Gives memory that no pass uses at the moment back to the system.
+    pub fn shrink(&mut self) {
+        self.forget();
+        self.f32.pool.clear();
+        self.f64.pool.clear();
+        self.f32.bytes.clear();
+        self.f64.bytes.clear();
+    }
+
+    fn forget(&mut self) {
+        self.pass += 1;
+        self.nodes = 0;
+        self.taps.clear();
+        self.f32.records.clear();
+        self.f64.records.clear();
+    }
+
+    /// Random numbers of the node that is made next.
+    pub(crate) fn draw_key(&self) -> (Rng, u64) {
+        (self.rng.stream("tape").stream(&self.nodes.to_string()), self.step)
+    }
+
+    pub(crate) fn geo(&mut self, spec: ConvSpec, h: usize, w: usize) -> Result<Arc<ConvGeo>> {
+        if let Some(geo) = self.geometry.get(&(spec, h, w)) {
+            return Ok(Arc::clone(geo));
+        }
+        let geo = Arc::new(ConvGeo::new(spec, h, w)?);
+        self.geometry.insert((spec, h, w), Arc::clone(&geo));
+        Ok(geo)
+    }
+
+    /// A new node with these values.
+    pub(crate) fn node<T: Elem>(
+        &mut self,
+        shape: [usize; 4],
+        flat: bool,
+        needs_grad: bool,
+        values: Buf<T>,
+    ) -> Node {
+        debug_assert_eq!(values.len(), shape.iter().product::<usize>());
+        self.nodes += 1;
+        let data = T::wrap(Arc::new(values));
+        Node { id: self.nodes - 1, pass: self.pass, shape, flat, needs_grad, data }
+    }
+
+    /// The values of a node of this pass.
+    pub(crate) fn values<'a, T: Elem>(&self, op: &'static str, x: &'a Node) -> Result<&'a Arc<Buf<T>>> {
+        if x.pass != self.pass {
+            return Err(Error::usage(op, "the node is of an earlier pass or of another tape"));
+        }
+        T::data(&x.data).ok_or_else(|| Error::usage(op, "the node has another element type than the tape"))
+    }
+
+    /// Images `[B, C, H, W]` as the first node. They get no gradient.
+    pub fn input(&mut self, images: &Tensor) -> Result<Node> {
+        let Ok((b, c, h, w)) = images.dims4() else {
+            return Err(Error::shape("input", "[B, C, H, W]", images.dims()));
+        };
+        if b * c * h * w == 0 {
+            return Err(Error::shape("input", "at least one value", images.dims()));
+        }
+        by_type!(self, T => {
+            let images = images.to_dtype(T::TYPE)?;
+            let mut buf = T::lane(self).pool.take(b * c * h * w);
+            with_values::<T, _>(&images, |x| channels_last(x, c, h * w, &mut buf))?;
+            let needs_grad = self.mode == Mode::EvalRecord;
+            Ok(self.node::<T>([b, h, w, c], false, needs_grad, buf))
+        })
+    }
+
+    /// Marks a node as the tap of that name. Kept only if it is wanted.
+    pub fn tap(&mut self, name: &str, x: &Node) -> Result<()> {
+        if !self.wanted.iter().any(|w| w == name) || self.taps.iter().any(|t| t.name == name) {
+            return Ok(());
+        }
+        let [b, h, w, c] = x.shape;
+        let shape = if x.flat { vec![b, c] } else { vec![b, h, w, c] };
+        let values =
+            by_type!(self, T => Tensor::from_slice(self.values::<T>("tap", x)?, shape, &Device::Cpu)?);
+        let (leaf, tensor) = if self.mode.records() && x.needs_grad {
+            let leaf = Var::from_tensor(&values)?;
+            (Some(leaf.clone()), leaf.as_tensor().clone())
+        } else {
+            (None, values)
+        };
+        let tensor = if x.flat { tensor } else { tensor.permute((0, 3, 1, 2))? };
+        self.taps.push(Tap { name: name.into(), node: x.id, leaf, tensor });
+        Ok(())
+    }
+
+    /// The wanted taps that the network has marked: maps `[B, C, H, W]`, vectors `[B, D]`. An
+    /// error names a wanted tap that the network does not have.
+    pub fn outputs(&mut self) -> Result<Vec<(String, Tensor)>> {
+        for name in &self.wanted {
+            if !self.taps.iter().any(|t| t.name == *name) {
+                return Err(Error::usage("outputs", format!("the network has no tap `{name}`")));
+            }
+        }
+        Ok(self.taps.iter().map(|t| (t.name.clone(), t.tensor.clone())).collect())
+    }
+
+    /// Any candle expression over maps `[B, C, H, W]` or vectors `[B, D]` as one node; gradients
+    /// of the maps and of parameters of the tape's store pass through it.
+    pub fn graph(
+        &mut self,
+        inputs: &[&Node],
+        f: impl FnOnce(&[Tensor]) -> candle_core::Result<Tensor>,
+    ) -> Result<Node> {
+        by_type!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))
+    }
+
+    /// Gradients of a scalar with respect to every trainable parameter: candle's backward to the
+    /// taps, then the tape's own to the parameters. The recorded pass is used up.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<Gradients> {
+        if !self.mode.records() {
+            return Err(Error::usage("backward", format!("a pass in mode {:?} records nothing", self.mode)));
+        }
+        if self.nodes == 0 {
+            return Err(Error::usage("backward", "nothing is recorded; run the network first"));
+        }
+        if loss.elem_count() != 1 {
+            return Err(Error::shape("backward", "a scalar loss", loss.dims()));
+        }
+        let store = loss.backward()?;
+        let mut gradients = Gradients::new(&self.params);
+        if self.mode.trains() {
+            gradients.collect(&store)?;
+        }
+        by_type!(self, T => self.sweep::<T>(&store, &mut gradients))?;
+        self.forget();
+        Ok(gradients)
+    }
+
+    fn sweep<T: Elem>(
+        &mut self,
+        store: &candle_core::backprop::GradStore,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let records = std::mem::take(&mut T::lane(self).records);
+        let mut back = Backward {
+            grads: (0..self.nodes).map(|_| None).collect(),
+            params: HashMap::new(),
+            tensors: Vec::new(),
+            pool: Arc::clone(&T::lane(self).pool),
+        };
+        for tap in &self.taps {
+            if let Some(g) = tap.leaf.as_ref().and_then(|leaf| store.get(leaf)) {
+                let mut buf = back.pool.take(g.elem_count());
+                with_values::<T, _>(g, |g| buf.copy_from_slice(g))?;
+                back.add(tap.node, buf);
+            }
+        }
+        for record in records.into_iter().rev() {
+            let out = record.out();
+            let Some(dy) = back.grads.get_mut(out).and_then(Option::take) else { continue };
+            if self.mode == Mode::EvalRecord {
+                for tap in self.taps.iter().filter(|t| t.node == out) {
+                    let g = Tensor::from_slice(
+                        &dy,
+                        tap.leaf.as_ref().map_or(tap.tensor.shape(), |l| l.shape()),
+                        &Device::Cpu,
+                    )?;
+                    let g = if g.rank() == 4 { g.permute((0, 3, 1, 2))? } else { g };
+                    gradients.taps.push((tap.name.clone(), g));
+                }
+            }
+            record.backward(dy, &mut back, self)?;
+        }
+        for store in &back.tensors {
+            gradients.collect(store)?;
+        }
+        for (id, values) in back.params {
+            gradients.insert(id, T::grad(values))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a parameter gets a gradient in this mode.
+    pub(crate) fn trains(&self, id: ParamId) -> bool {
+        let param = self.params.get(id);
+        self.mode.trains() && param.trainable && param.kind == Kind::Weight
+    }
+}
+
+/// Gradients on their way back.
+pub(crate) struct Backward<T> {
+    pub(crate) grads: Vec<Option<Buf<T>>>,
+    pub(crate) params: HashMap<ParamId, Buf<T>>,
+    pub(crate) tensors: Vec<candle_core::backprop::GradStore>,
+    pub(crate) pool: Arc<Pool<T>>,
+}
+
+impl<T: Real> Backward<T> {
+    /// Adds to the gradient of a node.
+    pub(crate) fn add(&mut self, id: usize, gradient: Buf<T>) {
+        match &mut self.grads[id] {
+            Some(sum) => elementwise::add_to(sum, &gradient),
+            empty => *empty = Some(gradient),
+        }
+    }
+
+    /// Takes what has been collected for a node, or new memory: `(buffer, whether it holds a sum)`.
+    pub(crate) fn slot(&mut self, id: usize, len: usize) -> (Buf<T>, bool) {
+        match self.grads[id].take() {
+            Some(sum) => (sum, true),
+            None => (self.pool.take(len), false),
+        }
+    }
+
+    /// Adds to the gradient of a parameter.
+    pub(crate) fn param(&mut self, id: ParamId, gradient: Buf<T>) {
+        match self.params.get_mut(&id) {
+            Some(sum) => elementwise::add_to(sum, &gradient),
+            None => {
+                self.params.insert(id, gradient);
+            }
+        }
+    }
+}
+
+/// `[B, C, P]` to `[B, P, C]`.
+fn channels_last<T: Real>(x: &[T], channels: usize, pixels: usize, out: &mut [T]) {
+    let len = channels * pixels;
+    let images = x.len() / len;
+    let out = kernels::Shared::new(out);
+    kernels::parallel(images, |i| {
+        // SAFETY: one image per task.
+        #[allow(unsafe_code)]
+        let out = unsafe { out.range(i * len, len) };
+        let x = &x[i * len..(i + 1) * len];
+        for (c, plane) in x.chunks_exact(pixels).enumerate() {
+            for (p, v) in plane.iter().enumerate() {
+                out[p * channels + c] = *v;
+            }
+        }
+    });
+}

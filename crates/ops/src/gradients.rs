@@ -1,0 +1,163 @@
+//! What a backward pass returns.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor};
+
+use crate::buffers::Buf;
+use crate::kernels::elementwise;
+use crate::params::{Kind, Layout, Params};
+use crate::real::{Real, with_values};
+use crate::{Error, ParamId, Result};
+
+/// One gradient, laid out as the stored values of its parameter.
+#[derive(Debug)]
+pub(crate) enum Grad {
+    F32(Buf<f32>),
+    F64(Buf<f64>),
+    Tensor(Tensor),
+}
+
+/// Gradients by parameter, and of the taps where the mode records them.
+#[derive(Debug)]
+pub struct Gradients {
+    params: Params,
+    pub(crate) values: BTreeMap<ParamId, Grad>,
+    pub(crate) taps: Vec<(String, Tensor)>,
+}
+
+impl Gradients {
+    pub(crate) fn new(params: &Params) -> Self {
+        Self { params: params.clone(), values: BTreeMap::new(), taps: Vec::new() }
+    }
+
+    /// Takes the gradients that candle has for parameters of candle graphs.
+    pub(crate) fn collect(&mut self, store: &GradStore) -> Result<()> {
+        for (i, param) in self.params.all().iter().enumerate() {
+            if param.trainable
+                && param.kind == Kind::Weight
+                && let Some(g) = store.get(param.var())
+            {
+                self.insert(ParamId(i), Grad::Tensor(g.contiguous()?))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a gradient to what is there.
+    pub(crate) fn insert(&mut self, id: ParamId, grad: Grad) -> Result<()> {
+        let sum = match (self.values.remove(&id), grad) {
+            (None, grad) => grad,
+            (Some(Grad::Tensor(a)), Grad::Tensor(b)) => Grad::Tensor((a + b)?),
+            (Some(Grad::F32(mut a)), Grad::F32(b)) => {
+                elementwise::add_to(&mut a, &b);
+                Grad::F32(a)
+            }
+            (Some(Grad::F64(mut a)), Grad::F64(b)) => {
+                elementwise::add_to(&mut a, &b);
+                Grad::F64(a)
+            }
+            (Some(Grad::Tensor(t)), Grad::F32(mut a)) | (Some(Grad::F32(mut a)), Grad::Tensor(t)) => {
+                with_values::<f32, _>(&t, |t| elementwise::add_to(&mut a, t))?;
+                Grad::F32(a)
+            }
+            (Some(Grad::Tensor(t)), Grad::F64(mut a)) | (Some(Grad::F64(mut a)), Grad::Tensor(t)) => {
+                with_values::<f64, _>(&t, |t| elementwise::add_to(&mut a, t))?;
+                Grad::F64(a)
+            }
+            _ => return Err(Error::usage("backward", "gradients of two element types")),
+        };
+        self.values.insert(id, sum);
+        Ok(())
+    }
+
+    /// The parameters that got a gradient.
+    pub fn ids(&self) -> impl Iterator<Item = ParamId> + '_ {
+        self.values.keys().copied()
+    }
+
+    /// The gradient of a parameter in PyTorch's shape and order, copied.
+    pub fn param(&self, name: &str) -> Result<Option<Tensor>> {
+        let Some(id) = self.params.id(name) else {
+            return Err(Error::Param { name: name.into(), what: "not in the store".into() });
+        };
+        let param = self.params.get(id);
+        let plain = |values: &[f64]| match &param.layout {
+            Layout::Plain => values.to_vec(),
+            Layout::Panels(panels) => panels.unpack(values),
+        };
+        let dtype = self.params.dtype();
+        self.values
+            .get(&id)
+            .map(|_| {
+                let values = self.with::<f64, _>(id, true, |g| plain(g))?.unwrap_or_default();
+                Ok(Tensor::from_vec(values, param.shape.clone(), &Device::Cpu)?.to_dtype(dtype)?)
+            })
+            .transpose()
+    }
+
+    /// Total gradient of a tap ([`Mode::EvalRecord`](crate::Mode::EvalRecord) only): `[B, C, H, W]` or `[B, D]`.
+    pub fn tap(&self, name: &str) -> Option<&Tensor> {
+        self.taps.iter().find(|(n, _)| n == name).map(|(_, t)| t)
+    }
+
+    /// Euclidean norm over all parameters.
+    pub fn norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for id in self.values.keys() {
+            sum += self.with::<f64, _>(*id, true, |g| g.iter().map(|x| x * x).sum::<f64>())?.unwrap_or(0.0);
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Whether every value is finite; otherwise the first parameter that is not.
+    pub fn first_non_finite(&self) -> Result<Option<String>> {
+        for id in self.values.keys() {
+            let finite = self.with::<f64, _>(*id, true, |g| g.iter().all(|x| x.is_finite()))?.unwrap_or(true);
+            if !finite {
+                return Ok(Some(self.params.get(*id).name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The stored values of a gradient; `convert` allows another element type.
+    pub(crate) fn with<T: Real, R>(
+        &self,
+        id: ParamId,
+        convert: bool,
+        f: impl FnOnce(&[T]) -> R,
+    ) -> Result<Option<R>> {
+        let cast = |wide: Vec<f64>| wide.into_iter().map(T::of).collect::<Vec<T>>();
+        let mismatch = || Error::usage("gradient", format!("expected {:?} values", T::TYPE));
+        Ok(match self.values.get(&id) {
+            None => None,
+            Some(Grad::Tensor(t)) if t.dtype() == T::TYPE => Some(with_values::<T, _>(t, f)?),
+            Some(Grad::Tensor(t)) if convert => Some(with_values::<T, _>(&t.to_dtype(T::TYPE)?, f)?),
+            Some(Grad::F32(v)) => match T::TYPE {
+                candle_core::DType::F32 => Some(f(same(v).ok_or_else(mismatch)?)),
+                _ if convert => Some(f(&cast(v.iter().map(|x| f64::from(*x)).collect()))),
+                _ => return Err(mismatch()),
+            },
+            Some(Grad::F64(v)) => match T::TYPE {
+                candle_core::DType::F64 => Some(f(same(v).ok_or_else(mismatch)?)),
+                _ if convert => Some(f(&cast(v.to_vec()))),
+                _ => return Err(mismatch()),
+            },
+            Some(Grad::Tensor(_)) => return Err(mismatch()),
+        })
+    }
+}
+
+/// The slice itself if the two types are the same.
+fn same<A: 'static, B: 'static>(values: &[A]) -> Option<&[B]> {
+    let any: &dyn std::any::Any = &std::marker::PhantomData::<A>;
+    if any.is::<std::marker::PhantomData<B>>() {
+        // SAFETY: A and B are the same type.
+        #[allow(unsafe_code)]
+        Some(unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<B>(), values.len()) })
+    } else {
+        None
+    }
+}

@@ -1,0 +1,180 @@
+//! Batch norm over `[rows, channels]`: statistics, the affine pass, and the backward passes.
+
+#![allow(unsafe_code)]
+
+use super::elementwise::looped;
+use super::tap_gemm::Act;
+use super::{Shared, parallel, rows_per_task};
+use crate::lanes::{Kernel, Lanes};
+use crate::real::Real;
+
+/// Values of scratch memory for sums over `rows`.
+pub(crate) fn scratch_len(rows: usize, channels: usize) -> usize {
+    rows.div_ceil(rows_per_task(rows, channels)) * 2 * channels
+}
+
+looped! {
+    /// Adds `x - shift` and its square per channel to `sums = [sum | square]`.
+    moments<'a>(x: &'a [T], shift: &'a [T], sums: &'a mut [T]) {
+        let c = shift.len();
+        let (sum, square) = sums.split_at_mut(c);
+        sum.fill(T::ZERO);
+        square.fill(T::ZERO);
+        for row in x.chunks_exact(c) {
+            for (((s, q), x), shift) in sum.iter_mut().zip(square.iter_mut()).zip(row).zip(shift) {
+                let d = *x - *shift;
+                *s += d;
+                *q += d * d;
+            }
+        }
+    }
+}
+
+/// Sums partial `[2 * channels]` sums in order, in f64.
+fn combine<T: Real>(parts: &[T], channels: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; 2 * channels];
+    for part in parts.chunks_exact(2 * channels) {
+        for (s, p) in sums.iter_mut().zip(part) {
+            *s += p.wide();
+        }
+    }
+    sums
+}
+
+/// Mean and biased variance per channel.
+pub(crate) fn statistics<T: Real>(y: &[T], channels: usize, scratch: &mut [T]) -> (Vec<f64>, Vec<f64>) {
+    let rows = y.len() / channels;
+    let step = rows_per_task(rows, channels);
+    // Any value near the data keeps the squares small; the first row will do.
+    let shift = &y[..channels];
+    let tasks = rows.div_ceil(step);
+    let scratch = &mut scratch[..tasks * 2 * channels];
+    let parts = Shared::new(scratch);
+    parallel(tasks, |i| {
+        // SAFETY: one part per task.
+        let part = unsafe { parts.range(i * 2 * channels, 2 * channels) };
+        moments(&y[i * step * channels..((i + 1) * step).min(rows) * channels], shift, part);
+    });
+    let sums = combine(scratch, channels);
+    let n = rows as f64;
+    let mean = (0..channels).map(|c| shift[c].wide() + sums[c] / n).collect();
+    let variance =
+        (0..channels).map(|c| (sums[channels + c] / n - (sums[c] / n) * (sums[c] / n)).max(0.0)).collect();
+    (mean, variance)
+}
+
+looped! {
+    affine_rows<'a>(y: &'a [T], a: &'a [T], b: &'a [T], shortcut: Option<&'a [T]>, low: T, high: T, out: &'a mut [T]) {
+        let c = a.len();
+        let bound = |z: T| {
+            let z = if z > low { z } else { low };
+            if z < high { z } else { high }
+        };
+        match shortcut {
+            None => {
+                for (y, out) in y.chunks_exact(c).zip(out.chunks_exact_mut(c)) {
+                    for (((o, y), a), b) in out.iter_mut().zip(y).zip(a).zip(b) {
+                        *o = bound(*a * *y + *b);
+                    }
+                }
+            }
+            Some(s) => {
+                for ((y, out), s) in y.chunks_exact(c).zip(out.chunks_exact_mut(c)).zip(s.chunks_exact(c)) {
+                    for ((((o, y), a), b), s) in out.iter_mut().zip(y).zip(a).zip(b).zip(s) {
+                        *o = bound(*a * *y + *b + *s);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `out = act(a * y + b (+ shortcut))`.
+pub(crate) fn affine<T: Real>(y: &[T], a: &[T], b: &[T], shortcut: Option<&[T]>, act: Act, out: &mut [T]) {
+    let c = a.len();
+    let rows = y.len() / c;
+    let step = rows_per_task(rows, c);
+    let (low, high) = match act {
+        Act::None => (f64::NEG_INFINITY, f64::INFINITY),
+        Act::Relu => (0.0, f64::INFINITY),
+        Act::Relu6 => (0.0, 6.0),
+    };
+    let target = Shared::new(out);
+    parallel(rows.div_ceil(step), |i| {
+        let part = i * step * c..((i + 1) * step).min(rows) * c;
+        // SAFETY: one part per task.
+        let out = unsafe { target.range(part.start, part.len()) };
+        affine_rows(&y[part.clone()], a, b, shortcut.map(|s| &s[part.clone()]), T::of(low), T::of(high), out);
+    });
+}
+
+looped! {
+    masked_sums<'a>(dz: &'a mut [T], out: &'a [T], low: T, high: T, y: &'a [T], mean: &'a [T], sums: &'a mut [T]) {
+        let c = mean.len();
+        let (sum, product) = sums.split_at_mut(c);
+        sum.fill(T::ZERO);
+        product.fill(T::ZERO);
+        for ((dz, out), y) in dz.chunks_exact_mut(c).zip(out.chunks_exact(c)).zip(y.chunks_exact(c)) {
+            for (((((dz, out), y), mean), s), p) in
+                dz.iter_mut().zip(out).zip(y).zip(mean).zip(sum.iter_mut()).zip(product.iter_mut())
+            {
+                let g = if *out > low && *out < high { *dz } else { T::ZERO };
+                *dz = g;
+                *s += g;
+                *p += g * (*y - *mean);
+            }
+        }
+    }
+}
+
+/// Masks the gradient by the activation in place and sums it: `(sum dz, sum dz * (y - mean))`.
+pub(crate) fn backward_sums<T: Real>(
+    dz: &mut [T],
+    out: &[T],
+    act: Act,
+    y: &[T],
+    mean: &[T],
+    scratch: &mut [T],
+) -> (Vec<f64>, Vec<f64>) {
+    let c = mean.len();
+    let rows = y.len() / c;
+    let step = rows_per_task(rows, c);
+    let tasks = rows.div_ceil(step);
+    let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+    let scratch = &mut scratch[..tasks * 2 * c];
+    let (gradient, parts) = (Shared::new(dz), Shared::new(scratch));
+    parallel(tasks, |i| {
+        let range = i * step * c..((i + 1) * step).min(rows) * c;
+        // SAFETY: one part per task.
+        let (dz, part) = unsafe { (gradient.range(range.start, range.len()), parts.range(i * 2 * c, 2 * c)) };
+        masked_sums(dz, &out[range.clone()], T::of(low), T::of(high), &y[range], mean, part);
+    });
+    let mut sums = combine(scratch, c);
+    let products = sums.split_off(c);
+    (sums, products)
+}
+
+looped! {
+    input_rows<'a>(dz: &'a [T], y: &'a [T], a: &'a [T], k2: &'a [T], k1: &'a [T], dy: &'a mut [T]) {
+        let c = a.len();
+        for ((dz, y), dy) in dz.chunks_exact(c).zip(y.chunks_exact(c)).zip(dy.chunks_exact_mut(c)) {
+            for (((((d, dz), y), a), k2), k1) in dy.iter_mut().zip(dz).zip(y).zip(a).zip(k2).zip(k1) {
+                *d = *a * *dz + *k2 * *y + *k1;
+            }
+        }
+    }
+}
+
+/// `dy = a * dz + k2 * y + k1` per channel.
+pub(crate) fn backward_input<T: Real>(dz: &[T], y: &[T], a: &[T], k2: &[T], k1: &[T], dy: &mut [T]) {
+    let c = a.len();
+    let rows = y.len() / c;
+    let step = rows_per_task(rows, c);
+    let target = Shared::new(dy);
+    parallel(rows.div_ceil(step), |i| {
+        let range = i * step * c..((i + 1) * step).min(rows) * c;
+        // SAFETY: one part per task.
+        let dy = unsafe { target.range(range.start, range.len()) };
+        input_rows(&dz[range.clone()], &y[range], a, k2, k1, dy);
+    });
+}

@@ -1,0 +1,249 @@
+//! One matrix product for the forward pass, the data gradient and linear layers.
+//!
+//! Every output row is the sum over taps of a source row times a weight block; the source row of
+//! a tap is found through a table, so stride, dilation, padding and small maps need no code of
+//! their own.
+
+#![allow(unsafe_code)]
+
+use super::geometry::Rows;
+use super::{Shared, parallel};
+use crate::lanes::{Kernel, Lanes};
+use crate::panels::{LANES, Panel};
+use crate::real::Real;
+
+/// Activation at the end of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Act {
+    /// None.
+    None,
+    /// `max(x, 0)`.
+    Relu,
+    /// `min(max(x, 0), 6)`.
+    Relu6,
+}
+
+impl Act {
+    /// The open interval of outputs where the derivative is one.
+    pub(crate) fn bounds(self) -> Option<(f64, f64)> {
+        match self {
+            Self::None => None,
+            Self::Relu => Some((0.0, f64::INFINITY)),
+            Self::Relu6 => Some((0.0, 6.0)),
+        }
+    }
+}
+
+/// What is done to a result before it is stored.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue<'a, T> {
+    /// Add to what is there.
+    pub(crate) accumulate: bool,
+    /// Added per column.
+    pub(crate) bias: Option<&'a [T]>,
+    /// Added per value; laid out as the target.
+    pub(crate) shortcut: Option<&'a [T]>,
+    /// Applied last.
+    pub(crate) act: Act,
+}
+
+impl<T> Epilogue<'_, T> {
+    pub(crate) fn store(accumulate: bool) -> Self {
+        Self { accumulate, bias: None, shortcut: None, act: Act::None }
+    }
+}
+
+/// `target[row] (+)= sum over taps of source[row of tap] * weight[tap]`.
+pub(crate) struct TapGemm<'a, T> {
+    pub(crate) images: usize,
+    pub(crate) rows: &'a Rows,
+    pub(crate) source: &'a [T],
+    /// Values from one source image to the next.
+    pub(crate) source_len: usize,
+    /// First channel of the group in the source and in the target.
+    pub(crate) source_first: usize,
+    pub(crate) target_first: usize,
+    /// Weights of the group in panel order.
+    pub(crate) weight: &'a [T],
+    pub(crate) panels: &'a [Panel],
+    pub(crate) target: Shared<T>,
+    /// Values from one target image to the next.
+    pub(crate) target_len: usize,
+    pub(crate) epilogue: Epilogue<'a, T>,
+    /// At least `kc` zeros.
+    pub(crate) zeros: &'a [T],
+}
+
+/// Rows in a task, and values of weights that stay in the cache while tasks go down the rows.
+const TASK_ROWS: usize = 48;
+const GROUP_VALUES: usize = 192 * 1024;
+
+impl<T: Real> TapGemm<'_, T> {
+    pub(crate) fn run(&self) {
+        let rows = self.images * self.rows.p;
+        if rows == 0 || self.panels.is_empty() {
+            return;
+        }
+        self.check();
+        // Groups of panels whose weights fit the cache; within a group, blocks of rows.
+        let mut groups: Vec<&[Panel]> = Vec::new();
+        let mut begin = 0;
+        let depth = self.rows.taps.len() * self.rows.kc;
+        for i in 1..=self.panels.len() {
+            let held: usize = self.panels[begin..i].iter().map(|p| p.vectors * LANES * depth).sum();
+            if i == self.panels.len() {
+                groups.push(&self.panels[begin..i]);
+            } else if held + self.panels[i].vectors * LANES * depth > GROUP_VALUES {
+                groups.push(&self.panels[begin..i]);
+                begin = i;
+            }
+        }
+        let blocks = rows.div_ceil(TASK_ROWS);
+        parallel(groups.len() * blocks, |task| {
+            let first = task % blocks * TASK_ROWS;
+            let last = (first + TASK_ROWS).min(rows);
+            T::run(Block { gemm: self, panels: groups[task / blocks], first, last });
+        });
+    }
+
+    /// Everything that the unchecked pointers below rely on.
+    fn check(&self) {
+        let r = self.rows;
+        assert_eq!(r.table.len(), r.taps.len() * r.p);
+        assert_eq!(r.target.len(), r.p);
+        assert!(self.zeros.len() >= r.kc);
+        let reach = r.table.iter().max().map_or(0, |m| usize::try_from(*m + 1).unwrap_or(0));
+        assert!(reach == 0 || reach - 1 + self.source_first + r.kc <= self.source_len);
+        assert!(self.source.len() >= self.images * self.source_len);
+        let columns = self.panels.iter().map(|p| p.first + p.columns).max().unwrap_or(0);
+        let far = r.target.iter().max().map_or(0, |m| *m as usize);
+        assert!(far + self.target_first + columns <= self.target_len);
+        let taps = r.taps.iter().max().map_or(0, |t| t + 1);
+        for p in self.panels {
+            assert!(p.offset + taps * r.kc * p.vectors * LANES <= self.weight.len());
+        }
+        if let Some(b) = self.epilogue.bias {
+            assert!(b.len() >= self.target_first + columns);
+        }
+        if let Some(s) = self.epilogue.shortcut {
+            assert!(s.len() >= self.images * self.target_len);
+        }
+    }
+}
+
+struct Block<'a, 'b, T> {
+    gemm: &'a TapGemm<'b, T>,
+    panels: &'a [Panel],
+    first: usize,
+    last: usize,
+}
+
+impl<T: Real> Kernel<T> for Block<'_, '_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Lanes<T = T>>(self) {
+        for panel in self.panels {
+            // SAFETY: `TapGemm::check` has seen all bounds; blocks write disjoint rows.
+            unsafe {
+                if L::WIDE {
+                    match panel.vectors {
+                        4 => self.panel::<L, 6, 4>(panel, 0),
+                        3 => self.panel::<L, 8, 3>(panel, 0),
+                        2 => self.panel::<L, 8, 2>(panel, 0),
+                        _ => self.panel::<L, 8, 1>(panel, 0),
+                    }
+                } else {
+                    for v in 0..panel.vectors {
+                        self.panel::<L, 5, 1>(panel, v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<T: Real> Block<'_, '_, T> {
+    /// Columns of `NV` vectors of the panel, from vector `v0`.
+    #[inline(always)]
+    unsafe fn panel<L: Lanes<T = T>, const MR: usize, const NV: usize>(&self, panel: &Panel, v0: usize) {
+        let g = self.gemm;
+        let r = g.rows;
+        let width = panel.vectors * LANES;
+        let weight = unsafe { g.weight.as_ptr().add(panel.offset + v0 * LANES) };
+        let (source, zeros) = (g.source.as_ptr(), g.zeros.as_ptr());
+        let mut row = self.first;
+        while row < self.last {
+            let count = MR.min(self.last - row);
+            let (mut image, mut at) = ([0usize; MR], [0usize; MR]);
+            for i in 0..MR {
+                let k = row + i.min(count - 1);
+                image[i] = k / r.p;
+                at[i] = k % r.p;
+            }
+            let mut acc = unsafe { [[L::splat(T::ZERO); NV]; MR] };
+            for (t, tap) in r.taps.iter().enumerate() {
+                let mut from = [zeros; MR];
+                for i in 0..MR {
+                    let offset = unsafe { *r.table.get_unchecked(t * r.p + at[i]) };
+                    if offset >= 0 {
+                        from[i] =
+                            unsafe { source.add(image[i] * g.source_len + g.source_first + offset as usize) };
+                    }
+                }
+                let mut w = unsafe { weight.add(tap * r.kc * width) };
+                for k in 0..r.kc {
+                    unsafe {
+                        let mut b = [L::splat(T::ZERO); NV];
+                        for v in 0..NV {
+                            b[v] = L::load(w.add(v * LANES));
+                        }
+                        for i in 0..MR {
+                            let a = L::splat(*from[i].add(k));
+                            for v in 0..NV {
+                                acc[i][v] = acc[i][v].fma(a, b[v]);
+                            }
+                        }
+                        w = w.add(width);
+                    }
+                }
+            }
+            for i in 0..count {
+                let offset =
+                    image[i] * g.target_len + r.target[at[i]] as usize + g.target_first + panel.first;
+                for v in 0..NV {
+                    let column = (v0 + v) * LANES;
+                    let n = panel.columns.saturating_sub(column).min(LANES);
+                    if n > 0 {
+                        unsafe { self.finish(acc[i][v], offset + column, panel.first + column, n) }
+                    }
+                }
+            }
+            row += count;
+        }
+    }
+
+    /// Epilogue and store of `n` columns.
+    #[inline(always)]
+    unsafe fn finish<L: Lanes<T = T>>(&self, mut x: L, offset: usize, column: usize, n: usize) {
+        let g = self.gemm;
+        let e = &g.epilogue;
+        unsafe {
+            let to = g.target.ptr().add(offset);
+            if e.accumulate {
+                x = x.add(L::load_part(to, n));
+            }
+            if let Some(bias) = e.bias {
+                x = x.add(L::load_part(bias.as_ptr().add(g.target_first + column), n));
+            }
+            if let Some(shortcut) = e.shortcut {
+                x = x.add(L::load_part(shortcut.as_ptr().add(offset), n));
+            }
+            match e.act {
+                Act::None => {}
+                Act::Relu => x = x.max(L::splat(T::ZERO)),
+                Act::Relu6 => x = x.max(L::splat(T::ZERO)).min(L::splat(T::of(6.0))),
+            }
+            x.store_part(to, n);
+        }
+    }
+}

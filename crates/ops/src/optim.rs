@@ -1,0 +1,154 @@
+//! Optimisers, in place.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Tensor};
+
+use crate::gradients::Gradients;
+use crate::kernels::optim::{SgdStep, sgd};
+use crate::params::{Kind, Param, Params};
+use crate::real::Real;
+use crate::{Error, ParamId, Result};
+
+/// Settings of one parameter in one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hyper {
+    /// Learning rate.
+    pub lr: f64,
+    /// L2 penalty, added to the gradient.
+    pub weight_decay: f64,
+}
+
+/// Stochastic gradient descent with momentum, as PyTorch defines it:
+/// `g += decay * p; m = momentum * m + g` (the first time `m = g`)`; p -= lr * m`, with Nesterov
+/// `p -= lr * (g + momentum * m)`.
+#[derive(Debug)]
+pub struct Sgd {
+    momentum: f64,
+    nesterov: bool,
+    state: HashMap<ParamId, Moment>,
+}
+
+#[derive(Debug)]
+enum Moment {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+trait Moments: Real {
+    fn make(len: usize) -> Moment;
+    fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>>;
+}
+impl Moments for f32 {
+    fn make(len: usize) -> Moment {
+        Moment::F32(vec![0.0; len])
+    }
+    fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>> {
+        if let Moment::F32(v) = moment { Some(v) } else { None }
+    }
+}
+impl Moments for f64 {
+    fn make(len: usize) -> Moment {
+        Moment::F64(vec![0.0; len])
+    }
+    fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>> {
+        if let Moment::F64(v) = moment { Some(v) } else { None }
+    }
+}
+
+impl Sgd {
+    /// With this momentum.
+    pub fn new(momentum: f64, nesterov: bool) -> Self {
+        Self { momentum, nesterov, state: HashMap::new() }
+    }
+
+    /// Moves every trainable parameter that has a gradient and for which `hyper` gives settings;
+    /// nothing else changes, not even its momentum.
+    pub fn step(
+        &mut self,
+        params: &Params,
+        gradients: &Gradients,
+        hyper: impl Fn(&Param) -> Option<Hyper>,
+    ) -> Result<()> {
+        for id in gradients.ids() {
+            let param = params.get(id);
+            if !param.trainable || param.kind != Kind::Weight {
+                continue;
+            }
+            if let Some(hyper) = hyper(&param) {
+                match params.dtype() {
+                    DType::F64 => self.update::<f64>(params, gradients, id, hyper)?,
+                    _ => self.update::<f32>(params, gradients, id, hyper)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn update<T: Moments>(
+        &mut self,
+        params: &Params,
+        gradients: &Gradients,
+        id: ParamId,
+        hyper: Hyper,
+    ) -> Result<()> {
+        let len = params.get(id).var().elem_count();
+        let first = !self.state.contains_key(&id);
+        let moment = self.state.entry(id).or_insert_with(|| T::make(len));
+        let Some(m) = T::of_state(moment) else {
+            return Err(Error::usage("sgd", "the state has another element type than the parameters"));
+        };
+        let step = SgdStep {
+            lr: hyper.lr,
+            momentum: self.momentum,
+            weight_decay: hyper.weight_decay,
+            nesterov: self.nesterov,
+            first,
+        };
+        gradients
+            .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| sgd(p, g, m, step)))?
+            .unwrap_or(Ok(()))
+    }
+
+    /// The momentum buffers by parameter name, in stored order, for a checkpoint.
+    pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+        let mut ids: Vec<_> = self.state.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter()
+            .map(|id| {
+                let tensor = match &self.state[&id] {
+                    Moment::F32(v) => Tensor::from_slice(v, v.len(), &candle_core::Device::Cpu)?,
+                    Moment::F64(v) => Tensor::from_slice(v, v.len(), &candle_core::Device::Cpu)?,
+                };
+                Ok((params.get(id).name, tensor))
+            })
+            .collect()
+    }
+
+    /// Restores what [`Sgd::state`] gave.
+    pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
+        self.state.clear();
+        for (name, tensor) in state {
+            let Some(id) = params.id(name) else {
+                return Err(Error::Param {
+                    name: name.clone(),
+                    what: "in the state, not in the store".into(),
+                });
+            };
+            let len = params.get(id).var().elem_count();
+            if tensor.elem_count() != len || tensor.dtype() != params.dtype() {
+                return Err(Error::Param {
+                    name: name.clone(),
+                    what: format!("expected {len} values of {:?}, got {tensor:?}", params.dtype()),
+                });
+            }
+            let flat = tensor.flatten_all()?;
+            let moment = match params.dtype() {
+                DType::F64 => Moment::F64(flat.to_vec1()?),
+                _ => Moment::F32(flat.to_vec1()?),
+            };
+            self.state.insert(id, moment);
+        }
+        Ok(())
+    }
+}
