@@ -3,7 +3,8 @@
 //! A kernel is written once over [`Lanes`] and compiled for every instruction set; [`Plain`] is the
 //! scalar twin and the only one that also runs in `f64`.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::missing_safety_doc)]
+#![allow(clippy::needless_range_loop)] // lanes are indexed
 
 use crate::real::Real;
 

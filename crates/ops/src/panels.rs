@@ -55,7 +55,7 @@ impl Panels {
             [o, i, kh, kw] => (o, i, kh * kw),
             _ => return Err(Error::shape("conv weight", "[out, in, kh, kw] or [out, in]", shape)),
         };
-        if groups == 0 || out % groups != 0 || out * inner * taps == 0 {
+        if groups == 0 || !out.is_multiple_of(groups) || out * inner * taps == 0 {
             return Err(Error::shape("conv weight", format!("outputs divisible by {groups} groups"), shape));
         }
         Ok(Self { out, inner, taps, groups })

@@ -386,7 +386,7 @@ impl candle_nn::var_builder::SimpleBackend for Builder {
                 let init = match hint {
                     candle_nn::Init::Const(c) => Init::Constant(c),
                     candle_nn::Init::Uniform { lo, up } if lo == -up => Init::Uniform(up),
-                    candle_nn::Init::Randn { mean, stdev } if mean == 0.0 => Init::Normal(stdev),
+                    candle_nn::Init::Randn { mean: 0.0, stdev } => Init::Normal(stdev),
                     candle_nn::Init::Kaiming { dist, fan, non_linearity } => {
                         let std = non_linearity.gain() / (fan.for_shape(&shape) as f64).sqrt();
                         match dist {

@@ -1,7 +1,9 @@
 //! Layers against plain loops, central differences, each other's element types and thread counts.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, Params, Result, Rng, Tape};
+use stillhouse_ops::{
+    Act, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, Params, Result, Rng, Tape,
+};
 use stillhouse_testkit::diff::assert_close;
 
 const SIZES: [(usize, usize); 3] = [(5, 7), (4, 4), (1, 1)];
@@ -59,7 +61,8 @@ impl Net {
         // Nothing at its default: scales, shifts and statistics must all be seen.
         for param in params.all() {
             if param.shape.len() == 1 {
-                let shift = if param.name.ends_with("var") || param.name.ends_with("bn.weight") { 1.5 } else { 0.0 };
+                let shift =
+                    if param.name.ends_with("var") || param.name.ends_with("bn.weight") { 1.5 } else { 0.0 };
                 let values = (random(&param.name, &param.shape, dtype).affine(0.5, shift)).unwrap();
                 params.import(params.id(&param.name).unwrap(), &values).unwrap();
             }
@@ -147,7 +150,8 @@ fn naive_conv(x: &[f64], [b, c, h, w]: [usize; 4], weight: &[f64], spec: &ConvSp
     let (top, left) = (before(h, oh), before(w, ow));
     let mut y = vec![0.0; b * spec.outputs * oh * ow];
     for (at, y) in y.iter_mut().enumerate() {
-        let (ox, oy, o, n) = (at % ow, at / ow % oh, at / (ow * oh) % spec.outputs, at / (ow * oh * spec.outputs));
+        let (ox, oy, o, n) =
+            (at % ow, at / ow % oh, at / (ow * oh) % spec.outputs, at / (ow * oh * spec.outputs));
         for i in 0..ci {
             for ky in 0..k {
                 for kx in 0..k {
@@ -181,7 +185,13 @@ fn forward_equals_plain_loops() {
                     let want = net.naive(&images);
                     for mode in [Mode::Eval, Mode::Frozen, Mode::TrainFrozenBn, Mode::EvalRecord] {
                         let got = net.run(&images, &mut Tape::new(&net.params, mode).unwrap()).unwrap();
-                        assert_close(&flat(&got), &want, 0.0, tolerance * 10.0, &format!("{spec:?} {h}x{w} {mode:?}"));
+                        assert_close(
+                            &flat(&got),
+                            &want,
+                            0.0,
+                            tolerance * 10.0,
+                            &format!("{spec:?} {h}x{w} {mode:?}"),
+                        );
                     }
                     cases += 1;
                 }
@@ -217,7 +227,13 @@ fn gradients_equal_central_differences() {
                     };
                     let want = (at(1e-6) - at(-1e-6)) / 2e-6;
                     at(0.0);
-                    assert_close(&[got[i]], &[want], 1e-5, 1e-6, &format!("{name}[{i}] of {spec:?} {mode:?}"));
+                    assert_close(
+                        &[got[i]],
+                        &[want],
+                        1e-5,
+                        1e-6,
+                        &format!("{name}[{i}] of {spec:?} {mode:?}"),
+                    );
                 }
             }
         }
@@ -263,7 +279,8 @@ fn network(params: &Params) -> impl Fn(&Tensor, &mut Tape) -> Result<Tensor> {
     let he = Init::Normal(0.2);
     let stem = ConvBnAct::new(ConvSpec::new(3, 24, 7).stride(2), "stem", "bn", Act::Relu, he, &p).unwrap();
     let a = ConvBnAct::new(ConvSpec::new(24, 24, 3), "a", "abn", Act::Relu6, he, &p).unwrap();
-    let d = ConvBnAct::new(ConvSpec::new(24, 24, 3).groups(24).stride(2), "d", "dbn", Act::Relu6, he, &p).unwrap();
+    let d = ConvBnAct::new(ConvSpec::new(24, 24, 3).groups(24).stride(2), "d", "dbn", Act::Relu6, he, &p)
+        .unwrap();
     let e = ConvBnAct::new(ConvSpec::new(24, 70, 1), "e", "ebn", Act::None, he, &p).unwrap();
     let fc = Linear::new(70, 5, "fc", he, Some(Init::Constant(0.0)), &p).unwrap();
     move |images, tape| {
@@ -299,8 +316,10 @@ fn train(threads: usize) -> (Vec<f64>, Vec<u32>) {
             let loss = forward(&random("images", &[9, 3, 64, 48], DType::F32), &mut tape).unwrap();
             losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
             let grads = tape.backward(&loss).unwrap();
-            sgd.step(&params, &grads, |_| Some(stillhouse_ops::optim::Hyper { lr: 1e-3, weight_decay: 1e-4 }))
-                .unwrap();
+            sgd.step(&params, &grads, |_| {
+                Some(stillhouse_ops::optim::Hyper { lr: 1e-3, weight_decay: 1e-4 })
+            })
+            .unwrap();
         }
         let weights = params.export_all().unwrap();
         let bits = weights
@@ -325,7 +344,9 @@ fn any_thread_count_gives_the_same_bits() {
 fn max_pool_takes_the_first_maximum() {
     let params = Params::new(DType::F64, &Device::Cpu).unwrap();
     let mut tape = Tape::new(&params, Mode::EvalRecord).unwrap();
-    for (k, s, p, h, w) in [(3, 2, 1, 5, 6), (2, 2, 0, 5, 5), (2, 1, 0, 3, 3), (3, 3, 1, 7, 4), (3, 2, 1, 1, 1)] {
+    for (k, s, p, h, w) in
+        [(3, 2, 1, 5, 6), (2, 2, 0, 5, 5), (2, 1, 0, 3, 3), (3, 3, 1, 7, 4), (3, 2, 1, 1, 1)]
+    {
         tape.want(&["x", "y"]);
         tape.begin(Rng::new(0), 0);
         // Few different values, so that there are ties.
@@ -365,7 +386,8 @@ fn max_pool_takes_the_first_maximum() {
 fn a_candle_graph_is_a_node() {
     let params = Params::new(DType::F64, &Device::Cpu).unwrap();
     let p = params.builder(Rng::new(1));
-    let conv = ConvBnAct::without_bn(ConvSpec::new(2, 3, 3), "conv", true, Act::Relu, Init::Uniform(0.5), &p).unwrap();
+    let conv = ConvBnAct::without_bn(ConvSpec::new(2, 3, 3), "conv", true, Act::Relu, Init::Uniform(0.5), &p)
+        .unwrap();
     let scale = p.var("scale", &[1, 3, 1, 1], Init::Uniform(1.0)).unwrap();
     let images = random("images", &[2, 2, 4, 5], DType::F64);
     let run = |through_graph: bool| {

@@ -84,6 +84,7 @@ impl<T: Real> Span<'_, '_, T> {
     unsafe fn columns<L: Lanes<T = T>, const NV: usize>(&self, image: usize, at: usize, c: usize, n: usize) {
         let d = self.all;
         let r = d.rows;
+        // SAFETY: bounds were seen by `check`.
         unsafe {
             let load = |p: *const T, v: usize| {
                 if n >= NV * LANES { L::load(p.add(v * LANES)) } else { L::load_part(p, n) }

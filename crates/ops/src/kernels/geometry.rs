@@ -76,8 +76,8 @@ impl ConvSpec {
             || self.stride == 0
             || self.dilation == 0
             || self.groups == 0
-            || self.inputs % self.groups != 0
-            || self.outputs % self.groups != 0;
+            || !self.inputs.is_multiple_of(self.groups)
+            || !self.outputs.is_multiple_of(self.groups);
         if bad {
             return Err(Error::shape("conv", "positive sizes, channels divisible by the groups", self));
         }

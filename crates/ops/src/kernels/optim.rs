@@ -25,7 +25,7 @@ looped! {
             let g = *g + decay * *p;
             let v = if s.first { g } else { momentum * *m + g };
             *m = v;
-            *p = *p - lr * if s.nesterov { g + momentum * v } else { v };
+            *p -= lr * if s.nesterov { g + momentum * v } else { v };
         }
     }
 }

@@ -98,7 +98,7 @@ pub(crate) fn average<T: Real>(x: &[T], pixels: usize, channels: usize, out: &mu
             }
         }
         for o in out {
-            *o = *o * scale;
+            *o *= scale;
         }
     });
 }

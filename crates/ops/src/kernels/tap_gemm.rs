@@ -5,6 +5,7 @@
 //! their own.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop)] // register tiles are indexed
 
 use super::geometry::Rows;
 use super::{Shared, parallel};
@@ -164,12 +165,14 @@ impl<T: Real> Kernel<T> for Block<'_, '_, T> {
 
 impl<T: Real> Block<'_, '_, T> {
     /// Columns of `NV` vectors of the panel, from vector `v0`.
+    ///
+    /// # Safety
+    /// The bounds are those that [`TapGemm::check`] has seen; no other task writes these rows.
     #[inline(always)]
     unsafe fn panel<L: Lanes<T = T>, const MR: usize, const NV: usize>(&self, panel: &Panel, v0: usize) {
         let g = self.gemm;
         let r = g.rows;
         let width = panel.vectors * LANES;
-        let weight = unsafe { g.weight.as_ptr().add(panel.offset + v0 * LANES) };
         let (source, zeros) = (g.source.as_ptr(), g.zeros.as_ptr());
         let mut row = self.first;
         while row < self.last {
@@ -180,19 +183,20 @@ impl<T: Real> Block<'_, '_, T> {
                 image[i] = k / r.p;
                 at[i] = k % r.p;
             }
-            let mut acc = unsafe { [[L::splat(T::ZERO); NV]; MR] };
-            for (t, tap) in r.taps.iter().enumerate() {
-                let mut from = [zeros; MR];
-                for i in 0..MR {
-                    let offset = unsafe { *r.table.get_unchecked(t * r.p + at[i]) };
-                    if offset >= 0 {
-                        from[i] =
-                            unsafe { source.add(image[i] * g.source_len + g.source_first + offset as usize) };
+            // SAFETY: by the contract of this function.
+            unsafe {
+                let weight = g.weight.as_ptr().add(panel.offset + v0 * LANES);
+                let mut acc = [[L::splat(T::ZERO); NV]; MR];
+                for (t, tap) in r.taps.iter().enumerate() {
+                    let mut from = [zeros; MR];
+                    for i in 0..MR {
+                        let offset = *r.table.get_unchecked(t * r.p + at[i]);
+                        if offset >= 0 {
+                            from[i] = source.add(image[i] * g.source_len + g.source_first + offset as usize);
+                        }
                     }
-                }
-                let mut w = unsafe { weight.add(tap * r.kc * width) };
-                for k in 0..r.kc {
-                    unsafe {
+                    let mut w = weight.add(tap * r.kc * width);
+                    for k in 0..r.kc {
                         let mut b = [L::splat(T::ZERO); NV];
                         for v in 0..NV {
                             b[v] = L::load(w.add(v * LANES));
@@ -206,15 +210,15 @@ impl<T: Real> Block<'_, '_, T> {
                         w = w.add(width);
                     }
                 }
-            }
-            for i in 0..count {
-                let offset =
-                    image[i] * g.target_len + r.target[at[i]] as usize + g.target_first + panel.first;
-                for v in 0..NV {
-                    let column = (v0 + v) * LANES;
-                    let n = panel.columns.saturating_sub(column).min(LANES);
-                    if n > 0 {
-                        unsafe { self.finish(acc[i][v], offset + column, panel.first + column, n) }
+                for i in 0..count {
+                    let offset =
+                        image[i] * g.target_len + r.target[at[i]] as usize + g.target_first + panel.first;
+                    for v in 0..NV {
+                        let column = (v0 + v) * LANES;
+                        let n = panel.columns.saturating_sub(column).min(LANES);
+                        if n > 0 {
+                            self.finish(acc[i][v], offset + column, panel.first + column, n);
+                        }
                     }
                 }
             }
@@ -227,6 +231,7 @@ impl<T: Real> Block<'_, '_, T> {
     unsafe fn finish<L: Lanes<T = T>>(&self, mut x: L, offset: usize, column: usize, n: usize) {
         let g = self.gemm;
         let e = &g.epilogue;
+        // SAFETY: bounds as in `panel`.
         unsafe {
             let to = g.target.ptr().add(offset);
             if e.accumulate {

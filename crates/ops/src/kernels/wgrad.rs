@@ -1,6 +1,7 @@
 //! Weight gradient of a convolution, in panel order.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop)] // register tiles are indexed
 
 use super::geometry::Rows;
 use super::{Shared, parallel};
@@ -196,6 +197,7 @@ unsafe fn tiles<L: Lanes, const MR: usize, const NV: usize>(
     left: usize,
     fresh: bool,
 ) -> usize {
+    // SAFETY: by the caller, for at least `left` inputs.
     unsafe {
         if left >= MR {
             tile::<L, MR, NV>(source, dy, pairs, into, width, fresh);
@@ -222,6 +224,7 @@ unsafe fn tile<L: Lanes, const MR: usize, const NV: usize>(
     width: usize,
     fresh: bool,
 ) {
+    // SAFETY: by the caller, for `MR` inputs and `NV` vectors.
     unsafe {
         let mut acc = [[L::splat(L::T::default()); NV]; MR];
         if !fresh {
