@@ -1,1 +1,72 @@
 //! Trainable networks with named taps, and their weights.
+//!
+//! A network is one file that reads like its paper: it says which layers there are, in timm's
+//! names, and where the taps sit. Backward passes are the tape's business. A new network is one
+//! file, one `mod` line and one line in the list of families below.
+//!
+//! - [`registry`]: the rows by which the rest of the workspace reaches the networks.
+//! - [`weights`], [`load_weights`], [`save`]: pretrained files, checked before they are believed.
+//! - [`count`]: parameters, multiply-accumulates, and the FLOPs of the paper's table.
+
+mod count;
+mod dilate;
+mod error;
+mod load;
+pub mod mobilenetv2;
+pub mod resnet;
+mod save;
+mod weights;
+
+pub use count::{Counts, count};
+pub use error::Error;
+pub use load::load_weights;
+pub use save::save;
+pub use weights::{Manifest, manifests, weights};
+
+use count::Work;
+use stillhouse_core::network::{BackboneBuild, BackboneRequest};
+use stillhouse_core::registry::{Entry, Registry};
+use stillhouse_core::{Builder, Error as CoreError, Result};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init};
+
+/// The sizes of one architecture.
+struct Family {
+    /// A row for each size.
+    rows: &'static [Entry<BackboneBuild>],
+    /// Builds a size and counts one forward pass of one image, `(height, width)`.
+    work: fn(&BackboneRequest, &Builder, (usize, usize)) -> Result<Work>,
+}
+
+/// Every architecture, in the order of listing.
+const FAMILIES: &[Family] = &[
+    Family { rows: resnet::ROWS, work: resnet::work },
+    Family { rows: mobilenetv2::ROWS, work: mobilenetv2::work },
+];
+
+/// All networks of this crate by name.
+///
+/// ```
+/// let registry = stillhouse_backbones::registry();
+/// assert!(registry.get("resnet50").is_ok());
+/// let e = registry.get("resnet5").err().map(|e| e.to_string()).unwrap_or_default();
+/// assert!(e.contains("did you mean `resnet50`"));
+/// ```
+pub fn registry() -> Registry<BackboneBuild> {
+    let rows: Vec<_> = FAMILIES.iter().flat_map(|family| family.rows).copied().collect();
+    Registry::new("backbone", &rows)
+}
+
+/// A convolution without bias, batch norm and activation, He-normal over its outputs (He et al.
+/// 2015) as torchvision initialises it.
+fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Act, p: &Builder) -> Result<ConvBnAct> {
+    let init = Init::kaiming_out(&[spec.outputs, spec.inputs / spec.groups, spec.kernel, spec.kernel]);
+    Ok(ConvBnAct::new(spec, conv, bn, act, init, p)?)
+}
+
+/// A head needs classes.
+fn check_classes(request: &BackboneRequest) -> Result<()> {
+    if request.classes == 0 {
+        return Err(CoreError::unfit(&request.name, "needs at least one class, got 0"));
+    }
+    Ok(())
+}

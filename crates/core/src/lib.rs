@@ -14,4 +14,4 @@ pub mod registry;
 
 pub use config::nearest;
 pub use error::{Error, Result};
-pub use stillhouse_ops::{Builder, Params, Rng, Tape};
+pub use stillhouse_ops::{Builder, Draw, Params, Rng, Tape};

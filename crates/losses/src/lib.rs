@@ -1,1 +1,84 @@
 //! Distillation methods, one file each.
+//!
+//! A method is a struct with [`Distiller`](stillhouse_core::distiller::Distiller), a configuration
+//! and a row. A new one is one file, one `mod` line and one row below.
+//!
+//! What they share: teacher tensors never get gradients; every mean is over the batch; logarithms
+//! are natural and taken of a log-softmax, so logits of ±1e4 stay finite; unit vectors and square
+//! roots are zero with a zero gradient where their argument is. f32 and f64, by the student's taps.
+//!
+//! ```
+//! use stillhouse_core::distiller::Distiller;
+//!
+//! let row = *stillhouse_losses::registry().get("kd")?;
+//! let kd = (row.build)(&toml::toml! { temperature = 2.0 })?;
+//! assert_eq!(kd.needs().teacher, ["logits"]);
+//! assert_eq!(kd.weights(), [("kd".to_string(), 0.9)]);
+//! # Ok::<(), stillhouse_core::Error>(())
+//! ```
+
+use stillhouse_core::distiller::DistillerBuild;
+use stillhouse_core::registry::{Entry, Registry};
+
+// Methods.
+pub mod ce;
+pub mod class_centre;
+pub mod kd;
+pub mod nst;
+pub mod nst_all;
+
+// What several methods share.
+mod connector;
+mod fit;
+pub mod mmd;
+mod pool;
+mod settings;
+mod softmax;
+mod sum;
+mod unit;
+
+/// The rows in the order of listing.
+pub const ROWS: &[Entry<DistillerBuild>] = &[ce::ROW, kd::ROW, class_centre::ROW, nst::ROW, nst_all::ROW];
+
+/// All methods by name.
+pub fn registry() -> Registry<DistillerBuild> {
+    Registry::new("method", ROWS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_complete() {
+        for (i, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..i].iter().all(|r| r.name != row.name), "`{}` has two rows", row.name);
+            let method = (row.build)(&toml::Table::new()).unwrap();
+            assert_eq!(method.name(), row.name);
+            assert!(!row.summary.is_empty() && !row.source.is_empty());
+            assert!(!method.needs().student.is_empty());
+            assert!(method.weights().iter().all(|(name, w)| !name.is_empty() && w.is_finite()));
+        }
+    }
+
+    /// The printed defaults are the defaults, each line has its source, and unknown keys are errors.
+    #[test]
+    fn defaults_are_told() {
+        for row in ROWS {
+            let text = (row.defaults)();
+            assert!(!text.is_empty(), "{}", row.name);
+            for line in text.lines() {
+                assert!(line.contains("# "), "{}: no source in `{line}`", row.name);
+            }
+            let told: toml::Table = toml::from_str(&text).unwrap();
+            let (with, without) = ((row.build)(&told).unwrap(), (row.build)(&toml::Table::new()).unwrap());
+            assert_eq!(with.weights(), without.weights());
+            assert_eq!(with.needs(), without.needs());
+
+            let mut wrong = told.clone();
+            wrong.insert("no_such_key".into(), 1.into());
+            let e = (row.build)(&wrong).err().unwrap().to_string();
+            assert!(e.contains("no_such_key") && e.contains(row.name), "{e}");
+        }
+    }
+}

@@ -1,1 +1,43 @@
-//! Parameter groups, schedules, the loop, checkpoints and experiment plans.
+//! Experiments, their cells, and the loop that trains one.
+//!
+//! An [`Experiment`] file names parts; [`plan`] turns it into [`Cell`]s, each with a resolved
+//! [`CellConfig`] and a folder of its own; [`run_cell`] trains one of them in that folder, or goes
+//! on where it was stopped; [`run_plan`] runs them all. The parts themselves come in a [`Context`]:
+//! this crate names no dataset, network, method or metric.
+//!
+//! A run folder holds `config.toml` (the resolved configuration), `split.json`, `log.jsonl`,
+//! checkpoints while it runs, then `student.safetensors`, `predictions.safetensors` and, last,
+//! `result.json`. A run that is killed at any moment and started again ends with the same bytes in
+//! `student.safetensors` as one that was never stopped.
+
+mod checkpoint;
+mod config;
+mod context;
+mod error;
+mod evaluate;
+mod experiment;
+mod folder;
+mod groups;
+mod losses;
+mod network;
+mod plan;
+mod result;
+mod run;
+mod schedule;
+mod step;
+mod tensors;
+
+pub use config::{
+    CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig, Optimiser, TeacherRef,
+    TrainConfig,
+};
+pub use context::{Context, Observer};
+pub use error::{Error, Result};
+pub use evaluate::{Evaluation, evaluate};
+pub use experiment::Experiment;
+pub use folder::{RunInfo, open_run};
+pub use network::Network;
+pub use plan::{Cell, Plan, plan, plan_single};
+pub use result::{Best, CellResult, EpochLog, Facts, RESULT_FORMAT, Role, Seconds, TeacherFacts};
+pub use run::{Outcome, run_cell, run_plan};
+pub use schedule::Schedule;

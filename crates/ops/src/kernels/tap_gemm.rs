@@ -210,7 +210,11 @@ impl<T: Real> Block<'_, '_, T> {
                         w = w.add(width);
                     }
                 }
-                for i in 0..count {
+                // A loop to `count` would index the tile by a variable and put it into memory.
+                for i in 0..MR {
+                    if i >= count {
+                        break;
+                    }
                     let offset =
                         image[i] * g.target_len + r.target[at[i]] as usize + g.target_first + panel.first;
                     for v in 0..NV {
