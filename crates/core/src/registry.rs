@@ -106,12 +106,15 @@ pub struct Parts {
     /// Cuts a dataset.
     pub split: fn(&dyn Dataset, &SplitSpec) -> Result<Split>,
     /// Makes a loader.
-    pub loader: fn(Arc<dyn Dataset>, &LoaderSpec) -> Result<Box<dyn BatchSource>>,
+    pub loader: LoaderBuild,
     /// Finds pretrained weights: architecture, weights' name (`imagenet`) or file, folders.
     pub weights: fn(&str, &str, &[PathBuf]) -> Result<WeightsInfo>,
     /// Loads a weights file into a network's parameters; heads of another class count stay new.
     pub load_weights: LoadWeights,
 }
+
+/// Makes a loader over a dataset.
+pub type LoaderBuild = fn(Arc<dyn Dataset>, &LoaderSpec) -> Result<Box<dyn BatchSource>>;
 
 /// Loads a safetensors file into parameters; the named head parameters may be missing or of
 /// another shape when `replace_head` is set. Returns what was left out, for the log.

@@ -7,3 +7,7 @@ pub mod diff;
 pub mod faults;
 pub mod generator;
 pub mod golden;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,116 @@
+//! Scores and labels of a batch, sample by sample or pixel by pixel.
+
+use candle_core::{DType, Tensor};
+use stillhouse_core::data::Target;
+use stillhouse_core::metric::Metric;
+use stillhouse_core::{Error, Result};
+
+use crate::segmentation::IGNORE;
+
+/// Calls `count` with the scores `[classes]` and the label of every sample of `logits [B, C]`, or
+/// of every pixel of `logits [B, C, H, W]` whose label is not "ignore".
+pub(crate) fn each(
+    who: &str,
+    classes: usize,
+    logits: &Tensor,
+    target: &Target,
+    mut count: impl FnMut(&[f64], u32) -> crate::Result<()>,
+) -> Result<()> {
+    let (labels, ignore) = match target {
+        Target::Classes(t) => (t, None),
+        Target::Mask(t) => (t, Some(IGNORE)),
+    };
+    let mut want = labels.dims().to_vec();
+    want.insert(1.min(want.len()), classes);
+    let rank = if ignore.is_some() { 4 } else { 2 };
+    if logits.dims() != want || want.len() != rank {
+        return Err(Error::unfit(
+            who,
+            format!(
+                "logits {:?} do not fit labels {:?}: expected {want:?} for {classes} classes",
+                logits.dims(),
+                labels.dims()
+            ),
+        ));
+    }
+    let mut scores = vec![0.0; classes];
+    for image in 0..want[0] {
+        // [C] or [C, H, W], class by class
+        let values: Vec<f64> = logits.get(image)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+        let labels: Vec<u32> = labels.get(image)?.flatten_all()?.to_vec1()?;
+        let places = labels.len();
+        for (place, &label) in labels.iter().enumerate() {
+            if Some(label) == ignore {
+                continue;
+            }
+            if label as usize >= classes {
+                return Err(Error::unfit(
+                    who,
+                    format!("label {label} in image {image} of the batch: expected below {classes}"),
+                ));
+            }
+            for (class, score) in scores.iter_mut().enumerate() {
+                *score = values[class * places + place];
+            }
+            count(&scores, label)?;
+        }
+    }
+    Ok(())
+}
+
+/// The other metric as the same type, for merging.
+pub(crate) fn same_kind<'a, M: Metric + 'static>(mine: &M, other: &'a dyn Metric) -> Result<&'a M> {
+    other
+        .as_any()
+        .downcast_ref()
+        .ok_or_else(|| Error::unfit(mine.name(), format!("cannot be merged with `{}`", other.name())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn seen(classes: usize, logits: &Tensor, target: &Target) -> Result<Vec<(Vec<f64>, u32)>> {
+        let mut all = Vec::new();
+        each("test", classes, logits, target, |s, t| {
+            all.push((s.to_vec(), t));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    #[test]
+    fn samples_and_pixels() {
+        let dev = &Device::Cpu;
+        let logits = Tensor::new(&[[1f32, 2.], [3., 4.]], dev).unwrap();
+        let target = Target::Classes(Tensor::new(&[1u32, 0], dev).unwrap());
+        assert_eq!(seen(2, &logits, &target).unwrap(), [(vec![1., 2.], 1), (vec![3., 4.], 0)]);
+        let logits = Tensor::arange(0f32, 12., dev).unwrap().reshape((1, 2, 2, 3)).unwrap();
+        let target = Target::Mask(Tensor::new(&[[[0u32, 255, 1], [255, 255, 0]]], dev).unwrap());
+        let want = [(vec![0., 6.], 0), (vec![2., 8.], 1), (vec![5., 11.], 0)];
+        assert_eq!(seen(2, &logits, &target).unwrap(), want);
+        // the same values through a view that is not contiguous
+        let turned = logits.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
+        let turned = turned.permute((0, 3, 1, 2)).unwrap();
+        assert_eq!(seen(2, &turned, &target).unwrap(), want);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let dev = &Device::Cpu;
+        let classes = |v: &[u32]| Target::Classes(Tensor::new(v, dev).unwrap());
+        let logits = Tensor::zeros((2, 3), DType::F32, dev).unwrap();
+        assert!(seen(3, &logits, &classes(&[0, 2])).is_ok());
+        let e = seen(3, &logits, &classes(&[0, 3])).unwrap_err().to_string();
+        assert!(e.contains("label 3 in image 1"), "{e}");
+        for (n, labels) in [(4, vec![0, 1]), (3, vec![0]), (3, vec![0, 1, 2])] {
+            let e = seen(n, &logits, &classes(&labels)).unwrap_err().to_string();
+            assert!(e.contains("[2, 3]") && e.contains("test"), "{e}");
+        }
+        let mask = Target::Mask(Tensor::zeros((2, 4, 4), DType::U32, dev).unwrap());
+        assert!(seen(3, &logits, &mask).is_err());
+        let maps = Tensor::zeros((2, 3, 4, 4), DType::F32, dev).unwrap();
+        assert!(seen(3, &maps, &mask).is_ok() && seen(3, &maps, &classes(&[0, 1])).is_err());
+    }
+}

@@ -1,0 +1,229 @@
+//! Accuracy and agreement of one class per image.
+//!
+//! With counts `m` (rows truth, columns prediction), `tp_c = m_cc`, `support_c` the sum of row `c`
+//! and `called_c` of column `c`:
+//!
+//! - overall accuracy `sum_c tp_c / n`
+//! - recall `tp_c / support_c` (remote sensing calls it per-class accuracy), precision
+//!   `tp_c / called_c`, F1 `2 tp_c / (support_c + called_c)`
+//! - Cohen's kappa `1 - sum w_ij m_ij / sum w_ij e_ij` with `e_ij = support_i called_j / n`
+//!   (Cohen 1960; weighted: Cohen 1968)
+
+use std::any::Any;
+
+use candle_core::Tensor;
+use stillhouse_core::data::Target;
+use stillhouse_core::metric::{Metric, MetricBuild, Score};
+use stillhouse_core::registry::Entry;
+
+use crate::numeric::{mean_defined, mean_zero, ratio};
+use crate::topk::{RankCounts, best, rank};
+use crate::{ConfusionMatrix, batch};
+
+/// The row of [`Accuracy`].
+pub const ENTRY: Entry<MetricBuild> = Entry {
+    name: "accuracy",
+    summary: "top-1 and top-5 accuracy, macro recall and F1, Cohen's kappa",
+    source: "Cohen, A coefficient of agreement for nominal scales (1960); overall accuracy as paper 1, Tables 3-7",
+    defaults: String::new,
+    build: |classes| Box::new(Accuracy::new(classes)),
+};
+
+/// Everything that follows from the counts of a classification.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// Samples by class.
+    pub support: Vec<u64>,
+    /// Share of right predictions; NaN without samples.
+    pub overall_accuracy: f64,
+    /// Share of the class's samples that are called so; NaN for a class without samples.
+    pub recall: Vec<f64>,
+    /// Share of the class's predictions that are right; NaN for a class never predicted.
+    pub precision: Vec<f64>,
+    /// Harmonic mean of the two, `2 tp / (support + called)`; NaN for a class in neither.
+    pub f1: Vec<f64>,
+    /// Mean recall of the classes with samples: balanced accuracy.
+    pub macro_recall_present: f64,
+    /// Mean recall of all classes, undefined as 0.
+    pub macro_recall_zero: f64,
+    /// Mean precision of all classes, undefined as 0.
+    pub macro_precision_zero: f64,
+    /// Mean F1 of all classes, undefined as 0.
+    pub macro_f1_zero: f64,
+    /// Mean F1 of the classes in truth or prediction.
+    pub macro_f1_present: f64,
+    /// Mean F1 weighted by support.
+    pub weighted_f1: f64,
+    /// Cohen's kappa; NaN where chance alone would agree fully.
+    pub kappa: f64,
+    /// Kappa with weights `|i - j|`, for ordered classes.
+    pub kappa_linear: f64,
+    /// Kappa with weights `(i - j)^2`, for ordered classes.
+    pub kappa_quadratic: f64,
+}
+
+impl Scores {
+    /// Computes them.
+    pub fn of(matrix: &ConfusionMatrix) -> Self {
+        let (support, called, hits) = (matrix.support(), matrix.called(), matrix.hits());
+        let n = matrix.total() as f64;
+        let by_class = |f: &dyn Fn(f64, f64, f64) -> f64| -> Vec<f64> {
+            (0..matrix.classes()).map(|c| f(hits[c] as f64, support[c] as f64, called[c] as f64)).collect()
+        };
+        let recall = by_class(&|tp, s, _| ratio(tp, s));
+        let precision = by_class(&|tp, _, p| ratio(tp, p));
+        let f1 = by_class(&|tp, s, p| ratio(2.0 * tp, s + p));
+        // 0 where F1 is not defined: such a class has no support
+        let weighted: f64 = by_class(&|tp, s, p| s * 2.0 * tp / (s + p).max(1.0)).iter().sum();
+        Self {
+            overall_accuracy: ratio(matrix.right() as f64, n),
+            macro_recall_present: mean_defined(&recall),
+            macro_recall_zero: mean_zero(&recall),
+            macro_precision_zero: mean_zero(&precision),
+            macro_f1_zero: mean_zero(&f1),
+            macro_f1_present: mean_defined(&f1),
+            weighted_f1: ratio(weighted, n),
+            kappa: kappa(matrix, |distance| f64::from(u8::from(distance > 0.0))),
+            kappa_linear: kappa(matrix, |distance| distance),
+            kappa_quadratic: kappa(matrix, |distance| distance * distance),
+            support,
+            recall,
+            precision,
+            f1,
+        }
+    }
+}
+
+/// `1 - n sum w m / sum w support called`, with `w` by the distance `|i - j|`.
+fn kappa(matrix: &ConfusionMatrix, weight: impl Fn(f64) -> f64) -> f64 {
+    let (support, called, c) = (matrix.support(), matrix.called(), matrix.classes());
+    let (mut observed, mut chance) = (0.0, 0.0);
+    for (i, &s) in support.iter().enumerate() {
+        for (j, &p) in called.iter().enumerate() {
+            let w = weight(i.abs_diff(j) as f64);
+            observed += w * matrix.counts()[i * c + j] as f64;
+            chance += w * s as f64 * p as f64;
+        }
+    }
+    1.0 - ratio(observed * matrix.total() as f64, chance)
+}
+
+/// Counts an evaluation of one class per image.
+///
+/// Scores: `top1` (overall accuracy), `top5`, `macro_recall` and `macro_f1` (over the classes that
+/// occur), `weighted_f1`, `kappa`, and the raw counts `right` and `tested`.
+#[derive(Debug, Clone)]
+pub struct Accuracy {
+    matrix: ConfusionMatrix,
+    ranks: RankCounts,
+}
+
+impl Accuracy {
+    /// Nothing counted yet.
+    pub fn new(classes: usize) -> Self {
+        Self { matrix: ConfusionMatrix::new(classes), ranks: RankCounts::new(classes) }
+    }
+
+    /// The counts so far.
+    pub fn matrix(&self) -> &ConfusionMatrix {
+        &self.matrix
+    }
+}
+
+impl Metric for Accuracy {
+    fn name(&self) -> &str {
+        ENTRY.name
+    }
+
+    fn update(&mut self, logits: &Tensor, target: &Target) -> stillhouse_core::Result<()> {
+        target.classes(ENTRY.name)?;
+        let (matrix, ranks) = (&mut self.matrix, &mut self.ranks);
+        batch::each(ENTRY.name, matrix.classes(), logits, target, |scores, label| {
+            if let (Some(predicted), Some(rank)) = (best(scores), rank(scores, label as usize)) {
+                matrix.add(label, predicted as u32)?;
+                ranks.add(rank)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn merge(&mut self, other: &dyn Metric) -> stillhouse_core::Result<()> {
+        let other = batch::same_kind(self, other)?;
+        self.matrix.merge(&other.matrix)?;
+        Ok(self.ranks.merge(&other.ranks)?)
+    }
+
+    fn scores(&self) -> Vec<Score> {
+        let scores = Scores::of(&self.matrix);
+        [
+            ("top1", scores.overall_accuracy),
+            ("top5", self.ranks.top(5)),
+            ("macro_recall", scores.macro_recall_present),
+            ("macro_f1", scores.macro_f1_present),
+            ("weighted_f1", scores.weighted_f1),
+            ("kappa", scores.kappa),
+            ("right", self.matrix.right() as f64),
+            ("tested", self.matrix.total() as f64),
+        ]
+        .map(|(name, value)| Score { name: name.to_string(), value })
+        .into()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn by_hand() {
+        // rows truth: [2, 1, 0], [0, 1, 0], class 2 in neither
+        let s = Scores::of(&ConfusionMatrix::of(3, &[0, 0, 0, 1], &[0, 0, 1, 1]).unwrap());
+        assert_eq!(s.overall_accuracy, 0.75);
+        assert_eq!((s.recall[0], s.precision[1], s.f1[0]), (2.0 / 3.0, 0.5, 0.8));
+        assert!(s.recall[2].is_nan() && s.precision[2].is_nan() && s.f1[2].is_nan());
+        assert_eq!(s.macro_recall_present, (2.0 / 3.0 + 1.0) / 2.0);
+        assert_eq!(s.macro_recall_zero, (2.0 / 3.0 + 1.0) / 3.0);
+        assert!((s.weighted_f1 - (3.0 * 0.8 + 2.0 / 3.0) / 4.0).abs() < 1e-15);
+        // chance agreement (3 * 2 + 1 * 2) / 16 = 0.5
+        assert!((s.kappa - 0.5).abs() < 1e-15);
+    }
+
+    #[test]
+    fn one_class_alone_has_no_kappa() {
+        let s = Scores::of(&ConfusionMatrix::of(3, &[1; 4], &[1; 4]).unwrap());
+        assert!(s.kappa.is_nan() && s.kappa_linear.is_nan() && s.kappa_quadratic.is_nan());
+        assert_eq!(s.overall_accuracy, 1.0);
+    }
+
+    #[test]
+    fn weights_follow_the_distance() {
+        let near = Scores::of(&ConfusionMatrix::of(3, &[0, 1, 2, 2], &[0, 1, 2, 1]).unwrap());
+        let far = Scores::of(&ConfusionMatrix::of(3, &[0, 1, 2, 2], &[0, 1, 2, 0]).unwrap());
+        assert_eq!(near.overall_accuracy, far.overall_accuracy);
+        assert!(near.kappa_quadratic > near.kappa_linear && near.kappa_linear > far.kappa_linear);
+        assert!(far.kappa_linear > far.kappa_quadratic);
+    }
+
+    #[test]
+    fn a_diverged_network_is_not_right() {
+        let mut metric = Accuracy::new(3);
+        let logits = Tensor::full(f32::NAN, (2, 3), &Device::Cpu).unwrap();
+        let target = Target::Classes(Tensor::new(&[1u32, 2], &Device::Cpu).unwrap());
+        metric.update(&logits, &target).unwrap();
+        let score = |name: &str| metric.scores().into_iter().find(|s| s.name == name).unwrap().value;
+        assert_eq!((score("top1"), score("right"), score("tested")), (0.0, 0.0, 2.0));
+    }
+
+    #[test]
+    fn masks_are_refused() {
+        let logits = Tensor::zeros((1, 3, 2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let mask = Target::Mask(Tensor::zeros((1, 2, 2), candle_core::DType::U32, &Device::Cpu).unwrap());
+        let e = Accuracy::new(3).update(&logits, &mask).unwrap_err().to_string();
+        assert!(e.contains("accuracy") && e.contains("one class per image"), "{e}");
+    }
+}
