@@ -1,0 +1,386 @@
+//! The loader: batches made ahead on a thread of their own.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use stillhouse_core::data::{Batch, BatchSource, Dataset, Label, LoaderSpec, Position, Target, Task};
+use stillhouse_core::{Result, Rng};
+
+use crate::pipeline::{Pair, Pipeline};
+use crate::sampler::Order;
+use crate::{Error, Raster};
+
+/// Batches made ahead.
+const AHEAD: usize = 2;
+
+/// Makes a loader with as many workers as rayon has threads here; see [`loader_with_threads`].
+///
+/// # Errors
+///
+/// A sampler or transform that does not fit; each names what and why.
+pub fn loader(dataset: Arc<dyn Dataset>, spec: &LoaderSpec) -> Result<Box<dyn BatchSource>> {
+    loader_with_threads(dataset, spec, rayon::current_num_threads())
+}
+
+/// Makes a loader with its own `threads` workers (at least 1), which decode and transform the
+/// images of a batch while the batches before it are used.
+///
+/// Images come as `[B, 3, H, W]` f32 on the CPU. What is in a batch depends on the specification
+/// and the position only: never on the number of workers, nor on what was read before. The random
+/// numbers of an image's transforms are at the address (epoch, place of the image in the epoch)
+/// of the stream `augment`, so an image that is drawn twice is transformed twice. Decoded images
+/// are kept, after the leading steps that are not random, while they fit into `cache_bytes`.
+///
+/// An image that cannot be read is an error of its batch that names the file; the position stays
+/// before that batch. Dropping the loader stops its threads.
+///
+/// # Errors
+///
+/// As [`loader`].
+pub fn loader_with_threads(
+    dataset: Arc<dyn Dataset>,
+    spec: &LoaderSpec,
+    threads: usize,
+) -> Result<Box<dyn BatchSource>> {
+    let order = Order::new(&*dataset, &spec.indices, &spec.sampler, spec.rng)?;
+    let source = Source {
+        pipeline: Pipeline::new(&spec.transforms)?,
+        cache: (0..dataset.len()).map(|_| OnceLock::new()).collect(),
+        cache_left: AtomicUsize::new(spec.cache_bytes),
+        augment: spec.rng.stream("augment"),
+        order,
+        dataset,
+        stopped: AtomicBool::new(false),
+    };
+    Ok(Box::new(Loader {
+        source: Arc::new(source),
+        threads: threads.max(1),
+        next: Position::default(),
+        worker: None,
+    }))
+}
+
+/// What the worker needs to make any batch.
+struct Source {
+    dataset: Arc<dyn Dataset>,
+    order: Order,
+    pipeline: Pipeline,
+    augment: Rng,
+    /// By dataset index.
+    cache: Vec<OnceLock<Cached>>,
+    /// Bytes that may still be taken.
+    cache_left: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+/// A decoded image after the fixed steps.
+struct Cached {
+    pair: Pair,
+    class: u32,
+}
+
+impl Source {
+    fn decode(&self, index: usize) -> Result<Cached> {
+        let sample = self.dataset.sample(index)?;
+        let (class, mask) = match sample.label {
+            Label::Class(class) => (class, None),
+            Label::Mask(mask) => (0, Some(Raster::from(mask))),
+        };
+        Ok(Cached { pair: self.pipeline.fixed(Pair { image: sample.image.into(), mask }), class })
+    }
+
+    /// One transformed image and its class.
+    fn image(&self, epoch: u64, place: u64, index: usize) -> Result<(Pair, u32)> {
+        let mut draw = self.augment.at(epoch, place);
+        let slot = &self.cache[index];
+        if let Some(cached) = slot.get() {
+            return Ok((self.pipeline.random(cached.pair.clone(), &mut draw), cached.class));
+        }
+        let fresh = self.decode(index)?;
+        let bytes = fresh.pair.image.pixels.len() + fresh.pair.mask.as_ref().map_or(0, |m| m.pixels.len());
+        let room = self
+            .cache_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        if room.is_err() {
+            return Ok((self.pipeline.random(fresh.pair, &mut draw), fresh.class));
+        }
+        let result = (self.pipeline.random(fresh.pair.clone(), &mut draw), fresh.class);
+        if slot.set(fresh).is_err() {
+            // Drawn twice in one batch, and the other was first.
+            self.cache_left.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(result)
+    }
+
+    fn batch(&self, position: Position, indices: &[usize]) -> Result<Batch> {
+        let first = position.batch * self.order.batch_size() as u64;
+        let images: Vec<(Pair, u32)> = indices
+            .par_iter()
+            .enumerate()
+            .map(|(i, &index)| {
+                if self.stopped.load(Ordering::Relaxed) {
+                    return Err(Error::Died("stopped".to_string()).into());
+                }
+                self.image(position.epoch, first + i as u64, index)
+            })
+            // Collected by place: the first error in order, whoever was faster.
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect::<Result<_>>()?;
+        let (height, width) = images.first().map_or((0, 0), |(p, _)| (p.image.height, p.image.width));
+        let other = images.iter().position(|(p, _)| (p.image.height, p.image.width) != (height, width));
+        if let Some(i) = other {
+            let odd = &images[i].0.image;
+            return Err(Error::setting(
+                format!("{}: {}", self.dataset.info().name, self.dataset.key(indices[i])),
+                format!(
+                    "{}x{} pixels in a batch of {width}x{height} ({}); end the transforms with a crop or resize \
+                     to one size",
+                    odd.width,
+                    odd.height,
+                    self.dataset.key(indices[0])
+                ),
+            )
+            .into());
+        }
+        let count = images.len();
+        let mut values = vec![0f32; count * 3 * height * width];
+        values
+            .par_chunks_mut((3 * height * width).max(1))
+            .zip(&images)
+            .for_each(|(out, (pair, _))| self.pipeline.finish(&pair.image, out));
+        let target = match self.dataset.info().task {
+            Task::Classification => {
+                Target::Classes(Tensor::from_iter(images.iter().map(|(_, class)| *class), &Device::Cpu)?)
+            }
+            Task::Segmentation => {
+                let labels = images.iter().filter_map(|(p, _)| p.mask.as_ref()).flat_map(|m| &m.pixels);
+                let labels: Vec<u32> = labels.map(|&l| u32::from(l)).collect();
+                Target::Mask(Tensor::from_vec(labels, (count, height, width), &Device::Cpu)?)
+            }
+        };
+        Ok(Batch {
+            images: Tensor::from_vec(values, (count, 3, height, width), &Device::Cpu)?,
+            target,
+            ids: indices.iter().map(|&i| i as u64).collect(),
+        })
+    }
+}
+
+struct Loader {
+    source: Arc<Source>,
+    threads: usize,
+    next: Position,
+    worker: Option<Worker>,
+}
+
+struct Worker {
+    batches: Receiver<Result<Batch>>,
+    thread: JoinHandle<()>,
+}
+
+impl Loader {
+    /// Starts making batches from `next` on, which is not the end of an epoch.
+    fn start(&self) -> Result<Worker> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .thread_name(|i| format!("loader-{i}"))
+            .build()
+            .map_err(stillhouse_core::Error::other)?;
+        let (sender, batches) = sync_channel(AHEAD - 1);
+        let source = Arc::clone(&self.source);
+        let mut position = self.next;
+        let run = move || {
+            loop {
+                let epoch = source.order.epoch(position.epoch);
+                for indices in &epoch[(position.batch as usize).min(epoch.len())..] {
+                    let batch = pool.install(|| source.batch(position, indices));
+                    let failed = batch.is_err();
+                    if sender.send(batch).is_err() || failed {
+                        return;
+                    }
+                    position.batch += 1;
+                }
+                position = Position { epoch: position.epoch + 1, batch: 0 };
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("loader".to_string())
+            .spawn(run)
+            .map_err(stillhouse_core::Error::io("the loader's thread"))?;
+        Ok(Worker { batches, thread })
+    }
+
+    /// Ends the worker; the reason, if it panicked.
+    fn stop(&mut self) -> Option<String> {
+        let Worker { batches, thread } = self.worker.take()?;
+        self.source.stopped.store(true, Ordering::Relaxed);
+        drop(batches);
+        let result = thread.join();
+        self.source.stopped.store(false, Ordering::Relaxed);
+        result.err().map(|panic| reason(&*panic))
+    }
+}
+
+fn reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_string())
+}
+
+impl BatchSource for Loader {
+    fn batches_per_epoch(&self) -> u64 {
+        self.source.order.batches_per_epoch()
+    }
+
+    fn next_batch(&mut self) -> Result<Option<Batch>> {
+        if self.next.batch >= self.batches_per_epoch() {
+            self.next = Position { epoch: self.next.epoch + 1, batch: 0 };
+            return Ok(None);
+        }
+        let worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => self.start()?,
+        };
+        let received = self.worker.insert(worker).batches.recv();
+        match received {
+            Ok(Ok(batch)) => {
+                self.next.batch += 1;
+                Ok(Some(batch))
+            }
+            Ok(Err(error)) => {
+                self.stop();
+                Err(error)
+            }
+            Err(_) => Err(Error::Died(self.stop().unwrap_or_default()).into()),
+        }
+    }
+
+    fn position(&self) -> Position {
+        self.next
+    }
+
+    fn seek(&mut self, position: Position) -> Result<()> {
+        let batches = self.batches_per_epoch();
+        if position.batch > batches {
+            return Err(Error::setting(
+                "loader",
+                format!(
+                    "batch {} of an epoch of {batches}; the checkpoint belongs to other settings",
+                    position.batch
+                ),
+            )
+            .into());
+        }
+        if position != self.next {
+            self.stop();
+            self.next = position;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+    use stillhouse_core::data::Sampler;
+
+    fn spec(set: &Fake, sampler: Sampler, transforms: &str) -> LoaderSpec {
+        let table: toml::Table = toml::from_str(&format!("t = [{transforms}]")).unwrap();
+        LoaderSpec {
+            indices: (0..set.len()).collect(),
+            sampler,
+            transforms: table["t"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| v.as_table().unwrap().clone())
+                .collect(),
+            rng: Rng::new(3),
+            cache_bytes: 5000,
+        }
+    }
+
+    #[test]
+    fn epochs_end_and_go_on() {
+        let set = Fake::new(&[3, 2]);
+        let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
+        let mut loader = loader_with_threads(Arc::new(set), &spec, 2).unwrap();
+        assert_eq!(loader.batches_per_epoch(), 3);
+        for epoch in 0..3 {
+            assert_eq!(loader.position(), Position { epoch, batch: 0 });
+            let first = loader.next_batch().unwrap().unwrap();
+            assert_eq!(first.images.dims(), [2, 3, 8, 8]);
+            assert!(first.images.is_contiguous());
+            assert_eq!(first.ids, [0, 1]);
+            loader.next_batch().unwrap().unwrap();
+            let last = loader.next_batch().unwrap().unwrap();
+            assert_eq!((last.images.dim(0).unwrap(), &last.ids[..]), (1, &[4][..]));
+            assert_eq!(last.target.classes("test").unwrap().to_vec1::<u32>().unwrap(), [1]);
+            assert!(loader.next_batch().unwrap().is_none());
+        }
+        loader.seek(Position { epoch: 1, batch: 3 }).unwrap();
+        assert!(loader.next_batch().unwrap().is_none());
+        assert_eq!(loader.position(), Position { epoch: 2, batch: 0 });
+        assert!(loader.seek(Position { epoch: 1, batch: 4 }).is_err());
+    }
+
+    #[test]
+    fn a_broken_image_is_named_and_the_position_stays() {
+        let mut set = Fake::new(&[6]);
+        set.broken = Some(3);
+        let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
+        let mut loader = loader(Arc::new(set), &spec).unwrap();
+        loader.next_batch().unwrap().unwrap();
+        for _ in 0..2 {
+            assert!(loader.next_batch().unwrap_err().to_string().contains("c0/003.png"));
+            assert_eq!(loader.position().batch, 1);
+        }
+        loader.seek(Position { epoch: 0, batch: 2 }).unwrap();
+        assert_eq!(loader.next_batch().unwrap().unwrap().ids, [4, 5]);
+    }
+
+    #[test]
+    fn sizes_that_differ_are_named() {
+        let set = Fake::new(&[4]);
+        let spec = spec(&set, Sampler::Sequential { batch: 4 }, r#"{op="hflip"}"#);
+        let e = loader(Arc::new(set), &spec).unwrap().next_batch().unwrap_err().to_string();
+        assert!(e.contains("c0/001.png") && e.contains("21x19") && e.contains("20x18"), "{e}");
+    }
+
+    #[test]
+    fn masks_become_a_target() {
+        let set = Fake::new(&[4]).without_classes();
+        let spec =
+            spec(&set, Sampler::Shuffle { batch: 4, drop_last: true }, r#"{op="random_crop", size=24}"#);
+        let batch = loader(Arc::new(set), &spec).unwrap().next_batch().unwrap().unwrap();
+        let mask = batch.target.mask("test").unwrap();
+        assert_eq!(mask.dims(), [4, 24, 24]);
+        let labels = mask.flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        assert!(labels.contains(&255) && labels.iter().all(|&l| l < 5 || l == 255));
+    }
+
+    /// Dropping a loader whose worker waits must not hang.
+    #[test]
+    fn dropping_stops_the_threads() {
+        for wanted in 0..4 {
+            let set = Fake::new(&[20]);
+            let spec = spec(&set, Sampler::Sequential { batch: 1 }, r#"{op="center_crop", size=8}"#);
+            let mut loader = loader(Arc::new(set), &spec).unwrap();
+            for _ in 0..wanted {
+                loader.next_batch().unwrap();
+            }
+        }
+    }
+}

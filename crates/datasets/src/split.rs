@@ -1,0 +1,172 @@
+//! Cutting a dataset into training and test images.
+
+use stillhouse_core::data::{Dataset, Split, SplitMode, SplitSpec};
+use stillhouse_core::{Result, Rng};
+
+use crate::Error;
+
+/// Cuts a dataset; the same dataset, ratio, mode and seed always give the same cut.
+///
+/// `stratified`: in each class the keys are sorted by byte order and shuffled (Fisher-Yates from
+/// the last place down) with `Rng::new(seed).stream("split").at(0, class)`; the first
+/// `floor(ratio * n + 0.5)` train, the others test. `global_random` does the same once with all
+/// images, at address (1, 0). `per_class = [a, b]` then keeps, of each class, the first `a`
+/// training and the first `b` test images in the shuffled order, or all where there are fewer.
+/// Both lists are returned in ascending order.
+///
+/// # Errors
+///
+/// A ratio outside (0, 1), a side without images, or `stratified` without image classes.
+pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
+    let name = &dataset.info().name;
+    let refuse =
+        |why: String| -> stillhouse_core::Error { Error::setting(format!("split of `{name}`"), why).into() };
+    if !(spec.ratio > 0.0 && spec.ratio < 1.0) {
+        return Err(refuse(format!("ratio {}, expected a part between 0 and 1, such as 0.8", spec.ratio)));
+    }
+    let rng = Rng::new(spec.seed).stream("split");
+    let mut split = Split { train: Vec::new(), test: Vec::new() };
+    match spec.mode {
+        SplitMode::Stratified => {
+            let mut classes = vec![Vec::new(); dataset.info().classes.len()];
+            for index in 0..dataset.len() {
+                let class = dataset.class(index).and_then(|c| classes.get_mut(c as usize));
+                let Some(class) = class else {
+                    return Err(refuse(format!(
+                        "`{}` has no class to stratify by; use mode = \"global_random\" or an official split",
+                        dataset.key(index)
+                    )));
+                };
+                class.push(index);
+            }
+            for (class, members) in classes.into_iter().enumerate() {
+                let order = shuffled(dataset, members, &rng, (0, class as u64));
+                cut(&order, spec.ratio, &mut split);
+            }
+        }
+        SplitMode::GlobalRandom => {
+            let order = shuffled(dataset, (0..dataset.len()).collect(), &rng, (1, 0));
+            cut(&order, spec.ratio, &mut split);
+        }
+    }
+    if let Some([train, test]) = spec.per_class {
+        keep(dataset, &mut split.train, train);
+        keep(dataset, &mut split.test, test);
+    }
+    for (side, list) in [("training", &mut split.train), ("test", &mut split.test)] {
+        if list.is_empty() {
+            return Err(refuse(format!(
+                "no {side} image of {} at ratio {} and per_class {:?}; change them",
+                dataset.len(),
+                spec.ratio,
+                spec.per_class
+            )));
+        }
+        list.sort_unstable();
+    }
+    Ok(split)
+}
+
+fn shuffled(dataset: &dyn Dataset, indices: Vec<usize>, rng: &Rng, address: (u64, u64)) -> Vec<usize> {
+    let mut keyed: Vec<(String, usize)> = indices.into_iter().map(|i| (dataset.key(i), i)).collect();
+    keyed.sort_unstable(); // strings compare by bytes
+    rng.at(address.0, address.1).shuffle(&mut keyed);
+    keyed.into_iter().map(|(_, i)| i).collect()
+}
+
+fn cut(order: &[usize], ratio: f64, split: &mut Split) {
+    let train = ((ratio * order.len() as f64 + 0.5).floor() as usize).min(order.len());
+    split.train.extend_from_slice(&order[..train]);
+    split.test.extend_from_slice(&order[train..]);
+}
+
+/// Keeps the first `most` of each class; images without a class count as one class.
+fn keep(dataset: &dyn Dataset, list: &mut Vec<usize>, most: usize) {
+    let mut counts = vec![0; dataset.info().classes.len() + 1];
+    let last = counts.len() - 1;
+    list.retain(|&index| {
+        let class = dataset.class(index).map_or(last, |c| (c as usize).min(last));
+        counts[class] += 1;
+        counts[class] <= most
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{prop, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::fake::Fake;
+
+    fn spec(ratio: f64, seed: u64) -> SplitSpec {
+        SplitSpec { ratio, mode: SplitMode::Stratified, seed, per_class: None }
+    }
+
+    /// Pinned: a change of the generator or of the order would change every published split.
+    #[test]
+    fn the_cut_is_fixed_for_ever() {
+        let split = split(&Fake::new(&[4, 6]), &spec(0.5, 7)).unwrap();
+        assert_eq!((split.train, split.test), (vec![1, 3, 4, 6, 8], vec![0, 2, 5, 7, 9]));
+    }
+
+    #[test]
+    fn counts_of_the_papers() {
+        for (counts, ratio, test) in
+            [(vec![100; 21], 0.8, 420), (vec![100; 21], 0.6, 840), (vec![400; 7], 0.6, 1120)]
+        {
+            assert_eq!(split(&Fake::new(&counts), &spec(ratio, 0)).unwrap().test.len(), test);
+        }
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        let set = Fake::new(&[3, 3]);
+        for ratio in [0.0, 1.0, -1.0, f64::NAN] {
+            assert!(split(&set, &spec(ratio, 0)).unwrap_err().to_string().contains("between 0 and 1"));
+        }
+        assert!(split(&set, &spec(0.01, 0)).unwrap_err().to_string().contains("no training image"));
+        let none = SplitSpec { per_class: Some([2, 0]), ..spec(0.5, 0) };
+        assert!(split(&set, &none).unwrap_err().to_string().contains("no test image"));
+        let masks = Fake::new(&[3, 3]).without_classes();
+        assert!(split(&masks, &spec(0.5, 0)).unwrap_err().to_string().contains("global_random"));
+        let random = SplitSpec { mode: SplitMode::GlobalRandom, ..spec(0.5, 0) };
+        assert_eq!(split(&masks, &random).unwrap().train.len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn both_sides_share_out_the_images(
+            counts in prop::collection::vec(2usize..30, 1..6),
+            ratio in 0.3f64..0.7,
+            seed: u64,
+            global: bool,
+            reduce in prop::option::of((1usize..5, 1usize..5)),
+        ) {
+            let set = Fake::new(&counts);
+            let mode = if global { SplitMode::GlobalRandom } else { SplitMode::Stratified };
+            let whole = SplitSpec { mode, ..spec(ratio, seed) };
+            let a = split(&set, &whole).unwrap();
+            prop_assert_eq!(&a, &split(&set, &whole).unwrap());
+            let mut all: Vec<usize> = a.train.iter().chain(&a.test).copied().collect();
+            all.sort_unstable();
+            prop_assert!(all.into_iter().eq(0..set.len()));
+            prop_assert!(a.train.is_sorted() && a.test.is_sorted());
+            if !global {
+                for (class, &n) in counts.iter().enumerate() {
+                    let train = a.train.iter().filter(|&&i| set.class(i) == Some(class as u32)).count();
+                    prop_assert_eq!(train, (ratio * n as f64 + 0.5).floor() as usize);
+                }
+            }
+            if let Some((train, test)) = reduce {
+                let b = split(&set, &SplitSpec { per_class: Some([train, test]), ..whole }).unwrap();
+                prop_assert!(b.train.iter().all(|i| a.train.contains(i)));
+                prop_assert!(b.test.iter().all(|i| a.test.contains(i)));
+                for class in 0..counts.len() as u32 {
+                    let of = |list: &[usize]| list.iter().filter(|&&i| set.class(i) == Some(class)).count();
+                    prop_assert_eq!(of(&b.train), of(&a.train).min(train));
+                    prop_assert_eq!(of(&b.test), of(&a.test).min(test));
+                }
+            }
+        }
+    }
+}

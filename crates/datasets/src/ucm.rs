@@ -1,0 +1,176 @@
+//! UC Merced Land Use (Yang and Newsam, ACM GIS 2010) in its official layout.
+
+use std::sync::Arc;
+
+use stillhouse_core::data::{Dataset, DatasetInfo, Task};
+use stillhouse_core::registry::{DatasetBuild, DatasetRequest, Entry};
+
+use crate::listing::{Listing, class_items, folders_in, some_of};
+use crate::{Error, Result};
+
+pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
+    name: "ucm",
+    summary: "UC Merced Land Use: 21 classes of 100 aerial images, 256x256 but for 44",
+    source: "Yang and Newsam, ACM GIS 2010; manifest datasets/ucm.toml",
+    defaults: || String::from("# no settings; the folder UCMerced_LandUse lies under a data root\n"),
+    build: |request| Ok(open(request)?),
+};
+
+/// The classes in the order of their indices.
+pub(crate) const CLASSES: [&str; 21] = [
+    "agricultural",
+    "airplane",
+    "baseballdiamond",
+    "beach",
+    "buildings",
+    "chaparral",
+    "denseresidential",
+    "forest",
+    "freeway",
+    "golfcourse",
+    "harbor",
+    "intersection",
+    "mediumresidential",
+    "mobilehomepark",
+    "overpass",
+    "parkinglot",
+    "river",
+    "runway",
+    "sparseresidential",
+    "storagetanks",
+    "tenniscourt",
+];
+
+pub(crate) const FOLDER: &str = "UCMerced_LandUse/Images";
+
+fn open(request: &DatasetRequest) -> Result<Arc<dyn Dataset>> {
+    no_options(request)?;
+    let candidates: Vec<_> = request.path.iter().chain(&request.roots).map(|r| r.join(FOLDER)).collect();
+    let Some(path) = candidates.iter().find(|p| p.is_dir()) else {
+        let roots: Vec<_> =
+            request.path.iter().chain(&request.roots).map(|r| r.display().to_string()).collect();
+        return Err(Error::MissingDataset {
+            dataset: "UC Merced Land Use".to_string(),
+            expected: FOLDER.to_string(),
+            searched: if roots.is_empty() { "no root at all".to_string() } else { roots.join(", ") },
+            hint: "unpack UCMerced_LandUse.zip and set STILLHOUSE_DATA to the folder that holds \
+                   UCMerced_LandUse (sources: datasets/ucm.toml); `scenes` needs no files"
+                .to_string(),
+        });
+    };
+    let found = folders_in(path)?;
+    let mut items = Vec::new();
+    for (class, name) in CLASSES.iter().enumerate() {
+        if !found.iter().any(|f| f == name) {
+            return Err(Error::MissingClass {
+                path: path.clone(),
+                class: (*name).to_string(),
+                expected: CLASSES.len(),
+                found: some_of(&found),
+            });
+        }
+        items.extend(class_items(&path.join(name), name, class as u32, |stem| {
+            let number = stem.strip_prefix(name).unwrap_or_default();
+            if number.len() == 2 && number.bytes().all(|b| b.is_ascii_digit()) {
+                Ok(())
+            } else {
+                Err(format!("{name}00 to {name}99 with .tif, .jpg or .png"))
+            }
+        })?);
+    }
+    let info = DatasetInfo {
+        name: request.name.clone(),
+        title: format!("UC Merced Land Use, {} images", items.len()),
+        classes: CLASSES.map(String::from).to_vec(),
+        task: Task::Classification,
+        embedded: false,
+    };
+    Ok(Arc::new(Listing { info, items }))
+}
+
+/// Refuses settings that a dataset without any is given.
+pub(crate) fn no_options(request: &DatasetRequest) -> Result<()> {
+    match request.options.keys().next() {
+        None => Ok(()),
+        Some(key) => Err(Error::setting(
+            format!("dataset `{}`", request.name),
+            format!("unknown setting `{key}`; it has none, remove it"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn request(root: &Path) -> DatasetRequest {
+        DatasetRequest {
+            name: "ucm".to_string(),
+            roots: vec![root.join("absent"), root.to_path_buf()],
+            path: None,
+            options: toml::Table::new(),
+        }
+    }
+
+    fn error(request: &DatasetRequest) -> String {
+        open(request).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    /// Two files of a class each, one of them with the official extension.
+    fn fake(root: &Path) {
+        for name in CLASSES {
+            let folder = root.join(FOLDER).join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(format!("{name}00.tif")), b"x").unwrap();
+            fs::write(folder.join(format!("{name}01.jpg")), b"yy").unwrap();
+            fs::write(folder.join("Thumbs.db"), b"").unwrap();
+        }
+    }
+
+    #[test]
+    fn layout_is_read_in_class_order() {
+        let root = tempfile::tempdir().unwrap();
+        fake(root.path());
+        let set = open(&request(root.path())).unwrap();
+        assert_eq!(set.len(), 42);
+        assert_eq!(set.info().classes.len(), 21);
+        assert_eq!((set.key(3), set.class(3)), ("airplane/airplane01.jpg".to_string(), Some(1)));
+        let identity = set.identity().unwrap();
+        let file = root.path().join(FOLDER).join("beach/beach00.tif");
+        fs::write(&file, b"longer").unwrap();
+        assert_ne!(open(&request(root.path())).unwrap().identity().unwrap(), identity);
+        let e = set.sample(6).unwrap_err().to_string();
+        assert!(e.contains("beach00.tif") && e.contains("not an image"), "{e}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let e = error(&request(root.path()));
+        assert!(e.contains(FOLDER) && e.contains("STILLHOUSE_DATA") && e.contains("absent"), "{e}");
+        fake(root.path());
+        let harbor = root.path().join(FOLDER).join("harbor");
+        fs::remove_file(harbor.join("harbor00.tif")).unwrap();
+        fs::remove_file(harbor.join("harbor01.jpg")).unwrap();
+        let e = error(&request(root.path()));
+        assert!(e.contains("`harbor`") && e.contains("no image") && e.contains("tif"), "{e}");
+        fs::remove_dir_all(&harbor).unwrap();
+        let e = error(&request(root.path()));
+        assert!(e.contains("`harbor`") && e.contains("21") && e.contains("found 20"), "{e}");
+    }
+
+    #[test]
+    fn files_off_the_layout_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        fake(root.path());
+        fs::write(root.path().join(FOLDER).join("river/lake00.jpg"), b"x").unwrap();
+        let e = error(&request(root.path()));
+        assert!(e.contains("lake00.jpg") && e.contains("river00"), "{e}");
+        let mut wrong = request(root.path());
+        wrong.options.insert("size".to_string(), toml::Value::Integer(3));
+        assert!(error(&wrong).contains("`size`"));
+    }
+}

@@ -1,0 +1,170 @@
+//! The loader as a whole: the same batches for any number of workers and from any position.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::{ProptestConfig, prop, prop_assert_eq, prop_oneof, proptest};
+use proptest::strategy::{Just, Strategy};
+use stillhouse_core::data::{
+    Batch, BatchSource, Dataset, DatasetInfo, LoaderSpec, Position, Sample, Sampler, SplitSpec,
+};
+use stillhouse_core::registry::DatasetRequest;
+use stillhouse_core::{Result, Rng};
+use stillhouse_datasets::{loader, loader_with_threads, registry, split};
+
+fn scenes(per_class: i64) -> Arc<dyn Dataset> {
+    let options = toml::from_str(&format!("per_class = {per_class}\nsize = 40")).unwrap();
+    let request = DatasetRequest { name: "scenes".to_string(), roots: vec![], path: None, options };
+    (registry().get("scenes").unwrap().build)(&request).unwrap()
+}
+
+fn tables(text: &str) -> Vec<toml::Table> {
+    let table: toml::Table = toml::from_str(&format!("t = [{text}]")).unwrap();
+    table["t"].as_array().unwrap().iter().map(|v| v.as_table().unwrap().clone()).collect()
+}
+
+fn augmented() -> Vec<toml::Table> {
+    tables(
+        r#"{op="resize_short", size=36}, {op="random_resized_crop", size=24, scale=[0.5, 1.0]},
+        {op="hflip"}, {op="vflip"}, {op="rot90"}, {op="color_jitter", brightness=0.2}, {op="normalize"}"#,
+    )
+}
+
+/// A batch as bits: indices, classes, values.
+type Bits = (Vec<u64>, Vec<u32>, Vec<u32>);
+
+fn bits(batch: &Batch) -> Bits {
+    let images = batch.images.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let classes = batch.target.classes("test").unwrap().to_vec1().unwrap();
+    (batch.ids.clone(), classes, images.into_iter().map(f32::to_bits).collect())
+}
+
+/// Batches of the next calls; `None` at the end of an epoch.
+fn take(loader: &mut dyn BatchSource, count: usize) -> Vec<Option<Bits>> {
+    (0..count).map(|_| loader.next_batch().unwrap().map(|b| bits(&b))).collect()
+}
+
+fn samplers() -> impl Strategy<Value = Sampler> {
+    prop_oneof![
+        (1usize..20, prop::bool::ANY).prop_map(|(batch, drop_last)| Sampler::Shuffle { batch, drop_last }),
+        (1usize..20).prop_map(|batch| Sampler::Sequential { batch }),
+        (1usize..9, 1usize..4).prop_map(|(classes, per_class)| Sampler::ClassBalanced { classes, per_class }),
+        Just(Sampler::ClassBalanced { classes: 30, per_class: 1 }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_number_of_workers_gives_the_same_batches(sampler in samplers(), seed: u64, cache in 0usize..100_000) {
+        let spec = LoaderSpec {
+            indices: (0..42).collect(),
+            sampler,
+            transforms: augmented(),
+            rng: Rng::new(seed),
+            cache_bytes: cache,
+        };
+        let mut runs = [1, 2, 4].map(|threads| {
+            let mut loader = loader_with_threads(scenes(2), &spec, threads).unwrap();
+            let count = loader.batches_per_epoch() as usize * 2 + 1;
+            take(&mut *loader, count.min(30))
+        }).into_iter();
+        let first = runs.next();
+        for other in runs {
+            prop_assert_eq!(first.as_ref(), Some(&other));
+        }
+    }
+
+    #[test]
+    fn seeking_equals_running_through(sampler in samplers(), seed: u64, at in 0usize..12, cache in 0usize..100_000) {
+        let spec = LoaderSpec {
+            indices: (0..42).step_by(2).chain([3, 5]).collect(),
+            sampler,
+            transforms: augmented(),
+            rng: Rng::new(seed),
+            cache_bytes: cache,
+        };
+        let mut through = loader(scenes(2), &spec).unwrap();
+        take(&mut *through, at);
+        let position = through.position();
+        let rest = take(&mut *through, 4);
+        let mut sought = loader(scenes(2), &spec).unwrap();
+        sought.next_batch().unwrap();
+        sought.seek(position).unwrap();
+        prop_assert_eq!(sought.position(), position);
+        prop_assert_eq!(&take(&mut *sought, 4), &rest);
+        through.seek(position).unwrap();
+        prop_assert_eq!(take(&mut *through, 4), rest);
+    }
+}
+
+#[test]
+fn a_split_trains_and_tests() {
+    let set = scenes(5);
+    let spec = SplitSpec { ratio: 0.8, mode: Default::default(), seed: 1, per_class: None };
+    let cut = split(&*set, &spec).unwrap();
+    assert_eq!((cut.train.len(), cut.test.len()), (84, 21));
+    let spec = LoaderSpec {
+        indices: cut.test,
+        sampler: Sampler::Sequential { batch: 10 },
+        transforms: tables(r#"{op="center_crop", size=32}, {op="normalize"}"#),
+        rng: Rng::new(0),
+        cache_bytes: 1 << 20,
+    };
+    let mut loader = loader(set, &spec).unwrap();
+    let mut classes = Vec::new();
+    while let Some(batch) = loader.next_batch().unwrap() {
+        assert_eq!(&batch.images.dims()[1..], [3, 32, 32]);
+        classes.extend(batch.target.classes("test").unwrap().to_vec1::<u32>().unwrap());
+    }
+    assert!(classes.into_iter().eq(0..21));
+    assert_eq!(loader.position(), Position { epoch: 1, batch: 0 });
+}
+
+/// Counts how often it decodes.
+struct Counting(Arc<dyn Dataset>, AtomicUsize);
+
+impl Dataset for Counting {
+    fn info(&self) -> &DatasetInfo {
+        self.0.info()
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn key(&self, index: usize) -> String {
+        self.0.key(index)
+    }
+    fn class(&self, index: usize) -> Option<u32> {
+        self.0.class(index)
+    }
+    fn sample(&self, index: usize) -> Result<Sample> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.sample(index)
+    }
+    fn identity(&self) -> Result<String> {
+        self.0.identity()
+    }
+}
+
+#[test]
+fn the_cache_keeps_what_fits() {
+    // After the resize an image has 24 * 24 * 3 = 1728 bytes; ten fit.
+    for (cache_bytes, decodes) in [(1 << 20, 42), (17_280, 42 + 2 * 32), (0, 3 * 42)] {
+        let set = Arc::new(Counting(scenes(2), AtomicUsize::new(0)));
+        let spec = LoaderSpec {
+            indices: (0..42).collect(),
+            sampler: Sampler::Sequential { batch: 42 },
+            transforms: tables(r#"{op="resize", width=24, height=24}, {op="hflip"}"#),
+            rng: Rng::new(0),
+            cache_bytes,
+        };
+        let mut loader = loader_with_threads(Arc::clone(&set) as Arc<dyn Dataset>, &spec, 2).unwrap();
+        take(&mut *loader, 6);
+        // What was made ahead may have begun.
+        drop(loader);
+        let count = set.1.load(Ordering::Relaxed);
+        assert!((decodes..=decodes + 2 * 42).contains(&count), "{cache_bytes}: {count}");
+        assert!(cache_bytes != 1 << 20 || count == decodes, "{count}");
+    }
+}

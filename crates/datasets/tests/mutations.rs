@@ -1,0 +1,86 @@
+//! Damaged files: an error or an image, never a panic, and never an image of a cut file.
+
+use std::path::PathBuf;
+
+use proptest::prelude::{ProptestConfig, prop, prop_assert, proptest};
+use stillhouse_datasets::image::{As, MAX_PIXELS, decode, decode_u16};
+use stillhouse_testkit::golden;
+
+/// Every encoded file of the golden folder.
+fn files() -> Vec<(PathBuf, Vec<u8>)> {
+    let cases = golden::require("transforms").into_iter().filter(|c| c.meta["op"] == "decode");
+    let paths = cases.map(|c| c.file(c.meta["inputs"]["file"].as_str().unwrap()));
+    paths.map(|p| (p.clone(), std::fs::read(p).unwrap())).collect()
+}
+
+fn try_all(bytes: &[u8]) -> bool {
+    let mut any = false;
+    for to in [As::Rgb, As::Luma, As::Index] {
+        if let Ok(image) = decode(bytes, "mutated", to, true) {
+            assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
+            assert!(image.width * image.height <= MAX_PIXELS);
+            any = true;
+        }
+    }
+    any | decode_u16(bytes, "mutated").is_ok()
+}
+
+#[test]
+fn whole_files_are_read() {
+    let files = files();
+    assert!(files.len() >= 30);
+    for (path, bytes) in files {
+        assert!(try_all(&bytes), "{}", path.display());
+    }
+}
+
+/// A cut file is an error; only what stands behind the last pixel may be missing unnoticed.
+#[test]
+fn cut_files_are_errors() {
+    for (path, bytes) in files() {
+        let whole = decode(&bytes, "whole", As::Rgb, false).ok();
+        let mut lengths: Vec<usize> = (0..40).map(|part| bytes.len() * part / 40).collect();
+        lengths.extend(bytes.len().saturating_sub(40)..bytes.len());
+        for length in lengths {
+            let cut = decode(&bytes[..length], "cut", As::Rgb, false).ok();
+            let name = path.display();
+            assert!(
+                cut.is_none() || cut == whole,
+                "{name} cut to {length} of {} is another image",
+                bytes.len()
+            );
+            let lossy = bytes.starts_with(&[0xff, 0xd8]);
+            assert!(cut.is_none() || !lossy, "{name} cut to {length} of {} is read", bytes.len());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn damaged_files_do_not_panic(
+        file: prop::sample::Index,
+        changes in prop::collection::vec((0usize..1 << 16, 0u8..=255, prop::bool::ANY), 1..12),
+        cut in prop::option::of(0.0f64..1.0),
+    ) {
+        let files = files();
+        let (_, mut bytes) = files[file.index(files.len())].clone();
+        for (place, value, in_header) in changes {
+            // Headers matter most: half of the changes go to the first 64 bytes.
+            let place = if in_header { place % 64 } else { place } % bytes.len();
+            bytes[place] = value;
+        }
+        if let Some(part) = cut {
+            bytes.truncate((bytes.len() as f64 * part) as usize);
+        }
+        try_all(&bytes);
+    }
+
+    #[test]
+    fn noise_does_not_panic(start in 0usize..5, body in prop::collection::vec(0u8..=255, 0..400)) {
+        let magic: [&[u8]; 5] = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II\x2a\0", b"MM\0\x2a", b"BM"];
+        let bytes: Vec<u8> = magic[start].iter().copied().chain(body).collect();
+        prop_assert!(!try_all(&bytes) || start == 4);
+    }
+}

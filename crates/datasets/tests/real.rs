@@ -1,0 +1,82 @@
+//! The official files, where `STILLHOUSE_DATA` names a folder that holds them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use stillhouse_core::Rng;
+use stillhouse_core::data::{Dataset, LoaderSpec, Sampler, SplitSpec};
+use stillhouse_core::registry::DatasetRequest;
+use stillhouse_datasets::{check, loader, loader_with_threads, registry, split};
+
+fn ucm() -> Option<Arc<dyn Dataset>> {
+    let root = PathBuf::from(std::env::var_os("STILLHOUSE_DATA").filter(|r| !r.is_empty())?);
+    if !root.join("UCMerced_LandUse").is_dir() {
+        println!("no UCMerced_LandUse under STILLHOUSE_DATA: nothing checked");
+        return None;
+    }
+    let request = DatasetRequest {
+        name: "ucm".to_string(),
+        roots: vec![root],
+        path: None,
+        options: toml::Table::new(),
+    };
+    Some((registry().get("ucm").unwrap().build)(&request).unwrap())
+}
+
+#[test]
+fn ucm_is_complete() {
+    let Some(set) = ucm() else { return };
+    let report = check(&*set);
+    println!("{report}");
+    assert!(report.is_ok());
+    assert_eq!(report.images, 2100);
+    assert_eq!((report.sizes[0].width, report.sizes[0].height, report.sizes[0].images), (256, 256, 2056));
+    assert_eq!(report.duplicates.len(), 1);
+    assert!(report.duplicates[0].iter().all(|k| k.starts_with("airplane/airplane0")));
+    for (ratio, test) in [(0.8, 420), (0.6, 840)] {
+        let spec = SplitSpec { ratio, mode: Default::default(), seed: 0, per_class: None };
+        assert_eq!(split(&*set, &spec).unwrap().test.len(), test);
+    }
+}
+
+#[test]
+fn ucm_is_loaded_fast() {
+    let Some(set) = ucm() else { return };
+    let tables = |text: &str| -> Vec<toml::Table> {
+        let table: toml::Table = toml::from_str(&format!("t = [{text}]")).unwrap();
+        table["t"].as_array().unwrap().iter().map(|v| v.as_table().unwrap().clone()).collect()
+    };
+    let decode = Instant::now();
+    (0..300).for_each(|i| drop(set.sample(i * 7).unwrap()));
+    println!("decode: {:.0} images/s on one thread", 300.0 / decode.elapsed().as_secs_f64());
+    let paper = r#"{op="resize_short", size=256}, {op="random_resized_crop", size=224, scale=[0.5, 1.0], ratio=[0.75, 1.3333]}, {op="hflip"}, {op="vflip"}, {op="normalize"}"#;
+    let small = r#"{op="resize_short", size=72}, {op="random_crop", size=64}, {op="hflip"}, {op="vflip"}, {op="normalize"}"#;
+    for (name, transforms) in [("224 px", paper), ("64 px", small)] {
+        let spec = LoaderSpec {
+            indices: (0..set.len()).collect(),
+            sampler: Sampler::Shuffle { batch: 60, drop_last: true },
+            transforms: tables(transforms),
+            rng: Rng::new(0),
+            cache_bytes: 1 << 30,
+        };
+        let mut loader = loader_with_threads(Arc::clone(&set), &spec, 1).unwrap();
+        for epoch in ["first epoch (decodes)", "second epoch (from the cache)"] {
+            let start = Instant::now();
+            let mut images = 0;
+            while let Some(batch) = loader.next_batch().unwrap() {
+                images += batch.ids.len();
+            }
+            assert_eq!(images, 2100);
+            println!("{name}, {epoch}: {:.0} images/s on one worker", 2100.0 / start.elapsed().as_secs_f64());
+        }
+    }
+    let spec = LoaderSpec {
+        indices: (0..set.len()).collect(),
+        sampler: Sampler::ClassBalanced { classes: 21, per_class: 3 },
+        transforms: tables(small),
+        rng: Rng::new(0),
+        cache_bytes: 0,
+    };
+    assert_eq!(loader(set, &spec).unwrap().next_batch().unwrap().unwrap().images.dims(), [63, 3, 64, 64]);
+}
