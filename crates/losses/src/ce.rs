@@ -1,0 +1,203 @@
+//! Cross entropy with the labels (`ce`), the term that every other method is added to.
+//!
+//! # Paper
+//! Label smoothing: C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the
+//! Inception Architecture for Computer Vision", CVPR 2016, DOI 10.1109/CVPR.2016.308, section 7.
+//!
+//! # Equation
+//! `ce = mean over the labels y that count of (1 - s) * (-ln p_y) + s * mean_c(-ln p_c)`, with
+//! `p = softmax(logits)` and smoothing `s`. If no label counts, 0 with a zero gradient.
+//!
+//! # Inputs
+//! Student `logits [B, N]` with classes `[B]`, or `logits [B, N, H, W]` with masks `[B, H, W]`.
+//!
+//! # Defaults and their source
+//! No smoothing; 255 is ignored in masks (VOC's and Cityscapes' convention) and nothing in classes.
+//!
+//! # Where code and paper differ
+//! PyTorch gives NaN if no label counts.
+//!
+//! # Example
+//! ```
+//! let row = *stillhouse_losses::registry().get("ce")?;
+//! let ce = (row.build)(&toml::toml! { label_smoothing = 0.1 })?;
+//! assert!(ce.needs().teacher.is_empty());
+//! # Ok::<(), stillhouse_core::Error>(())
+//! ```
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use stillhouse_core::data::Target;
+use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result};
+
+use crate::softmax::{log_softmax, rows};
+use crate::sum::sum;
+use crate::{fit, settings};
+
+/// The row of `ce`.
+pub const ROW: Entry<DistillerBuild> = Entry {
+    name: "ce",
+    summary: "cross entropy with the labels, classes or masks",
+    source: "Szegedy et al. 2016, section 7 (label smoothing)",
+    defaults: || {
+        settings::describe::<CeConfig>(&[
+            ("weight", "the whole weight of the labels"),
+            ("label_smoothing", "off, as in paper 1's recipe"),
+            ("ignore_index", "255 in masks (VOC, Cityscapes), nothing in classes"),
+        ])
+    },
+    build: |table| Ok(Box::new(Ce::new(settings::read(table, "ce")?)?)),
+};
+
+/// Settings of `ce`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CeConfig {
+    /// Weight of the term.
+    pub weight: f64,
+    /// Part of the target that is shared by all classes, in [0, 1].
+    pub label_smoothing: f64,
+    /// Label that does not count. Unset: 255 in masks, none in classes.
+    pub ignore_index: Option<u32>,
+}
+
+impl Default for CeConfig {
+    fn default() -> Self {
+        Self { weight: 1.0, label_smoothing: 0.0, ignore_index: None }
+    }
+}
+
+/// Cross entropy with the labels.
+#[derive(Debug)]
+pub struct Ce {
+    config: CeConfig,
+}
+
+impl Ce {
+    /// Checks the settings.
+    pub fn new(config: CeConfig) -> Result<Self> {
+        settings::not_negative("ce", "weight", config.weight)?;
+        if !(0.0..=1.0).contains(&config.label_smoothing) {
+            return Err(settings::wrong(
+                "ce",
+                "label_smoothing",
+                config.label_smoothing,
+                "a number in [0, 1]",
+            ));
+        }
+        Ok(Self { config })
+    }
+
+    /// The mean over the labels that count, a scalar.
+    fn value(&self, logits: &Tensor, target: &Target) -> Result<Tensor> {
+        let (labels, ignore) = match target {
+            Target::Classes(t) => (t, self.config.ignore_index),
+            Target::Mask(t) => (t, self.config.ignore_index.or(Some(255))),
+        };
+        let fits = match (logits.dims(), labels.dims()) {
+            ([b, _], [labels]) => b == labels,
+            ([b, _, h, w], labels) => labels == [*b, *h, *w],
+            _ => false,
+        };
+        if !fits {
+            return Err(Error::unfit(
+                "ce",
+                format!(
+                    "needs logits [B, N] with labels [B], or [B, N, H, W] with [B, H, W]; got {:?} with {:?}",
+                    logits.dims(),
+                    labels.dims()
+                ),
+            ));
+        }
+        let log_p = log_softmax(&rows(logits, "ce")?)?; // [M, N]
+        let labels = labels.flatten_all()?;
+        let counts = match ignore {
+            Some(index) => labels.ne(index)?,
+            None => labels.ones_like()?.to_dtype(DType::U8)?,
+        };
+        let labels = counts.where_cond(&labels, &labels.zeros_like()?)?;
+        let (largest, classes) = (labels.max(0)?.to_scalar::<u32>()?, log_p.dim(1)?);
+        if largest as usize >= classes {
+            return Err(Error::unfit(
+                "ce",
+                format!(
+                    "found label {largest}, but the logits have {classes} classes; set ignore_index if it is \
+                     not to count"
+                ),
+            ));
+        }
+        let s = self.config.label_smoothing;
+        let own = log_p.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)?; // [M]
+        let each = ((own * (s - 1.0))? - (log_p.mean(1)? * s)?)?;
+        let counts = counts.to_dtype(log_p.dtype())?;
+        let total = sum(&(each * &counts)?)?;
+        Ok(total.div(&sum(&counts)?.maximum(1.0)?)?)
+    }
+}
+
+impl Distiller for Ce {
+    fn name(&self) -> &str {
+        ROW.name
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { student: vec!["logits".into()], teacher: vec![] }
+    }
+
+    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
+        fit::student_logits(shapes, ROW.name).map(|_| ())
+    }
+
+    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+        Ok(vec![Term::new("ce", self.value(step.student.logits()?, step.target)?, self.config.weight)])
+    }
+
+    fn weights(&self) -> Vec<(String, f64)> {
+        vec![("ce".into(), self.config.weight)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn ce(table: toml::Table) -> Ce {
+        Ce::new(settings::read(&table, "ce").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn ignored_labels_do_not_count() {
+        let logits = Tensor::new(&[[0f64, 3f64.ln()], [9., -9.], [0., 0.]], &Device::Cpu).unwrap();
+        let classes = |y: [u32; 3]| Target::Classes(Tensor::new(&y, &Device::Cpu).unwrap());
+        let value = |ce: &Ce, y| ce.value(&logits, &classes(y)).unwrap().to_scalar::<f64>().unwrap();
+        let ignoring = ce(toml::toml! { ignore_index = 7 });
+        let want = ((4f64 / 3.0).ln() + 2f64.ln()) / 2.0;
+        assert!((value(&ignoring, [1, 7, 0]) - want).abs() < 1e-15);
+        assert_eq!(value(&ignoring, [7, 7, 7]), 0.0);
+
+        // 255 is a class like any other, unless it stands in a mask.
+        let e = ce(toml::Table::new()).value(&logits, &classes([1, 255, 0])).unwrap_err().to_string();
+        assert!(e.contains("label 255") && e.contains("2 classes"), "{e}");
+        let maps = logits.reshape((3, 2, 1, 1)).unwrap();
+        let mask =
+            Target::Mask(Tensor::new(&[1u32, 255, 0], &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap());
+        let got = ce(toml::Table::new()).value(&maps, &mask).unwrap().to_scalar::<f64>().unwrap();
+        assert!((got - want).abs() < 1e-15);
+    }
+
+    #[test]
+    fn misfits_are_told() {
+        let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
+        let mask = Target::Mask(zeros(&[2, 4, 4], DType::U32));
+        let e =
+            ce(toml::Table::new()).value(&zeros(&[2, 3, 1, 1], DType::F32), &mask).unwrap_err().to_string();
+        assert!(e.contains("[2, 3, 1, 1]") && e.contains("[2, 4, 4]"), "{e}");
+        let e = (ROW.build)(&toml::toml! { label_smoothing = 1.5 }).err().unwrap().to_string();
+        assert!(e.contains("`label_smoothing` is 1.5"), "{e}");
+        let e = (ROW.build)(&toml::toml! { label_smothing = 0.1 }).err().unwrap().to_string();
+        assert!(e.contains("did you mean `label_smoothing`"), "{e}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The 1x1 convolution with batch norm that brings a student's map to the teacher's channels.
+
+use std::cell::RefCell;
+
+use candle_core::Tensor;
+use stillhouse_core::{Builder, Params, Result};
+use stillhouse_ops::{Init, ParamId};
+
+use crate::sum::mean_rows;
+
+/// How far the running statistics follow a batch (PyTorch's default).
+const MOMENTUM: f64 = 0.1;
+
+/// A 1x1 convolution without bias, then batch norm. Trained with the student, dropped afterwards.
+#[derive(Debug)]
+pub(crate) struct Conv1x1Bn {
+    weight: Tensor, // [C_T, C_S, 1, 1]
+    gamma: Tensor,  // [C_T]
+    beta: Tensor,   // [C_T]
+    running_mean: ParamId,
+    running_var: ParamId,
+    params: Params,
+    eps: f64,
+    /// Mean and unbiased variance of the last training batch, until `after_step` takes them in.
+    seen: RefCell<Option<(Tensor, Tensor)>>,
+}
+
+impl Conv1x1Bn {
+    /// Makes `connector.weight` and `bn.*` below the builder.
+    pub(crate) fn new(student: usize, teacher: usize, eps: f64, params: &Builder) -> Result<Self> {
+        let bn = params.pp("bn");
+        let shape = [teacher, student, 1, 1];
+        Ok(Self {
+            weight: params.pp("connector").var("weight", &shape, Init::fan_in_uniform(student))?,
+            gamma: bn.var("weight", &[teacher], Init::Constant(1.0))?,
+            beta: bn.var("bias", &[teacher], Init::Constant(0.0))?,
+            running_mean: bn.buffer("running_mean", &[teacher], Init::Constant(0.0))?,
+            running_var: bn.buffer("running_var", &[teacher], Init::Constant(1.0))?,
+            params: params.params().clone(),
+            eps,
+            seen: RefCell::new(None),
+        })
+    }
+
+    /// `[B, C_S, H, W] -> [B, C_T, H, W]`; with the batch's statistics when training, else with the
+    /// running ones.
+    pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let (b, from, h, w) = x.dims4()?;
+        let to = self.gamma.dim(0)?;
+        let pixels = x.permute((0, 2, 3, 1))?.reshape((b * h * w, from))?;
+        let z = pixels.matmul(&self.weight.reshape((to, from))?.t()?)?; // [B * H * W, C_T]
+        let (mean, var) = if train {
+            let mean = mean_rows(&z)?;
+            let var = mean_rows(&z.broadcast_sub(&mean)?.sqr()?)?;
+            let count = (b * h * w) as f64;
+            let unbiased = (var.detach() * (count / (count - 1.0).max(1.0)))?;
+            *self.seen.borrow_mut() = Some((mean.detach(), unbiased));
+            (mean, var)
+        } else {
+            (self.buffer(self.running_mean), self.buffer(self.running_var))
+        };
+        let scale = (var + self.eps)?.sqrt()?.recip()?.mul(&self.gamma)?;
+        let y = z.broadcast_sub(&mean)?.broadcast_mul(&scale)?.broadcast_add(&self.beta)?;
+        Ok(y.reshape((b, h, w, to))?.permute((0, 3, 1, 2))?)
+    }
+
+    /// Moves the running statistics by the last training batch, once.
+    pub(crate) fn after_step(&self) -> Result<()> {
+        if let Some((mean, var)) = self.seen.borrow_mut().take() {
+            for (id, new) in [(self.running_mean, mean), (self.running_var, var)] {
+                let moved = ((self.buffer(id) * (1.0 - MOMENTUM))? + (new * MOMENTUM)?)?;
+                self.params.import(id, &moved)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn buffer(&self, id: ParamId) -> Tensor {
+        self.params.get(id).var().as_detached_tensor()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use stillhouse_core::Rng;
+
+    #[test]
+    fn running_statistics_follow_after_the_step() {
+        let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+        let connector = Conv1x1Bn::new(1, 1, 1e-5, &params.builder(Rng::new(1))).unwrap();
+        let value = |name: &str| {
+            params.export(params.id(name).unwrap()).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+                [0]
+        };
+        params
+            .import(
+                params.id("connector.weight").unwrap(),
+                &Tensor::ones((1, 1, 1, 1), DType::F32, &Device::Cpu).unwrap(),
+            )
+            .unwrap();
+        let x = Tensor::new(&[[[[1f64, 2.], [3., 6.]]]], &Device::Cpu).unwrap(); // mean 3, variance 14 / 4
+
+        let y = connector.forward(&x, true).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        assert!((y[3] - 3.0 / (3.5f64 + 1e-5).sqrt()).abs() < 1e-12, "{y:?}");
+        assert_eq!((value("bn.running_mean"), value("bn.running_var")), (0.0, 1.0));
+        connector.after_step().unwrap();
+        connector.after_step().unwrap(); // nothing new was seen
+        assert!((value("bn.running_mean") - 0.3).abs() < 1e-12);
+        assert!((value("bn.running_var") - (0.9 + 0.1 * 14.0 / 3.0)).abs() < 1e-12);
+
+        let y = connector.forward(&x, false).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let want = (6.0 - 0.3) / (0.9 + 0.1 * 14.0 / 3.0 + 1e-5f64).sqrt();
+        assert!((y[3] - want).abs() < 1e-12, "{y:?}");
+        connector.after_step().unwrap(); // evaluation leaves no trace
+        assert!((value("bn.running_mean") - 0.3).abs() < 1e-12);
+    }
+}

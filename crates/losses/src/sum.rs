@@ -1,0 +1,39 @@
+//! Sums that do not lose digits.
+
+use candle_core::{DType, Tensor};
+use stillhouse_core::Result;
+
+/// The sum of all values, accumulated in f64, in the tensor's dtype.
+pub(crate) fn sum(x: &Tensor) -> Result<Tensor> {
+    Ok(x.to_dtype(DType::F64)?.sum_all()?.to_dtype(x.dtype())?)
+}
+
+/// The mean of all values, accumulated in f64, in the tensor's dtype.
+pub(crate) fn mean(x: &Tensor) -> Result<Tensor> {
+    Ok((sum(x)? / x.elem_count() as f64)?)
+}
+
+/// The mean over the first axis, `[M, N] -> [N]`, as one product (candle's own reduction of a
+/// leading axis is slow and accumulates serially).
+pub(crate) fn mean_rows(x: &Tensor) -> Result<Tensor> {
+    let rows = x.dims2()?.0;
+    let share = Tensor::full(1.0 / rows as f64, (1, rows), x.device())?.to_dtype(x.dtype())?;
+    Ok(share.matmul(x)?.squeeze(0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn a_million_ones_are_a_million() {
+        // Added one after the other in f32, a third times three million is off by a thousandth.
+        let x = Tensor::full(1.0f32 / 3.0, 3_000_000, &Device::Cpu).unwrap();
+        let exact = 3e6 * f64::from(1.0f32 / 3.0);
+        assert_eq!(sum(&x).unwrap().to_scalar::<f32>().unwrap(), exact as f32);
+        assert_eq!(mean(&x).unwrap().to_scalar::<f32>().unwrap(), 1.0 / 3.0);
+        let x = Tensor::new(&[[1f64, 2.], [3., 6.]], &Device::Cpu).unwrap();
+        assert_eq!(mean_rows(&x).unwrap().to_vec1::<f64>().unwrap(), [2., 4.]);
+    }
+}

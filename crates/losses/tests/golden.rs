@@ -1,0 +1,348 @@
+//! Every golden case of `losses/`: terms, total and gradients, in f64 and in f32.
+//!
+//! Cases are taken by their metadata, never by their names; the README beside them says what they
+//! hold and how tolerances are meant.
+
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Device, Tensor, Var};
+use serde_json::Value;
+use stillhouse_core::data::Target;
+use stillhouse_core::distiller::{Distiller, Shapes, Step};
+use stillhouse_core::network::Features;
+use stillhouse_core::{Params, Rng};
+use stillhouse_losses::registry;
+use stillhouse_ops::Kind;
+use stillhouse_testkit::golden::{Case, require};
+
+/// Methods of the golden folder that are not built. An entry goes with the row that builds it.
+const NOT_YET: &[&str] = &[
+    "at",
+    "byot",
+    "cc",
+    "crd",
+    "cwd",
+    "dkd",
+    "fitnet",
+    "frkd",
+    "ifvd",
+    "kdsvd",
+    "kl_cosine",
+    "pkt",
+    "reviewkd",
+    "rkd",
+    "self_kl",
+    "skd_affinity",
+    "skd_holistic",
+    "skd_pairwise",
+    "skd_pixelwise",
+    "sp",
+    "vid",
+];
+
+/// Settings that may be `null`: the key is then left out.
+const NULLABLE: &[&str] = &["ignore_index"];
+
+#[test]
+fn every_case() {
+    let cases = require("losses");
+    let (mut checked, mut not_yet, mut left_out) = (0, 0, 0);
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let method = text(&case.meta, "method");
+        match (registry().get(method).is_ok(), NOT_YET.contains(&method)) {
+            (true, true) => wrong.push(format!("{case}: `{method}` is built, take it out of NOT_YET")),
+            (false, false) => wrong.push(format!("{case}: unknown method `{method}`")),
+            (false, true) => not_yet += 1,
+            (true, false) => {
+                checked += 1;
+                for dtype in [DType::F64, DType::F32] {
+                    match check(case, dtype) {
+                        Ok(extras) => left_out += extras,
+                        Err(e) => wrong.push(format!("{case} in {dtype:?}: {e}")),
+                    }
+                }
+            }
+        }
+    }
+    println!(
+        "golden losses: {checked} of {} cases checked in f64 and f32, {not_yet} belong to methods not built yet; \
+         {left_out} intermediate values not compared",
+        cases.len()
+    );
+    assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(checked > 0 || cases.is_empty(), "no case was checked");
+}
+
+#[test]
+fn built_methods_are_not_waited_for() {
+    for row in registry().rows() {
+        assert!(!NOT_YET.contains(&row.name), "`{}` is built, take it out of NOT_YET", row.name);
+    }
+}
+
+/// What the walk relies on: changed values, settings, tensors and formats are findings.
+#[test]
+fn a_changed_case_fails() {
+    let cases = require("losses");
+    let Some(case) = cases.iter().find(|c| registry().get(text(&c.meta, "method")).is_ok()) else {
+        return;
+    };
+    let fails = |why: &str, change: &dyn Fn(&mut Case)| {
+        let mut changed = case.clone();
+        change(&mut changed);
+        let e = check(&changed, DType::F64).expect_err(why);
+        assert!(e.contains(why), "{why}: {e}");
+    };
+    check(case, DType::F64).unwrap();
+    fails("unknown field", &|c| c.meta["hyper"]["no_such_key"] = 1.into());
+    fails("format", &|c| c.meta["format"] = "stillhouse-golden-loss-2".into());
+    fails("terms", &|c| c.meta["terms"][0]["weight"] = 0.123.into());
+    fails("unknown input", &|c| {
+        c.meta["inputs"]["aux.new"] = serde_json::json!({"dtype": "f64", "shape": [1], "grad": false});
+        c.tensors.insert("aux.new".into(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
+    });
+    fails("no_parameter", &|c| {
+        c.meta["inputs"]["param.no_parameter"] =
+            serde_json::json!({"dtype": "f64", "shape": [1], "grad": true});
+        c.tensors.insert("param.no_parameter".into(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
+    });
+    for (name, tensor) in &case.tensors {
+        if name == "expected.total" || name.starts_with("expected.term") || name.starts_with("grad.") {
+            let moved = (tensor + 1e-3).unwrap();
+            fails(name, &|c| drop(c.tensors.insert(name.clone(), moved.clone())));
+        }
+    }
+}
+
+type Outcome<T> = Result<T, String>;
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+fn words(e: impl std::fmt::Display) -> String {
+    e.to_string()
+}
+
+/// The methods of a case, whose terms add up, and whether connectors train.
+struct Setup {
+    methods: Vec<Box<dyn Distiller>>,
+    train: bool,
+}
+
+/// Every key of `hyper` is either one of the three that are not the method's own, or goes to the
+/// method, which refuses what it does not know.
+fn setup(case: &Case) -> Outcome<Setup> {
+    let method = text(&case.meta, "method");
+    let mut own = toml::Table::new();
+    let mut ce = toml::Table::new();
+    let mut train = true;
+    let hyper = case.meta["hyper"].as_object().ok_or("no `hyper`")?;
+    for (key, value) in hyper {
+        match (key.as_str(), value) {
+            (_, Value::Null) if NULLABLE.contains(&key.as_str()) => {}
+            ("ce_weight", weight) => {
+                let weight = weight.as_f64().ok_or("`ce_weight` is not a number")?;
+                if weight > 0.0 {
+                    ce.insert("weight".into(), weight.into());
+                }
+            }
+            ("bn_mode", mode) if hyper.contains_key("bn_eps") => {
+                train = match mode.as_str() {
+                    Some("train") => true,
+                    Some("eval") => false,
+                    _ => return Err(format!("unknown bn_mode {mode}")),
+                }
+            }
+            // The golden folder has one name for the stages of all methods.
+            ("stages", value) if method == "class_centre" => {
+                drop(own.insert("C5_stages".into(), toml(value)?))
+            }
+            (key, value) => drop(own.insert(key.into(), toml(value)?)),
+        }
+    }
+    let build = |name: &str, table: &toml::Table| {
+        let row = *registry().get(name).map_err(words)?;
+        (row.build)(table).map_err(words)
+    };
+    let mut methods = Vec::new();
+    if !ce.is_empty() {
+        methods.push(build("ce", &ce)?);
+    }
+    methods.push(build(method, &own)?);
+    Ok(Setup { methods, train })
+}
+
+fn toml(value: &Value) -> Outcome<toml::Value> {
+    toml::Value::try_from(value).map_err(|e| format!("{value}: {e}"))
+}
+
+/// Runs a case in one dtype; the number of intermediate values that were not compared.
+fn check(case: &Case, dtype: DType) -> Outcome<usize> {
+    if text(&case.meta, "format") != "stillhouse-golden-loss-1" {
+        return Err(format!("unknown format {}", case.meta["format"]));
+    }
+    let Setup { mut methods, train } = setup(case)?;
+
+    // Inputs: gradients are wanted of all students' taps and parameters.
+    let (mut student, mut teacher) = (Features::default(), Features::default());
+    let (mut leaves, mut stored, mut target) = (Vec::new(), Vec::new(), None);
+    let inputs = case.meta["inputs"].as_object().ok_or("no `inputs`")?;
+    for (name, input) in inputs {
+        let grad = input["grad"].as_bool().ok_or_else(|| format!("{name}: no `grad`"))?;
+        let tensor = case.tensors.get(name).ok_or_else(|| format!("no tensor `{name}`"))?;
+        let cast = || tensor.to_dtype(dtype).map_err(words);
+        match name.split_once('.').unwrap_or((name, "")) {
+            ("student", tap) if grad => {
+                let var = Var::from_tensor(&cast()?).map_err(words)?;
+                student.insert(tap, var.as_tensor().clone());
+                leaves.push((name.clone(), var));
+            }
+            ("student", tap) => student.insert(tap, cast()?),
+            ("teacher", tap) if !grad => teacher.insert(tap, cast()?),
+            ("target", "classes") => {
+                target = Some(Target::Classes(tensor.to_dtype(DType::U32).map_err(words)?))
+            }
+            ("target", "mask") => target = Some(Target::Mask(tensor.to_dtype(DType::U32).map_err(words)?)),
+            ("param", own) if grad => stored.push((Kind::Weight, own, cast()?)),
+            ("buffer", own) if !grad => stored.push((Kind::Buffer, own, cast()?)),
+            _ => return Err(format!("unknown input `{name}` (grad: {grad})")),
+        }
+    }
+    let batch = student.iter().next().map_or(0, |(_, t)| t.dims()[0]);
+    // Without labels: any will do.
+    let target =
+        target.unwrap_or(Target::Classes(Tensor::zeros(batch, DType::U32, &Device::Cpu).map_err(words)?));
+    let classes = match (student.logits(), &target) {
+        (Ok(logits), _) => logits.dims()[1],
+        (_, Target::Classes(t) | Target::Mask(t)) => {
+            let largest = t.flatten_all().and_then(|t| t.max(0)).and_then(|t| t.to_scalar::<u32>());
+            largest.map_err(words)? as usize + 1
+        }
+    };
+
+    // Connectors: the case's parameters are exactly the methods' own.
+    let params = Params::new(dtype, &Device::Cpu).map_err(words)?;
+    let shapes =
+        Shapes { student: student.shapes(), teacher: teacher.shapes(), classes, batch, samples: batch };
+    for method in &mut methods {
+        method.connect(&shapes, &params.builder(Rng::new(0))).map_err(words)?;
+    }
+    for (kind, name, value) in &stored {
+        let id = params.id(name).ok_or_else(|| format!("the method has no parameter `{name}`"))?;
+        if params.get(id).kind != *kind {
+            return Err(format!("`{name}` is a {:?}, expected a {kind:?}", params.get(id).kind));
+        }
+        params.import(id, value).map_err(words)?;
+    }
+    let given: BTreeSet<&str> = stored.iter().map(|(_, name, _)| *name).collect();
+    for param in params.all() {
+        // Running statistics are only read in evaluation.
+        let read = param.kind == Kind::Weight || !train;
+        if read && !given.contains(param.name.as_str()) {
+            return Err(format!("the case has no value for `{}`", param.name));
+        }
+        if param.kind == Kind::Weight {
+            leaves.push((format!("param.{}", param.name), param.var().clone()));
+        }
+    }
+
+    // The step.
+    let step = Step {
+        student: &student,
+        teacher: &teacher,
+        target: &target,
+        ids: &(0..batch as u64).collect::<Vec<_>>(),
+        epoch: 0.0,
+        step: 0,
+        train,
+        rng: Rng::new(0),
+    };
+    let mut terms = Vec::new();
+    for method in &methods {
+        terms.extend(method.terms(&step).map_err(words)?);
+    }
+    let told = methods.iter().flat_map(|m| m.weights()).collect::<Vec<_>>();
+    let got: Vec<(String, f64)> = terms.iter().map(|t| (t.name.clone(), t.weight)).collect();
+    let listed = case.meta["terms"].as_array().ok_or("no `terms`")?;
+    let want: Vec<(String, f64)> = listed
+        .iter()
+        .map(|t| (text(t, "name").to_string(), t["weight"].as_f64().unwrap_or(f64::NAN)))
+        .collect();
+    if got != want || told != want {
+        return Err(format!("terms are {got:?}, told as {told:?}, expected {want:?}"));
+    }
+    let mut total = Tensor::zeros((), dtype, &Device::Cpu).map_err(words)?;
+    for term in &terms {
+        total = (&term.value * term.weight).and_then(|v| total + v).map_err(words)?;
+    }
+    let grads = total.backward().map_err(words)?;
+
+    // The comparison.
+    let key = if dtype == DType::F64 { "f64" } else { "f32" };
+    let tolerances =
+        case.meta["tolerance"][key].as_object().ok_or_else(|| format!("no `tolerance.{key}`"))?;
+    for (name, _) in inputs.iter().filter(|(_, input)| input["grad"] == true) {
+        if !tolerances.contains_key(&format!("grad.{name}")) {
+            return Err(format!("no tolerance for the gradient of `{name}`"));
+        }
+    }
+    let mut left_out = 0;
+    let mut wrong = Vec::new();
+    for (name, tolerance) in tolerances {
+        let got = match name.split_once('.').unwrap_or((name, "")) {
+            ("expected", "total") => total.clone(),
+            ("expected", part) if part.starts_with("term.") => {
+                let term = terms.iter().find(|t| part["term.".len()..] == t.name);
+                term.ok_or_else(|| format!("no term for `{name}`"))?.value.clone()
+            }
+            ("expected", part) if part.starts_with("extra.") => {
+                left_out += 1;
+                continue;
+            }
+            ("grad", input) => {
+                let leaf = leaves.iter().find(|(leaf, _)| leaf == input);
+                let leaf = &leaf.ok_or_else(|| format!("no input for `{name}`"))?.1;
+                match grads.get(leaf) {
+                    Some(gradient) => gradient.clone(),
+                    None => leaf.zeros_like().map_err(words)?,
+                }
+            }
+            _ => return Err(format!("unknown value `{name}`")),
+        };
+        if got.dtype() != dtype {
+            return Err(format!("`{name}` is {:?}", got.dtype()));
+        }
+        let want = case.tensors.get(name).ok_or_else(|| format!("no tensor `{name}`"))?;
+        if let Err(e) = compare(&got, &want.to_dtype(dtype).map_err(words)?, tolerance) {
+            wrong.push(format!("`{name}`: {e}"));
+        }
+    }
+    if wrong.is_empty() { Ok(left_out) } else { Err(wrong.join("; ")) }
+}
+
+/// `|got - want| <= atol + rtol * |want|` for every element, and `got` finite; only the latter if
+/// the tolerance is null.
+fn compare(got: &Tensor, want: &Tensor, tolerance: &Value) -> Outcome<()> {
+    if got.dims() != want.dims() {
+        return Err(format!("shape {:?}, expected {:?}", got.dims(), want.dims()));
+    }
+    let values = |t: &Tensor| {
+        t.to_dtype(DType::F64).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1::<f64>()).map_err(words)
+    };
+    let (got, want) = (values(got)?, values(want)?);
+    if got.iter().any(|v| !v.is_finite()) {
+        return Err("not finite".into());
+    }
+    if tolerance.is_null() {
+        return Ok(());
+    }
+    let part = |key: &str| tolerance[key].as_f64().ok_or_else(|| format!("no `{key}` in {tolerance}"));
+    let (rtol, atol) = (part("rtol")?, part("atol")?);
+    let over = got.iter().zip(&want).map(|(g, w)| (g, w, (g - w).abs() / (atol + rtol * w.abs())));
+    match over.filter(|(_, _, over)| *over > 1.0).max_by(|a, b| a.2.total_cmp(&b.2)) {
+        Some((g, w, over)) => Err(format!("{g:e}, expected {w:e}: {over:.1} times the tolerance")),
+        None => Ok(()),
+    }
+}

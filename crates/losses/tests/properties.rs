@@ -1,0 +1,274 @@
+//! What must hold for any data.
+
+use candle_core::{DType, Device, Tensor, Var};
+use proptest::prelude::*;
+use stillhouse_core::data::Target;
+use stillhouse_core::distiller::{Shapes, Step};
+use stillhouse_core::network::Features;
+use stillhouse_core::{Params, Rng};
+use stillhouse_losses::mmd::{GroupWeight, Groups, Kernel, grouped_mmd2};
+use stillhouse_losses::registry;
+use stillhouse_testkit::diff;
+
+const CPU: Device = Device::Cpu;
+
+/// Normal values, rectified or not.
+fn random(seed: u64, name: &str, shape: &[usize], rectified: bool) -> Tensor {
+    let mut draw = Rng::new(seed).stream(name).at(0, 0);
+    let value = |v: f64| if rectified { v.max(0.0) } else { v };
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| value(draw.normal())).collect();
+    Tensor::from_vec(values, shape, &CPU).unwrap()
+}
+
+fn list(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The value of a method's first term and the gradient of its student's tap, of the same dtype.
+fn run(
+    method: &str,
+    settings: &str,
+    tap: &str,
+    student: &Tensor,
+    teacher: &Tensor,
+    y: &[u32],
+) -> (f64, Vec<f64>) {
+    let row = *registry().get(method).unwrap();
+    let mut method = (row.build)(&toml::from_str(settings).unwrap()).unwrap();
+    let var = Var::from_tensor(student).unwrap();
+    let mut features = [Features::default(), Features::default()];
+    features[0].insert(tap, var.as_tensor().clone());
+    features[1].insert(tap, teacher.clone());
+    let classes = if tap == "logits" { student.dims()[1] } else { 9 };
+    let params = Params::new(student.dtype(), &CPU).unwrap();
+    let shapes = Shapes {
+        student: features[0].shapes(),
+        teacher: features[1].shapes(),
+        classes,
+        batch: y.len(),
+        samples: y.len(),
+    };
+    method.connect(&shapes, &params.builder(Rng::new(0))).unwrap();
+    let step = Step {
+        student: &features[0],
+        teacher: &features[1],
+        target: &Target::Classes(Tensor::new(y, &CPU).unwrap()),
+        ids: &[],
+        epoch: 0.0,
+        step: 0,
+        train: true,
+        rng: Rng::new(0),
+    };
+    let value = method.terms(&step).unwrap().remove(0).value;
+    let grads = value.backward().unwrap();
+    let gradient = grads.get(&var).map_or_else(|| vec![0.0; student.elem_count()], list);
+    (list(&value)[0], gradient)
+}
+
+/// `class_centre` at one stage.
+fn centre(settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> (f64, Vec<f64>) {
+    run("class_centre", &format!("C5_stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
+}
+
+fn nst(method: &str, settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> (f64, Vec<f64>) {
+    run(method, &format!("stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
+}
+
+/// All settings in which class_centre has a value for maps of 3 channels.
+const SETTINGS: &[&str] = &[
+    "",
+    "C2_kernel = \"linear\"",
+    "C2_kernel = \"gaussian\"",
+    "C3_distance = \"mmd\"",
+    "C3_distance = \"mean_map_l2\"",
+    "C4_class_weight = \"uniform\"",
+    "C1_feature = \"pooled\"",
+    "C1_feature = \"pooled\"\nC2_kernel = \"gaussian\"",
+    "C1_feature = \"pooled\"\nC3_distance = \"mean_map_l2\"",
+];
+
+const KERNELS: [Kernel; 3] = [Kernel::Poly2, Kernel::Linear, Kernel::Gaussian];
+
+fn near(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-12 + 1e-10 * b.abs()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    /// nst_all <= class_centre <= nst, for any labels and any kernel.
+    #[test]
+    fn groupings_are_ordered(seed: u64, y in prop::collection::vec(0u32..4, 1..8), ct in 1usize..6, cs in 1usize..6, d in 1usize..9) {
+        let unit = |name: &str, c: usize| {
+            let x = random(seed, name, &[y.len(), c, d], true);
+            let norm = x.sqr().unwrap().sum_keepdim(2).unwrap().sqrt().unwrap().maximum(1e-12).unwrap();
+            x.broadcast_div(&norm).unwrap()
+        };
+        let (t, s) = (unit("t", ct), unit("s", cs));
+        for kernel in KERNELS {
+            let loss = |groups: Groups| {
+                let values = grouped_mmd2(&t, &s, &groups, kernel).unwrap();
+                list(&groups.average(&values, GroupWeight::NOverB).unwrap())[0]
+            };
+            let (whole, centre, each) = (
+                loss(Groups::whole(y.len()).unwrap()),
+                loss(Groups::by_id(&y).unwrap()),
+                loss(Groups::each(y.len()).unwrap()),
+            );
+            prop_assert!(whole <= centre + 1e-12 && centre <= each + 1e-12, "{kernel:?}: {whole} {centre} {each}");
+            prop_assert!(whole >= -1e-12, "{kernel:?}: {whole}");
+        }
+    }
+
+    /// One image per class is nst, one class is nst_all: through the methods, gradients too.
+    #[test]
+    fn extremes_of_grouping(seed: u64, b in 1usize..6, h in 1usize..4, w in 1usize..4) {
+        let (s, t) = (random(seed, "s", &[b, 3, h, w], true), random(seed, "t", &[b, 4, h, w], true));
+        for kernel in ["poly2", "linear", "gaussian"] {
+            let each: Vec<u32> = (0..b as u32).rev().collect();
+            for (method, y) in [("nst", each), ("nst_all", vec![3; b])] {
+                let (a, da) = centre(&format!("C2_kernel = \"{kernel}\""), &s, &t, &y);
+                let (n, dn) = nst(method, &format!("kernel = \"{kernel}\""), &s, &t, &y);
+                prop_assert!(near(a, n), "{method} {kernel}: {a} {n}");
+                prop_assert!(da.iter().zip(&dn).all(|(a, b)| near(*a, *b)));
+            }
+        }
+    }
+
+    /// A student that is its teacher has neither loss nor gradient.
+    #[test]
+    fn teacher_is_student(seed: u64, y in prop::collection::vec(0u32..3, 1..6), single: bool) {
+        let dtype = if single { DType::F32 } else { DType::F64 };
+        let tiny = if single { 1e-5 } else { 1e-12 };
+        let x = random(seed, "x", &[y.len(), 3, 2, 3], true).to_dtype(dtype).unwrap();
+        let mut found = vec![nst("nst", "", &x, &x, &y), nst("nst_all", "", &x, &x, &y)];
+        // The square root has no gradient at zero, and rounding is large beside it.
+        found.extend(SETTINGS.iter().filter(|s| !s.ends_with("\"mmd\"")).map(|s| centre(s, &x, &x, &y)));
+        let z = random(seed, "z", &[y.len(), 5], false).to_dtype(dtype).unwrap();
+        found.push(run("kd", "", "logits", &z, &z, &y));
+        for (i, (value, gradient)) in found.iter().enumerate() {
+            prop_assert!(value.abs() < tiny && gradient.iter().all(|g| g.abs() < tiny), "{i}: {value} {gradient:?}");
+        }
+    }
+
+    /// The order of channels does not matter, and neither does a channel's scale; nor the order of
+    /// images inside a class, in teacher and student by themselves.
+    #[test]
+    fn invariances(seed: u64, p in 1usize..4, k in 1usize..4) {
+        let b = p * k;
+        let y: Vec<u32> = (0..b).map(|i| (i % p) as u32).collect();
+        let (s, t) = (random(seed, "s", &[b, 4, 2, 3], true), random(seed, "t", &[b, 5, 2, 3], true));
+        let mut draw = Rng::new(seed).stream("order").at(0, 0);
+        let mut channels = [0u32, 1, 2, 3];
+        draw.shuffle(&mut channels);
+        let permuted = s.index_select(&Tensor::new(&channels, &CPU).unwrap(), 1).unwrap();
+        let scales = Tensor::new(&[0.01f64, 1.0, 30.0, draw.uniform_in(0.1, 9.0)], &CPU).unwrap();
+        let scaled = s.broadcast_mul(&scales.reshape((1, 4, 1, 1)).unwrap()).unwrap();
+        let rolled = s.roll(p as i32, 0).unwrap(); // each image becomes the next of its class
+        for kernel in ["poly2", "linear", "gaussian"] {
+            let value = |s: &Tensor| centre(&format!("C2_kernel = \"{kernel}\""), s, &t, &y).0;
+            let plain = value(&s);
+            for (what, other) in [("channels", &permuted), ("scale", &scaled), ("images", &rolled)] {
+                let v = value(other);
+                prop_assert!(near(v, plain), "{what}, {kernel}: {v} {plain}");
+            }
+        }
+    }
+
+    /// Every image twice, in any order of the copies: the same value.
+    #[test]
+    fn duplicates_change_nothing(seed: u64, y in prop::collection::vec(0u32..3, 1..5)) {
+        let (s, t) = (random(seed, "s", &[y.len(), 3, 2, 2], true), random(seed, "t", &[y.len(), 3, 2, 2], true));
+        let twice = |x: &Tensor| Tensor::cat(&[x, x], 0).unwrap();
+        let (s2, t2, y2) = (twice(&s), twice(&t), [y.clone(), y.clone()].concat());
+        for settings in SETTINGS {
+            let (a, b) = (centre(settings, &s, &t, &y).0, centre(settings, &s2, &t2, &y2).0);
+            prop_assert!(near(a, b), "{settings}: {a} {b}");
+        }
+        for method in ["nst", "nst_all"] {
+            let (a, b) = (nst(method, "", &s, &t, &y).0, nst(method, "", &s2, &t2, &y2).0);
+            prop_assert!(near(a, b), "{method}: {a} {b}");
+        }
+        let (zs, zt) = (random(seed, "zs", &[y.len(), 4], false), random(seed, "zt", &[y.len(), 4], false));
+        for method in ["kd", "ce"] {
+            let a = run(method, "", "logits", &zs, &zt, &y).0;
+            let b = run(method, "", "logits", &twice(&zs), &twice(&zt), &y2).0;
+            prop_assert!(near(a, b), "{method}: {a} {b}");
+        }
+    }
+
+    /// Logits of +-1e4 stay finite, value and gradient, in single precision too.
+    #[test]
+    fn huge_logits_are_finite(seed: u64, b in 1usize..5, n in 1usize..6, t in prop::sample::select(vec![0.5, 1.0, 4.0])) {
+        let huge = |name| random(seed, name, &[b, n], false).ge(0.0).unwrap().to_dtype(DType::F32).unwrap().affine(2e4, -1e4).unwrap();
+        let (s, teacher, y) = (huge("s"), huge("t"), vec![0; b]);
+        let found = [
+            run("kd", &format!("temperature = {t}"), "logits", &s, &teacher, &y),
+            run("ce", "label_smoothing = 0.1", "logits", &s, &teacher, &y),
+        ];
+        for (value, gradient) in &found {
+            prop_assert!(value.is_finite() && gradient.iter().all(|g| g.is_finite()), "{value} {gradient:?}");
+        }
+        // ce pulls up the label's logit and pushes down all others: the gradient's sum is 0.
+        for row in found[1].1.chunks(n) {
+            prop_assert!(row.iter().sum::<f64>().abs() < 1e-5, "{row:?}");
+        }
+    }
+
+    /// One image: class_centre, nst and nst_all are the same.
+    #[test]
+    fn batch_of_one(seed: u64, c in 1usize..5) {
+        let (s, t) = (random(seed, "s", &[1, c, 3, 2], true), random(seed, "t", &[1, 3, 3, 2], true));
+        let (a, da) = centre("", &s, &t, &[5]);
+        for method in ["nst", "nst_all"] {
+            let (n, dn) = nst(method, "", &s, &t, &[5]);
+            prop_assert!(near(a, n) && da.iter().zip(&dn).all(|(a, b)| near(*a, *b)), "{method}");
+        }
+    }
+}
+
+/// The gradient of class_centre in every setting, against central differences; maps of different
+/// sizes, labels out of order, classes of different size.
+#[test]
+fn gradients_are_central_differences() {
+    let y = [4, 1, 4, 4, 1];
+    let t = random(3, "t", &[5, 3, 2, 2], false);
+    let s = random(3, "s", &[5, 3, 3, 2], false);
+    for settings in SETTINGS {
+        let (_, gradient) = centre(settings, &s, &t, &y);
+        let value = |x: &[f64]| centre(settings, &Tensor::from_slice(x, s.shape(), &CPU).unwrap(), &t, &y).0;
+        let want = diff::central(value, &list(&s), 1e-5);
+        assert!(want.iter().any(|g| g.abs() > 1e-3), "{settings}: nothing to compare");
+        diff::assert_close(&gradient, &want, 1e-6, 1e-8, settings);
+    }
+}
+
+/// Teachers never get gradients, even where they could.
+#[test]
+fn teachers_are_constants() {
+    let teacher = Var::from_tensor(&random(1, "t", &[2, 3, 2, 2], true)).unwrap();
+    let student = Var::from_tensor(&random(1, "s", &[2, 3, 2, 2], true)).unwrap();
+    let groups = Groups::each(2).unwrap();
+    let points = |v: &Var| v.flatten_from(2).unwrap();
+    let values = grouped_mmd2(&points(&teacher), &points(&student), &groups, Kernel::Poly2).unwrap();
+    let grads = values.sum_all().unwrap().backward().unwrap();
+    assert!(grads.get(&student).is_some() && grads.get(&teacher).is_none());
+
+    let taps = |v: &Var| Features::from_iter([("F1".to_string(), v.as_tensor().clone())]);
+    let (s, t) = (taps(&student), taps(&teacher));
+    let target = Target::Classes(Tensor::new(&[0u32, 0], &CPU).unwrap());
+    let step = Step {
+        student: &s,
+        teacher: &t,
+        target: &target,
+        ids: &[],
+        epoch: 0.0,
+        step: 0,
+        train: true,
+        rng: Rng::new(0),
+    };
+    let method =
+        (registry().get("class_centre").unwrap().build)(&toml::toml! { C5_stages = ["F1"] }).unwrap();
+    let grads = method.terms(&step).unwrap()[0].value.backward().unwrap();
+    assert!(grads.get(&student).is_some() && grads.get(&teacher).is_none());
+}
