@@ -8,6 +8,10 @@
 //! - [`weights`], [`load_weights`], [`save`]: pretrained files, checked before they are believed.
 //! - [`count`]: parameters, multiply-accumulates, and the FLOPs of the paper's table.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod count;
 mod dilate;
 mod error;

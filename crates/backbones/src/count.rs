@@ -1,0 +1,119 @@
+//! Parameters and operations.
+
+use candle_core::{DType, Device};
+use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::{Error, Params, Result, Rng};
+use stillhouse_ops::{ConvBnAct, Linear};
+
+use crate::FAMILIES;
+
+/// What a network costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Trainable values.
+    pub parameters: usize,
+    /// Multiply-accumulates of convolutions and linear layers for one image.
+    pub macs: u64,
+    /// Values that batch norms put out for one image.
+    pub batch_norm_outputs: u64,
+}
+
+impl Counts {
+    /// The FLOPs as Table 4 of the class-centric paper (Liu et al. 2023) counts them:
+    /// `8 * (MACs + 2 * batch-norm outputs)` at 224 x 224. It agrees with the three published
+    /// figures to every digit; that it is this convention is our reading.
+    pub fn table4_flops(&self) -> u64 {
+        8 * (self.macs + 2 * self.batch_norm_outputs)
+    }
+}
+
+/// Counts a registered network for images of `height` x `width`.
+///
+/// ```
+/// use stillhouse_core::network::BackboneRequest;
+/// let request = BackboneRequest { name: "resnet18".into(), classes: 21, ..Default::default() };
+/// let counts = stillhouse_backbones::count(&request, 224, 224)?;
+/// assert_eq!(counts.parameters, 11_187_285);
+/// assert_eq!(counts.macs, 1_813_572_096);
+/// # Ok::<(), stillhouse_core::Error>(())
+/// ```
+///
+/// # Errors
+/// An unknown name, a variant that the network does not have, or an empty image.
+pub fn count(request: &BackboneRequest, height: usize, width: usize) -> Result<Counts> {
+    crate::registry().get(&request.name)?;
+    let params = Params::new(DType::F32, &Device::Cpu)?;
+    let builder = params.builder(Rng::new(0));
+    let family = FAMILIES.iter().find(|f| f.rows.iter().any(|row| row.name == request.name));
+    let work = match family {
+        Some(family) => (family.work)(request, &builder, (height, width))?,
+        None => return Err(Error::unfit(&request.name, "is registered without a way to count it")),
+    };
+    Ok(Counts {
+        parameters: params.count_weights(),
+        macs: work.macs,
+        batch_norm_outputs: work.batch_norm_outputs,
+    })
+}
+
+/// Adds up the work of one forward pass while the map size is followed through the network.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Work {
+    pub(crate) macs: u64,
+    pub(crate) batch_norm_outputs: u64,
+}
+
+impl Work {
+    /// For an image of that size.
+    pub(crate) fn of(who: &str, (height, width): (usize, usize)) -> Result<Self> {
+        if height == 0 || width == 0 {
+            return Err(Error::unfit(who, format!("cannot run on an image of {height} x {width}")));
+        }
+        Ok(Self::default())
+    }
+
+    /// A convolution with batch norm on a map of `size`; gives the size of its output.
+    pub(crate) fn conv_bn(&mut self, layer: &ConvBnAct, size: (usize, usize)) -> Result<(usize, usize)> {
+        let (height, width) = layer.output_size(size.0, size.1)?;
+        self.macs += layer.macs(size.0, size.1)?;
+        self.batch_norm_outputs += (layer.spec().outputs * height * width) as u64;
+        Ok((height, width))
+    }
+
+    /// A linear layer on one vector.
+    pub(crate) fn linear(&mut self, layer: &Linear) {
+        self.macs += layer.macs();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Table 4 of the class-centric paper: 23.55 M and 32.88 G, 11.19 M and 14.55 G, 2.25 M and
+    /// 2.50 G, for 21 classes.
+    #[test]
+    fn table_4() {
+        for (name, parameters, macs, batch_norm_outputs, flops) in [
+            ("resnet50", 23_551_061, 4.087e9, 11_113_984, 32.875e9),
+            ("resnet18", 11_187_285, 1.814e9, 2_483_712, 14.548e9),
+            ("mobilenetv2_100", 2_250_773, 0.2995e9, 6_678_112, 2.503e9),
+        ] {
+            let request = BackboneRequest { name: name.into(), classes: 21, ..Default::default() };
+            let counts = count(&request, 224, 224).unwrap();
+            assert_eq!(counts.parameters, parameters, "{name}");
+            assert_eq!(counts.batch_norm_outputs, batch_norm_outputs, "{name}");
+            assert!((counts.macs as f64 - macs).abs() < 0.5e6, "{name}: {}", counts.macs);
+            assert!((counts.table4_flops() as f64 - flops).abs() < 0.5e6, "{name}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let ask = |name: &str| BackboneRequest { name: name.into(), classes: 2, ..Default::default() };
+        assert!(count(&ask("resnet19"), 8, 8).unwrap_err().to_string().contains("resnet18"));
+        assert!(count(&ask("resnet18"), 0, 8).unwrap_err().to_string().contains("0 x 8"));
+        let none = BackboneRequest { classes: 0, ..ask("resnet18") };
+        assert!(count(&none, 8, 8).unwrap_err().to_string().contains("at least one class"));
+    }
+}

@@ -1,0 +1,295 @@
+//! MobileNetV2.
+//!
+//! *Paper*: Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear
+//! Bottlenecks", CVPR 2018, DOI 10.1109/CVPR.2018.00474, Table 2.
+//!
+//! *Taps*: `F1`..`F4` at strides 4, 8, 16 and 32, after the groups of 24, 32, 96 and 320 channels
+//! (`blocks.1`, `.2`, `.4`, `.6`; these are linear, no activation follows); `pooled`, the mean after
+//! the last 1x1 convolution, which is also the `embedding`; `logits`.
+//!
+//! *Variants*: `padding`: `symmetric` as in PyTorch, or `same` as in TensorFlow, where a strided
+//! 3x3 convolution on an even map pads 0 before and 1 after. The parameters are the same, the
+//! function is not: weights must run with the padding they were trained with. `output_stride` 32,
+//! 16 or 8: later groups keep their resolution and are dilated.
+//!
+//! *Names and initialisation*: timm's names and widths; convolutions He-normal over the outputs,
+//! classifier weights normal with 0.01, its bias zero, batch norm one and zero, as in torchvision.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use stillhouse_core::config::from_table;
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
+
+use crate::count::Work;
+use crate::dilate::Dilate;
+use crate::{check_classes, conv};
+
+/// One row for each width multiplier.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+    row("mobilenetv2_035", "inverted residuals, width 0.35, 1.7 M parameters"),
+    row("mobilenetv2_050", "inverted residuals, width 0.5, 2.0 M parameters"),
+    row("mobilenetv2_075", "inverted residuals, width 0.75, 2.6 M parameters"),
+    row("mobilenetv2_100", "inverted residuals, width 1.0, 3.5 M parameters"),
+    row("mobilenetv2_140", "inverted residuals, width 1.4, 6.1 M parameters"),
+];
+
+const fn row(name: &'static str, summary: &'static str) -> Entry<BackboneBuild> {
+    let source = "Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks, Table 2";
+    Entry { name, summary, source, defaults, build }
+}
+
+fn defaults() -> String {
+    "output_stride = 32  # Sandler et al. 2018; 16 or 8 for dense prediction\n\
+     padding = \"symmetric\"  # PyTorch and timm; \"same\" in TensorFlow\n"
+        .into()
+}
+
+fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    Ok(Box::new(MobileNetV2::new(request, p)?))
+}
+
+pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+    MobileNetV2::new(request, p)?.work(size)
+}
+
+/// Width multiplier in percent.
+fn width(name: &str) -> Result<usize> {
+    match name {
+        "mobilenetv2_035" => Ok(35),
+        "mobilenetv2_050" => Ok(50),
+        "mobilenetv2_075" => Ok(75),
+        "mobilenetv2_100" => Ok(100),
+        "mobilenetv2_140" => Ok(140),
+        other => Err(Error::unfit(other, "is no MobileNetV2 of this crate")),
+    }
+}
+
+/// The multiple of 8 nearest to `channels` times the width, not more than a tenth below it.
+fn scaled(channels: usize, percent: usize) -> usize {
+    let hundredths = channels * percent;
+    let nearest = ((hundredths + 400) / 800 * 8).max(8);
+    if nearest * 1000 < hundredths * 9 { nearest + 8 } else { nearest }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PaddingKind {
+    Symmetric,
+    Same,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Variant {
+    output_stride: usize,
+    padding: PaddingKind,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self { output_stride: 32, padding: PaddingKind::Symmetric }
+    }
+}
+
+/// Table 2 of the paper: expansion, channels, repeats, stride of the first.
+const GROUPS: [(usize, usize, usize, usize); 7] = [
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+];
+
+/// Where the taps sit: after which group.
+const TAPS: [(usize, &str); 4] = [(1, "F1"), (2, "F2"), (4, "F3"), (6, "F4")];
+
+/// Expand, filter each channel, project without activation; add the input where shapes agree.
+#[derive(Debug)]
+struct Block {
+    expand: Option<ConvBnAct>,
+    depthwise: ConvBnAct,
+    project: ConvBnAct,
+    skip: bool,
+}
+
+/// What a block does to the map.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    inputs: usize,
+    outputs: usize,
+    expansion: usize,
+    stride: usize,
+    dilation: usize,
+    same: bool,
+}
+
+impl Block {
+    fn new(s: Shape, p: &Builder) -> Result<Self> {
+        let hidden = s.inputs * s.expansion;
+        let padding = if s.same { Padding::Same } else { Padding::Symmetric(s.dilation) };
+        let filter = ConvSpec::new(hidden, hidden, 3)
+            .stride(s.stride)
+            .dilation(s.dilation)
+            .padding(padding)
+            .groups(hidden);
+        let point = ConvSpec::new(hidden, s.outputs, 1);
+        let skip = s.stride == 1 && s.inputs == s.outputs;
+        if s.expansion == 1 {
+            let depthwise = conv(filter, "conv_dw", "bn1", Act::Relu6, p)?;
+            let project = conv(point, "conv_pw", "bn2", Act::None, p)?;
+            return Ok(Self { expand: None, depthwise, project, skip });
+        }
+        let expand = conv(ConvSpec::new(s.inputs, hidden, 1), "conv_pw", "bn1", Act::Relu6, p)?;
+        let depthwise = conv(filter, "conv_dw", "bn2", Act::Relu6, p)?;
+        let project = conv(point, "conv_pwl", "bn3", Act::None, p)?;
+        Ok(Self { expand: Some(expand), depthwise, project, skip })
+    }
+
+    fn forward(&self, x: Node, tape: &mut Tape) -> Result<Node> {
+        let shortcut = self.skip.then(|| x.clone());
+        let mut y = x;
+        if let Some(expand) = &self.expand {
+            y = expand.forward(&y, tape)?;
+        }
+        y = self.depthwise.forward(&y, tape)?;
+        Ok(match shortcut {
+            Some(shortcut) => self.project.forward_add(&y, &shortcut, tape)?,
+            None => self.project.forward(&y, tape)?,
+        })
+    }
+
+    fn work(&self, size: (usize, usize), work: &mut Work) -> Result<(usize, usize)> {
+        let size = self.expand.iter().try_fold(size, |size, expand| work.conv_bn(expand, size))?;
+        let size = work.conv_bn(&self.depthwise, size)?;
+        work.conv_bn(&self.project, size)
+    }
+}
+
+/// A MobileNetV2.
+#[derive(Debug)]
+pub struct MobileNetV2 {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    stem: ConvBnAct,
+    groups: Vec<Vec<Block>>,
+    last: ConvBnAct,
+    classifier: Linear,
+    head: Vec<String>,
+}
+
+impl MobileNetV2 {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown variant, no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        let name = &request.name;
+        let percent = width(name)?;
+        check_classes(request)?;
+        let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
+        let same = matches!(variant.padding, PaddingKind::Same);
+        let mut inputs = scaled(32, percent);
+        let stem = ConvSpec::new(3, inputs, 3).stride(2);
+        let stem = if same { stem.padding(Padding::Same) } else { stem };
+        let stem = conv(stem, "conv_stem", "bn1", Act::Relu6, p)?;
+        let mut dilate = Dilate::new(name, variant.output_stride, 2)?;
+        let (mut groups, mut taps) = (Vec::new(), Vec::new());
+        for (g, (expansion, channels, repeats, stride)) in GROUPS.into_iter().enumerate() {
+            let p = p.pp("blocks").pp(g);
+            let outputs = scaled(channels, percent);
+            let steps = dilate.stage(stride);
+            let mut group = Vec::new();
+            for b in 0..repeats {
+                let (stride, dilation) = if b == 0 { (steps.stride, steps.first) } else { (1, steps.rest) };
+                let shape = Shape { inputs, outputs, expansion, stride, dilation, same };
+                group.push(Block::new(shape, &p.pp(b))?);
+                inputs = outputs;
+            }
+            groups.push(group);
+            if let Some((_, tap)) = TAPS.iter().find(|(after, _)| *after == g) {
+                taps.push(TapSpec::map(tap, outputs, dilate.reached()));
+            }
+        }
+        let features = scaled(1280, percent).max(1280);
+        let last = conv(ConvSpec::new(inputs, features, 1), "conv_head", "bn2", Act::Relu6, p)?;
+        let zero = Some(Init::Constant(0.0));
+        let classifier = Linear::new(features, request.classes, "classifier", Init::Normal(0.01), zero, p)?;
+        taps.push(TapSpec::vector("pooled", features));
+        taps.push(TapSpec::vector("embedding", features));
+        taps.push(TapSpec::vector("logits", request.classes));
+        let head = vec![p.full("classifier.weight"), p.full("classifier.bias")];
+        Ok(Self { name: name.clone(), taps, classes: request.classes, stem, groups, last, classifier, head })
+    }
+
+    fn work(&self, size: (usize, usize)) -> Result<Work> {
+        let mut work = Work::of(&self.name, size)?;
+        let mut size = work.conv_bn(&self.stem, size)?;
+        for block in self.groups.iter().flatten() {
+            size = block.work(size, &mut work)?;
+        }
+        work.conv_bn(&self.last, size)?;
+        work.linear(&self.classifier);
+        Ok(work)
+    }
+}
+
+impl Backbone for MobileNetV2 {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let mut x = tape.input(images)?; // [B, 3, H, W]
+        x = self.stem.forward(&x, tape)?; // [B, 32, H/2, W/2]
+        for (g, group) in self.groups.iter().enumerate() {
+            for block in group {
+                x = block.forward(x, tape)?;
+            }
+            if let Some((_, tap)) = TAPS.iter().find(|(after, _)| *after == g) {
+                tape.tap(tap, &x)?;
+            }
+        }
+        x = self.last.forward(&x, tape)?; // [B, 1280, H/32, W/32]
+        let pooled = tape.global_avg_pool(&x)?; // [B, 1280]
+        tape.tap("pooled", &pooled)?;
+        tape.tap("embedding", &pooled)?;
+        let logits = self.classifier.forward(&pooled, tape)?; // [B, classes]
+        tape.tap("logits", &logits)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        self.head.clone()
+    }
+
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(self.work((height, width))?.macs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_are_multiples_of_eight() {
+        let widths = |percent| [32, 16, 24, 32, 64, 96, 160, 320, 1280].map(|c| scaled(c, percent));
+        assert_eq!(widths(140), [48, 24, 32, 48, 88, 136, 224, 448, 1792]);
+        assert_eq!(widths(100), [32, 16, 24, 32, 64, 96, 160, 320, 1280]);
+        assert_eq!(scaled(32, 35), 16); // 8 would be more than a tenth below 11.2
+    }
+}

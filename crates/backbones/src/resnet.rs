@@ -1,0 +1,296 @@
+//! Residual networks.
+//!
+//! *Paper*: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
+//! DOI 10.1109/CVPR.2016.90, Table 1.
+//!
+//! *Taps*: `F1`..`F4` after the last ReLU of each stage, `F1_pre`..`F4_pre` the sums before it;
+//! `pooled`, the mean of `F4`, which is also the `embedding`; `logits`.
+//!
+//! *Variants*: `output_stride` 32, 16 or 8: the last stages keep their resolution, their later
+//! convolutions are dilated (Chen et al., "Rethinking Atrous Convolution", 2017). `stride_in_1x1`
+//! (networks of bottlenecks): the stride sits in the first 1x1 convolution, as in the paper and in
+//! Keras, and not in the 3x3 as in PyTorch and timm. The parameters are the same, the function is
+//! not: weights must run in the arrangement they were trained in.
+//!
+//! *Names and initialisation*: timm's names; convolutions He-normal over the outputs, the
+//! classifier uniform within `1 / sqrt(inputs)`, batch norm one and zero, as in torchvision.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use stillhouse_core::config::from_table;
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
+
+use crate::count::Work;
+use crate::dilate::Dilate;
+use crate::{check_classes, conv};
+
+const SOURCE: &str = "He et al. 2016, Deep Residual Learning for Image Recognition, Table 1";
+
+/// One row for each depth.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+    row("resnet18", "residual network, 2 2 2 2 basic blocks, 11.7 M parameters", basic_defaults),
+    row("resnet34", "residual network, 3 4 6 3 basic blocks, 21.8 M parameters", basic_defaults),
+    row("resnet50", "residual network, 3 4 6 3 bottlenecks, 25.6 M parameters", bottleneck_defaults),
+    row("resnet101", "residual network, 3 4 23 3 bottlenecks, 44.5 M parameters", bottleneck_defaults),
+    row("resnet152", "residual network, 3 8 36 3 bottlenecks, 60.2 M parameters", bottleneck_defaults),
+];
+
+const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<BackboneBuild> {
+    Entry { name, summary, source: SOURCE, defaults, build }
+}
+
+fn basic_defaults() -> String {
+    "output_stride = 32  # He et al. 2016; 16 or 8 for dense prediction\n".into()
+}
+
+fn bottleneck_defaults() -> String {
+    basic_defaults() + "stride_in_1x1 = false  # PyTorch and timm; true in He et al. 2016 and Keras\n"
+}
+
+fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    Ok(Box::new(ResNet::new(request, p)?))
+}
+
+pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+    ResNet::new(request, p)?.work(size)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Basic,
+    Bottleneck,
+}
+
+impl Kind {
+    /// Channels that leave a block, as a multiple of its width.
+    fn expansion(self) -> usize {
+        match self {
+            Self::Basic => 1,
+            Self::Bottleneck => 4,
+        }
+    }
+}
+
+/// Table 1 of the paper.
+fn depth(name: &str) -> Result<(Kind, [usize; 4])> {
+    match name {
+        "resnet18" => Ok((Kind::Basic, [2, 2, 2, 2])),
+        "resnet34" => Ok((Kind::Basic, [3, 4, 6, 3])),
+        "resnet50" => Ok((Kind::Bottleneck, [3, 4, 6, 3])),
+        "resnet101" => Ok((Kind::Bottleneck, [3, 4, 23, 3])),
+        "resnet152" => Ok((Kind::Bottleneck, [3, 8, 36, 3])),
+        other => Err(Error::unfit(other, "is no residual network of this crate")),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Variant {
+    output_stride: usize,
+    stride_in_1x1: bool,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self { output_stride: 32, stride_in_1x1: false }
+    }
+}
+
+/// A 3x3 convolution that keeps the map's size at stride 1.
+fn three(inputs: usize, outputs: usize, dilation: usize) -> ConvSpec {
+    ConvSpec::new(inputs, outputs, 3).dilation(dilation).padding(Padding::Symmetric(dilation))
+}
+
+/// `relu(F(x) + x)`, equation (1) of the paper, or (2) with a projection of the shortcut.
+#[derive(Debug)]
+struct Block {
+    inner: Vec<ConvBnAct>,
+    last: ConvBnAct,
+    projection: Option<ConvBnAct>,
+}
+
+/// Where a block stands.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The activation of its sum: none at the end of a stage, where the sum itself is a tap.
+    act: Act,
+    inputs: usize,
+    width: usize,
+    stride: usize,
+    /// Dilation of the 3x3 convolution that may have the stride.
+    first: usize,
+    /// Dilation of a basic block's second convolution.
+    second: usize,
+    stride_in_1x1: bool,
+}
+
+impl Block {
+    /// Two 3x3 convolutions (Fig. 5, left).
+    fn basic(at: Place, p: &Builder) -> Result<Self> {
+        let inner =
+            vec![conv(three(at.inputs, at.width, at.first).stride(at.stride), "conv1", "bn1", Act::Relu, p)?];
+        let last = conv(three(at.width, at.width, at.second), "conv2", "bn2", at.act, p)?;
+        Ok(Self { inner, last, projection: projection(at, at.width, p)? })
+    }
+
+    /// 1x1, 3x3, 1x1 (Fig. 5, right).
+    fn bottleneck(at: Place, p: &Builder) -> Result<Self> {
+        let outputs = at.width * Kind::Bottleneck.expansion();
+        let (in_1x1, in_3x3) = if at.stride_in_1x1 { (at.stride, 1) } else { (1, at.stride) };
+        let inner = vec![
+            conv(ConvSpec::new(at.inputs, at.width, 1).stride(in_1x1), "conv1", "bn1", Act::Relu, p)?,
+            conv(three(at.width, at.width, at.first).stride(in_3x3), "conv2", "bn2", Act::Relu, p)?,
+        ];
+        let last = conv(ConvSpec::new(at.width, outputs, 1), "conv3", "bn3", at.act, p)?;
+        Ok(Self { inner, last, projection: projection(at, outputs, p)? })
+    }
+
+    fn forward(&self, x: Node, tape: &mut Tape) -> Result<Node> {
+        let shortcut = match &self.projection {
+            Some(projection) => projection.forward(&x, tape)?,
+            None => x.clone(),
+        };
+        let mut y = x;
+        for conv in &self.inner {
+            y = conv.forward(&y, tape)?;
+        }
+        Ok(self.last.forward_add(&y, &shortcut, tape)?)
+    }
+
+    fn work(&self, size: (usize, usize), work: &mut Work) -> Result<(usize, usize)> {
+        if let Some(projection) = &self.projection {
+            work.conv_bn(projection, size)?;
+        }
+        let size = self.inner.iter().try_fold(size, |size, conv| work.conv_bn(conv, size))?;
+        work.conv_bn(&self.last, size)
+    }
+}
+
+/// The shortcut's 1x1 convolution where the shape changes (option B of the paper).
+fn projection(at: Place, outputs: usize, p: &Builder) -> Result<Option<ConvBnAct>> {
+    if at.stride == 1 && at.inputs == outputs {
+        return Ok(None);
+    }
+    let spec = ConvSpec::new(at.inputs, outputs, 1).stride(at.stride);
+    conv(spec, "downsample.0", "downsample.1", Act::None, p).map(Some)
+}
+
+/// A residual network.
+#[derive(Debug)]
+pub struct ResNet {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    stem: ConvBnAct,
+    stages: Vec<Vec<Block>>,
+    fc: Linear,
+    head: Vec<String>,
+}
+
+impl ResNet {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        let name = &request.name;
+        let (kind, depths) = depth(name)?;
+        check_classes(request)?;
+        let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
+        if variant.stride_in_1x1 && kind == Kind::Basic {
+            return Err(Error::unfit(
+                name,
+                "stride_in_1x1 is for networks of bottlenecks: basic blocks have no 1x1",
+            ));
+        }
+        let stem = conv(ConvSpec::new(3, 64, 7).stride(2), "conv1", "bn1", Act::Relu, p)?;
+        let mut dilate = Dilate::new(name, variant.output_stride, 4)?;
+        let (mut stages, mut taps, mut inputs) = (Vec::new(), Vec::new(), 64);
+        for (i, blocks) in depths.into_iter().enumerate() {
+            let p = p.pp(format!("layer{}", i + 1));
+            let width = 64 << i;
+            let steps = dilate.stage(if i == 0 { 1 } else { 2 });
+            let mut stage = Vec::new();
+            for b in 0..blocks {
+                let (stride, first) = if b == 0 { (steps.stride, steps.first) } else { (1, steps.rest) };
+                let stride_in_1x1 = variant.stride_in_1x1;
+                let act = if b + 1 == blocks { Act::None } else { Act::Relu };
+                let at = Place { act, inputs, width, stride, first, second: steps.rest, stride_in_1x1 };
+                stage.push(match kind {
+                    Kind::Basic => Block::basic(at, &p.pp(b))?,
+                    Kind::Bottleneck => Block::bottleneck(at, &p.pp(b))?,
+                });
+                inputs = width * kind.expansion();
+            }
+            stages.push(stage);
+            taps.push(TapSpec::map(F[i], inputs, dilate.reached()));
+            taps.push(TapSpec::map(F_PRE[i], inputs, dilate.reached()));
+        }
+        taps.push(TapSpec::vector("pooled", inputs));
+        taps.push(TapSpec::vector("embedding", inputs));
+        taps.push(TapSpec::vector("logits", request.classes));
+        let init = Init::fan_in_uniform(inputs);
+        let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;
+        let head = vec![p.full("fc.weight"), p.full("fc.bias")];
+        Ok(Self { name: name.clone(), taps, classes: request.classes, stem, stages, fc, head })
+    }
+
+    fn work(&self, size: (usize, usize)) -> Result<Work> {
+        let mut work = Work::of(&self.name, size)?;
+        let (height, width) = work.conv_bn(&self.stem, size)?;
+        let mut size = (height.div_ceil(2), width.div_ceil(2)); // the max pool
+        for block in self.stages.iter().flatten() {
+            size = block.work(size, &mut work)?;
+        }
+        work.linear(&self.fc);
+        Ok(work)
+    }
+}
+
+const F: [&str; 4] = ["F1", "F2", "F3", "F4"];
+const F_PRE: [&str; 4] = ["F1_pre", "F2_pre", "F3_pre", "F4_pre"];
+
+impl Backbone for ResNet {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let mut x = tape.input(images)?; // [B, 3, H, W]
+        x = self.stem.forward(&x, tape)?; // [B, 64, H/2, W/2]
+        x = tape.max_pool(&x, 3, 2, 1)?; // [B, 64, H/4, W/4]
+        for (i, stage) in self.stages.iter().enumerate() {
+            for block in stage {
+                x = block.forward(x, tape)?;
+            }
+            tape.tap(F_PRE[i], &x)?;
+            x = tape.relu(&x)?;
+            tape.tap(F[i], &x)?;
+        }
+        let pooled = tape.global_avg_pool(&x)?; // [B, C]
+        tape.tap("pooled", &pooled)?;
+        tape.tap("embedding", &pooled)?;
+        let logits = self.fc.forward(&pooled, tape)?; // [B, classes]
+        tape.tap("logits", &logits)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        self.head.clone()
+    }
+
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(self.work((height, width))?.macs)
+    }
+}

@@ -1,0 +1,60 @@
+//! A network's weights as a safetensors file.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::Serialize;
+use stillhouse_core::files::write_atomic_with;
+use stillhouse_core::{Error as CoreError, Params, Result};
+
+/// The format's header. safetensors' own writer keeps the metadata in a hash map, whose order is
+/// another one in every run.
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__")]
+    metadata: &'a BTreeMap<String, String>,
+    #[serde(flatten)]
+    tensors: BTreeMap<&'a str, TensorInfo>,
+}
+
+/// Writes all weights and buffers as f32 in PyTorch's order, under timm's names: a file that timm
+/// loads, and [`load_weights`](crate::load_weights) does.
+///
+/// Names are sorted, and nothing but the values and `metadata` is in it: the same values give the
+/// same bytes. The file is whole or not there.
+///
+/// # Errors
+/// I/O errors with the path.
+pub fn save(params: &Params, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut entries = params.all();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let (mut tensors, mut at) = (BTreeMap::new(), 0);
+    for param in &entries {
+        let end = at + 4 * param.count();
+        let info = TensorInfo { dtype: Dtype::F32, shape: param.shape.clone(), data_offsets: (at, end) };
+        tensors.insert(param.name.as_str(), info);
+        at = end;
+    }
+    let mut header = serde_json::to_vec(&Header { metadata, tensors }).map_err(CoreError::other)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_atomic_with(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for param in &entries {
+            let values = floats(params, &param.name).map_err(std::io::Error::other)?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            file.write_all(&bytes)?;
+        }
+        Ok(())
+    })
+}
+
+fn floats(params: &Params, name: &str) -> Result<Vec<f32>> {
+    let Some(id) = params.id(name) else { return Ok(Vec::new()) };
+    let values = params.export(id)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    Ok(values.flatten_all()?.to_vec1()?)
+}

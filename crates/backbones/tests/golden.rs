@@ -1,0 +1,439 @@
+//! The golden values of `tests/golden/models` (timm 1.0.31, PyTorch 2.15.0 in f64; tolerances from
+//! two f32 runs; see its README): structure, evaluation and training of every network.
+//!
+//! Every file is taken by its `kind`, `arch` and `options`, never by its name. Heavy training cases
+//! in f64 run with
+//!
+//! ```text
+//! cargo test --release -p stillhouse-backbones --test golden -- --include-ignored
+//! ```
+
+use std::collections::HashMap;
+
+use candle_core::{D, DType, Device, Tensor};
+use serde_json::Value;
+use stillhouse_backbones::registry;
+use stillhouse_core::network::{Backbone, BackboneRequest, Features};
+use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_ops::optim::{Hyper, Sgd};
+use stillhouse_ops::{Gradients, Kind, Mode};
+use stillhouse_testkit::generator;
+use stillhouse_testkit::golden::{self, Case};
+
+/// Architectures (by the beginning of their names) that the golden folder has and this crate not
+/// yet. One that is built and listed fails, and so does one that is neither.
+const NOT_YET: &[&str] = &["vgg", "swin_", "cifar_resnet", "deeplabv3plus", "mksmt"];
+
+/// Multiply-accumulates of one forward pass of the batch above which an f64 training case is left
+/// to the long test: about ten seconds on two cores in a debug build.
+const HEAVY: u64 = 1_000_000_000;
+
+/// All cases of a kind whose network is built.
+fn cases(kind: &str) -> Vec<Case> {
+    let mut cases = golden::require("models");
+    cases.retain(|case| {
+        assert_eq!(case.meta["format"], "stillhouse-golden-model-1", "{case}");
+        match text(&case.meta["kind"]) {
+            "generator" => return false, // checked by the testkit, whose generator it is
+            "model" | "eval" | "train" => {}
+            other => panic!("{case}: unknown kind `{other}`"),
+        }
+        let arch = text(&case.meta["arch"]);
+        let listed = NOT_YET.iter().any(|name| arch.starts_with(name));
+        match registry().get(arch) {
+            Ok(_) => assert!(!listed, "{case}: {arch} is built: take it off NOT_YET"),
+            Err(e) => assert!(listed, "{case}: {e}"),
+        }
+        !listed && case.meta["kind"] == kind
+    });
+    cases
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("expected text, found {value}"))
+}
+
+fn real(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("expected a number, found {value}"))
+}
+
+fn list(value: &Value) -> &Vec<Value> {
+    value.as_array().unwrap_or_else(|| panic!("expected a list, found {value}"))
+}
+
+fn shape(value: &Value) -> Vec<usize> {
+    list(value).iter().map(|d| real(d) as usize).collect()
+}
+
+fn reals(value: &Value) -> Vec<f64> {
+    list(value).iter().map(real).collect()
+}
+
+fn table(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().unwrap_or_else(|| panic!("expected a table, found {value}")).iter()
+}
+
+/// The network of a case; options that are no class count are its variant.
+fn build(case: &Case, params: &Params) -> Box<dyn Backbone> {
+    let name = text(&case.meta["arch"]).to_string();
+    let mut variant = toml::Table::new();
+    for (key, value) in table(&case.meta["options"]).filter(|(key, _)| *key != "num_classes") {
+        variant.insert(key.clone(), toml::Value::try_from(value).unwrap());
+    }
+    let classes = real(&case.meta["options"]["num_classes"]) as usize;
+    let row = *registry().get(&name).unwrap();
+    (row.build)(&BackboneRequest { name, classes, variant }, &params.builder(Rng::new(1)))
+        .unwrap_or_else(|e| panic!("{case}: {e}"))
+}
+
+/// A network with its parameters from the generator.
+fn network(case: &Case, dtype: DType) -> (Box<dyn Backbone>, Params) {
+    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let net = build(case, &params);
+    let (gain, bias_shift) = (real(&case.meta["gain"]), real(&case.meta["bias_shift"]));
+    for param in params.all() {
+        let values = generator::values(&param.name, &param.shape, gain, bias_shift);
+        let values = Tensor::from_vec(values, param.shape.as_slice(), &Device::Cpu).unwrap();
+        params.import(params.id(&param.name).unwrap(), &values).unwrap();
+    }
+    (net, params)
+}
+
+fn images(case: &Value, dtype: DType) -> Tensor {
+    let shape = shape(&case["shape"]);
+    let values = generator::input(text(&case["stream"]), &shape);
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn flat(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Compares with described tensors and numbers, by the stored tolerances in f32 and by the README's
+/// rule in f64, and collects what is wrong.
+struct Check {
+    case: String,
+    sharp: bool,
+    compared: usize,
+    worst: f64,
+    begun: std::time::Instant,
+    wrong: Vec<String>,
+}
+
+impl Check {
+    fn new(case: &Case, dtype: DType) -> Self {
+        let (case, sharp) = (format!("{case} in {dtype:?}"), dtype == DType::F64);
+        Self { case, sharp, compared: 0, worst: 0.0, begun: std::time::Instant::now(), wrong: Vec::new() }
+    }
+
+    /// `scale` is what the f64 rule is relative to.
+    fn number(&mut self, what: &str, got: f64, want: f64, tol: f64, scale: f64) {
+        let tol = if self.sharp { (1e-7 * tol).max(1e-9 * scale.abs()) } else { tol };
+        let off = (got - want).abs();
+        self.compared += 1;
+        if off > 0.0 {
+            self.worst = self.worst.max(off / tol);
+        }
+        if off.is_nan() || off > tol {
+            self.wrong
+                .push(format!("{what}: expected {want}, got {got}, off by {off:.3e}, allowed {tol:.3e}"));
+        }
+    }
+
+    fn scalar(&mut self, what: &str, got: f64, described: &Value) {
+        let want = real(&described["value"]);
+        self.number(what, got, want, real(&described["tol"]), want);
+    }
+
+    fn tensor(&mut self, what: &str, got: &[f64], got_shape: &[usize], described: &Value) {
+        let want_shape = shape(&described["shape"]);
+        if got_shape != want_shape {
+            self.wrong.push(format!("{what}: expected shape {want_shape:?}, got {got_shape:?}"));
+            return;
+        }
+        let (n, values, l2) = (got.len(), reals(&described["values"]), real(&described["l2"]));
+        let m = values.len();
+        assert_eq!(m, real(&described["samples"]) as usize, "{}: {what}", self.case);
+        for (k, want) in values.into_iter().enumerate() {
+            let at = (2 * k + 1) * n / (2 * m);
+            self.number(&format!("{what}[{at}]"), got[at], want, real(&described["tol"]), l2);
+        }
+        let norm = got.iter().map(|v| v * v).sum::<f64>().sqrt();
+        self.number(&format!("norm of {what}"), norm, l2, real(&described["l2_tol"]), l2);
+        if described["mean"].is_null() {
+            return;
+        }
+        let absmax = real(&described["absmax"]);
+        let mean = got.iter().sum::<f64>() / n as f64;
+        let std = (got.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64).sqrt();
+        self.number(
+            &format!("mean of {what}"),
+            mean,
+            real(&described["mean"]),
+            real(&described["mean_tol"]),
+            absmax,
+        );
+        self.number(
+            &format!("std of {what}"),
+            std,
+            real(&described["std"]),
+            real(&described["std_tol"]),
+            absmax,
+        );
+    }
+
+    /// A tap, in its described layout.
+    fn tap(&mut self, name: &str, got: &Tensor, described: &Value) {
+        let got = match described["layout"].as_str() {
+            Some("NHWC") => got.permute((0, 2, 3, 1)).unwrap(),
+            Some("NCHW" | "NC") | None => got.clone(),
+            Some(other) => panic!("{}: unknown layout `{other}`", self.case),
+        };
+        self.tensor(name, &flat(&got), got.dims(), described);
+    }
+
+    fn done(self) {
+        let Self { case, compared, worst, wrong, begun, .. } = self;
+        let seconds = begun.elapsed().as_secs_f64();
+        println!("{case}: {compared} numbers, the worst at {worst:.3} of its tolerance, {seconds:.1} s");
+        let shown = wrong.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
+        assert!(wrong.is_empty(), "{case}: {} of {compared} numbers are wrong:\n  {shown}", wrong.len());
+    }
+}
+
+#[test]
+fn structures() {
+    let cases = cases("model");
+    for case in &cases {
+        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let net = build(case, &params);
+        let ours = |kind: Kind| -> Vec<(String, Vec<usize>)> {
+            params.all().into_iter().filter(|p| p.kind == kind).map(|p| (p.name, p.shape)).collect()
+        };
+        let theirs = |key: &str| -> Vec<(String, Vec<usize>)> {
+            list(&case.meta[key]).iter().map(|p| (text(&p[0]).into(), shape(&p[1]))).collect()
+        };
+        let (counters, buffers): (Vec<_>, Vec<_>) =
+            theirs("buffers").into_iter().partition(|(name, _)| name.ends_with("num_batches_tracked"));
+        assert_eq!(ours(Kind::Weight), theirs("params"), "{case}");
+        assert_eq!(ours(Kind::Buffer), buffers, "{case}");
+        assert_eq!(params.count_weights() as f64, real(&case.meta["param_count"]), "{case}");
+        let held: usize = buffers.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!((held + counters.len()) as f64, real(&case.meta["buffer_count"]), "{case}");
+        for at in list(&case.meta["macs"]) {
+            let macs = net.macs(real(&at["height"]) as usize, real(&at["width"]) as usize).unwrap();
+            assert_eq!(macs as f64, real(&at["macs"]), "{case}");
+            assert_eq!(real(&at["attention_macs"]), 0.0, "{case}: attention is not counted yet");
+        }
+        for tap in list(&case.meta["taps"]) {
+            assert!(net.taps().iter().any(|t| t.name == text(&tap[0])), "{case}: no tap {}", tap[0]);
+        }
+    }
+    println!("{} structures checked", cases.len());
+}
+
+/// Every pass in two modes: with batch norm folded into the weights, and, as training with frozen
+/// statistics computes it, after them.
+fn evaluate(dtype: DType) {
+    let cases = cases("eval");
+    let mut passes = 0;
+    for case in &cases {
+        let mut check = Check::new(case, dtype);
+        let (net, params) = network(case, dtype);
+        for mode in [Mode::Frozen, Mode::EvalRecord] {
+            let mut tape = Tape::new(&params, mode).unwrap();
+            for (step, pass) in list(&case.meta["cases"]).iter().enumerate() {
+                let names: Vec<&str> = table(&pass["outputs"]).map(|(name, _)| name.as_str()).collect();
+                tape.want(&names);
+                tape.begin(Rng::new(0), step as u64);
+                let features = net.forward(&images(&pass["input"], dtype), &mut tape).unwrap();
+                for (name, described) in table(&pass["outputs"]) {
+                    check.tap(name, features.get(name).unwrap(), described);
+                }
+                passes += 1;
+            }
+        }
+        check.done();
+    }
+    println!("{} networks, {passes} passes checked in {dtype:?}", cases.len());
+}
+
+#[test]
+fn evaluation_f32() {
+    evaluate(DType::F32);
+}
+
+#[test]
+fn evaluation_f64() {
+    evaluate(DType::F64);
+}
+
+/// Mean cross-entropy of `[B, classes]`.
+fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
+    let log_sum = logits.log_sum_exp(D::Minus1).unwrap(); // [B]
+    let own = logits.gather(&labels.unsqueeze(1).unwrap(), 1).unwrap().squeeze(1).unwrap(); // [B]
+    (log_sum - own).unwrap().mean_all().unwrap()
+}
+
+/// One training network with its batch.
+struct Training {
+    net: Box<dyn Backbone>,
+    params: Params,
+    tape: Tape,
+    images: Tensor,
+    labels: Tensor,
+}
+
+impl Training {
+    fn new(case: &Case, dtype: DType) -> Self {
+        let (net, params) = network(case, dtype);
+        let mut tape = Tape::new(&params, Mode::Train).unwrap();
+        tape.want(&["logits"]);
+        let images = images(&case.meta["input"], dtype);
+        let target = &case.meta["target"];
+        let n = shape(&target["shape"])[0];
+        let labels = generator::labels(text(&target["stream"]), n, net.classes());
+        assert_eq!(
+            labels.iter().map(|l| f64::from(*l)).collect::<Vec<_>>(),
+            reals(&target["values"]),
+            "{case}"
+        );
+        assert!(target["ignore_index"].is_null(), "{case}: ignored labels of a classifier");
+        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+        Self { net, params, tape, images, labels }
+    }
+
+    fn forward(&mut self, step: u64) -> (Features, Tensor) {
+        self.tape.begin(Rng::new(0), step);
+        let features = self.net.forward(&self.images, &mut self.tape).unwrap();
+        let loss = cross_entropy(features.logits().unwrap(), &self.labels);
+        (features, loss)
+    }
+
+    fn value(&self, name: &str) -> (Vec<f64>, Vec<usize>) {
+        let value = self.params.export(self.params.id(name).unwrap()).unwrap();
+        (flat(&value), value.dims().to_vec())
+    }
+}
+
+/// The optimiser of a case: the house's SGD, and AdamW as PyTorch has it, written down plainly.
+struct Optimiser {
+    settings: Value,
+    sgd: Sgd,
+    adamw: HashMap<String, [Vec<f64>; 2]>,
+    steps: i32,
+}
+
+impl Optimiser {
+    fn new(settings: &Value) -> Self {
+        let momentum = settings["momentum"].as_f64().unwrap_or(0.0);
+        let sgd = Sgd::new(momentum, settings["nesterov"] == true);
+        Self { settings: settings.clone(), sgd, adamw: HashMap::new(), steps: 0 }
+    }
+
+    fn step(&mut self, params: &Params, grads: &Gradients) {
+        let (lr, weight_decay) = (real(&self.settings["lr"]), real(&self.settings["weight_decay"]));
+        match text(&self.settings["name"]) {
+            "sgd" => self.sgd.step(params, grads, |_| Some(Hyper { lr, weight_decay })).unwrap(),
+            "adamw" => self.adamw(params, grads, lr, weight_decay),
+            other => panic!("unknown optimiser `{other}`"),
+        }
+    }
+
+    fn adamw(&mut self, params: &Params, grads: &Gradients, lr: f64, weight_decay: f64) {
+        let (betas, eps) = (reals(&self.settings["betas"]), real(&self.settings["eps"]));
+        self.steps += 1;
+        let fix = [1.0 - betas[0].powi(self.steps), 1.0 - betas[1].powi(self.steps)];
+        for param in params.all() {
+            let Some(g) = grads.param(&param.name).unwrap() else { continue };
+            let id = params.id(&param.name).unwrap();
+            let (mut p, g) = (flat(&params.export(id).unwrap()), flat(&g));
+            let zeros = || [vec![0.0; p.len()], vec![0.0; p.len()]];
+            let [m, v] = self.adamw.entry(param.name.clone()).or_insert_with(zeros);
+            for i in 0..p.len() {
+                m[i] = betas[0] * m[i] + (1.0 - betas[0]) * g[i];
+                v[i] = betas[1] * v[i] + (1.0 - betas[1]) * g[i] * g[i];
+                p[i] *= 1.0 - lr * weight_decay;
+                p[i] -= lr * (m[i] / fix[0]) / ((v[i] / fix[1]).sqrt() + eps);
+            }
+            params.import(id, &Tensor::from_vec(p, param.shape.as_slice(), &Device::Cpu).unwrap()).unwrap();
+        }
+    }
+}
+
+fn train(case: &Case, dtype: DType) {
+    let mut check = Check::new(case, dtype);
+    let mut t = Training::new(case, dtype);
+    let start: HashMap<String, Vec<f64>> =
+        table(&case.meta["deltas"]).map(|(name, _)| (name.clone(), t.value(name).0)).collect();
+    let mut optimiser = Optimiser::new(&case.meta["optimiser"]);
+    let losses = list(&case.meta["step_losses"]);
+    for (step, described) in losses.iter().enumerate() {
+        let (features, loss) = t.forward(step as u64);
+        check.scalar(&format!("loss before step {}", step + 1), flat(&loss)[0], described);
+        if step == 0 {
+            check.scalar("loss", flat(&loss)[0], &case.meta["loss"]);
+            check.tap("logits", features.logits().unwrap(), &case.meta["logits"]);
+            for (name, described) in table(&case.meta["running"]) {
+                let (values, shape) = t.value(name);
+                check.tensor(name, &values, &shape, described);
+            }
+        }
+        if step + 1 == losses.len() {
+            break;
+        }
+        let grads = t.tape.backward(&loss).unwrap();
+        if step == 0 {
+            let none: Vec<&str> = list(&case.meta["no_grad"]).iter().map(text).collect();
+            for param in t.params.all().into_iter().filter(|p| p.kind == Kind::Weight) {
+                let expected = !none.contains(&param.name.as_str());
+                assert_eq!(
+                    grads.param(&param.name).unwrap().is_some(),
+                    expected,
+                    "{case}: gradient of {}",
+                    param.name
+                );
+            }
+            for (name, described) in table(&case.meta["grads"]) {
+                let grad = grads.param(name).unwrap().unwrap();
+                check.tensor(&format!("gradient of {name}"), &flat(&grad), grad.dims(), described);
+            }
+        }
+        optimiser.step(&t.params, &grads);
+    }
+    for (name, described) in table(&case.meta["deltas"]) {
+        let (mut moved, shape) = t.value(name);
+        moved.iter_mut().zip(&start[name]).for_each(|(now, then)| *now -= then);
+        check.tensor(&format!("change of {name}"), &moved, &shape, described);
+    }
+    check.done();
+}
+
+/// Multiply-accumulates of one forward pass of the case's batch.
+fn cost(case: &Case) -> u64 {
+    let net = build(case, &Params::new(DType::F32, &Device::Cpu).unwrap());
+    let shape = shape(&case.meta["input"]["shape"]);
+    net.macs(shape[2], shape[3]).unwrap() * shape[0] as u64
+}
+
+#[test]
+fn training_f32() {
+    let cases = cases("train");
+    cases.iter().for_each(|case| train(case, DType::F32));
+    println!("{} training cases checked in f32", cases.len());
+}
+
+#[test]
+fn training_f64() {
+    let (light, heavy): (Vec<_>, Vec<_>) = cases("train").into_iter().partition(|c| cost(c) <= HEAVY);
+    light.iter().for_each(|case| train(case, DType::F64));
+    println!("{} training cases checked in f64, {} left to the long test", light.len(), heavy.len());
+}
+
+#[test]
+#[ignore = "minutes: see the head of this file"]
+fn training_f64_heavy() {
+    let cases: Vec<_> = cases("train").into_iter().filter(|c| cost(c) > HEAVY).collect();
+    cases.iter().for_each(|case| train(case, DType::F64));
+    println!("{} heavy training cases checked in f64", cases.len());
+}

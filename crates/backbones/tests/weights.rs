@@ -1,0 +1,289 @@
+//! Files of weights: found, checked, loaded whole or not at all, saved to the same bytes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use stillhouse_backbones::{Error, load_weights, manifests, registry, save, weights};
+use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::{Params, Rng, files};
+use stillhouse_ops::Init;
+use stillhouse_testkit::faults;
+
+/// A store with a body and a head of that many classes.
+fn tiny(seed: u64, classes: usize, dtype: DType) -> Params {
+    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let p = params.builder(Rng::new(seed));
+    p.weight("conv.weight", &[4, 3, 2, 2], Init::Normal(1.0)).unwrap();
+    p.buffer("bn.running_mean", &[4], Init::Uniform(1.0)).unwrap();
+    p.weight("fc.weight", &[classes, 4], Init::Normal(1.0)).unwrap();
+    p.weight("fc.bias", &[classes], Init::Normal(1.0)).unwrap();
+    params
+}
+
+fn head() -> Vec<String> {
+    vec!["fc.weight".into(), "fc.bias".into()]
+}
+
+fn export(params: &Params) -> HashMap<String, Tensor> {
+    params.export_all().unwrap().into_iter().collect()
+}
+
+fn values(params: &Params) -> Vec<Vec<f32>> {
+    let all = params.export_all().unwrap().into_iter();
+    all.map(|(_, t)| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect()
+}
+
+fn write(tensors: &HashMap<String, Tensor>, path: &Path) {
+    candle_core::safetensors::save(tensors, path).unwrap();
+}
+
+/// This crate's error behind the one that crosses crate borders.
+fn own<T: std::fmt::Debug>(result: stillhouse_core::Result<T>) -> Error {
+    match result.unwrap_err() {
+        stillhouse_core::Error::Other(e) => *e.downcast().unwrap(),
+        other => panic!("another kind of error: {other}"),
+    }
+}
+
+#[test]
+fn a_saved_network_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
+    let request = BackboneRequest { name: "mobilenetv2_035".into(), classes: 3, ..Default::default() };
+    let make = |seed, dtype| {
+        let params = Params::new(dtype, &Device::Cpu).unwrap();
+        let row = *registry().get(&request.name).unwrap();
+        let net = (row.build)(&request, &params.builder(Rng::new(seed))).unwrap();
+        (net, params)
+    };
+    let (net, a) = make(1, DType::F32);
+    let metadata = BTreeMap::from([("arch".into(), "mobilenetv2_035".into()), ("note".into(), "ä".into())]);
+    save(&a, &first, &metadata).unwrap();
+    for dtype in [DType::F32, DType::F64] {
+        let (_, b) = make(2, dtype);
+        assert_ne!(values(&a), values(&b));
+        assert!(load_weights(&first, &b, &net.head(), false).unwrap().is_empty());
+        assert_eq!(values(&a), values(&b));
+        save(&b, &second, &metadata).unwrap();
+        assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
+    }
+    // Other readers see timm's names, shapes and order.
+    let read = candle_core::safetensors::load(&first, &Device::Cpu).unwrap();
+    assert_eq!(read.len(), a.len());
+    assert_eq!(read["conv_stem.weight"].dims(), [16, 3, 3, 3]);
+    assert_eq!(read["blocks.0.0.conv_dw.weight"].dims(), [16, 1, 3, 3]);
+}
+
+#[test]
+fn element_types_are_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+        let mut tensors = export(&tiny(1, 5, DType::F32));
+        for tensor in tensors.values_mut() {
+            *tensor = tensor.to_dtype(DType::F16).unwrap().to_dtype(dtype).unwrap();
+        }
+        let expected = tensors["fc.bias"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+        tensors.insert("bn.num_batches_tracked".into(), Tensor::new(7i64, &Device::Cpu).unwrap());
+        write(&tensors, &path);
+        let params = tiny(2, 5, DType::F32);
+        load_weights(&path, &params, &head(), false).unwrap();
+        assert_eq!(export(&params)["fc.bias"].to_vec1::<f32>().unwrap(), expected, "{dtype:?}");
+    }
+}
+
+#[test]
+fn all_misfits_are_told_at_once_and_nothing_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let mut tensors = export(&tiny(1, 5, DType::F32));
+    tensors.remove("bn.running_mean");
+    tensors.insert("conv.weight".into(), Tensor::zeros((4, 3, 3, 3), DType::F32, &Device::Cpu).unwrap());
+    tensors.insert("fc.bias".into(), Tensor::zeros(5, DType::U8, &Device::Cpu).unwrap());
+    for i in 0..12 {
+        tensors.insert(format!("extra{i}"), Tensor::new(1f32, &Device::Cpu).unwrap());
+    }
+    write(&tensors, &path);
+    let params = tiny(2, 5, DType::F32);
+    let before = values(&params);
+    let error = own(load_weights(&path, &params, &head(), false));
+    let message = error.to_string();
+    let Error::Misfit { missing, unexpected, misshapen, .. } = error else { panic!("{message}") };
+    assert_eq!(missing, ["bn.running_mean"]);
+    assert_eq!(unexpected.len(), 12);
+    assert_eq!(misshapen.len(), 2);
+    for part in [
+        "1 missing (bn.running_mean)",
+        "12 unexpected (",
+        ", ...)",
+        "F32 [4, 3, 3, 3], expected [4, 3, 2, 2]",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(values(&params), before);
+}
+
+#[test]
+fn a_head_of_other_classes_is_replaced_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    write(&export(&tiny(1, 1000, DType::F32)), &path);
+    let params = tiny(2, 21, DType::F32);
+    let (before, source) = (export(&params), tiny(1, 1000, DType::F32));
+    match own(load_weights(&path, &params, &head(), false)) {
+        Error::Classes { expected: 21, found: 1000, name, .. } => assert_eq!(name, "fc.weight"),
+        other => panic!("{other}"),
+    }
+    let left = load_weights(&path, &params, &head(), true).unwrap();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left[0].contains("fc.weight") && left[0].contains("[1000, 4]"), "{left:?}");
+    let after = export(&params);
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(flat(&after["fc.weight"]), flat(&before["fc.weight"]));
+    assert_eq!(flat(&after["conv.weight"]), flat(&export(&source)["conv.weight"]));
+    // Where more than the classes differs, the whole misfit is told.
+    let mut other = export(&source);
+    other.remove("conv.weight");
+    write(&other, &path);
+    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Misfit { .. }));
+    // A file without any head.
+    let mut headless = export(&source);
+    headless.retain(|name, _| !name.starts_with("fc."));
+    write(&headless, &path);
+    assert_eq!(load_weights(&path, &params, &head(), true).unwrap().len(), 2);
+    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Misfit { .. }));
+}
+
+#[test]
+fn damaged_files_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    save(&tiny(1, 5, DType::F32), &path, &BTreeMap::new()).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    for broken in faults::variants(&whole, 200) {
+        std::fs::write(&path, &broken.bytes).unwrap();
+        let params = tiny(2, 5, DType::F32);
+        let before = values(&params);
+        match load_weights(&path, &params, &head(), false) {
+            Ok(_) => assert!(broken.what.contains("flipped"), "{}", broken.what), // a flipped value
+            Err(e) => {
+                assert!(e.to_string().contains("x.safetensors"), "{}: {e}", broken.what);
+                assert_eq!(values(&params), before, "{}", broken.what);
+            }
+        }
+    }
+    let missing =
+        load_weights(&folder.path().join("none.safetensors"), &tiny(2, 5, DType::F32), &head(), false);
+    assert!(missing.unwrap_err().to_string().contains("none.safetensors"));
+}
+
+#[test]
+fn hostile_headers_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let with_header = |size: u64, header: &str, data: usize| {
+        let mut bytes = size.to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(vec![0; data]);
+        bytes
+    };
+    let own_size = |header: &str, data| with_header(header.len() as u64, header, data);
+    let entry = |shape: &str, start: u64, end: u64| {
+        format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{start},{end}]}}"#)
+    };
+    let huge = u64::MAX;
+    for (what, bytes) in [
+        ("empty", vec![]),
+        ("no header", vec![1, 2, 3]),
+        ("endless header", with_header(huge, "{}", 0)),
+        ("header longer than the file", with_header(100, "{}", 0)),
+        ("no JSON", own_size("{\"a\":", 0)),
+        ("no UTF-8", [&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat()),
+        ("not a table", own_size("[]", 0)),
+        ("shape overflows", own_size(&format!(r#"{{"a":{}}}"#, entry("[4294967296,4294967296,4]", 0, 4)), 4)),
+        (
+            "huge shape",
+            own_size(&format!(r#"{{"a":{}}}"#, entry("[1000000000000]", 0, 4_000_000_000_000)), 4),
+        ),
+        ("offsets backwards", own_size(&format!(r#"{{"a":{}}}"#, entry("[1]", 4, 0)), 4)),
+        ("offsets overlap", {
+            let (a, b) = (entry("[1]", 0, 4), entry("[1]", 0, 4));
+            own_size(&format!(r#"{{"a":{a},"b":{b}}}"#), 4)
+        }),
+        ("a gap", {
+            let (a, b) = (entry("[1]", 0, 4), entry("[1]", 8, 12));
+            own_size(&format!(r#"{{"a":{a},"b":{b}}}"#), 12)
+        }),
+        ("bytes left over", own_size(&format!(r#"{{"a":{}}}"#, entry("[1]", 0, 4)), 9)),
+        ("bytes missing", own_size(&format!(r#"{{"a":{}}}"#, entry("[2]", 0, 8)), 4)),
+        ("deep", own_size(&"[".repeat(100_000), 0)),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = own(load_weights(&path, &tiny(2, 5, DType::F32), &head(), false));
+        assert!(matches!(error, Error::Malformed { .. }), "{what}: {error}");
+    }
+}
+
+#[test]
+fn manifests_are_whole() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../weights");
+    let all = manifests().unwrap();
+    let mut embedded: Vec<String> = all.iter().map(|m| format!("{}.toml", m.title())).collect();
+    let mut there: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".toml"))
+        .collect();
+    embedded.sort();
+    there.sort();
+    assert_eq!(embedded, there, "every manifest of weights/ is embedded, under its own name");
+    for m in all {
+        assert!(
+            m.sha256.len() == 64 && m.sha256.bytes().all(|b| b"0123456789abcdef".contains(&b)),
+            "{}",
+            m.title()
+        );
+        assert!(m.get.ends_with('.') && !m.source.is_empty() && !m.licence.is_empty(), "{}", m.title());
+        let row = *registry().get(&m.arch).unwrap();
+        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let request = BackboneRequest { name: m.arch.clone(), classes: m.classes, variant: m.variant };
+        (row.build)(&request, &params.builder(Rng::new(0))).unwrap();
+        let values: usize = params.all().iter().map(|p| p.count()).sum();
+        assert!(m.bytes > 4 * values as u64, "{}: smaller than the network", m.arch);
+    }
+}
+
+#[test]
+fn weights_are_looked_for_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let roots: Vec<PathBuf> = ["a", "b"].iter().map(|f| folder.path().join(f)).collect();
+    let message = |result| own::<stillhouse_core::registry::WeightsInfo>(result).to_string();
+    let text = message(weights("resnet18", "imagenett", &roots));
+    assert!(text.contains("did you mean `imagenet`") && text.contains("resnet50.imagenet"), "{text}");
+    let text = message(weights("resnet18", "imagenet", &roots));
+    for part in
+        ["resnet18.imagenet", "resnet18.safetensors", &roots[1].display().to_string(), "STILLHOUSE_WEIGHTS"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    let text = message(weights("resnet18", "imagenet", &[]));
+    assert!(text.contains("none was given"), "{text}");
+
+    let manifests = manifests().unwrap();
+    let manifest = manifests.iter().find(|m| m.arch == "mobilenetv2_100").unwrap();
+    let path = roots[1].join(&manifest.file);
+    files::write_atomic(&path, b"short").unwrap();
+    let text = message(weights("mobilenetv2_100", "imagenet", &roots));
+    assert!(text.contains("5 bytes") && text.contains(&manifest.bytes.to_string()), "{text}");
+    std::fs::write(&path, vec![0; manifest.bytes as usize]).unwrap();
+    let text = message(weights("mobilenetv2_100", "imagenet", &roots));
+    assert!(text.contains(&manifest.sha256), "{text}");
+
+    // A path is taken as it is.
+    let info = weights("resnet18", path.to_str().unwrap(), &[]).unwrap();
+    assert_eq!(info.sha256, files::sha256_file(&path).unwrap());
+    assert!(info.variant.is_empty());
+    let none = folder.path().join("none.safetensors");
+    assert!(weights("resnet18", none.to_str().unwrap(), &[]).unwrap_err().to_string().contains("none"));
+}
