@@ -10,6 +10,7 @@
 //! `result.json`. A run that is killed at any moment and started again ends with the same bytes in
 //! `student.safetensors` as one that was never stopped.
 
+mod assemble;
 mod checkpoint;
 mod config;
 mod context;

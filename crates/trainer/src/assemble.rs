@@ -1,0 +1,124 @@
+//! Student, teacher, methods and optimiser of one cell, put together.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use stillhouse_core::data::{Dataset, Split};
+use stillhouse_core::{Rng, Tape};
+use stillhouse_ops::Mode;
+use stillhouse_ops::optim::Sgd;
+
+use crate::config::{CellConfig, Optimiser};
+use crate::folder::Folder;
+use crate::groups::Groups;
+use crate::plan::teacher_folder;
+use crate::step::{Learner, Method, StepPlan, Teacher, connect};
+use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo, TeacherFacts, losses};
+
+/// Builds student, teacher, methods and optimiser.
+pub(crate) fn learner(
+    cell: &Cell,
+    config: &CellConfig,
+    context: &Context,
+    dataset: &Arc<dyn Dataset>,
+    split: &Split,
+    root: Rng,
+    observer: &mut dyn Observer,
+) -> Result<(Learner, Option<TeacherFacts>)> {
+    let classes = dataset.info().classes.len();
+    let student = Network::new(context, &config.student, classes, root.stream("init"))?;
+    let fresh = student.start(context, &config.student)?;
+    if !fresh.is_empty() {
+        observer.message(cell, &format!("new, not from the weights: {}", fresh.join(", ")));
+    }
+    let mut methods = Vec::new();
+    for loss in &config.loss {
+        methods.push(Method {
+            distiller: losses::build(&context.parts, loss)?,
+            warmup: loss.warmup_epochs.unwrap_or(0.0),
+            rng: root.stream("method").stream(&loss.method),
+        });
+    }
+    let found = teacher(cell, config, context, classes)?;
+    let network = found.as_ref().map(|(teacher, _)| &teacher.network);
+    let counts = (config.train.batch_size(), split.train.len());
+    connect(&mut methods, &student, network, counts, config.data.image_size, root.stream("init"))?;
+
+    let mut taps = vec!["logits".to_string()];
+    let mut of_teacher = Vec::new();
+    for method in &methods {
+        let needs = method.distiller.needs();
+        taps.extend(needs.student);
+        of_teacher.extend(needs.teacher);
+    }
+    for list in [&mut taps, &mut of_teacher] {
+        list.sort();
+        list.dedup();
+    }
+    let (mut teacher, facts) = found.unzip();
+    if let Some(teacher) = &mut teacher {
+        teacher.tape.want(&of_teacher);
+    }
+    let groups = Groups::new(&config.train);
+    let names: Vec<String> = student.params.all().into_iter().map(|p| p.name).collect();
+    if let Some(pattern) = groups.unused(&names).first() {
+        let what =
+            format!("`{pattern}` fits no parameter; the first is `{}`", names.first().map_or("", |n| n));
+        return Err(Error::config(format!("{} train.freeze, train.lr_scale", cell.name), what));
+    }
+    let Optimiser::Sgd { momentum, nesterov, .. } = config.train.optimiser;
+    let mode = if config.train.frozen_bn { Mode::TrainFrozenBn } else { Mode::Train };
+    let plan = StepPlan { taps, methods: (0..methods.len()).collect(), moves: vec!["*".into()] };
+    let learner = Learner {
+        tape: Tape::new(&student.params, mode)?,
+        student,
+        teacher,
+        methods,
+        plans: vec![plan],
+        groups,
+        sgd: Sgd::new(momentum, nesterov),
+        rng: root.stream("step"),
+    };
+    Ok((learner, facts))
+}
+
+/// The frozen teacher from its own run folder.
+fn teacher(
+    cell: &Cell,
+    config: &CellConfig,
+    context: &Context,
+    classes: usize,
+) -> Result<Option<(Teacher, TeacherFacts)>> {
+    let Some(reference) = &config.teacher else { return Ok(None) };
+    let folder = Folder(teacher_folder(context, reference));
+    let Some(result) = folder.finished()? else {
+        return Err(Error::NoTeacher {
+            cell: cell.name.clone(),
+            teacher: reference.cell.clone(),
+            why: format!("{} is not there; run the teacher's cell first", folder.result().display()),
+        });
+    };
+    let info = RunInfo::read(&folder.config())?;
+    let network = Network::new(context, &info.run.student, classes, Rng::new(0))?;
+    network.load(context, &folder.student())?;
+    let (own, his) = (&config.data, &info.run.data);
+    let renormalise = if (own.mean, own.std) == (his.mean, his.std) {
+        None
+    } else {
+        // x = v * std + mean of the image v that the student sees; the teacher sees (x - m) / s.
+        let factor: Vec<f32> = (0..3).map(|c| own.std[c] / his.std[c]).collect();
+        let summand: Vec<f32> = (0..3).map(|c| (own.mean[c] - his.mean[c]) / his.std[c]).collect();
+        let tensor = |values| Tensor::from_vec(values, (1, 3, 1, 1), &context.device);
+        Some((tensor(factor)?, tensor(summand)?))
+    };
+    let facts = TeacherFacts {
+        backbone: reference.backbone.clone(),
+        cell: reference.cell.clone(),
+        init: info.run.student.init.clone(),
+        epochs: result.epochs,
+        right: result.right,
+        tested: result.tested,
+    };
+    let tape = Tape::new(&network.params, Mode::Frozen)?;
+    Ok(Some((Teacher { network, tape, renormalise }, facts)))
+}

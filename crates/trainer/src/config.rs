@@ -1,0 +1,418 @@
+//! The resolved configuration of one cell: every value stated, none out of range.
+
+use serde::{Deserialize, Serialize};
+use stillhouse_core::data::{Sampler, SplitMode, SplitSpec};
+use toml::Table;
+
+use crate::schedule::Schedule;
+use crate::{Error, Result};
+
+/// One training run: a network, its data, its loss, its recipe. A teacher's run has the same form;
+/// its network stands under `student`, as the one that is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellConfig {
+    /// Images.
+    pub data: DataConfig,
+    /// The network that is trained.
+    pub student: NetworkConfig,
+    /// The frozen teacher, where a method reads one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherRef>,
+    /// Terms of the loss.
+    pub loss: Vec<LossConfig>,
+    /// How it is trained.
+    pub train: TrainConfig,
+    /// How it is tested.
+    #[serde(default)]
+    pub eval: EvalConfig,
+}
+
+/// Images, how they are cut into training and test images, how they are transformed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Registry name. `ucm|scenes` stands for the first of the two that is found.
+    pub dataset: String,
+    /// A folder given by the person, for `folder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<std::path::PathBuf>,
+    /// Further settings of the dataset.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub options: Table,
+    /// Per cent of the images that train, 1 to 99.
+    pub ratio: u32,
+    /// Whether each class is cut by itself.
+    #[serde(default)]
+    pub split: SplitMode,
+    /// Keep only this many training and test images of each class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_class: Option<[usize; 2]>,
+    /// Side of the square that the transforms end with, in pixels.
+    pub image_size: usize,
+    /// Transforms of training images, as the datasets crate defines them, without normalisation.
+    pub train_transforms: Vec<Table>,
+    /// Transforms of test images.
+    pub test_transforms: Vec<Table>,
+    /// Mean per channel that is subtracted last; pretrained weights bring their own.
+    #[serde(default = "imagenet_mean", serialize_with = "decimals")]
+    pub mean: [f32; 3],
+    /// Standard deviation per channel that is divided by last.
+    #[serde(default = "imagenet_std", serialize_with = "decimals")]
+    pub std: [f32; 3],
+    /// Decoded images are kept in memory up to this many MiB.
+    #[serde(default = "default_cache")]
+    pub cache_mib: usize,
+}
+
+fn imagenet_mean() -> [f32; 3] {
+    [0.485, 0.456, 0.406]
+}
+
+fn imagenet_std() -> [f32; 3] {
+    [0.229, 0.224, 0.225]
+}
+
+/// The shortest decimals of the values: 0.485, not the 0.48500001430511475 that f32 makes of it.
+pub(crate) fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+fn decimals<S: serde::Serializer>(values: &[f32; 3], to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_seq(values.iter().map(|v| decimal(*v)))
+}
+
+fn default_cache() -> usize {
+    1024
+}
+
+impl DataConfig {
+    /// The split of one seed.
+    pub fn split_spec(&self, seed: u64) -> SplitSpec {
+        SplitSpec { ratio: f64::from(self.ratio) / 100.0, mode: self.split, seed, per_class: self.per_class }
+    }
+}
+
+/// A network and where its weights start from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Registry name.
+    pub backbone: String,
+    /// `scratch`, the name of pretrained weights (`imagenet`), or a `.safetensors` file.
+    /// `imagenet|scratch` stands for the first of the two that is found.
+    #[serde(default = "scratch")]
+    pub init: String,
+    /// SHA-256 of the weights that it starts from; found out when the plan is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_sha256: Option<String>,
+    /// Architecture variant; that of the weights comes first.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub variant: Table,
+}
+
+pub(crate) fn scratch() -> String {
+    "scratch".into()
+}
+
+/// The teacher of a student's cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherRef {
+    /// Registry name.
+    pub backbone: String,
+    /// Name and hash of its cell, a folder below `teachers/`.
+    pub cell: String,
+}
+
+/// One method among the terms of the loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LossConfig {
+    /// Registry name.
+    pub method: String,
+    /// The terms of the method, except its cross-entropy, grow linearly over these epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_epochs: Option<f64>,
+    /// Hyper-parameters; in a resolved configuration all of them, defaults included.
+    #[serde(flatten)]
+    pub options: Table,
+}
+
+/// The recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Epochs, at least 1.
+    pub epochs: u64,
+    /// Seed of the split, the start, the order, the augmentation and the methods.
+    #[serde(default)]
+    pub seed: u64,
+    /// How batches are drawn.
+    pub sampler: Sampler,
+    /// The optimiser.
+    pub optimiser: Optimiser,
+    /// The learning rate over time.
+    pub schedule: Schedule,
+    /// Batch norms keep their running statistics.
+    #[serde(default)]
+    pub frozen_bn: bool,
+    /// Parameters that do not move: patterns as `layer1.*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+    /// Parameters with another learning rate; the first pattern that fits counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lr_scale: Vec<LrScale>,
+    /// When checkpoints are written.
+    #[serde(default)]
+    pub checkpoint: Every,
+}
+
+/// Another learning rate for some parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LrScale {
+    /// Parameter names, `*` stands for anything.
+    pub pattern: String,
+    /// Factor on the learning rate.
+    pub factor: f64,
+}
+
+/// An interval of training, written `2 epochs` or `50 steps`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Every {
+    /// At the end of every so many epochs.
+    Epochs(u64),
+    /// After every so many steps.
+    Steps(u64),
+}
+
+impl Default for Every {
+    fn default() -> Self {
+        Self::Epochs(1)
+    }
+}
+
+impl std::fmt::Display for Every {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (n, unit) = match self {
+            Self::Epochs(n) => (n, "epoch"),
+            Self::Steps(n) => (n, "step"),
+        };
+        write!(f, "{n} {unit}{}", if *n == 1 { "" } else { "s" })
+    }
+}
+
+impl From<Every> for String {
+    fn from(every: Every) -> Self {
+        every.to_string()
+    }
+}
+
+impl TryFrom<String> for Every {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        let wrong = || format!("invalid interval `{text}`, expected for example `2 epochs` or `50 steps`");
+        let (n, unit) = text.trim().split_once(' ').ok_or_else(wrong)?;
+        let n = n.parse().ok().filter(|n| *n > 0).ok_or_else(wrong)?;
+        match unit.trim() {
+            "epoch" | "epochs" => Ok(Self::Epochs(n)),
+            "step" | "steps" => Ok(Self::Steps(n)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// The optimiser and its hyper-parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Optimiser {
+    /// Stochastic gradient descent as PyTorch has it.
+    Sgd {
+        /// Highest learning rate of the schedule.
+        lr: f64,
+        /// Momentum in [0, 1).
+        #[serde(default)]
+        momentum: f64,
+        /// Nesterov's form.
+        #[serde(default)]
+        nesterov: bool,
+        /// Weight decay (L2).
+        #[serde(default)]
+        weight_decay: f64,
+        /// Whether batch norms and biases (all vectors) decay as well.
+        #[serde(default = "yes")]
+        decay_norm_and_bias: bool,
+    },
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Optimiser {
+    /// The highest learning rate.
+    pub fn lr(&self) -> f64 {
+        let Self::Sgd { lr, .. } = self;
+        *lr
+    }
+}
+
+/// Testing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Images per batch.
+    #[serde(default = "eval_batch")]
+    pub batch: usize,
+    /// Test after every so many epochs besides the last; 0 tests only at the end.
+    #[serde(default)]
+    pub every_epochs: u64,
+    /// Registry names of the metrics that are counted at the end.
+    #[serde(default)]
+    pub metrics: Vec<String>,
+}
+
+fn eval_batch() -> usize {
+    64
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { batch: eval_batch(), every_epochs: 0, metrics: Vec::new() }
+    }
+}
+
+impl CellConfig {
+    /// Refuses values that are out of range; `origin` says where they were written.
+    pub fn check(&self, origin: &str) -> Result<()> {
+        let want = |ok: bool, field: &str, found: &dyn std::fmt::Debug, allowed: &str| {
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::config(origin, format!("`{field}` is {found:?}, expected {allowed}")))
+            }
+        };
+        let data = &self.data;
+        want((1..=99).contains(&data.ratio), "data.ratio", &data.ratio, "1 to 99 (per cent that train)")?;
+        want((1..=8192).contains(&data.image_size), "data.image_size", &data.image_size, "1 to 8192 pixels")?;
+        want(data.std.iter().all(|s| *s > 0.0), "data.std", &data.std, "values above 0")?;
+        if let Some([train, test]) = data.per_class {
+            want(train > 0 && test > 0, "data.per_class", &[train, test], "two counts above 0")?;
+        }
+        self.train.check(origin)?;
+        want(self.eval.batch > 0, "eval.batch", &self.eval.batch, "at least 1")?;
+        for (i, loss) in self.loss.iter().enumerate() {
+            let field = format!("loss.{}.warmup_epochs", loss.method);
+            let ok = loss.warmup_epochs.is_none_or(|w| w >= 0.0 && w.is_finite());
+            want(ok, &field, &loss.warmup_epochs, "0 or more epochs")?;
+            if self.loss[..i].iter().any(|l| l.method == loss.method) {
+                return Err(Error::config(
+                    origin,
+                    format!("method `{}` stands twice in `loss`", loss.method),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// As TOML with sorted keys: the text that is hashed.
+    pub fn to_toml(&self) -> Result<String> {
+        to_toml(self)
+    }
+}
+
+impl TrainConfig {
+    fn check(&self, origin: &str) -> Result<()> {
+        let bad = |field: &str, found: &dyn std::fmt::Debug, allowed: &str| {
+            Err(Error::config(origin, format!("`train.{field}` is {found:?}, expected {allowed}")))
+        };
+        if !(1..=1_000_000).contains(&self.epochs) {
+            return bad("epochs", &self.epochs, "1 to 1000000");
+        }
+        let Optimiser::Sgd { lr, momentum, nesterov, weight_decay, .. } = &self.optimiser;
+        if !(*lr > 0.0 && lr.is_finite()) {
+            return bad("optimiser.lr", lr, "a number above 0");
+        }
+        if !(0.0..1.0).contains(momentum) {
+            return bad("optimiser.momentum", momentum, "0 up to, not including, 1");
+        }
+        if *nesterov && *momentum == 0.0 {
+            return bad("optimiser.nesterov", nesterov, "false where the momentum is 0");
+        }
+        if !(*weight_decay >= 0.0 && weight_decay.is_finite()) {
+            return bad("optimiser.weight_decay", weight_decay, "0 or more");
+        }
+        let sizes = match self.sampler {
+            Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,
+            Sampler::ClassBalanced { classes, per_class } => classes.min(per_class),
+        };
+        if sizes == 0 {
+            return bad("sampler", &self.sampler, "counts above 0");
+        }
+        for scale in &self.lr_scale {
+            if !(scale.factor >= 0.0 && scale.factor.is_finite()) {
+                return bad("lr_scale", scale, "factors of 0 or more");
+            }
+        }
+        self.schedule.check().map_err(|what| Error::config(origin, format!("`train.schedule`: {what}")))
+    }
+
+    /// Images of one batch.
+    pub fn batch_size(&self) -> usize {
+        match self.sampler {
+            Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,
+            Sampler::ClassBalanced { classes, per_class } => classes * per_class,
+        }
+    }
+}
+
+/// Serialises with sorted keys.
+pub(crate) fn to_toml<T: Serialize>(value: &T) -> Result<String> {
+    let table = Table::try_from(value).map_err(|e| Error::config("configuration", e))?;
+    toml::to_string(&table).map_err(|e| Error::config("configuration", e))
+}
+
+/// Lays `over` on `base` as [`stillhouse_core::config::overlay`] does, except that a table of another `kind` replaces
+/// the whole table: settings of one sampler are not those of another.
+pub(crate) fn overlay(base: &mut Table, over: &Table) {
+    for (key, value) in over {
+        match (base.get_mut(key), value) {
+            (Some(toml::Value::Table(b)), toml::Value::Table(o))
+                if o.get("kind").is_none_or(|kind| b.get("kind") == Some(kind)) =>
+            {
+                overlay(b, o);
+            }
+            _ => {
+                base.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_read_as_they_are_written() {
+        for (text, every) in [("1 epoch", Every::Epochs(1)), ("50 steps", Every::Steps(50))] {
+            assert_eq!(Every::try_from(text.to_string()), Ok(every));
+            assert_eq!(every.to_string(), text);
+        }
+        for text in ["0 steps", "3", "epochs", "2 hours", "-1 steps"] {
+            assert!(Every::try_from(text.to_string()).unwrap_err().contains("50 steps"), "{text}");
+        }
+    }
+
+    #[test]
+    fn another_kind_replaces_the_table() {
+        let table = |text| toml::from_str::<Table>(text).unwrap_or_default();
+        let mut base = table("s = { kind = 'a', x = 1 }\nt = { x = 1, y = 1 }");
+        overlay(&mut base, &table("s = { kind = 'b', z = 2 }\nt = { y = 2 }"));
+        assert_eq!(base, table("s = { kind = 'b', z = 2 }\nt = { x = 1, y = 2 }"));
+        overlay(&mut base, &table("s = { z = 3 }"));
+        assert_eq!(base, table("s = { kind = 'b', z = 3 }\nt = { x = 1, y = 2 }"));
+    }
+}

@@ -1,0 +1,109 @@
+//! The one error type of the crate.
+
+use std::path::PathBuf;
+
+/// What can go wrong while an experiment is read, planned or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A term of the loss, the loss or its gradient is no longer a number; nothing was updated.
+    #[error(
+        "step {step}: `{term}` is {value}; stopped before the update. Samples: {ids:?}. \
+         Try a smaller learning rate or weight, or a longer warm-up"
+    )]
+    NonFinite {
+        /// Name of the term, `total`, or `gradient`.
+        term: String,
+        /// Its value.
+        value: f64,
+        /// Step, from 0.
+        step: u64,
+        /// Dataset indices of the batch.
+        ids: Vec<u64>,
+    },
+    /// The weight of the cross-entropy is set by more than one entry of `[[loss]]`.
+    #[error(
+        "the weight of the cross-entropy (`ce`) is set twice, by `{first}` ({first_weight}) and `{second}` \
+         ({second_weight}): keep one, and set `ce_weight = 0` in the other or remove it"
+    )]
+    TwoCeWeights {
+        /// One of the two.
+        first: String,
+        /// Its weight.
+        first_weight: f64,
+        /// The other.
+        second: String,
+        /// Its weight.
+        second_weight: f64,
+    },
+    /// The run was asked to stop; its state is in a checkpoint.
+    #[error("interrupted after step {step}; run the same command again to continue ({})", folder.display())]
+    Interrupted {
+        /// Steps done.
+        step: u64,
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// A checkpoint could not be written. Earlier ones are as they were.
+    #[error(
+        "{}: the checkpoint of step {step} could not be written: {source}. Earlier checkpoints are \
+         intact: free some space (it needs {bytes} bytes) and run the same command again", folder.display()
+    )]
+    Checkpoint {
+        /// The run folder.
+        folder: PathBuf,
+        /// The step.
+        step: u64,
+        /// Size of the checkpoint.
+        bytes: u64,
+        /// What the system said.
+        source: Box<stillhouse_core::Error>,
+    },
+    /// A run folder that holds something else, or less, than it should.
+    #[error("{}: {what}", path.display())]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// A cell whose teacher has not been trained, or has failed.
+    #[error("`{cell}` needs the teacher `{teacher}`, which is not finished: {why}")]
+    NoTeacher {
+        /// The student's cell.
+        cell: String,
+        /// The teacher's cell.
+        teacher: String,
+        /// Why it is not there.
+        why: String,
+    },
+    /// A method that has no registry row.
+    #[error("method `{0}` is not built yet")]
+    NotBuilt(String),
+    /// An error of the contracts, or of a part behind them.
+    #[error(transparent)]
+    Core(#[from] stillhouse_core::Error),
+    /// An error of the tensor operations.
+    #[error(transparent)]
+    Ops(#[from] stillhouse_ops::Error),
+    /// An error of candle.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn config(origin: impl ToString, message: impl ToString) -> Self {
+        Self::Core(stillhouse_core::Error::config(origin, message))
+    }
+
+    pub(crate) fn folder(path: impl Into<PathBuf>, what: impl ToString) -> Self {
+        Self::Folder { path: path.into(), what: what.to_string() }
+    }
+
+    /// Whether the run only stopped because it was asked to.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted { .. })
+    }
+}
+
+/// Result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;

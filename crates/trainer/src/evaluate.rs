@@ -1,0 +1,181 @@
+//! A network on a list of images.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{D, Device, Tensor};
+use stillhouse_core::Rng;
+use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Split, Target};
+use stillhouse_core::metric::{Metric, Score};
+use stillhouse_core::network::Features;
+use stillhouse_ops::{Mode, Tape};
+use toml::Table;
+
+use crate::config::{CellConfig, DataConfig, decimal};
+use crate::plan::open_dataset;
+use crate::{Context, Error, Network, Result, RunInfo, open_run, tensors};
+
+/// What a network makes of the test images.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// Images.
+    pub tested: u64,
+    /// Images classified right; none for label masks.
+    pub right: Option<u64>,
+    /// Figures of the metrics.
+    pub scores: Vec<Score>,
+    /// `[n, classes]`; none for label masks.
+    pub logits: Option<Tensor>,
+    /// Classes `[n]`; none for label masks.
+    pub labels: Option<Tensor>,
+    /// Dataset indices of the images.
+    pub ids: Vec<u64>,
+}
+
+impl Evaluation {
+    /// Writes logits, labels and dataset indices.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let ids: Vec<i64> = self.ids.iter().map(|i| *i as i64).collect();
+        let mut all = vec![("indices".to_string(), Tensor::new(ids, &Device::Cpu)?)];
+        all.extend(self.logits.iter().map(|t| ("logits".to_string(), t.clone())));
+        all.extend(self.labels.iter().map(|t| ("labels".to_string(), t.clone())));
+        tensors::write(path, &all)?;
+        Ok(())
+    }
+
+    pub(crate) fn score_map(&self) -> BTreeMap<String, Option<f64>> {
+        let finite = |s: &Score| (s.name.clone(), Some(s.value).filter(|v| v.is_finite()));
+        self.scores.iter().map(finite).collect()
+    }
+}
+
+/// Tests a finished run again, on its own test images and with its own transforms. `progress` is
+/// told images done and in all.
+///
+/// The dataset must be the one that it was trained on: another identity is an error.
+pub fn evaluate(
+    folder: &Path,
+    metrics: &[String],
+    context: &Context,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(RunInfo, Evaluation)> {
+    let (info, network) = open_run(folder, context)?;
+    let dataset = open_dataset(context, &info.run.data)?;
+    let identity = dataset.identity()?;
+    if identity != info.identity {
+        let what = format!(
+            "was trained on `{}` with identity {}, found {identity}: its files have changed",
+            info.run.data.dataset, info.identity
+        );
+        return Err(Error::folder(folder, what));
+    }
+    let split = (context.parts.split)(dataset.as_ref(), &info.run.data.split_spec(info.run.train.seed))?;
+    let mut loader = test_loader(context, dataset, &split, &info.run)?;
+    let total = split.test.len();
+    let evaluation =
+        test(&network, loader.as_mut(), metrics, total, context, &mut progress).map_err(|e| {
+            if e.is_interrupted() { Error::Interrupted { step: 0, folder: folder.to_path_buf() } } else { e }
+        })?;
+    Ok((info, evaluation))
+}
+
+/// The loader of the test images.
+pub(crate) fn test_loader(
+    context: &Context,
+    dataset: Arc<dyn Dataset>,
+    split: &Split,
+    config: &CellConfig,
+) -> Result<Box<dyn BatchSource>> {
+    let spec = LoaderSpec {
+        indices: split.test.clone(),
+        sampler: Sampler::Sequential { batch: config.eval.batch },
+        transforms: transforms(&config.data, &config.data.test_transforms),
+        rng: Rng::new(config.train.seed).stream("test"),
+        cache_bytes: config.data.cache_mib << 20,
+    };
+    Ok((context.parts.loader)(dataset, &spec)?)
+}
+
+/// The transforms with the normalisation last.
+pub(crate) fn transforms(data: &DataConfig, written: &[Table]) -> Vec<Table> {
+    let values =
+        |v: &[f32; 3]| toml::Value::Array(v.iter().map(|x| toml::Value::Float(decimal(*x))).collect());
+    let mut all = written.to_vec();
+    all.push(Table::from_iter([
+        ("op".to_string(), toml::Value::String("normalize".into())),
+        ("mean".to_string(), values(&data.mean)),
+        ("std".to_string(), values(&data.std)),
+    ]));
+    all
+}
+
+/// The batch on the device of the run.
+pub(crate) fn to_device(batch: Batch, device: &Device) -> Result<Batch> {
+    let target = match batch.target {
+        Target::Classes(t) => Target::Classes(t.to_device(device)?),
+        Target::Mask(t) => Target::Mask(t.to_device(device)?),
+    };
+    Ok(Batch { images: batch.images.to_device(device)?, target, ids: batch.ids })
+}
+
+/// How many of the batch are classified right; none for label masks.
+pub(crate) fn count_right(features: &Features, target: &Target) -> Result<Option<u64>> {
+    let Target::Classes(labels) = target else { return Ok(None) };
+    let guess = features.logits()?.detach().argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let labels = labels.to_vec1::<u32>()?;
+    Ok(Some(guess.iter().zip(&labels).filter(|(g, l)| g == l).count() as u64))
+}
+
+/// Runs the network in evaluation mode over one epoch of the loader. If it is asked to stop, the
+/// caller puts step and folder into the error.
+pub(crate) fn test(
+    network: &Network,
+    loader: &mut dyn BatchSource,
+    metrics: &[String],
+    total: usize,
+    context: &Context,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Evaluation> {
+    let mut counted: Vec<Box<dyn Metric>> = Vec::new();
+    for name in metrics {
+        counted.push((context.parts.metrics.get(name)?.build)(network.backbone.classes()));
+    }
+    let mut tape = Tape::new(&network.params, Mode::Eval)?;
+    tape.want(&["logits"]);
+    let (mut logits, mut labels, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+    let mut right = Some(0);
+    loader.seek(Default::default())?;
+    while let Some(batch) = loader.next_batch()? {
+        let batch = to_device(batch, &context.device)?;
+        if context.stopped() {
+            return Err(Error::Interrupted { step: 0, folder: Default::default() });
+        }
+        tape.begin(Rng::new(0), 0);
+        let features = network.backbone.forward(&batch.images, &mut tape)?;
+        right = right.zip(count_right(&features, &batch.target)?).map(|(a, b)| a + b);
+        for metric in &mut counted {
+            metric.update(features.logits()?, &batch.target)?;
+        }
+        if let Target::Classes(classes) = &batch.target {
+            // Copied: the tape uses the memory of its outputs again.
+            logits.push(features.logits()?.to_device(&Device::Cpu)?.copy()?);
+            labels.push(classes.to_device(&Device::Cpu)?);
+        }
+        ids.extend(batch.ids);
+        progress(ids.len() as u64, total as u64);
+    }
+    if ids.len() != total {
+        let what = format!("the loader gave {} of {total} test images", ids.len());
+        return Err(stillhouse_core::Error::unfit("evaluation", what).into());
+    }
+    let cat = |all: &[Tensor]| if all.is_empty() { Ok(None) } else { Tensor::cat(all, 0).map(Some) };
+    Ok(Evaluation {
+        tested: total as u64,
+        right,
+        scores: counted.iter().flat_map(|m| m.scores()).collect(),
+        logits: cat(&logits)?,
+        labels: cat(&labels)?,
+        ids,
+    })
+}

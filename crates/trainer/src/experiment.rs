@@ -1,0 +1,471 @@
+//! The experiment file as written: sections, matrix, profiles.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use stillhouse_core::{config, nearest};
+use toml::{Table, Value};
+
+use crate::config::{
+    CellConfig, DataConfig, EvalConfig, LossConfig, NetworkConfig, TrainConfig, overlay, scratch,
+};
+use crate::{Error, Result};
+
+/// An experiment file and what the command line sets on top of it.
+///
+/// Sections `[data] [teacher] [student] [[loss]] [train] [eval]` describe one run;
+/// `[profile.NAME]` lays other values on top; each `[matrix]` axis (`student`, `ratio`, `method`,
+/// `seed`) multiplies the runs; `[when.AXIS.VALUE]` lays values on the runs of one axis value.
+#[derive(Debug, Clone)]
+pub struct Experiment {
+    name: String,
+    origin: String,
+    table: Table,
+    sets: Vec<String>,
+}
+
+/// `[matrix]`: the runs are all combinations, the first axis outermost.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Matrix {
+    student: Option<Vec<String>>,
+    ratio: Option<Vec<u32>>,
+    method: Option<Vec<String>>,
+    seed: Option<Vec<u64>>,
+}
+
+/// One run as written, before parts are looked up.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    /// Row of the table: the method axis, or the names of the losses.
+    pub(crate) method: String,
+    /// Whether the matrix named the method: then it may be one that is not built yet.
+    pub(crate) listed: bool,
+    pub(crate) data: DataConfig,
+    pub(crate) teacher: Option<TeacherSection>,
+    pub(crate) student: NetworkConfig,
+    pub(crate) loss: Vec<LossConfig>,
+    pub(crate) train: TrainConfig,
+    pub(crate) eval: EvalConfig,
+}
+
+/// `[teacher]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TeacherSection {
+    pub(crate) backbone: String,
+    #[serde(default = "scratch")]
+    pub(crate) weights: String,
+    #[serde(default)]
+    pub(crate) variant: Table,
+    pub(crate) train: TrainConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sections {
+    data: DataConfig,
+    teacher: Option<TeacherSection>,
+    student: NetworkConfig,
+    #[serde(default)]
+    loss: Vec<LossConfig>,
+    train: TrainConfig,
+    #[serde(default)]
+    eval: EvalConfig,
+}
+
+const SECTIONS: [&str; 6] = ["data", "teacher", "student", "loss", "train", "eval"];
+const ABOUT: [&str; 6] = ["name", "title", "matrix", "when", "profile", "published"];
+const AXES: [&str; 4] = ["student", "ratio", "method", "seed"];
+
+impl Experiment {
+    /// Reads a file; its name without `.toml` is the experiment's, unless it says `name = "..."`.
+    /// Every profile is checked, so that a mistake in one is found before another has run.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(stillhouse_core::Error::io(path))?;
+        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        Self::parse(&text, &path.display().to_string(), &stem)
+    }
+
+    /// Reads text; `origin` stands in messages.
+    pub fn parse(text: &str, origin: &str, name: &str) -> Result<Self> {
+        let table: Table = config::parse(text, origin)?;
+        let name = table.get("name").and_then(Value::as_str).unwrap_or(name).to_string();
+        let ok = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if !ok || name.starts_with('.') {
+            let what =
+                format!("`name` is {name:?}, expected letters, digits, `-` and `_`: it names a folder");
+            return Err(Error::config(origin, what));
+        }
+        let this = Self { name, origin: origin.to_string(), table, sets: Vec::new() };
+        let profiles = this.profiles();
+        if profiles.is_empty() {
+            this.written(None)?;
+        }
+        for profile in &profiles {
+            this.written(Some(profile))?;
+        }
+        Ok(this)
+    }
+
+    /// Its name: the folder below `runs/`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its title, for headings.
+    pub fn title(&self) -> &str {
+        self.table.get("title").and_then(Value::as_str).unwrap_or(&self.name)
+    }
+
+    /// Names of its profiles, sorted.
+    pub fn profiles(&self) -> Vec<String> {
+        match self.table.get("profile") {
+            Some(Value::Table(profiles)) => profiles.keys().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The `[published]` section, as it stands there.
+    pub fn published(&self) -> Table {
+        match self.table.get("published") {
+            Some(Value::Table(published)) => published.clone(),
+            _ => Table::new(),
+        }
+    }
+
+    /// Sets a value on top of file, profile and axes, as `--set train.epochs=3` does.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        config::set(&mut Table::new(), assignment)?;
+        self.sets.push(assignment.to_string());
+        Ok(())
+    }
+
+    /// All runs of one profile, in the order of the matrix.
+    pub(crate) fn written(&self, profile: Option<&str>) -> Result<Vec<Written>> {
+        let (doc, origin) = self.document(profile)?;
+        let matrix: Matrix = match doc.get("matrix") {
+            Some(Value::Table(t)) => config::from_table(t, &format!("{origin} [matrix]"))?,
+            Some(other) => return Err(wrong_type(&origin, "matrix", other)),
+            None => Matrix::default(),
+        };
+        matrix.check(&origin)?;
+        let when = when(&doc, &origin)?;
+        let mut all = Vec::new();
+        for seed in axis(&matrix.seed) {
+            for student in axis(&matrix.student) {
+                for ratio in axis(&matrix.ratio) {
+                    for method in axis(&matrix.method) {
+                        all.push(self.one(&doc, &origin, &when, seed, student, ratio, method)?);
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The file with its profile and settings laid on top, and what to call it in messages.
+    fn document(&self, profile: Option<&str>) -> Result<(Table, String)> {
+        let mut doc = self.table.clone();
+        let profiles = doc.remove("profile");
+        let mut origin = self.origin.clone();
+        if let Some(profile) = profile {
+            let names = self.profiles();
+            let Some(Value::Table(over)) = profiles.as_ref().and_then(|p| p.get(profile)) else {
+                let hint = nearest(profile, names.iter().map(String::as_str))
+                    .map(|n| format!("; did you mean `{n}`?"))
+                    .unwrap_or_default();
+                let what = format!("no profile `{profile}`{hint}; known: {}", names.join(", "));
+                return Err(Error::config(&self.origin, what));
+            };
+            overlay(&mut doc, over);
+            origin = format!("{origin} [profile.{profile}]");
+        }
+        for assignment in &self.sets {
+            // Overlaid rather than set, so that a sampler of another kind replaces the whole sampler.
+            let mut over = Table::new();
+            config::set(&mut over, assignment)?;
+            overlay(&mut doc, &over);
+        }
+        if !self.sets.is_empty() {
+            origin = format!("{origin} with --set");
+        }
+        for key in doc.keys() {
+            if !SECTIONS.contains(&key.as_str()) && !ABOUT.contains(&key.as_str()) {
+                let known = SECTIONS.iter().chain(&ABOUT).copied();
+                let hint = nearest(key, known.clone()).map(|n| format!("; did you mean `{n}`?"));
+                let known = known.collect::<Vec<_>>().join("`, `");
+                let hint = hint.unwrap_or_default();
+                let what = format!("unknown field `{key}`, expected one of `{known}`{hint}");
+                return Err(Error::config(&origin, what));
+            }
+        }
+        Ok((doc, origin))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn one(
+        &self,
+        doc: &Table,
+        origin: &str,
+        when: &[(String, String, Table)],
+        seed: Option<&u64>,
+        student: Option<&String>,
+        ratio: Option<&u32>,
+        method: Option<&String>,
+    ) -> Result<Written> {
+        let mut doc = doc.clone();
+        for key in ABOUT {
+            doc.remove(key);
+        }
+        let mut put = |path: &str, value: Value| {
+            let mut over = Table::new();
+            let (section, field) = path.split_once('.').unwrap_or((path, ""));
+            over.insert(section.into(), Value::Table(Table::from_iter([(field.to_string(), value)])));
+            overlay(&mut doc, &over);
+        };
+        if let Some(seed) = seed {
+            put("train.seed", Value::Integer(i64::try_from(*seed).unwrap_or(i64::MAX)));
+        }
+        if let Some(student) = student {
+            put("student.backbone", Value::String(student.clone()));
+        }
+        if let Some(ratio) = ratio {
+            put("data.ratio", Value::Integer(i64::from(*ratio)));
+        }
+        if let Some(method) = method {
+            let own = doc.get("loss").and_then(Value::as_array).and_then(|losses| {
+                losses.iter().find(|l| l.get("method").and_then(Value::as_str) == Some(method)).cloned()
+            });
+            let entry = own.unwrap_or_else(|| {
+                Value::Table(Table::from_iter([("method".to_string(), Value::String(method.clone()))]))
+            });
+            doc.insert("loss".into(), Value::Array(vec![entry]));
+        }
+        let student = doc.get("student").and_then(|s| s.get("backbone")).and_then(Value::as_str);
+        let student = student.unwrap_or_default().to_string();
+        for (name, value, over) in when {
+            let holds = match name.as_str() {
+                "student" => *value == student,
+                "ratio" => ratio.is_some_and(|r| r.to_string() == *value),
+                "seed" => seed.is_some_and(|s| s.to_string() == *value),
+                _ => method == Some(value),
+            };
+            if holds {
+                overlay(&mut doc, over);
+            }
+        }
+        for assignment in &self.sets {
+            let section = assignment.split(['.', '=']).next().unwrap_or_default().trim();
+            if SECTIONS.contains(&section) && section != "loss" {
+                let mut over = Table::new();
+                config::set(&mut over, assignment)?;
+                overlay(&mut doc, &over);
+            }
+        }
+        let sections: Sections = config::from_table(&doc, origin)?;
+        let listed = method.is_some();
+        let method = method.cloned().unwrap_or_else(|| {
+            let names: Vec<&str> =
+                sections.loss.iter().map(|l| l.method.as_str()).filter(|m| *m != "ce").collect();
+            if names.is_empty() { "baseline".to_string() } else { names.join("+") }
+        });
+        let Sections { data, teacher, student, loss, train, eval } = sections;
+        let written = Written { method, listed, data, teacher, student, loss, train, eval };
+        written.student_cell(None).check(origin)?;
+        if let Some(cell) = written.teacher_cell() {
+            cell.check(&format!("{origin} [teacher]"))?;
+        }
+        Ok(written)
+    }
+}
+
+impl Written {
+    /// The student's run, its parts not looked up yet.
+    pub(crate) fn student_cell(&self, teacher: Option<crate::config::TeacherRef>) -> CellConfig {
+        CellConfig {
+            data: self.data.clone(),
+            student: self.student.clone(),
+            teacher,
+            loss: self.loss.clone(),
+            train: self.train.clone(),
+            eval: self.eval.clone(),
+        }
+    }
+
+    /// The teacher's run: the same data, cross-entropy alone, the same seed.
+    pub(crate) fn teacher_cell(&self) -> Option<CellConfig> {
+        let teacher = self.teacher.as_ref()?;
+        Some(CellConfig {
+            data: self.data.clone(),
+            student: NetworkConfig {
+                backbone: teacher.backbone.clone(),
+                init: teacher.weights.clone(),
+                weights_sha256: None,
+                variant: teacher.variant.clone(),
+            },
+            teacher: None,
+            loss: Vec::new(),
+            train: TrainConfig { seed: self.train.seed, ..teacher.train.clone() },
+            eval: self.eval.clone(),
+        })
+    }
+}
+
+impl Matrix {
+    fn check(&self, origin: &str) -> Result<()> {
+        let lengths = [
+            self.student.as_ref().map(Vec::len),
+            self.ratio.as_ref().map(Vec::len),
+            self.method.as_ref().map(Vec::len),
+            self.seed.as_ref().map(Vec::len),
+        ];
+        for (name, length) in AXES.iter().zip(lengths) {
+            if length == Some(0) {
+                return Err(Error::config(origin, format!("`matrix.{name}` is empty, expected values")));
+            }
+        }
+        if self.seed.iter().flatten().any(|s| i64::try_from(*s).is_err()) {
+            return Err(Error::config(origin, format!("`matrix.seed`: seeds go up to {}", i64::MAX)));
+        }
+        Ok(())
+    }
+}
+
+/// The values of an axis, or one "not given".
+fn axis<T>(values: &Option<Vec<T>>) -> Vec<Option<&T>> {
+    match values {
+        Some(values) => values.iter().map(Some).collect(),
+        None => vec![None],
+    }
+}
+
+/// `[when.AXIS.VALUE]` in the order of the axes, so that a later axis lays its values on top.
+fn when(doc: &Table, origin: &str) -> Result<Vec<(String, String, Table)>> {
+    let mut all = Vec::new();
+    let axes = match doc.get("when") {
+        Some(Value::Table(axes)) => axes,
+        Some(other) => return Err(wrong_type(origin, "when", other)),
+        None => return Ok(all),
+    };
+    if let Some(unknown) = axes.keys().find(|k| !AXES.contains(&k.as_str())) {
+        let hint = nearest(unknown, AXES).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+        let what = format!("in `when`: unknown axis `{unknown}`, expected one of {AXES:?}{hint}");
+        return Err(Error::config(origin, what));
+    }
+    for name in AXES {
+        let Some(values) = axes.get(name) else { continue };
+        let Value::Table(values) = values else {
+            return Err(wrong_type(origin, &format!("when.{name}"), values));
+        };
+        for (value, over) in values {
+            let Value::Table(over) = over else {
+                return Err(wrong_type(origin, &format!("when.{name}.{value}"), over));
+            };
+            if let Some(key) = over.keys().find(|k| !SECTIONS.contains(&k.as_str())) {
+                let what =
+                    format!("in `when.{name}.{value}`: unknown field `{key}`, expected one of {SECTIONS:?}");
+                return Err(Error::config(origin, what));
+            }
+            all.push((name.to_string(), value.clone(), over.clone()));
+        }
+    }
+    Ok(all)
+}
+
+fn wrong_type(origin: &str, field: &str, found: &Value) -> Error {
+    Error::config(origin, format!("`{field}` is a {}, expected a table", found.type_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        [data]
+        dataset = "toy"
+        ratio = 80
+        image_size = 8
+        train_transforms = []
+        test_transforms = []
+        [student]
+        backbone = "a"
+        [train]
+        epochs = 4
+        sampler = { kind = "class_balanced", classes = 2, per_class = 2 }
+        optimiser = { kind = "sgd", lr = 0.1, momentum = 0.9 }
+        schedule = { kind = "constant" }
+        [[loss]]
+        method = "kd"
+        weight = 2.0
+        [matrix]
+        student = ["a", "b"]
+        method = ["baseline", "plain", "kd", "other"]
+        [when.student.b]
+        train.optimiser.lr = 0.01
+        [when.method.baseline]
+        loss = []
+        [when.method.plain]
+        loss = []
+        train.sampler = { kind = "shuffle", batch = 4 }
+        [profile.tiny]
+        train.epochs = 1
+        matrix.student = ["b"]
+        [profile.full]
+    "#;
+
+    fn load(text: &str) -> Result<Experiment> {
+        Experiment::parse(text, "x.toml", "x")
+    }
+
+    #[test]
+    fn axes_profiles_and_settings_are_laid_on_each_other() {
+        let mut experiment = load(TEXT).unwrap();
+        assert_eq!(experiment.profiles(), ["full", "tiny"]);
+        let runs = experiment.written(Some("full")).unwrap();
+        let names: Vec<String> =
+            runs.iter().map(|w| format!("{} {}", w.student.backbone, w.method)).collect();
+        assert_eq!(
+            names,
+            ["a baseline", "a plain", "a kd", "a other", "b baseline", "b plain", "b kd", "b other"]
+        );
+        assert_eq!(runs[0].train.optimiser.lr(), 0.1);
+        assert_eq!(runs[4].train.optimiser.lr(), 0.01);
+        assert!(runs[0].loss.is_empty() && runs[1].loss.is_empty());
+        assert_eq!(runs[1].train.batch_size(), 4);
+        assert_eq!(runs[2].loss[0].options["weight"].as_float(), Some(2.0));
+        assert!(runs[3].loss[0].options.is_empty() && runs[3].loss[0].method == "other");
+        let tiny = experiment.written(Some("tiny")).unwrap();
+        assert_eq!((tiny.len(), tiny[0].train.epochs), (4, 1));
+        experiment.set("train.optimiser.lr=0.5").unwrap();
+        experiment.set("matrix.seed=[3,4]").unwrap();
+        let runs = experiment.written(Some("tiny")).unwrap();
+        assert_eq!((runs.len(), runs[0].train.seed, runs[4].train.seed), (8, 3, 4));
+        assert!(runs.iter().all(|r| r.train.optimiser.lr() == 0.5), "--set comes last");
+    }
+
+    #[test]
+    fn mistakes_are_named_wherever_they_stand() {
+        let cases = [
+            ("[data]", "[dat]\n[data]", "did you mean `data`"),
+            ("epochs = 4", "epochs = 4\nepoch = 3", "did you mean `epochs`"),
+            ("momentum = 0.9", "momentun = 0.9", "did you mean `momentum`"),
+            ("momentum = 0.9", "momentum = 1.5", "`train.optimiser.momentum` is 1.5"),
+            ("ratio = 80", "ratio = 100", "`data.ratio` is 100"),
+            ("epochs = 4", "epochs = 0", "`train.epochs` is 0"),
+            ("train.epochs = 1", "train.epoch = 1", "[profile.tiny]"),
+            ("[when.student.b]", "[when.studnt.b]", "did you mean `student`"),
+            ("train.optimiser.lr = 0.01", "trai.x = 1", "in `when.student.b`"),
+            ("method = [\"baseline\"", "methods = [1]\nmethod = [\"baseline\"", "did you mean `method`"),
+            ("student = [\"a\", \"b\"]", "student = []", "`matrix.student` is empty"),
+        ];
+        for (from, to, expected) in cases {
+            assert!(TEXT.contains(from), "{from}");
+            let e = load(&TEXT.replacen(from, to, 1)).map(|_| "accepted").unwrap_err().to_string();
+            assert!(e.contains(expected) && e.contains("x.toml"), "{to}: {e}");
+        }
+        let e = load(TEXT).unwrap().written(Some("tyny")).unwrap_err().to_string();
+        assert!(e.contains("did you mean `tiny`"), "{e}");
+        assert!(load(TEXT).unwrap().set("no value").is_err());
+    }
+}

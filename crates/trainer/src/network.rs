@@ -1,0 +1,54 @@
+//! A network with its parameters: new, from pretrained weights, or trained by a run.
+
+use std::path::Path;
+
+use stillhouse_core::network::{Backbone, BackboneRequest};
+use stillhouse_core::{Params, Rng};
+
+use crate::config::NetworkConfig;
+use crate::{Context, Error, Result};
+
+/// A network and its parameters.
+pub struct Network {
+    /// The network.
+    pub backbone: Box<dyn Backbone>,
+    /// Its weights and buffers.
+    pub params: Params,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("backbone", &self.backbone.name()).finish_non_exhaustive()
+    }
+}
+
+impl Network {
+    /// A network whose new values are drawn from `rng`.
+    pub fn new(context: &Context, config: &NetworkConfig, classes: usize, rng: Rng) -> Result<Self> {
+        let row = context.parts.backbones.get(&config.backbone)?;
+        let params = Params::new(candle_core::DType::F32, &context.device)?;
+        let name = config.backbone.clone();
+        let request = BackboneRequest { name, classes, variant: config.variant.clone() };
+        let backbone = (row.build)(&request, &params.builder(rng))?;
+        Ok(Self { backbone, params })
+    }
+
+    /// Loads the pretrained weights of the configuration, if it names some; says which names stayed
+    /// new.
+    pub(crate) fn start(&self, context: &Context, config: &NetworkConfig) -> Result<Vec<String>> {
+        let Some(sha256) = &config.weights_sha256 else { return Ok(Vec::new()) };
+        let weights = (context.parts.weights)(&config.backbone, &config.init, &context.weight_roots)?;
+        if weights.sha256 != *sha256 {
+            let what = format!("sha256 is {}, this run was planned with {sha256}", weights.sha256);
+            return Err(Error::folder(weights.path, what));
+        }
+        let head = self.backbone.head();
+        Ok((context.parts.load_weights)(&weights.path, &self.params, &head, true)?)
+    }
+
+    /// Loads what a run has trained, all of it.
+    pub(crate) fn load(&self, context: &Context, path: &Path) -> Result<()> {
+        (context.parts.load_weights)(path, &self.params, &self.backbone.head(), false)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,418 @@
+//! One cell in its folder: from `config.toml` to `result.json`, stopped and continued at will.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Tensor;
+use stillhouse_core::data::{BatchSource, Dataset, LoaderSpec, Position, Sampler, Split};
+use stillhouse_core::files::FolderLock;
+use stillhouse_core::{Rng, files};
+use stillhouse_ops::Kind;
+
+use crate::assemble::learner;
+use crate::checkpoint::{Checkpoints, State, Tally};
+use crate::config::{CellConfig, Every};
+use crate::evaluate::{test, test_loader, to_device, transforms};
+use crate::folder::Folder;
+use crate::plan::open_dataset;
+use crate::step::{Learner, Moment, is_own};
+use crate::{
+    Best, Cell, CellResult, Context, EpochLog, Error, Evaluation, Facts, Observer, Plan, RESULT_FORMAT,
+    Result, RunInfo, TeacherFacts,
+};
+
+/// How a cell ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// It was trained now.
+    Trained(Box<CellResult>),
+    /// It was finished before.
+    Finished(Box<CellResult>),
+    /// An error stopped it; its checkpoints are kept.
+    Failed(String),
+    /// Its method has no registry row.
+    NotBuilt,
+}
+
+impl Outcome {
+    /// The result, if there is one.
+    pub fn result(&self) -> Option<&CellResult> {
+        match self {
+            Self::Trained(result) | Self::Finished(result) => Some(result),
+            Self::Failed(_) | Self::NotBuilt => None,
+        }
+    }
+}
+
+/// Runs all cells of a plan in order. Finished ones are skipped, a failed one does not stop the
+/// others, a student whose teacher failed fails with it. The outcomes stand in the order of the
+/// cells.
+///
+/// # Errors
+/// [`Error::Interrupted`] if the run was asked to stop; nothing else.
+pub fn run_plan(plan: &Plan, context: &Context, observer: &mut dyn Observer) -> Result<Vec<Outcome>> {
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for cell in &plan.cells {
+        let failed = cell.teacher.and_then(|t| match &outcomes[t] {
+            Outcome::Failed(why) => Some((t, why.clone())),
+            _ => None,
+        });
+        let result = match failed {
+            Some((t, why)) => {
+                Err(Error::NoTeacher { cell: cell.name.clone(), teacher: plan.cells[t].name.clone(), why })
+            }
+            None => run_cell(cell, context, observer),
+        };
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(e) if e.is_interrupted() => return Err(e),
+            Err(e) => Outcome::Failed(e.to_string()),
+        };
+        observer.cell_finished(cell, &outcome);
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
+/// Runs one cell, or goes on with it where it was stopped; a finished one is only read. Its teacher
+/// must be finished. [`Observer::cell_finished`] is not called: that is the caller's to do. Why it
+/// failed, if it did, is also in the folder's `failure.txt`, which a new start removes.
+pub fn run_cell(cell: &Cell, context: &Context, observer: &mut dyn Observer) -> Result<Outcome> {
+    let Some(config) = &cell.config else { return Ok(Outcome::NotBuilt) };
+    let folder = Folder(cell.folder.clone());
+    let _lock = FolderLock::take(&folder.0)?;
+    folder.claim(cell)?;
+    let result = run_claimed(cell, config, context, &folder, observer);
+    if let Err(e) = &result
+        && !e.is_interrupted()
+    {
+        // Only a note for tables: a disk too full for it is in the error already.
+        let _ = files::write_atomic(&folder.failure(), format!("{e}\n").as_bytes());
+    }
+    result
+}
+
+fn run_claimed(
+    cell: &Cell,
+    config: &CellConfig,
+    context: &Context,
+    folder: &Folder,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    if let Some(result) = folder.finished()? {
+        // A process may have been killed between the result and the end of its checkpoints.
+        Checkpoints::new(&folder.0, &cell.hash).clear()?;
+        return Ok(Outcome::Finished(Box::new(result)));
+    }
+    folder.forget_failure()?;
+    let dataset = open_dataset(context, &config.data)?;
+    folder.describe(&RunInfo::new(cell, config, &dataset.info().classes))?;
+    let mut run = Run::prepare(cell, config, context, folder.clone(), dataset, observer)?;
+    let result = run.train(observer)?;
+    Ok(Outcome::Trained(Box::new(result)))
+}
+
+struct Run<'a> {
+    cell: &'a Cell,
+    config: &'a CellConfig,
+    context: &'a Context,
+    folder: Folder,
+    checkpoints: Checkpoints,
+    dataset: Arc<dyn Dataset>,
+    split: Split,
+    loader: Box<dyn BatchSource>,
+    learner: Learner,
+    teacher: Option<TeacherFacts>,
+    state: State,
+    per_epoch: u64,
+}
+
+impl<'a> Run<'a> {
+    fn prepare(
+        cell: &'a Cell,
+        config: &'a CellConfig,
+        context: &'a Context,
+        folder: Folder,
+        dataset: Arc<dyn Dataset>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let identity = dataset.identity()?;
+        if identity != cell.identity {
+            let what = format!("data changed since the plan was made: {} is now {identity}", cell.identity);
+            return Err(Error::folder(&folder.0, what));
+        }
+        let root = Rng::new(config.train.seed);
+        let split = (context.parts.split)(dataset.as_ref(), &config.data.split_spec(config.train.seed))?;
+        folder.write_split(&split)?;
+        let loader = (context.parts.loader)(
+            dataset.clone(),
+            &LoaderSpec {
+                indices: split.train.clone(),
+                sampler: config.train.sampler.clone(),
+                transforms: transforms(&config.data, &config.data.train_transforms),
+                rng: root.stream("loader"),
+                cache_bytes: config.data.cache_mib << 20,
+            },
+        )?;
+        let per_epoch = loader.batches_per_epoch();
+        if per_epoch == 0 {
+            let what = format!(
+                "{} training images make no batch of {}",
+                split.train.len(),
+                config.train.batch_size()
+            );
+            return Err(Error::folder(&folder.0, what));
+        }
+        let (learner, teacher) = learner(cell, config, context, &dataset, &split, root, observer)?;
+        let checkpoints = Checkpoints::new(&folder.0, &cell.hash);
+        let mut run = Self {
+            cell,
+            config,
+            context,
+            folder,
+            checkpoints,
+            dataset,
+            split,
+            loader,
+            learner,
+            teacher,
+            state: State::default(),
+            per_epoch,
+        };
+        run.resume(observer)?;
+        Ok(run)
+    }
+
+    /// Goes on from the newest valid checkpoint, if there is one.
+    fn resume(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let mut tell = |text: String| observer.message(self.cell, &text);
+        if let Some(loaded) = self.checkpoints.load(&self.context.device, &mut tell)? {
+            let params = &self.learner.student.params;
+            let values = loaded.group("student").iter().chain(loaded.group("connectors"));
+            let mut count = 0;
+            for (name, value) in values {
+                let Some(id) = params.id(name) else {
+                    return Err(Error::folder(
+                        &self.folder.0,
+                        format!("checkpoint has the unknown `{name}`"),
+                    ));
+                };
+                params.import(id, value)?;
+                count += 1;
+            }
+            if count != params.len() {
+                let what = format!("checkpoint has {count} parameters, the network {}", params.len());
+                return Err(Error::folder(&self.folder.0, what));
+            }
+            self.learner.sgd.load_state(params, loaded.group("optimiser"))?;
+            self.state = loaded.state;
+        }
+        self.folder.rewind_log(self.state.step)?;
+        self.loader.seek(self.state.position)?;
+        Ok(())
+    }
+
+    fn train(&mut self, observer: &mut dyn Observer) -> Result<CellResult> {
+        let total = self.config.train.epochs * self.per_epoch;
+        observer.cell_started(self.cell, self.state.step, total);
+        loop {
+            if self.context.stopped() {
+                return self.interrupt();
+            }
+            if self.state.tally.steps > 0 && self.state.step.is_multiple_of(self.per_epoch) {
+                let last = match self.end_epoch(observer) {
+                    Err(e) if e.is_interrupted() => return self.interrupt(),
+                    other => other?,
+                };
+                if let Some((line, evaluation)) = last {
+                    return self.finish(&line, &evaluation);
+                }
+                if self.checkpoint_is_due() {
+                    self.save()?;
+                }
+            }
+            self.train_batch(total, observer)?;
+            let inside = !self.state.step.is_multiple_of(self.per_epoch);
+            if inside && self.checkpoint_is_due() {
+                self.save()?;
+            }
+        }
+    }
+
+    fn interrupt(&self) -> Result<CellResult> {
+        self.save()?;
+        Err(Error::Interrupted { step: self.state.step, folder: self.folder.0.clone() })
+    }
+
+    fn train_batch(&mut self, total: u64, observer: &mut dyn Observer) -> Result<()> {
+        let begun = Instant::now();
+        let Some(batch) = self.loader.next_batch()? else {
+            let what = format!("the loader ended before its {} batches", self.per_epoch);
+            return Err(stillhouse_core::Error::unfit("loader", what).into());
+        };
+        let batch = to_device(batch, &self.context.device)?;
+        let (images, step) = (batch.ids.len() as u64, self.state.step);
+        let at = Moment { step, per_epoch: self.per_epoch, lr: self.lr(step) };
+        let told = self.learner.learn(&batch, at)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        self.state.tally.add(&told.terms, told.total, told.right, images, seconds);
+        self.state.seconds.train += seconds;
+        let step = step + 1;
+        self.state.step = step;
+        self.state.position = Position { epoch: step / self.per_epoch, batch: step % self.per_epoch };
+        observer.step(self.cell, step, total, told.total, at.lr);
+        if step.is_multiple_of(self.per_epoch) && step < total && self.loader.next_batch()?.is_some() {
+            let what = format!("the loader gave more than its {} batches", self.per_epoch);
+            return Err(stillhouse_core::Error::unfit("loader", what).into());
+        }
+        Ok(())
+    }
+
+    fn lr(&self, step: u64) -> f64 {
+        let train = &self.config.train;
+        train.optimiser.lr() * train.schedule.factor(step, train.epochs, self.per_epoch)
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        match self.config.train.checkpoint {
+            Every::Steps(n) => self.state.step.is_multiple_of(n),
+            Every::Epochs(n) => self.state.step.is_multiple_of(n.saturating_mul(self.per_epoch)),
+        }
+    }
+
+    fn save(&self) -> Result<()> {
+        let params = &self.learner.student.params;
+        let (own, connectors): (Vec<_>, Vec<_>) =
+            params.export_all()?.into_iter().partition(|(name, _)| is_own(name));
+        let optimiser = self.learner.sgd.state(params)?;
+        let groups = [("student", own), ("connectors", connectors), ("optimiser", optimiser)];
+        self.checkpoints.save(&self.state, &groups)
+    }
+
+    /// Tests where it is time to, and logs. The last epoch gives its line and its test.
+    fn end_epoch(&mut self, observer: &mut dyn Observer) -> Result<Option<(EpochLog, Evaluation)>> {
+        let lr = self.lr(self.state.step - 1);
+        let train = &self.config.train;
+        let epoch = self.state.step / self.per_epoch;
+        let (is_last, every) = (epoch == train.epochs, self.config.eval.every_epochs);
+        let mut evaluation = None;
+        if is_last || (every > 0 && epoch.is_multiple_of(every)) {
+            let begun = Instant::now();
+            let metrics: &[String] = if is_last { &self.config.eval.metrics } else { &[] };
+            let mut loader = test_loader(self.context, self.dataset.clone(), &self.split, self.config)?;
+            let cell = self.cell;
+            let mut progress = |done, total| observer.testing(cell, done, total);
+            let (student, count) = (&self.learner.student, self.split.test.len());
+            let tested = test(student, loader.as_mut(), metrics, count, self.context, &mut progress)?;
+            self.state.seconds.test += begun.elapsed().as_secs_f64();
+            if let Some(right) = tested.right
+                && self.state.best.is_none_or(|best| right > best.right)
+            {
+                self.state.best = Some(Best { epoch, right });
+            }
+            evaluation = Some(tested);
+        }
+        let tally = std::mem::take(&mut self.state.tally);
+        let line = tally.line(epoch, self.state.step, lr, evaluation.as_ref().and_then(|e| e.right));
+        self.folder.append_log(&line)?;
+        observer.epoch(self.cell, &line);
+        Ok(if is_last { evaluation.map(|e| (line, e)) } else { None })
+    }
+
+    /// Writes what is left, `result.json` last, and removes the checkpoints.
+    fn finish(&self, line: &EpochLog, evaluation: &Evaluation) -> Result<CellResult> {
+        let params = &self.learner.student.params;
+        let own: Vec<(String, Tensor)> =
+            params.export_all()?.into_iter().filter(|(name, _)| is_own(name)).collect();
+        let student_sha256 = self.folder.write_student(&own)?;
+        evaluation.write(&self.folder.predictions())?;
+        let (cell, config, size) = (self.cell, self.config, self.config.data.image_size);
+        let weights = params.all().into_iter().filter(|p| p.kind == Kind::Weight && is_own(&p.name));
+        let result = CellResult {
+            format: RESULT_FORMAT,
+            experiment: cell.experiment.clone(),
+            profile: cell.profile.clone(),
+            cell: cell.name.clone(),
+            hash: cell.hash.clone(),
+            role: cell.role,
+            method: cell.method.clone(),
+            student: cell.student.clone(),
+            ratio: cell.ratio,
+            seed: cell.seed,
+            right: evaluation.right,
+            tested: evaluation.tested,
+            scores: evaluation.score_map(),
+            best: self.state.best,
+            loss: line.terms.clone(),
+            weights: self.learner.methods.iter().flat_map(|m| m.distiller.weights()).collect(),
+            epochs: config.train.epochs,
+            steps: self.state.step,
+            seconds: self.state.seconds,
+            parameters: weights.map(|p| p.count() as u64).sum(),
+            macs: self.learner.student.backbone.macs(size, size)?,
+            student_sha256,
+            facts: self.facts(),
+        };
+        result.write(&self.folder.result())?;
+        self.checkpoints.clear()?;
+        Ok(result)
+    }
+
+    fn facts(&self) -> Facts {
+        let (config, info) = (self.config, self.dataset.info());
+        let train = &config.train;
+        let sampler = match &train.sampler {
+            Sampler::Shuffle { batch, .. } => format!("{batch} images, shuffled"),
+            Sampler::Sequential { batch } => format!("{batch} images, in order"),
+            Sampler::ClassBalanced { classes, per_class } => {
+                format!("{classes} classes x {per_class} images")
+            }
+        };
+        Facts {
+            dataset: info.name.clone(),
+            title: info.title.clone(),
+            embedded: info.embedded,
+            identity: self.cell.identity.clone(),
+            classes: info.classes.len(),
+            train_images: self.split.train.len(),
+            test_images: self.split.test.len(),
+            image_size: config.data.image_size,
+            epochs: train.epochs,
+            schedule: format!("lr {}, {}", train.optimiser.lr(), train.schedule.describe(train.epochs)),
+            sampler,
+            device: self.context.device_name().into(),
+            init: config.student.init.clone(),
+            teacher: self.teacher.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, terms: &[(String, f64)], total: f64, right: Option<u64>, images: u64, seconds: f64) {
+        self.steps += 1;
+        self.images += images;
+        self.total += total;
+        self.seconds += seconds;
+        self.right = right.map(|r| r + self.right.unwrap_or(0));
+        for (name, value) in terms {
+            *self.terms.entry(name.clone()).or_default() += value;
+        }
+    }
+
+    fn line(self, epoch: u64, step: u64, lr: f64, test_right: Option<u64>) -> EpochLog {
+        let (steps, images) = (self.steps.max(1) as f64, self.images.max(1) as f64);
+        EpochLog {
+            epoch,
+            step,
+            lr,
+            terms: self.terms.into_iter().map(|(name, sum)| (name, sum / steps)).collect::<BTreeMap<_, _>>(),
+            total: self.total / steps,
+            train_accuracy: self.right.map(|r| r as f64 / images),
+            test_right,
+            images_per_second: if self.seconds > 0.0 { images / self.seconds } else { 0.0 },
+            seconds: self.seconds,
+        }
+    }
+}

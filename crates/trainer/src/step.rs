@@ -1,0 +1,257 @@
+//! One batch: teacher, student, terms, gradients, update.
+
+use candle_core::{DType, Tensor};
+use stillhouse_core::data::{Batch, Target};
+use stillhouse_core::distiller::{Distiller, Shapes, Step, Term};
+use stillhouse_core::network::Features;
+use stillhouse_core::{Rng, Tape};
+use stillhouse_ops::Mode;
+use stillhouse_ops::optim::Sgd;
+
+use crate::evaluate::count_right;
+use crate::groups::{Groups, fits};
+use crate::losses::CE;
+use crate::schedule::ramp;
+use crate::{Error, Network, Result};
+
+/// Prefix of all parameters in the student's store that are not the student's.
+pub(crate) const CONNECTORS: &str = "connector.";
+
+/// Whether a parameter is the student's own.
+pub(crate) fn is_own(name: &str) -> bool {
+    !name.starts_with(CONNECTORS)
+}
+
+/// A method at work.
+pub(crate) struct Method {
+    pub(crate) distiller: Box<dyn Distiller>,
+    /// Epochs over which its terms grow.
+    pub(crate) warmup: f64,
+    pub(crate) rng: Rng,
+}
+
+/// What one training step of a batch is: which taps of the student are kept, which methods count,
+/// which parameters move. Plain training has one step.
+#[derive(Debug, Clone)]
+pub(crate) struct StepPlan {
+    pub(crate) taps: Vec<String>,
+    pub(crate) methods: Vec<usize>,
+    /// Patterns of the parameters that move.
+    pub(crate) moves: Vec<String>,
+}
+
+/// The frozen teacher.
+pub(crate) struct Teacher {
+    pub(crate) network: Network,
+    pub(crate) tape: Tape,
+    /// Factor and summand per channel `[1, 3, 1, 1]` from the student's normalisation to the
+    /// teacher's, where they differ.
+    pub(crate) renormalise: Option<(Tensor, Tensor)>,
+}
+
+impl Teacher {
+    fn forward(&mut self, images: &Tensor) -> Result<Features> {
+        self.tape.begin(Rng::new(0), 0);
+        Ok(match &self.renormalise {
+            None => self.network.backbone.forward(images, &mut self.tape)?,
+            Some((factor, summand)) => {
+                let images = images.broadcast_mul(factor)?.broadcast_add(summand)?;
+                self.network.backbone.forward(&images, &mut self.tape)?
+            }
+        })
+    }
+}
+
+/// Everything that a step changes or reads, apart from the batch.
+pub(crate) struct Learner {
+    pub(crate) student: Network,
+    pub(crate) tape: Tape,
+    pub(crate) teacher: Option<Teacher>,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) plans: Vec<StepPlan>,
+    pub(crate) groups: Groups,
+    pub(crate) sgd: Sgd,
+    /// Random numbers of dropout and the like, addressed by step.
+    pub(crate) rng: Rng,
+}
+
+/// Where a step stands in the training.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) step: u64,
+    pub(crate) per_epoch: u64,
+    pub(crate) lr: f64,
+}
+
+/// What a step tells.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    /// Terms without their weights.
+    pub(crate) terms: Vec<(String, f64)>,
+    /// The weighted sum.
+    pub(crate) total: f64,
+    pub(crate) right: Option<u64>,
+}
+
+impl Learner {
+    /// Runs all training steps of one batch.
+    pub(crate) fn learn(&mut self, batch: &Batch, at: Moment) -> Result<Told> {
+        let teacher = match &mut self.teacher {
+            Some(teacher) => teacher.forward(&batch.images)?,
+            None => Features::default(),
+        };
+        let mut told = Told::default();
+        for place in 0..self.plans.len() {
+            self.step(&self.plans[place].clone(), batch, &teacher, at, &mut told)?;
+        }
+        Ok(told)
+    }
+
+    fn step(
+        &mut self,
+        plan: &StepPlan,
+        batch: &Batch,
+        teacher: &Features,
+        at: Moment,
+        told: &mut Told,
+    ) -> Result<()> {
+        self.tape.want(&plan.taps);
+        self.tape.begin(self.rng, at.step);
+        let student = self.student.backbone.forward(&batch.images, &mut self.tape)?;
+        let step = |rng| Step {
+            student: &student,
+            teacher,
+            target: &batch.target,
+            ids: &batch.ids,
+            epoch: at.step as f64 / at.per_epoch as f64,
+            step: at.step,
+            train: true,
+            rng,
+        };
+        let mut terms: Vec<(String, Term)> = Vec::new(); // with the method of each
+        for place in &plan.methods {
+            let method = &self.methods[*place];
+            let name = method.distiller.name().to_string();
+            let grown = ramp(at.step / at.per_epoch, method.warmup);
+            for mut term in method.distiller.terms(&step(method.rng))? {
+                if term.name != CE {
+                    term.weight *= grown;
+                }
+                terms.push((name.clone(), term));
+            }
+        }
+        let total = add_up(&mut terms, batch, at.step, told)?;
+        let gradients = self.tape.backward(&total)?;
+        if let Some(name) = gradients.first_non_finite()? {
+            return Err(non_finite(&format!("gradient of {name}"), f64::NAN, batch, at.step));
+        }
+        let groups = &self.groups;
+        let moves = |name: &str| plan.moves.iter().any(|pattern| fits(pattern, name));
+        self.sgd.step(&self.student.params, &gradients, |param| {
+            if moves(&param.name) { groups.hyper(param, at.lr) } else { None }
+        })?;
+        for place in &plan.methods {
+            let method = &mut self.methods[*place];
+            method.distiller.after_step(&step(method.rng), &self.student.params)?;
+        }
+        if told.right.is_none() && matches!(batch.target, Target::Classes(_)) {
+            told.right = count_right(&student, &batch.target)?;
+        }
+        Ok(())
+    }
+}
+
+/// The weighted sum of the terms. Each is checked before anything is updated.
+fn add_up(terms: &mut [(String, Term)], batch: &Batch, step: u64, told: &mut Told) -> Result<Tensor> {
+    let mut total: Option<Tensor> = None;
+    for i in 0..terms.len() {
+        let (before, rest) = terms.split_at(i);
+        let (method, term) = &rest[0];
+        let twin = before.iter().find(|(_, t)| t.name == term.name);
+        if let Some((first, other)) = twin
+            && term.name == CE
+        {
+            return Err(Error::TwoCeWeights {
+                first: first.clone(),
+                first_weight: other.weight,
+                second: method.clone(),
+                second_weight: term.weight,
+            });
+        }
+        if term.value.elem_count() != 1 {
+            let what =
+                format!("its term `{}` has shape {:?}, expected a scalar", term.name, term.value.dims());
+            return Err(stillhouse_core::Error::unfit(method, what).into());
+        }
+        let name = if twin.is_some() { format!("{method}.{}", term.name) } else { term.name.clone() };
+        let scalar = term.value.reshape(())?;
+        let value = scalar.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        if !value.is_finite() {
+            return Err(non_finite(&name, value, batch, step));
+        }
+        told.terms.push((name, value));
+        told.total += value * term.weight;
+        let weighted = (scalar * term.weight)?;
+        total = Some(match total {
+            Some(total) => (total + weighted)?,
+            None => weighted,
+        });
+    }
+    match total {
+        Some(_) if !told.total.is_finite() => Err(non_finite("total", told.total, batch, step)),
+        Some(total) => Ok(total),
+        None => Err(stillhouse_core::Error::unfit("loss", "no method gives a term for this step").into()),
+    }
+}
+
+fn non_finite(term: &str, value: f64, batch: &Batch, step: u64) -> Error {
+    Error::NonFinite { term: term.to_string(), value, step, ids: batch.ids.clone() }
+}
+
+/// Shapes of all taps that are needed, found out by one image of zeros.
+pub(crate) fn probe(network: &Network, taps: &[String], size: usize, mode: Mode) -> Result<Features> {
+    let mut tape = Tape::new(&network.params, mode)?;
+    tape.want(taps);
+    tape.begin(Rng::new(0), 0);
+    let images = Tensor::zeros((1, 3, size, size), DType::F32, network.params.device())?;
+    Ok(network.backbone.forward(&images, &mut tape)?)
+}
+
+/// Makes the connectors of all methods in the student's store.
+pub(crate) fn connect(
+    methods: &mut [Method],
+    student: &Network,
+    teacher: Option<&Network>,
+    (batch, samples): (usize, usize),
+    size: usize,
+    rng: Rng,
+) -> Result<()> {
+    let mut needs = stillhouse_core::distiller::Needs::default();
+    for method in methods.iter() {
+        let own = method.distiller.needs();
+        needs.student.extend(own.student);
+        needs.teacher.extend(own.teacher);
+    }
+    let of_student = probe(student, &needs.student, size, Mode::Eval)?.shapes();
+    let of_teacher = match teacher {
+        Some(teacher) => probe(teacher, &needs.teacher, size, Mode::Eval)?.shapes(),
+        None => Default::default(),
+    };
+    let builder = student.params.builder(rng).pp(CONNECTORS.trim_end_matches('.'));
+    for method in methods {
+        let own = method.distiller.needs();
+        let pick = |all: &std::collections::BTreeMap<String, Vec<usize>>, names: &[String]| {
+            all.iter().filter(|(n, _)| names.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect()
+        };
+        let shapes = Shapes {
+            student: pick(&of_student, &own.student),
+            teacher: pick(&of_teacher, &own.teacher),
+            classes: student.backbone.classes(),
+            batch,
+            samples,
+        };
+        let name = method.distiller.name().to_string();
+        method.distiller.connect(&shapes, &builder.pp(name))?;
+    }
+    Ok(())
+}

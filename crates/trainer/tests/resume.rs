@@ -1,0 +1,247 @@
+//! A run that is stopped or killed anywhere and started again ends as one that never was.
+
+mod toy;
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use stillhouse_core::files;
+use stillhouse_testkit::faults;
+use stillhouse_trainer::{
+    Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, plan, run_cell,
+};
+
+/// Stops or dies once so many steps are done.
+#[derive(Default)]
+struct At {
+    stop: Option<(u64, Arc<AtomicBool>)>,
+    die: Option<u64>,
+    /// Die while testing, after this many epochs.
+    die_testing: Option<u64>,
+    stop_testing: Option<(u64, Arc<AtomicBool>)>,
+    epochs: u64,
+    steps: Vec<u64>,
+    messages: Vec<String>,
+}
+
+impl Observer for At {
+    fn step(&mut self, _cell: &Cell, done: u64, _total: u64, loss: f64, _lr: f64) {
+        assert!(loss.is_finite());
+        self.steps.push(done);
+        if let Some((at, flag)) = &self.stop
+            && *at == done
+        {
+            flag.store(true, Ordering::Relaxed);
+        }
+        if self.die == Some(done) {
+            panic!("killed");
+        }
+    }
+    fn testing(&mut self, _cell: &Cell, _done: u64, _total: u64) {
+        if self.die_testing == Some(self.epochs) {
+            panic!("killed");
+        }
+        if let Some((at, flag)) = &self.stop_testing
+            && *at == self.epochs
+        {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+    fn epoch(&mut self, _cell: &Cell, line: &EpochLog) {
+        self.epochs = line.epoch;
+    }
+    fn message(&mut self, _cell: &Cell, text: &str) {
+        self.messages.push(text.to_string());
+    }
+}
+
+struct Bench {
+    _root: tempfile::TempDir,
+    context: Context,
+    plan: Plan,
+    /// The run that was never stopped.
+    expected: CellResult,
+    log: Vec<EpochLog>,
+}
+
+/// The log without times.
+fn log(folder: &Path) -> Vec<EpochLog> {
+    let text = fs::read_to_string(folder.join("log.jsonl")).unwrap();
+    let line =
+        |l: &str| EpochLog { seconds: 0.0, images_per_second: 0.0, ..serde_json::from_str(l).unwrap() };
+    text.lines().map(line).collect()
+}
+
+fn trained(outcome: Outcome) -> CellResult {
+    match outcome {
+        Outcome::Trained(result) => *result,
+        other => panic!("expected a trained cell, got {other:?}"),
+    }
+}
+
+impl Bench {
+    fn new(sets: &[&str]) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let context = toy::context(root.path());
+        let plan = plan(&toy::experiment(sets), None, &context).unwrap();
+        assert_eq!(plan.cells.len(), 2);
+        trained(run_cell(&plan.cells[0], &context, &mut ()).unwrap());
+        let expected = trained(run_cell(&plan.cells[1], &context, &mut ()).unwrap());
+        let log = log(&plan.cells[1].folder);
+        Self { _root: root, context, plan, expected, log }
+    }
+
+    /// The student's cell in a folder of its own.
+    fn cell(&self, name: &str) -> Cell {
+        let mut cell = self.plan.cells[1].clone();
+        cell.folder.set_file_name(name);
+        cell
+    }
+
+    fn run(&self, cell: &Cell, at: &mut At) -> stillhouse_trainer::Result<Outcome> {
+        self.context.stop.store(false, Ordering::Relaxed);
+        run_cell(cell, &self.context, at)
+    }
+
+    fn die(&self, cell: &Cell, mut at: At) {
+        let died = catch_unwind(AssertUnwindSafe(|| self.run(cell, &mut at).map(drop)));
+        assert!(died.is_err(), "it was to die");
+    }
+
+    /// Runs to the end and compares with the run that was never stopped.
+    fn finish(&self, cell: &Cell) -> At {
+        let mut at = At::default();
+        let result = trained(self.run(cell, &mut at).unwrap());
+        assert_eq!(result.student_sha256, self.expected.student_sha256, "{}", cell.folder.display());
+        let bytes = files::sha256_file(&cell.folder.join("student.safetensors")).unwrap();
+        assert_eq!(bytes, self.expected.student_sha256);
+        assert_eq!(log(&cell.folder), self.log);
+        assert_eq!((result.right, result.best, &result.scores), {
+            (self.expected.right, self.expected.best, &self.expected.scores)
+        });
+        assert!(checkpoints(&cell.folder).is_empty(), "a finished run keeps no checkpoint");
+        let rest: Vec<_> = names(&cell.folder).into_iter().filter(|n| n.ends_with(".part")).collect();
+        assert!(rest.is_empty(), "{rest:?}");
+        at
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn checkpoints(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<(u64, PathBuf)> = names(folder)
+        .iter()
+        .filter_map(|n| Some((n.strip_prefix("checkpoint-")?.parse().ok()?, folder.join(n))))
+        .collect();
+    all.sort();
+    all.into_iter().map(|(_, path)| path).collect()
+}
+
+#[test]
+fn stopped_after_every_step() {
+    let bench = Bench::new(&[]);
+    let total = bench.expected.steps;
+    assert_eq!(total, 18);
+    for step in 1..=total {
+        let cell = bench.cell(&format!("stop-{step}"));
+        let flag = bench.context.stop.clone();
+        let mut at = At { stop: Some((step, flag)), ..At::default() };
+        match bench.run(&cell, &mut at) {
+            Err(Error::Interrupted { step: told, .. }) => assert_eq!(told, step),
+            other => panic!("expected an interruption after {step}, got {other:?}"),
+        }
+        assert!(!cell.is_done());
+        let at = bench.finish(&cell);
+        assert_eq!(at.steps.first().copied().unwrap_or(total + 1), step + 1, "no step twice, none left out");
+    }
+}
+
+#[test]
+fn killed_after_every_step() {
+    let bench = Bench::new(&[]);
+    for step in 1..=bench.expected.steps {
+        let cell = bench.cell(&format!("kill-{step}"));
+        bench.die(&cell, At { die: Some(step), ..At::default() });
+        // What a killed process may leave besides: unfinished files and folders, half a line.
+        fs::create_dir(cell.folder.join("checkpoint-17.part")).unwrap();
+        fs::write(cell.folder.join("checkpoint-17.part/student.safetensors"), "half").unwrap();
+        fs::write(cell.folder.join("result.json.1.part"), "{").unwrap();
+        let line = fs::read_to_string(cell.folder.join("log.jsonl")).unwrap_or_default();
+        fs::write(cell.folder.join("log.jsonl"), line + "{\"epoch\": 2, \"st").unwrap();
+        let at = bench.finish(&cell);
+        let resumed = (step - 1) / 2 * 2 + 1; // checkpoints after every second step, the last not yet
+        assert_eq!(at.steps[0], resumed, "killed after step {step}");
+    }
+}
+
+#[test]
+fn killed_or_stopped_while_testing() {
+    let bench = Bench::new(&[]);
+    for epoch in 0..3 {
+        let cell = bench.cell(&format!("kill-test-{epoch}"));
+        bench.die(&cell, At { die_testing: Some(epoch), ..At::default() });
+        bench.finish(&cell);
+        let cell = bench.cell(&format!("stop-test-{epoch}"));
+        let mut at = At { stop_testing: Some((epoch, bench.context.stop.clone())), ..At::default() };
+        let e = bench.run(&cell, &mut at).unwrap_err();
+        assert!(e.is_interrupted(), "{e}");
+        let at = bench.finish(&cell);
+        assert_eq!(at.steps.len() as u64, 18 - 6 * (epoch + 1), "training is not repeated for a test");
+    }
+}
+
+#[test]
+fn killed_again_and_again_with_damaged_checkpoints() {
+    let bench = Bench::new(&[]);
+    let cell = bench.cell("again");
+    for step in [5, 9, 14] {
+        bench.die(&cell, At { die: Some(step), ..At::default() });
+        let newest = checkpoints(&cell.folder).pop().unwrap();
+        if step == 9 {
+            faults::truncate(&newest.join("optimiser.safetensors"), 40);
+        } else {
+            fs::remove_file(newest.join("state.json")).unwrap();
+        }
+    }
+    let at = bench.finish(&cell);
+    assert_eq!(at.steps[0], 11, "12 was damaged, 10 is whole");
+    assert!(at.messages.iter().any(|m| m.contains("checkpoint-12") && m.contains("state.json")));
+}
+
+#[test]
+fn the_checkpoint_interval_changes_no_number_and_no_hash() {
+    let bench = Bench::new(&[]);
+    let other = Bench::new(&["train.checkpoint=1 epoch"]);
+    assert_eq!(other.plan.cells[1].hash, bench.plan.cells[1].hash);
+    assert_eq!(other.expected.student_sha256, bench.expected.student_sha256);
+    let cell = other.cell("kill");
+    other.die(&cell, At { die: Some(11), ..At::default() });
+    assert_eq!(other.finish(&cell).steps[0], 7);
+}
+
+#[test]
+fn seeds_differ_and_connectors_stay_out_of_the_student() {
+    let bench = Bench::new(&[]);
+    let other = Bench::new(&["train.seed=1"]);
+    assert_ne!(other.expected.student_sha256, bench.expected.student_sha256);
+    let path = bench.plan.cells[1].folder.join("student.safetensors");
+    let tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let mut names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    let expected = [
+        "bn1.bias",
+        "bn1.running_mean",
+        "bn1.running_var",
+        "bn1.weight",
+        "conv1.weight",
+        "fc.bias",
+        "fc.weight",
+    ];
+    assert_eq!(names, expected);
+}

@@ -1,0 +1,456 @@
+//! Tiny parts, so that the trainer's tests need no other crate: a dataset of striped images, a
+//! network of two layers, a metric, methods with a connector and with state of their own.
+
+#![allow(dead_code, unreachable_pub)]
+
+use std::any::Any;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use stillhouse_core::data::*;
+use stillhouse_core::distiller::*;
+use stillhouse_core::metric::{Metric, MetricBuild, Score};
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::*;
+use stillhouse_core::{Builder, Error, Params, Result, Rng, Tape, files};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, ParamId};
+use stillhouse_trainer::{Context, Experiment};
+
+pub const SIZE: usize = 6;
+pub const CLASSES: usize = 3;
+const IMAGES: usize = 40;
+
+pub struct Stripes(DatasetInfo);
+
+impl Dataset for Stripes {
+    fn info(&self) -> &DatasetInfo {
+        &self.0
+    }
+    fn len(&self) -> usize {
+        IMAGES
+    }
+    fn key(&self, index: usize) -> String {
+        index.to_string()
+    }
+    fn class(&self, index: usize) -> Option<u32> {
+        Some((index % CLASSES) as u32)
+    }
+    fn sample(&self, index: usize) -> Result<Sample> {
+        let pixels = vec![(index * 5 % 256) as u8; SIZE * SIZE * 3];
+        let image = Image { width: SIZE, height: SIZE, pixels };
+        Ok(Sample { id: index as u64, image, label: Label::Class((index % CLASSES) as u32) })
+    }
+    fn identity(&self) -> Result<String> {
+        Ok(format!("{}-1", self.0.name))
+    }
+}
+
+fn stripes(request: &DatasetRequest) -> Result<Arc<dyn Dataset>> {
+    if request.name == "absent" {
+        return Err(Error::unfit("absent", "is nowhere"));
+    }
+    if request.name == "broken" {
+        return Err(Error::unfit("broken", "class `x` is empty"));
+    }
+    Ok(Arc::new(Stripes(DatasetInfo {
+        name: request.name.clone(),
+        title: "stripes (embedded)".into(),
+        classes: (0..CLASSES).map(|c| format!("c{c}")).collect(),
+        task: Task::Classification,
+        embedded: true,
+    })))
+}
+
+fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
+    let mut order: Vec<usize> = (0..dataset.len()).collect();
+    Rng::new(spec.seed).stream("split").at(0, 0).shuffle(&mut order);
+    let (train, test) = order.split_at((spec.ratio * dataset.len() as f64) as usize);
+    let (mut train, mut test) = (train.to_vec(), test.to_vec());
+    train.sort_unstable();
+    test.sort_unstable();
+    Ok(Split { train, test })
+}
+
+/// Shuffled or in order; noise on each image by epoch and index.
+struct Loader {
+    dataset: Arc<dyn Dataset>,
+    spec: LoaderSpec,
+    at: Position,
+}
+
+impl Loader {
+    fn batch(&self) -> usize {
+        match self.spec.sampler {
+            Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,
+            Sampler::ClassBalanced { classes, per_class } => classes * per_class,
+        }
+    }
+}
+
+impl BatchSource for Loader {
+    fn batches_per_epoch(&self) -> u64 {
+        self.spec.indices.len().div_ceil(self.batch()) as u64
+    }
+    fn next_batch(&mut self) -> Result<Option<Batch>> {
+        if self.at.batch == self.batches_per_epoch() {
+            self.at = Position { epoch: self.at.epoch + 1, batch: 0 };
+            return Ok(None);
+        }
+        let mut order = self.spec.indices.clone();
+        let noisy = !matches!(self.spec.sampler, Sampler::Sequential { .. });
+        if noisy {
+            self.spec.rng.at(self.at.epoch, 0).shuffle(&mut order);
+        }
+        let start = self.at.batch as usize * self.batch();
+        let ids = &order[start..(start + self.batch()).min(order.len())];
+        let (mut values, mut labels) = (Vec::new(), Vec::new());
+        for id in ids {
+            let class = self.dataset.class(*id).unwrap_or(0);
+            let mut draw = self.spec.rng.stream("noise").at(self.at.epoch, *id as u64);
+            for i in 0..3 * SIZE * SIZE {
+                let stripe = if (i / (class as usize + 1)).is_multiple_of(2) { 1.0 } else { -1.0 };
+                let noise = if noisy { 0.3 * draw.normal() } else { 0.0 };
+                values.push((stripe + noise + 0.01 * *id as f64) as f32);
+            }
+            labels.push(class);
+        }
+        self.at.batch += 1;
+        let images = Tensor::from_vec(values, (ids.len(), 3, SIZE, SIZE), &Device::Cpu)?;
+        let target = Target::Classes(Tensor::new(labels, &Device::Cpu)?);
+        Ok(Some(Batch { images, target, ids: ids.iter().map(|i| *i as u64).collect() }))
+    }
+    fn position(&self) -> Position {
+        self.at
+    }
+    fn seek(&mut self, position: Position) -> Result<()> {
+        self.at = position;
+        Ok(())
+    }
+}
+
+fn loader(dataset: Arc<dyn Dataset>, spec: &LoaderSpec) -> Result<Box<dyn BatchSource>> {
+    assert_eq!(spec.transforms.last().and_then(|t| t["op"].as_str()), Some("normalize"));
+    Ok(Box::new(Loader { dataset, spec: spec.clone(), at: Position::default() }))
+}
+
+/// Convolution, batch norm, ReLU, mean, dropout, linear: weights in panels, buffers, random numbers.
+struct Net {
+    name: String,
+    classes: usize,
+    taps: Vec<TapSpec>,
+    conv: ConvBnAct,
+    head: Linear,
+}
+
+fn net(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    let width = if request.name == "big" { 12 } else { 5 };
+    let spec = ConvSpec::new(3, width, 3);
+    let conv = ConvBnAct::new(spec, "conv1", "bn1", Act::Relu, Init::kaiming_out(&[width, 3, 3, 3]), p)?;
+    let init = Init::fan_in_uniform(width);
+    let head = Linear::new(width, request.classes, "fc", init, Some(init), p)?;
+    Ok(Box::new(Net {
+        name: request.name.clone(),
+        classes: request.classes,
+        taps: vec![TapSpec::vector("pooled", width), TapSpec::vector("logits", request.classes)],
+        conv,
+        head,
+    }))
+}
+
+impl Backbone for Net {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+    fn classes(&self) -> usize {
+        self.classes
+    }
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let x = tape.input(images)?;
+        let x = self.conv.forward(&x, tape)?;
+        let x = tape.global_avg_pool(&x)?;
+        tape.tap("pooled", &x)?;
+        let x = tape.dropout(&x, 0.2)?;
+        let x = self.head.forward(&x, tape)?;
+        tape.tap("logits", &x)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+    fn head(&self) -> Vec<String> {
+        vec!["fc.weight".into(), "fc.bias".into()]
+    }
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok((height * width * 27) as u64)
+    }
+}
+
+struct Ce {
+    weight: f64,
+}
+
+impl Distiller for Ce {
+    fn name(&self) -> &str {
+        "ce"
+    }
+    fn needs(&self) -> Needs {
+        Needs { student: vec!["logits".into()], teacher: Vec::new() }
+    }
+    fn connect(&mut self, _shapes: &Shapes, _params: &Builder) -> Result<()> {
+        Ok(())
+    }
+    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+        Ok(vec![Term::new("ce", cross_entropy(step)?, self.weight)])
+    }
+    fn weights(&self) -> Vec<(String, f64)> {
+        vec![("ce".into(), self.weight)]
+    }
+}
+
+fn cross_entropy(step: &Step) -> Result<Tensor> {
+    let logits = step.student.logits()?;
+    let max = logits.max_keepdim(1)?.detach();
+    let shifted = logits.broadcast_sub(&max)?;
+    let normaliser = shifted.exp()?.sum_keepdim(1)?.log()?;
+    let log = shifted.broadcast_sub(&normaliser)?;
+    let labels = step.target.classes("ce")?.unsqueeze(1)?;
+    Ok(log.gather(&labels, 1)?.mean_all()?.neg()?)
+}
+
+/// A connector from the student's pooled feature to the teacher's, and a memory of the teacher's
+/// mean feature that moves by itself and enters the loss.
+struct Memory {
+    weight: f64,
+    connector: Option<Tensor>,
+    memory: Option<(ParamId, Tensor)>,
+}
+
+impl Distiller for Memory {
+    fn name(&self) -> &str {
+        "memory"
+    }
+    fn needs(&self) -> Needs {
+        let pooled = || vec!["pooled".to_string()];
+        Needs { student: pooled(), teacher: pooled() }
+    }
+    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+        let (own, his) = (shapes.student["pooled"][0], shapes.teacher["pooled"][0]);
+        assert_eq!((shapes.student.len(), shapes.classes), (1, CLASSES));
+        self.connector = Some(params.var("map", &[own, his], Init::fan_in_uniform(own))?);
+        let id = params.buffer("mean", &[1, his], Init::Constant(0.0))?;
+        self.memory = Some((id, params.params().get(id).var().as_tensor().clone()));
+        Ok(())
+    }
+    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+        let (Some(map), Some((_, mean))) = (&self.connector, &self.memory) else {
+            return Err(Error::unfit("memory", "not connected"));
+        };
+        let teacher = step.teacher.get("pooled")?.detach().broadcast_add(&mean.copy()?)?;
+        // Random numbers of the method enter the loss, too.
+        let noise = step.rng.at(step.step, 0).normal() * 0.01;
+        let value = (step.student.get("pooled")?.matmul(map)? - teacher)?.affine(1.0, noise)?;
+        Ok(vec![Term::new("memory", value.sqr()?.mean_all()?, self.weight)])
+    }
+    fn after_step(&mut self, step: &Step, params: &Params) -> Result<()> {
+        if let Some((id, mean)) = &self.memory {
+            let now = step.teacher.get("pooled")?.mean_keepdim(0)?;
+            params.import(*id, &((mean.copy()? * 0.9)? + (now * 0.1)?)?)?;
+        }
+        Ok(())
+    }
+    fn weights(&self) -> Vec<(String, f64)> {
+        vec![("memory".into(), self.weight)]
+    }
+}
+
+/// One more cross-entropy, or a term that is not a number from `at` on.
+struct Odd {
+    ce_weight: f64,
+    silent: bool,
+    at: u64,
+}
+
+impl Distiller for Odd {
+    fn name(&self) -> &str {
+        "odd"
+    }
+    fn needs(&self) -> Needs {
+        Needs { student: vec!["logits".into()], teacher: Vec::new() }
+    }
+    fn connect(&mut self, _shapes: &Shapes, _params: &Builder) -> Result<()> {
+        Ok(())
+    }
+    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+        let mut terms = Vec::new();
+        if self.ce_weight > 0.0 {
+            terms.push(Term::new("ce", cross_entropy(step)?, self.ce_weight));
+        }
+        let value = if step.step >= self.at { f64::NAN } else { 0.0 };
+        terms.push(Term::new("odd", (step.student.logits()?.mean_all()? * value)?, 1.0));
+        Ok(terms)
+    }
+    fn weights(&self) -> Vec<(String, f64)> {
+        if self.silent { Vec::new() } else { vec![("ce".into(), self.ce_weight)] }
+    }
+}
+
+fn number(table: &toml::Table, key: &str, default: f64) -> f64 {
+    let value = table.get(key);
+    value.and_then(|v| v.as_float().or(v.as_integer().map(|i| i as f64))).unwrap_or(default)
+}
+
+const METHODS: &[Entry<DistillerBuild>] = &[
+    Entry {
+        name: "ce",
+        summary: "",
+        source: "",
+        defaults: || "weight = 1.0  # all\n".into(),
+        build: |t| Ok(Box::new(Ce { weight: number(t, "weight", 1.0) })),
+    },
+    Entry {
+        name: "memory",
+        summary: "",
+        source: "",
+        defaults: || "weight = 0.5\nwarmup_epochs = 2\n".into(),
+        build: |t| {
+            assert!(!t.contains_key("warmup_epochs"), "the trainer keeps it");
+            Ok(Box::new(Memory { weight: number(t, "weight", 0.5), connector: None, memory: None }))
+        },
+    },
+    Entry {
+        name: "odd",
+        summary: "",
+        source: "",
+        defaults: || "ce_weight = 0.0\nat = 1000\nsilent = 0\n".into(),
+        build: |t| {
+            let (ce_weight, at) = (number(t, "ce_weight", 0.0), number(t, "at", 1000.0) as u64);
+            Ok(Box::new(Odd { ce_weight, at, silent: number(t, "silent", 0.0) > 0.0 }))
+        },
+    },
+];
+
+struct Count(u64);
+
+impl Metric for Count {
+    fn name(&self) -> &str {
+        "count"
+    }
+    fn update(&mut self, logits: &Tensor, _target: &Target) -> Result<()> {
+        self.0 += logits.dims()[0] as u64;
+        Ok(())
+    }
+    fn merge(&mut self, _other: &dyn Metric) -> Result<()> {
+        Ok(())
+    }
+    fn scores(&self) -> Vec<Score> {
+        let score = |name: &str, value| Score { name: name.into(), value };
+        vec![score("count", self.0 as f64), score("undefined", f64::NAN)]
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn row<B>(name: &'static str, build: B) -> Entry<B> {
+    Entry { name, summary: "", source: "", defaults: String::new, build }
+}
+
+fn weights(_arch: &str, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
+    let path = roots.iter().map(|r| r.join(format!("{name}.safetensors"))).find(|p| p.is_file());
+    let path = path.ok_or_else(|| Error::unfit(name, "is nowhere"))?;
+    let sha256 = files::sha256_file(&path)?;
+    Ok(WeightsInfo { path, sha256, variant: toml::Table::new(), mean: [0.5; 3], std: [0.25; 3] })
+}
+
+fn load_weights(path: &Path, params: &Params, head: &[String], replace: bool) -> Result<Vec<String>> {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+    let mut new = Vec::new();
+    for param in params.all() {
+        let id = params.id(&param.name).expect("its own name");
+        match tensors.get(&param.name) {
+            Some(t) if t.dims() == param.shape => params.import(id, t)?,
+            _ if replace && head.contains(&param.name) => new.push(param.name),
+            _ => return Err(Error::unfit(path.display(), format!("no `{}`", param.name))),
+        }
+    }
+    Ok(new)
+}
+
+/// The parts, with runs below `folder`.
+pub fn context(folder: &Path) -> Context {
+    let build: DatasetBuild = stripes;
+    let network: BackboneBuild = net;
+    let count: MetricBuild = |_| Box::new(Count(0));
+    let parts = Parts {
+        datasets: Registry::new(
+            "dataset",
+            &[row("stripes", build), row("other", build), row("absent", build), row("broken", build)],
+        ),
+        backbones: Registry::new("network", &[row("big", network), row("small", network)]),
+        losses: Registry::new("method", METHODS),
+        metrics: Registry::new("metric", &[row("count", count)]),
+        split,
+        loader,
+        weights,
+        load_weights,
+    };
+    let mut context = Context::new(parts, folder.join("runs"));
+    context.weight_roots = vec![folder.join("weights")];
+    context.missing = |e| e.to_string().contains("nowhere");
+    context
+}
+
+/// 32 training images in batches of 6: six steps an epoch, three epochs.
+pub const TOY: &str = r#"
+[data]
+dataset = "stripes"
+ratio = 80
+image_size = 6
+train_transforms = []
+test_transforms = []
+
+[teacher]
+backbone = "big"
+[teacher.train]
+epochs = 2
+sampler = { kind = "shuffle", batch = 8 }
+optimiser = { kind = "sgd", lr = 0.05, momentum = 0.9 }
+schedule = { kind = "cosine", warmup_epochs = 1 }
+
+[student]
+backbone = "small"
+
+[[loss]]
+method = "memory"
+
+[train]
+epochs = 3
+sampler = { kind = "shuffle", batch = 6 }
+optimiser = { kind = "sgd", lr = 0.1, momentum = 0.9, nesterov = true, weight_decay = 1e-3, decay_norm_and_bias = false }
+schedule = { kind = "multistep", at = [0.67], factor = 0.1 }
+checkpoint = "2 steps"
+
+[eval]
+batch = 5
+every_epochs = 1
+metrics = ["count"]
+"#;
+
+pub fn experiment(sets: &[&str]) -> Experiment {
+    let mut experiment = Experiment::parse(TOY, "toy.toml", "toy").expect("the toy is in order");
+    for set in sets {
+        experiment.set(set).expect("a setting in order");
+    }
+    experiment
+}
+
+/// A pretrained file for `big`, with a head of other classes.
+pub fn write_weights(folder: &Path) {
+    let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+    let request = BackboneRequest { name: "big".into(), classes: 7, ..Default::default() };
+    net(&request, &params.builder(Rng::new(77))).unwrap();
+    let map = params.export_all().unwrap().into_iter().collect();
+    std::fs::create_dir_all(folder.join("weights")).unwrap();
+    candle_core::safetensors::save(&map, folder.join("weights/imagenet.safetensors")).unwrap();
+}
