@@ -18,12 +18,12 @@ use crate::problem::{Ended, Outcome, Problem};
 
 const EXAMPLES: &str = "\
 Examples:
-  stillhouse doctor                                   what this machine has, and where things are looked for
-  stillhouse list                                     methods, networks, datasets, metrics, experiments
-  stillhouse explain loss class_centre                a method, its defaults and their sources
-  stillhouse reproduce table3 --profile smoke         Table 3 of the class-centric paper, in minutes
-  stillhouse train my.toml --output runs/mine         one run; start it again to go on with it
-  stillhouse predict runs/mine/student.safetensors image.jpg
+  stillhouse doctor                             what this machine has, where things are looked for
+  stillhouse list                               methods, networks, datasets, metrics, experiments
+  stillhouse explain class_centre               a method, its defaults and their sources
+  stillhouse reproduce table3                   Table 3 of the class-centric paper, in minutes
+  stillhouse train my.toml --output runs/mine   one run; start it again to go on with it
+  stillhouse predict runs/mine image.jpg        classes with probabilities
 
 Environment:
   STILLHOUSE_DATA      folder of datasets (then ./datasets)
@@ -108,7 +108,9 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     if cli.global.device == Device::Cuda {
-        return Err(Problem::usage("this build has no CUDA support").hint("run on the processor: --device cpu"));
+        return Err(
+            Problem::usage("this build has no CUDA support").hint("run on the processor: --device cpu")
+        );
     }
     let threads = set_threads(cli.global.threads)?;
     match cli.command {

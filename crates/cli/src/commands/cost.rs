@@ -1,0 +1,145 @@
+//! What a plan will take, in time and on disk, before it is run.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device};
+use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::{Params, Rng};
+use stillhouse_trainer::{Cell, CellConfig, CellResult, Context, NetworkConfig, Plan, Role};
+
+use crate::commands::common;
+use crate::places::free_bytes;
+use crate::talk;
+
+/// Runs that take longer are announced.
+const LONG: f64 = 600.0;
+/// Multiply-accumulates that one thread makes in a second of training, measured on a Xeon with each
+/// instruction set; a finished run of the plan corrects it.
+const SPEED: [(&str, f64); 3] = [("scalar", 1e9), ("avx2", 1.2e10), ("avx512", 2e10)];
+
+/// What is left of a plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Cost {
+    /// Seconds, roughly.
+    pub(crate) seconds: f64,
+    /// Bytes that stay, and the checkpoints of one run.
+    pub(crate) bytes: u64,
+    /// Runs that are left.
+    pub(crate) runs: usize,
+}
+
+/// Says what a plan will take, if it is long or the disk too small for it.
+pub(crate) fn announce(plan: &Plan, context: &Context, threads: usize) {
+    let Ok(cost) = cost(plan, context, threads) else {
+        // What is wrong will be said by the run itself.
+        return;
+    };
+    let free = free_bytes(&plan.folder);
+    if cost.seconds > LONG {
+        talk::say(&format!(
+            "about {} and {} of disk are expected for {} runs on this machine; Ctrl-C stops them, and the same \
+             command goes on",
+            talk::duration(cost.seconds),
+            talk::size(cost.bytes),
+            cost.runs
+        ));
+    }
+    if let Some(free) = free.filter(|free| *free < cost.bytes) {
+        talk::say(&format!(
+            "warning: about {} of disk are needed below {}, {} are free",
+            talk::size(cost.bytes),
+            plan.folder.display(),
+            talk::size(free)
+        ));
+    }
+}
+
+/// Estimates what is left of a plan.
+pub(crate) fn cost(
+    plan: &Plan,
+    context: &Context,
+    threads: usize,
+) -> Result<Cost, stillhouse_trainer::Error> {
+    let mut networks = Networks { context, known: BTreeMap::new() };
+    let mut images: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut cost, mut checkpoints) = (Cost::default(), 0);
+    let (mut left, mut done, mut spent) = (0.0, 0.0, 0.0);
+    for cell in &plan.cells {
+        let Some(config) = &cell.config else { continue };
+        let count = match images.get(&cell.dataset) {
+            Some(count) => *count,
+            None => {
+                let count = common::open(context, config)?.len() as u64;
+                images.insert(cell.dataset.clone(), count);
+                count
+            }
+        };
+        let work = networks.work(cell, config, plan, count)?;
+        if cell.is_done() {
+            if let Ok(result) = CellResult::read(&cell.folder.join("result.json")) {
+                done += work;
+                spent += result.seconds.train + result.seconds.test;
+            }
+            continue;
+        }
+        let parameters = networks.get(&config.student, config.data.image_size)?.1;
+        left += work;
+        cost.runs += 1;
+        cost.bytes += 4 * parameters + 64 * 1024;
+        // Weights and momentum, the newest two and the one being written.
+        checkpoints = checkpoints.max(3 * 8 * parameters);
+    }
+    cost.bytes += checkpoints;
+    let isa = stillhouse_ops::isa().to_string();
+    let thread = SPEED.iter().find(|(name, _)| *name == isa).map_or(1e9, |(_, speed)| *speed);
+    let speed = if spent > 10.0 { done / spent } else { thread * threads as f64 };
+    cost.seconds = left / speed;
+    Ok(cost)
+}
+
+/// Multiply-accumulates of one image and parameters, by network and size.
+struct Networks<'a> {
+    context: &'a Context,
+    known: BTreeMap<String, (f64, u64)>,
+}
+
+impl Networks<'_> {
+    fn get(&mut self, network: &NetworkConfig, size: usize) -> Result<(f64, u64), stillhouse_core::Error> {
+        let key = format!("{} {} {size}", network.backbone, network.variant);
+        if let Some(known) = self.known.get(&key) {
+            return Ok(*known);
+        }
+        let params = Params::new(DType::F32, &Device::Cpu)?;
+        let request =
+            BackboneRequest { name: network.backbone.clone(), classes: 21, variant: network.variant.clone() };
+        let row = self.context.parts.backbones.get(&network.backbone)?;
+        let built = (row.build)(&request, &params.builder(Rng::new(0)))?;
+        let counted = (built.macs(size, size)? as f64, params.all().iter().map(|p| p.count() as u64).sum());
+        self.known.insert(key, counted);
+        Ok(counted)
+    }
+
+    /// Multiply-accumulates of a whole run: three for each of the student's forward pass in
+    /// training, one for the teacher's, one for each test image.
+    fn work(
+        &mut self,
+        cell: &Cell,
+        config: &CellConfig,
+        plan: &Plan,
+        images: u64,
+    ) -> Result<f64, stillhouse_core::Error> {
+        let size = config.data.image_size;
+        let student = self.get(&config.student, size)?.0;
+        let teacher = match cell.teacher.and_then(|t| plan.cells[t].config.as_ref()) {
+            Some(teacher) if cell.role == Role::Student => self.get(&teacher.student, size)?.0,
+            _ => 0.0,
+        };
+        let ratio = f64::from(config.data.ratio) / 100.0;
+        let (train, test) = match config.data.per_class {
+            // Of some 20 classes: an estimate.
+            Some([train, test]) => (20.0 * train as f64, 20.0 * test as f64),
+            None => (images as f64 * ratio, images as f64 * (1.0 - ratio)),
+        };
+        Ok(config.train.epochs as f64 * train * (3.0 * student + teacher) + test * student)
+    }
+}

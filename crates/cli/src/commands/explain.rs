@@ -1,0 +1,243 @@
+//! `stillhouse explain`.
+
+use candle_core::{DType, Device};
+use serde_json::{Value, json};
+use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::registry::{DatasetRequest, Entry, Registry};
+use stillhouse_core::{Params, Rng, nearest};
+use stillhouse_report::text::{Align, Grid};
+
+use crate::commands::explain_experiment;
+use crate::places::Places;
+use crate::problem::{Ended, Outcome, Problem};
+use crate::{experiments, parts, talk};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse explain class_centre                  a method, its defaults and their sources
+  stillhouse explain loss kd
+  stillhouse explain backbone resnet18 --size 64   taps, parameters, multiply-accumulates
+  stillhouse explain experiment table3 --profile smoke --set train.epochs=3
+  stillhouse explain table3 --json                 every resolved value of every run";
+
+/// Explain a method, network, dataset, metric or experiment: defaults and sources, taps, parameters, operations
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Kind (loss, backbone, dataset, metric, experiment; may be left out) and name
+    #[arg(required = true, num_args = 1..=2, value_names = ["KIND", "NAME"])]
+    what: Vec<String>,
+    /// Classes of a network's head
+    #[arg(long, default_value_t = 21, value_name = "N")]
+    classes: usize,
+    /// Side of a network's input in pixels
+    #[arg(long, default_value_t = 224, value_name = "PX")]
+    size: usize,
+    /// Pretrained weights whose variant of a network is meant, for example `imagenet`
+    #[arg(long, value_name = "NAME")]
+    weights: Option<String>,
+    /// Profile of an experiment
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// Change a setting of an experiment, as in train.epochs=3
+    #[arg(long, value_name = "A.B=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const KINDS: [&str; 5] = ["loss", "backbone", "dataset", "metric", "experiment"];
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Outcome {
+    let (kind, name) = match args.what.as_slice() {
+        [kind, name] => (kind_of(kind)?, name.as_str()),
+        [name] => (find(name)?, name.as_str()),
+        _ => return Err(Problem::usage("expected a kind and a name")),
+    };
+    let parts = parts::parts();
+    let value = match kind {
+        "loss" => row(kind, parts.losses.get(name)?),
+        "metric" => row(kind, parts.metrics.get(name)?),
+        "dataset" => dataset(parts.datasets.get(name)?),
+        "backbone" => backbone(parts.backbones.get(name)?, args)?,
+        _ => return explain_experiment::run(name, args),
+    };
+    if args.json {
+        talk::json(&value);
+    } else {
+        talk::out(&readable(&value));
+    }
+    Ok(Ended::Well)
+}
+
+fn kind_of(word: &str) -> Result<&'static str, Problem> {
+    // `losses` is understood as `loss` is: `list` calls them so.
+    let word = match word {
+        "losses" | "method" | "methods" => "loss",
+        other => other.strip_suffix('s').unwrap_or(other),
+    };
+    KINDS.into_iter().find(|k| *k == word).ok_or_else(|| {
+        let near = nearest(word, KINDS).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+        Problem::usage(format!("unknown kind `{word}`{near}; known: {}", KINDS.join(", ")))
+    })
+}
+
+/// The kind of a name that stands alone.
+fn find(name: &str) -> Result<&'static str, Problem> {
+    let parts = parts::parts();
+    let mut names: Vec<(&'static str, String)> = Vec::new();
+    names.extend(names_of("loss", &parts.losses));
+    names.extend(names_of("backbone", &parts.backbones));
+    names.extend(names_of("dataset", &parts.datasets));
+    names.extend(names_of("metric", &parts.metrics));
+    names.extend(experiments::all().into_iter().map(|e| ("experiment", e.name)));
+    if let Some((kind, _)) = names.iter().find(|(_, n)| n == name) {
+        return Ok(kind);
+    }
+    if name.ends_with(".toml") {
+        return Ok("experiment");
+    }
+    let near = nearest(name, names.iter().map(|(_, n)| n.as_str()));
+    let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+    Err(Problem::usage(format!("nothing is called `{name}`{near}"))
+        .hint("`stillhouse list` names everything"))
+}
+
+fn names_of<B: Copy>(kind: &'static str, registry: &Registry<B>) -> Vec<(&'static str, String)> {
+    registry.rows().iter().map(|r| (kind, r.name.to_string())).collect()
+}
+
+fn row<B: Copy>(kind: &str, entry: &Entry<B>) -> Value {
+    json!({
+        "kind": kind,
+        "name": entry.name,
+        "summary": entry.summary,
+        "source": entry.source,
+        "defaults": (entry.defaults)(),
+    })
+}
+
+fn dataset(entry: &Entry<stillhouse_core::registry::DatasetBuild>) -> Value {
+    let mut value = row("dataset", entry);
+    let request = DatasetRequest {
+        name: entry.name.to_string(),
+        roots: Places::new(None).data,
+        path: None,
+        options: toml::Table::new(),
+    };
+    match (entry.build)(&request) {
+        Ok(set) => {
+            value["found"] = json!(set.info().title);
+            value["images"] = json!(set.len());
+            value["classes"] = json!(set.info().classes);
+        }
+        Err(e) => value["found"] = json!(format!("no: {e}")),
+    }
+    value
+}
+
+fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args) -> Result<Value, Problem> {
+    let mut value = row("backbone", entry);
+    let manifests: Vec<_> =
+        stillhouse_backbones::manifests()?.into_iter().filter(|m| m.arch == entry.name).collect();
+    let variant = match &args.weights {
+        None => toml::Table::new(),
+        Some(name) => match manifests.iter().find(|m| m.name == *name) {
+            Some(manifest) => manifest.variant.clone(),
+            None => {
+                let known: Vec<&str> = manifests.iter().map(|m| m.name.as_str()).collect();
+                let near = nearest(name, known.iter().copied());
+                let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+                let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
+                return Err(Problem::usage(format!(
+                    "no weights `{name}` for {}{near}; known: {known}",
+                    entry.name
+                )));
+            }
+        },
+    };
+    let request = BackboneRequest { name: entry.name.to_string(), classes: args.classes, variant };
+    let counts = stillhouse_backbones::count(&request, args.size, args.size)?;
+    let params = Params::new(DType::F32, &Device::Cpu)?;
+    let network = (entry.build)(&request, &params.builder(Rng::new(0)))?;
+    let taps: Vec<Value> = network
+        .taps()
+        .iter()
+        .map(|t| json!({"name": t.name, "channels": t.channels, "stride": t.stride}))
+        .collect();
+    value["classes"] = json!(args.classes);
+    value["size"] = json!(args.size);
+    value["variant"] = json!(request.variant);
+    value["taps"] = json!(taps);
+    value["parameters"] = json!(counts.parameters);
+    value["macs"] = json!(counts.macs);
+    value["table4_flops"] = json!(counts.table4_flops());
+    value["weights"] = json!(
+        manifests
+            .iter()
+            .map(|m| json!({"name": m.name, "file": m.file, "source": m.source, "licence": m.licence}))
+            .collect::<Vec<_>>()
+    );
+    Ok(value)
+}
+
+fn readable(value: &Value) -> String {
+    let word = |key: &str| value[key].as_str().unwrap_or_default();
+    let mut text =
+        format!("{} {}\n{}\n\nsource: {}\n", word("kind"), word("name"), word("summary"), word("source"));
+    if !word("defaults").is_empty() {
+        text.push_str(&format!("\ndefaults:\n  {}\n", word("defaults").trim_end().replace('\n', "\n  ")));
+    }
+    if let Some(found) = value["found"].as_str() {
+        text.push_str(&format!("\nfound: {found}\n"));
+    }
+    if let (Some(images), Some(classes)) = (value["images"].as_u64(), value["classes"].as_array()) {
+        let names: Vec<&str> = classes.iter().filter_map(Value::as_str).collect();
+        text.push_str(&format!("images: {images}\nclasses: {} ({})\n", names.len(), names.join(", ")));
+    }
+    if let Some(taps) = value["taps"].as_array() {
+        text.push_str(&network_figures(value, taps));
+    }
+    text
+}
+
+fn network_figures(value: &Value, taps: &[Value]) -> String {
+    let size = value["size"].as_u64().unwrap_or_default();
+    let number = |key: &str| value[key].as_u64().unwrap_or_default() as f64;
+    let mut grid = Grid::new(&[("tap", Align::Left), ("shape without batch", Align::Left)]);
+    for tap in taps {
+        let (channels, stride) = (&tap["channels"], tap["stride"].as_u64().unwrap_or_default());
+        let side = if stride == 0 { 0 } else { size.div_ceil(stride) };
+        let shape = if stride == 0 {
+            format!("[{channels}]")
+        } else {
+            format!("[{channels}, {side}, {side}], stride {stride}")
+        };
+        grid.row([tap["name"].as_str().unwrap_or_default().to_string(), shape]);
+    }
+    let mut text = format!(
+        "\nwith {} classes at {size} x {size} px:\n  parameters            {:.2} M ({})\n  \
+         multiply-accumulates  {:.3} G\n  FLOPs                 {:.3} G (two for each multiply-accumulate)\n  \
+         as the paper's table  {:.2} G (its Table 4, eight images)\n\n{}",
+        value["classes"],
+        number("parameters") / 1e6,
+        value["parameters"],
+        number("macs") / 1e9,
+        2.0 * number("macs") / 1e9,
+        number("table4_flops") / 1e9,
+        grid.terminal()
+    );
+    for weights in value["weights"].as_array().into_iter().flatten() {
+        let word = |key: &str| weights[key].as_str().unwrap_or_default();
+        text.push_str(&format!(
+            "\nweights {} ({}): {} Licence: {}\n",
+            word("name"),
+            word("file"),
+            word("source"),
+            word("licence")
+        ));
+    }
+    text
+}

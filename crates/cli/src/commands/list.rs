@@ -1,0 +1,114 @@
+//! `stillhouse list`.
+
+use serde_json::json;
+use stillhouse_core::registry::Registry;
+use stillhouse_report::text::{Align, Grid};
+
+use crate::problem::{Ended, Outcome};
+use crate::{experiments, parts, talk};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse list
+  stillhouse list losses
+  stillhouse list backbones --json";
+
+/// List methods, networks, datasets, metrics and experiments
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Which kind; all where it is left out
+    kind: Option<Kind>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Losses,
+    Backbones,
+    Datasets,
+    Metrics,
+    Experiments,
+}
+
+impl Kind {
+    const ALL: [Self; 5] = [Self::Losses, Self::Backbones, Self::Datasets, Self::Metrics, Self::Experiments];
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Losses => "losses",
+            Self::Backbones => "backbones",
+            Self::Datasets => "datasets",
+            Self::Metrics => "metrics",
+            Self::Experiments => "experiments",
+        }
+    }
+
+    fn rows(self) -> Vec<Row> {
+        let parts = parts::parts();
+        match self {
+            Self::Losses => rows(&parts.losses),
+            Self::Backbones => rows(&parts.backbones),
+            Self::Datasets => rows(&parts.datasets),
+            Self::Metrics => rows(&parts.metrics),
+            Self::Experiments => experiments::all().into_iter().map(experiment).collect(),
+        }
+    }
+}
+
+struct Row {
+    name: String,
+    summary: String,
+    source: String,
+}
+
+fn rows<B: Copy>(registry: &Registry<B>) -> Vec<Row> {
+    registry
+        .rows()
+        .iter()
+        .map(|r| Row { name: r.name.into(), summary: r.summary.into(), source: r.source.into() })
+        .collect()
+}
+
+fn experiment(found: experiments::Found) -> Row {
+    let source = found.path.map_or_else(|| "of this program".to_string(), |p| p.display().to_string());
+    let summary = match experiments::load(&found.name, &[]) {
+        Ok(e) if e.profiles().is_empty() => e.title().to_string(),
+        Ok(e) => format!("{} (profiles: {})", e.title(), e.profiles().join(", ")),
+        Err(problem) => format!("cannot be read: {}", problem.error),
+    };
+    Row { name: found.name, summary, source }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Outcome {
+    let kinds: Vec<Kind> = args.kind.map_or_else(|| Kind::ALL.to_vec(), |k| vec![k]);
+    if args.json {
+        let mut all = serde_json::Map::new();
+        for kind in kinds {
+            let rows = kind
+                .rows()
+                .into_iter()
+                .map(|r| json!({"name": r.name, "summary": r.summary, "source": r.source}))
+                .collect();
+            all.insert(kind.title().to_string(), serde_json::Value::Array(rows));
+        }
+        talk::json(&serde_json::Value::Object(all));
+        return Ok(Ended::Well);
+    }
+    let mut text = String::new();
+    for kind in kinds {
+        let mut grid = Grid::new(&[(kind.title(), Align::Left), ("", Align::Left)]);
+        for row in kind.rows() {
+            grid.row([row.name, row.summary]);
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&grid.terminal());
+    }
+    talk::out(&text);
+    Ok(Ended::Well)
+}

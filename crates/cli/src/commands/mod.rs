@@ -1,0 +1,15 @@
+//! One file per command.
+
+pub(crate) mod common;
+pub(crate) mod completions;
+pub(crate) mod cost;
+pub(crate) mod data;
+pub(crate) mod doctor;
+pub(crate) mod eval;
+pub(crate) mod explain;
+pub(crate) mod explain_experiment;
+pub(crate) mod list;
+pub(crate) mod predict;
+pub(crate) mod reproduce;
+pub(crate) mod table;
+pub(crate) mod train;

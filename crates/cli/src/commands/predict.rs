@@ -1,0 +1,217 @@
+//! `stillhouse predict`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::D;
+use serde_json::json;
+use stillhouse_core::data::{
+    BatchSource, Dataset, DatasetInfo, Image, Label, LoaderSpec, Sample, Sampler, Task,
+};
+use stillhouse_core::{Rng, Tape};
+use stillhouse_ops::Mode;
+use stillhouse_trainer::{Context, DataConfig, Network, RunInfo};
+use toml::{Table, Value};
+
+use crate::commands::common;
+use crate::places::Places;
+use crate::problem::{Ended, Outcome, Prepared, Problem};
+use crate::talk;
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse predict runs/mine/student.safetensors image.jpg
+  stillhouse predict runs/mine *.jpg --top 5
+  stillhouse predict runs/mine/student.safetensors image.png --json
+
+Class names, network and transforms are read from config.toml beside the weights, as a run leaves it.";
+
+/// Images that are held in memory at a time.
+const BATCH: usize = 32;
+
+/// Classify images with a trained student
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Weights of a run (or its folder)
+    student: PathBuf,
+    /// Image files: JPEG, PNG, TIFF, BMP
+    #[arg(required = true)]
+    images: Vec<PathBuf>,
+    /// How many classes to print, the likeliest first
+    #[arg(long, default_value_t = 3, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
+    top: u16,
+    /// Print JSON, all classes of every image
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Outcome {
+    let context = common::context(&Places::new(None), Arc::default());
+    let (info, network) = open(&args.student, &context)?;
+    let mut lines = Vec::new();
+    let mut unread = 0;
+    for files in args.images.chunks(BATCH) {
+        let mut pictures = Vec::new();
+        for file in files {
+            match stillhouse_datasets::image::read_image(file) {
+                Ok(image) => pictures.push((file.as_path(), image)),
+                Err(e) => {
+                    unread += 1;
+                    talk::say(&format!("error: {e}"));
+                }
+            }
+        }
+        if !pictures.is_empty() {
+            lines.extend(classify(pictures, &info, &network, &context)?);
+        }
+    }
+    if args.json {
+        talk::json(&serde_json::Value::Array(lines.iter().map(|l| l.json()).collect()));
+    } else {
+        let text: Vec<String> = lines.iter().map(|l| l.readable(usize::from(args.top))).collect();
+        if !text.is_empty() {
+            talk::out(&text.join("\n"));
+        }
+    }
+    Ok(if unread == 0 { Ended::Well } else { Ended::Findings })
+}
+
+/// The network of a run, with the weights of this file.
+fn open(student: &Path, context: &Context) -> Result<(RunInfo, Network), Problem> {
+    let file = if student.is_dir() { student.join("student.safetensors") } else { student.to_path_buf() };
+    if !file.is_file() {
+        return Err(Problem::usage(format!("{}: no such file", file.display()))
+            .hint("give the student.safetensors of a finished run"));
+    }
+    let config = file.with_file_name("config.toml");
+    if !config.is_file() {
+        return Err(Problem::usage(format!(
+            "{}: no such file; it tells the network and its classes",
+            config.display()
+        ))
+        .hint("keep student.safetensors together with the config.toml of its run"));
+    }
+    let info = RunInfo::read(&config).prepared()?;
+    let network = Network::new(context, &info.run.student, info.classes.len(), Rng::new(0)).prepared()?;
+    let head = network.backbone.head();
+    (context.parts.load_weights)(&file, &network.params, &head, false).prepared()?;
+    Ok((info, network))
+}
+
+/// Probabilities of one image, the likeliest first.
+struct Line {
+    file: String,
+    classes: Vec<(String, f32)>,
+}
+
+impl Line {
+    fn json(&self) -> serde_json::Value {
+        let classes: Vec<_> =
+            self.classes.iter().map(|(name, p)| json!({"class": name, "probability": p})).collect();
+        json!({"image": self.file, "classes": classes})
+    }
+
+    fn readable(&self, top: usize) -> String {
+        let classes: Vec<String> =
+            self.classes.iter().take(top).map(|(name, p)| format!("{name} {:.1} %", 100.0 * p)).collect();
+        format!("{}: {}", self.file, classes.join(", "))
+    }
+}
+
+fn classify(
+    pictures: Vec<(&Path, Image)>,
+    info: &RunInfo,
+    network: &Network,
+    context: &Context,
+) -> Result<Vec<Line>, Problem> {
+    let files: Vec<String> = pictures.iter().map(|(file, _)| file.display().to_string()).collect();
+    let set = Arc::new(Pictures::new(info, pictures));
+    let spec = LoaderSpec {
+        indices: (0..set.len()).collect(),
+        sampler: Sampler::Sequential { batch: BATCH },
+        transforms: transforms(&info.run.data),
+        rng: Rng::new(0),
+        cache_bytes: 0,
+    };
+    let mut loader: Box<dyn BatchSource> = (context.parts.loader)(set, &spec)?;
+    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
+    tape.want(&["logits"]);
+    let mut lines = Vec::new();
+    while let Some(batch) = loader.next_batch()? {
+        tape.begin(Rng::new(0), 0);
+        let features = network.backbone.forward(&batch.images, &mut tape)?;
+        let logits = features.logits()?;
+        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?; // [B, N]
+        let rows = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_vec2::<f32>()?;
+        for (row, id) in rows.into_iter().zip(&batch.ids) {
+            let mut classes: Vec<(String, f32)> = info.classes.iter().cloned().zip(row).collect();
+            classes.sort_by(|a, b| b.1.total_cmp(&a.1));
+            lines.push(Line { file: files[*id as usize].clone(), classes });
+        }
+    }
+    Ok(lines)
+}
+
+/// The transforms of test images with the normalisation last, as a run tests itself.
+fn transforms(data: &DataConfig) -> Vec<Table> {
+    let values = |v: &[f32; 3]| {
+        // Through the decimal spelling, so that 0.485 stays 0.485.
+        let decimal = |x: &f32| x.to_string().parse::<f64>().unwrap_or(f64::from(*x));
+        Value::Array(v.iter().map(|x| Value::Float(decimal(x))).collect())
+    };
+    let mut all = data.test_transforms.clone();
+    all.push(Table::from_iter([
+        ("op".to_string(), Value::String("normalize".into())),
+        ("mean".to_string(), values(&data.mean)),
+        ("std".to_string(), values(&data.std)),
+    ]));
+    all
+}
+
+/// Images given by the person, as a dataset without labels.
+struct Pictures {
+    info: DatasetInfo,
+    images: Vec<(String, Image)>,
+}
+
+impl Pictures {
+    fn new(info: &RunInfo, images: Vec<(&Path, Image)>) -> Self {
+        let info = DatasetInfo {
+            name: "images".to_string(),
+            title: "images".to_string(),
+            classes: info.classes.clone(),
+            task: Task::Classification,
+            embedded: false,
+        };
+        let images = images.into_iter().map(|(file, image)| (file.display().to_string(), image)).collect();
+        Self { info, images }
+    }
+}
+
+impl Dataset for Pictures {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn key(&self, index: usize) -> String {
+        self.images[index].0.clone()
+    }
+
+    fn class(&self, _index: usize) -> Option<u32> {
+        Some(0)
+    }
+
+    fn sample(&self, index: usize) -> stillhouse_core::Result<Sample> {
+        Ok(Sample { id: index as u64, image: self.images[index].1.clone(), label: Label::Class(0) })
+    }
+
+    fn identity(&self) -> stillhouse_core::Result<String> {
+        Ok(String::new())
+    }
+}

@@ -1,0 +1,127 @@
+//! `stillhouse reproduce`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use stillhouse_report::text::{Align, Grid};
+use stillhouse_report::{State, run::state};
+use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_plan};
+
+use crate::commands::{common, cost, table};
+use crate::places::Places;
+use crate::problem::{Ended, Outcome, Problem};
+use crate::progress::Progress;
+use crate::{experiments, interrupt, talk};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse reproduce table3                     smoke: all cells in minutes
+  stillhouse reproduce table3 --profile reduced   real images, hours
+  stillhouse reproduce table3 --list              what would run, and what is done
+  stillhouse reproduce table3 --set matrix.seed='[0, 1, 2]' --set matrix.student='[\"resnet18\"]'
+  stillhouse reproduce my.toml --runs /big/disk/runs
+
+Finished runs are skipped, a stopped one goes on where it was: start the same command again. The
+table is printed and written to <runs>/<experiment>/<profile>/table.md and table.json.";
+
+/// Run all cells of an experiment and print its table
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Experiment: a name or a file
+    experiment: Option<String>,
+    /// Profile: how much of the real thing; smoke where it is left out
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Print the runs and where they stand, and run nothing
+    #[arg(long)]
+    list: bool,
+    /// Change a setting, as in train.epochs=3
+    #[arg(long, value_name = "A.B=VALUE")]
+    set: Vec<String>,
+    /// Folder of runs [env: STILLHOUSE_RUNS] [default: runs]
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    /// Print the table (or the list) as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
+    let Some(name) = &args.experiment else { return without_name(args) };
+    let experiment = experiments::load(name, &args.set)?;
+    let profile = common::profile(&experiment, args.profile.as_deref())?;
+    let stop = if args.list { Default::default() } else { interrupt::flag()? };
+    let context = common::context(&Places::new(args.runs.as_deref()), stop);
+    let plan = common::planned(&experiment, profile.as_deref(), &context)?;
+    if args.list {
+        list(&experiment, &plan, args.json);
+        return Ok(Ended::Well);
+    }
+    let maker = table::Maker::new(&experiment, &plan, &context, &args.set, threads)?;
+    talk::say(&maker.caption.text());
+    cost::announce(&plan, &context, threads);
+    let mut progress = Progress::new(&plan, || {
+        if let Err(e) = maker.make().and_then(|t| t.write(&plan.folder)) {
+            talk::say(&format!("warning: the table was not written: {e}"));
+        }
+    });
+    let outcome = run_plan(&plan, &context, &mut progress);
+    progress.end();
+    drop(progress);
+    let made = maker.make()?;
+    made.write(&plan.folder)?;
+    match outcome {
+        Err(e) if e.is_interrupted() => {
+            talk::say(&e.to_string());
+            Ok(Ended::Interrupted)
+        }
+        Err(e) => Err(e.into()),
+        Ok(outcomes) => {
+            talk::out(&if args.json { made.json()? } else { made.terminal(talk::width()) });
+            talk::say(&format!("\nwritten to {}", plan.folder.join("table.md").display()));
+            let failed = outcomes.iter().any(|o| matches!(o, Run::Failed(_)));
+            Ok(if failed { Ended::Findings } else { Ended::Well })
+        }
+    }
+}
+
+fn without_name(args: &Args) -> Outcome {
+    let all = experiments::all();
+    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
+    if args.list {
+        talk::out(&if args.json { json!(names).to_string() } else { names.join("\n") });
+        return Ok(Ended::Well);
+    }
+    Err(Problem::usage(format!("which experiment? known: {}", names.join(", ")))
+        .hint("stillhouse reproduce table3"))
+}
+
+fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {
+    let states: Vec<State> =
+        plan.cells.iter().map(|c| if c.is_built() { state(&c.folder) } else { State::NotBuilt }).collect();
+    if as_json {
+        let cells: Vec<_> = plan
+            .cells
+            .iter()
+            .zip(&states)
+            .map(|(c, state)| {
+                json!({
+                    "name": c.name, "role": c.role, "method": c.method, "student": c.student, "ratio": c.ratio,
+                    "seed": c.seed, "state": state, "folder": c.folder,
+                    "teacher": c.teacher.map(|t| plan.cells[t].name.clone()),
+                })
+            })
+            .collect();
+        talk::json(&json!({"experiment": plan.experiment, "profile": plan.profile, "cells": cells}));
+        return;
+    }
+    let mut grid = Grid::new(&[("run", Align::Left), ("state", Align::Left), ("folder", Align::Left)]);
+    for (cell, state) in plan.cells.iter().zip(&states) {
+        let folder = if cell.is_built() { cell.folder.display().to_string() } else { String::new() };
+        let role = if cell.role == Role::Teacher { "teacher " } else { "" };
+        grid.row([format!("{role}{}", cell.name), state.to_string(), folder]);
+    }
+    talk::out(&format!("{}, profile {}\n\n{}", experiment.title(), plan.profile, grid.terminal()));
+}

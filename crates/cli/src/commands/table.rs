@@ -1,0 +1,156 @@
+//! Makes the table of a plan: what the caption states, and which run belongs to which cell.
+
+use std::collections::BTreeMap;
+
+use stillhouse_core::data::Sampler;
+use stillhouse_report::{Caption, Planned, Published, Table3, table3};
+use stillhouse_trainer::{Cell, CellConfig, CellResult, Context, Experiment, Plan, Role};
+
+use crate::commands::common;
+use crate::problem::Problem;
+
+/// Makes the table again and again while runs go on.
+pub(crate) struct Maker<'a> {
+    /// What stands above the table.
+    pub(crate) caption: Caption,
+    plan: &'a Plan,
+    context: &'a Context,
+    published: Option<Published>,
+}
+
+impl<'a> Maker<'a> {
+    /// Reads what the caption states off the plan.
+    pub(crate) fn new(
+        experiment: &Experiment,
+        plan: &'a Plan,
+        context: &'a Context,
+        sets: &[String],
+        threads: usize,
+    ) -> Result<Self, Problem> {
+        let caption = caption(experiment, plan, context, sets, threads)?;
+        let table = experiment.published().get("table").and_then(|t| t.as_str().map(str::to_string));
+        let published = match table.as_deref() {
+            Some(table3::TABLE) => Some(Published::builtin()?),
+            _ => None,
+        };
+        Ok(Self { caption, plan, context, published })
+    }
+
+    /// The table as it stands now.
+    pub(crate) fn make(&self) -> stillhouse_report::Result<Table3> {
+        let students = self.plan.cells.iter().filter(|c| c.role == Role::Student);
+        let planned: Vec<Planned> = students
+            .map(|c| Planned {
+                method: c.method.clone(),
+                student: c.student.clone(),
+                ratio: u64::from(c.ratio),
+                seed: c.seed,
+                folder: c.folder.clone(),
+            })
+            .collect();
+        let built = |method: &str| self.context.parts.losses.get(method).is_ok();
+        let mut table = Table3::collect(&self.caption, &planned, built, self.published.as_ref())?;
+        table.note(self.teachers());
+        Ok(table)
+    }
+
+    /// How good the finished teachers are.
+    fn teachers(&self) -> Option<String> {
+        let teachers = self.plan.cells.iter().filter(|c| c.role == Role::Teacher);
+        let known: Vec<String> = teachers
+            .filter_map(|c| {
+                let result = CellResult::read(&c.folder.join("result.json")).ok()?;
+                let right = result.right?;
+                let percent = 100.0 * right as f64 / result.tested.max(1) as f64;
+                Some(format!("{} % seed {}: {percent:.2} ({right}/{})", c.ratio, c.seed, result.tested))
+            })
+            .collect();
+        (!known.is_empty()).then(|| format!("Teachers: {}.", known.join("; ")))
+    }
+}
+
+fn caption(
+    experiment: &Experiment,
+    plan: &Plan,
+    context: &Context,
+    sets: &[String],
+    threads: usize,
+) -> Result<Caption, Problem> {
+    let of = |role: Role| -> Vec<(&Cell, &CellConfig)> {
+        let cells = plan.cells.iter().filter(move |c| c.role == role);
+        cells.filter_map(|c| c.config.as_ref().map(|config| (c, config))).collect()
+    };
+    let (students, teachers) = (of(Role::Student), of(Role::Teacher));
+    let Some((_, first)) = students.first() else {
+        return Err(Problem::usage("none of the methods of this experiment is built"));
+    };
+    let dataset = common::open(context, first)?;
+    let mut data = dataset.info().title.clone();
+    if dataset.info().embedded {
+        data.push_str(", not real images");
+    }
+    if let Some([train, test]) = first.data.per_class {
+        data.push_str(&format!(", only {train} training and {test} test images of each class"));
+    }
+    let mut seeds: Vec<u64> = students.iter().map(|(c, _)| c.seed).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != table3::BELOW).copied().collect();
+    let plain = if balanced.len() < students.len() { "; baseline_plain: shuffled" } else { "" };
+    Ok(Caption {
+        title: experiment.title().to_string(),
+        profile: plan.profile.clone(),
+        data,
+        embedded: dataset.info().embedded,
+        resolution: common_value(&students, |c| c.data.image_size.to_string()),
+        schedule: common_value(&students, schedule),
+        seeds,
+        device: format!("CPU, {threads} threads, {}", stillhouse_ops::isa()),
+        sampler: common_value(if balanced.is_empty() { &students } else { &balanced }, sampler) + plain,
+        teacher: match teachers.is_empty() {
+            true => "none".to_string(),
+            false => common_value(&teachers, |c| format!("{}, {}", start(c), schedule(c))),
+        },
+        student: common_value(&students, start),
+        changed: sets.to_vec(),
+    })
+}
+
+/// The value that all runs share, or each value with the networks that have it.
+fn common_value(cells: &[(&Cell, &CellConfig)], value: impl Fn(&CellConfig) -> String) -> String {
+    let mut values: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (cell, config) in cells {
+        let networks = values.entry(value(config)).or_default();
+        if !networks.contains(&cell.student.as_str()) {
+            networks.push(&cell.student);
+        }
+    }
+    if values.len() == 1 {
+        return values.into_keys().next().unwrap_or_default();
+    }
+    let parts: Vec<String> =
+        values.into_iter().map(|(value, networks)| format!("{value} ({})", networks.join(", "))).collect();
+    parts.join("; ")
+}
+
+fn schedule(config: &CellConfig) -> String {
+    let train = &config.train;
+    format!("{} epochs, lr {}, {}", train.epochs, train.optimiser.lr(), train.schedule.describe(train.epochs))
+}
+
+fn start(config: &CellConfig) -> String {
+    match config.student.init.as_str() {
+        "scratch" => "from scratch".to_string(),
+        name => format!("from weights `{name}`"),
+    }
+}
+
+fn sampler(config: &CellConfig) -> String {
+    match &config.train.sampler {
+        Sampler::Shuffle { batch, .. } => format!("{batch} images, shuffled"),
+        Sampler::Sequential { batch } => format!("{batch} images, in order"),
+        Sampler::ClassBalanced { classes, per_class } => {
+            format!("class-balanced, {classes} classes x {per_class} images")
+        }
+    }
+}

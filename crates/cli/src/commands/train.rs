@@ -1,0 +1,102 @@
+//! `stillhouse train`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use stillhouse_trainer::{Outcome as Run, Plan, Role, plan_single, run_cell};
+
+use crate::commands::{common, cost};
+use crate::places::Places;
+use crate::problem::{Ended, Outcome, Prepared, Problem};
+use crate::progress::Progress;
+use crate::{experiments, interrupt, talk};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse train my.toml --output runs/mine
+  stillhouse train my.toml --output runs/mine                 again: goes on, or says that it is done
+  stillhouse train my.toml --output runs/b --set train.epochs=3 --set data.ratio=60
+  stillhouse train table3 --profile smoke --output runs/one --set matrix.method='[\"kd\"]' \\
+      --set matrix.student='[\"resnet18\"]' --set matrix.ratio='[80]' --set matrix.seed='[0]'
+
+A run that was stopped, by Ctrl-C or otherwise, goes on when it is started again, and ends with the
+same bytes. Its teacher, if it has one, is trained first and kept below the folder of runs.";
+
+/// Train one network, with the teacher that it needs
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Experiment file, or its name
+    config: String,
+    /// Run folder, made if need be; a run of other settings or data is never overwritten
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    /// Profile of the experiment
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Change a setting, as in train.epochs=3
+    #[arg(long, value_name = "A.B=VALUE")]
+    set: Vec<String>,
+    /// Folder of runs, for the teacher [env: STILLHOUSE_RUNS] [default: runs]
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
+    let experiment = experiments::load(&args.config, &args.set)?;
+    let profile = common::profile(&experiment, args.profile.as_deref())?;
+    let context = common::context(&Places::new(args.runs.as_deref()), interrupt::flag()?);
+    let plan = plan_single(&experiment, profile.as_deref(), &args.output, &context).prepared()?;
+    cost::announce(&plan, &context, threads);
+    let mut progress = Progress::new(&plan, || {});
+    let outcome = train(&plan, &context, &mut progress);
+    progress.end();
+    match outcome {
+        Ok(run) => tell(args, &run),
+        Err(e) if e.is_interrupted() => {
+            talk::say(&e.to_string());
+            Ok(Ended::Interrupted)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Runs the cells in order and gives the outcome of the student.
+fn train(
+    plan: &Plan,
+    context: &stillhouse_trainer::Context,
+    progress: &mut Progress,
+) -> stillhouse_trainer::Result<Run> {
+    let mut student = Run::NotBuilt;
+    for cell in &plan.cells {
+        let outcome = run_cell(cell, context, progress)?;
+        stillhouse_trainer::Observer::cell_finished(progress, cell, &outcome);
+        if cell.role == Role::Student {
+            student = outcome;
+        }
+    }
+    Ok(student)
+}
+
+fn tell(args: &Args, run: &Run) -> Outcome {
+    let Some(result) = run.result() else {
+        return Err(Problem::usage("the method is not built yet")
+            .hint("`stillhouse list losses` names those that are"));
+    };
+    let student = args.output.join("student.safetensors");
+    if args.json {
+        talk::json(&json!({"folder": args.output, "student": student, "result": result}));
+        return Ok(Ended::Well);
+    }
+    let before = if matches!(run, Run::Finished(_)) { "finished before: " } else { "" };
+    let right = result.right.map_or_else(String::new, |right| {
+        let percent = 100.0 * right as f64 / result.tested.max(1) as f64;
+        format!("{percent:.2} % of the test images are right ({right}/{})\n", result.tested)
+    });
+    talk::out(&format!("{before}{}\n{right}{}", result.cell, student.display()));
+    Ok(Ended::Well)
+}
