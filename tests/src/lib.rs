@@ -109,3 +109,93 @@ impl Said {
 pub fn run(folder: &Path, args: &[&str]) -> Said {
     stillhouse(folder, args).output().expect("the binary can be started").into()
 }
+
+/// A run of seconds that needs no file: a student with its teacher on embedded images. `more` is
+/// laid on as further lines.
+pub fn tiny(more: &str) -> String {
+    format!(
+        r#"
+title = "Tiny"
+[data]
+dataset = "scenes"
+ratio = 80
+per_class = [2, 1]
+image_size = 32
+train_transforms = [{{ op = "resize", width = 32, height = 32 }}, {{ op = "hflip" }}]
+test_transforms = [{{ op = "resize", width = 32, height = 32 }}]
+[teacher]
+backbone = "mobilenetv2_100"
+[teacher.train]
+epochs = 1
+sampler = {{ kind = "shuffle", batch = 14 }}
+optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
+schedule = {{ kind = "constant" }}
+checkpoint = {{ steps = 1 }}
+[student]
+backbone = "mobilenetv2_100"
+[[loss]]
+method = "kd"
+[train]
+epochs = 3
+sampler = {{ kind = "class_balanced", classes = 7, per_class = 2 }}
+optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
+schedule = {{ kind = "constant" }}
+checkpoint = {{ steps = 1 }}
+{more}
+"#
+    )
+}
+
+/// A folder of two classes with a few small images each, JPEG and PNG.
+///
+/// # Panics
+/// If files cannot be copied.
+pub fn images(folder: &Path) {
+    let from = root().join("tests/golden/transforms/data");
+    for (class, files) in [
+        ("meadow", ["jpeg_420.input.jpg", "jpeg_422.input.jpg", "jpeg_444.input.jpg", "jpeg_420.image.png"]),
+        (
+            "quarry",
+            ["jpeg_exif_3.input.jpg", "jpeg_exif_5.input.jpg", "jpeg_422.image.png", "jpeg_444.image.png"],
+        ),
+    ] {
+        let folder = folder.join(class);
+        std::fs::create_dir_all(&folder).expect("a folder can be made");
+        for file in files {
+            std::fs::copy(from.join(file), folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        }
+    }
+}
+
+/// An experiment on such a folder, without a teacher.
+pub fn on_images(folder: &Path) -> String {
+    format!(
+        r#"
+[data]
+dataset = "folder"
+path = {folder:?}
+ratio = 50
+image_size = 32
+train_transforms = [{{ op = "resize", width = 32, height = 32 }}]
+test_transforms = [{{ op = "resize", width = 32, height = 32 }}]
+[student]
+backbone = "mobilenetv2_100"
+[train]
+epochs = 2
+sampler = {{ kind = "shuffle", batch = 2 }}
+optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
+schedule = {{ kind = "constant" }}
+checkpoint = {{ steps = 1 }}
+"#
+    )
+}
+
+/// Writes a file in a folder and gives its name.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    path
+}

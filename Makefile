@@ -1,0 +1,56 @@
+# The front door: `make` lists the targets. Each does its own set-up; all that it takes is Rust.
+
+CARGO ?= cargo
+# smoke: minutes; reduced: hours on real images; paper: days. `make reproduce-table3 PROFILE=reduced`
+PROFILE ?= smoke
+# More arguments of the command, as in ARGS="--set train.epochs=3"
+ARGS ?=
+# How many kills `make kill-test` survives.
+KILLS ?= 50
+
+export CARGO_TERM_COLOR ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help cargo reproduce-table3 test check fmt clippy docs deny kill-test golden clean
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PROFILE=smoke|reduced|paper for reproduce-table3 (now: $(PROFILE)), ARGS=... for its command"
+
+cargo:
+	@command -v $(CARGO) >/dev/null 2>&1 || { \
+	  echo "error: cargo was not found"; echo; \
+	  echo "hint: install Rust with rustup (https://rustup.rs), then open a new shell and try again"; \
+	  exit 2; }
+
+reproduce-table3: cargo ## Run Table 3 of the class-centric paper and print it (PROFILE=smoke: minutes)
+	$(CARGO) run --release --locked -p stillhouse-cli --bin stillhouse -- reproduce table3 --profile $(PROFILE) $(ARGS)
+
+test: cargo ## Run all tests of the workspace
+	$(CARGO) test --workspace --locked
+
+check: fmt clippy docs deny ## Format, clippy, rustdoc, licences, layers: what a change has to pass besides the tests
+	$(CARGO) test --locked -p stillhouse-tests --test layers --test documents
+
+fmt: cargo
+	$(CARGO) fmt --all -- --check
+
+clippy: cargo
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+docs: cargo
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+deny: cargo
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check bans licenses sources
+
+kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
+	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
+
+golden: cargo ## Compare losses, metrics, networks and transforms with the stored values
+	$(CARGO) test --locked -p stillhouse-losses -p stillhouse-metrics -p stillhouse-backbones -p stillhouse-datasets --test golden -- --nocapture
+
+clean: ## Remove what was built; runs, data and weights stay
+	$(CARGO) clean

@@ -1,0 +1,181 @@
+//! Help, exit codes, and the commands that run nothing.
+
+use std::fs;
+
+use stillhouse_tests::{images, on_images, root, run, stillhouse, tiny, write};
+
+#[test]
+fn help_has_examples() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in [
+        "",
+        "train",
+        "eval",
+        "predict",
+        "reproduce",
+        "list",
+        "explain",
+        "data check",
+        "doctor",
+        "completions",
+    ] {
+        let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let said = run(folder.path(), &args).code(0);
+        assert!(said.stdout.contains("Examples:"), "{command}: {}", said.stdout);
+        assert!(said.stdout.contains("--threads"), "{command}: {}", said.stdout);
+        assert!(!said.stdout.contains('\u{1b}'), "{command} has colour without a terminal");
+    }
+    assert!(run(folder.path(), &["--version"]).code(0).stdout.starts_with("stillhouse "));
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [
+        vec![],
+        vec!["distil"],
+        vec!["train"],
+        vec!["train", "x.toml", "--output", "o", "--no-such-flag"],
+        vec!["list", "lossses"],
+        vec!["predict", "x.safetensors"],
+    ] {
+        run(folder.path(), &args).code(2);
+    }
+    run(folder.path(), &["--threads", "0", "list"]).code(2).tells(&["--threads is 0"]);
+    run(folder.path(), &["--device", "cuda", "list"]).code(2).tells(&["no CUDA", "hint: "]);
+    let said = stillhouse(folder.path(), &["list"]).env("STILLHOUSE_THREADS", "many").output().unwrap();
+    stillhouse_tests::Said::from(said).code(2).tells(&["STILLHOUSE_THREADS", "many"]);
+    run(folder.path(), &["reproduce", "tabel3"]).code(2).tells(&["did you mean `table3`"]);
+    run(folder.path(), &["explain", "clas_centre"]).code(2).tells(&["did you mean `class_centre`"]);
+    run(folder.path(), &["explain", "backbone", "resnet19"]).code(2).tells(&["resnet18"]);
+    run(folder.path(), &["data", "check", "ucn"]).code(2).tells(&["did you mean `ucm`"]);
+    run(folder.path(), &["train", "no.toml", "--output", "o"]).code(2).tells(&["no.toml"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
+fn lists_and_explanations() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = run(folder.path(), &["list", "--json"]).code(0).json();
+    for (kind, name) in [
+        ("losses", "class_centre"),
+        ("backbones", "resnet50"),
+        ("datasets", "scenes"),
+        ("metrics", "accuracy"),
+        ("experiments", "table3"),
+    ] {
+        let rows = all[kind].as_array().unwrap();
+        assert!(rows.iter().any(|r| r["name"] == name), "no {name} in {rows:?}");
+    }
+    assert!(run(folder.path(), &["list", "losses"]).code(0).stdout.contains("kd"));
+    // Every row can be explained.
+    for kind in ["losses", "backbones", "datasets", "metrics", "experiments"] {
+        for row in all[kind].as_array().unwrap() {
+            let name = row["name"].as_str().unwrap();
+            if name != "folder" {
+                let said = run(folder.path(), &["explain", kind, name]).code(0);
+                assert!(said.stdout.contains(name), "{}", said.stdout);
+            }
+        }
+    }
+    let network = run(folder.path(), &["explain", "resnet18", "--classes", "21", "--json"]).code(0).json();
+    assert_eq!(network["parameters"], 11_187_285);
+    assert!(network["taps"].as_array().unwrap().iter().any(|t| t["name"] == "F4" && t["channels"] == 512));
+    let plan = run(folder.path(), &["explain", "table3", "--set", "train.epochs=7", "--json"]).code(0).json();
+    let student = plan["cells"].as_array().unwrap().iter().find(|c| c["role"] == "student").unwrap();
+    assert_eq!(student["config"]["train"]["epochs"], 7);
+}
+
+#[test]
+fn the_doctor_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = run(folder.path(), &["doctor", "--json"]).code(0).json();
+    assert_eq!(report["threads"], 2);
+    assert!(report["runs"]["free_bytes"].as_u64().unwrap() > 0);
+    let ucm = report["data"]["datasets"].as_array().unwrap().iter().find(|d| d["name"] == "ucm").unwrap();
+    assert_eq!(ucm["found"], false);
+    assert!(run(folder.path(), &["doctor"]).code(0).stdout.contains("instructions"));
+    // A file where the folder of runs should be.
+    write(folder.path(), "runs", "");
+    assert!(run(folder.path(), &["doctor"]).code(1).stdout.contains("finding: "));
+}
+
+#[test]
+fn completions_name_the_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run(folder.path(), &["completions", shell]).code(0).stdout.contains("reproduce"));
+    }
+}
+
+#[test]
+fn data_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    images(&folder.path().join("own"));
+    let report = run(folder.path(), &["data", "check", "folder", "--root", "own", "--json"]).code(0).json();
+    assert_eq!(report["images"], 8);
+    assert_eq!(report["classes"].as_array().unwrap().len(), 2);
+    let file = folder.path().join("own/quarry/jpeg_exif_3.input.jpg");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let said = run(folder.path(), &["data", "check", "folder", "--root", "own"]).code(1);
+    assert!(said.stdout.contains("quarry/jpeg_exif_3.input.jpg"), "{}", said.stdout);
+}
+
+#[test]
+fn train_eval_predict() {
+    let folder = tempfile::tempdir().unwrap();
+    images(&folder.path().join("own"));
+    write(folder.path(), "x.toml", &on_images(&folder.path().join("own")));
+    let done = run(folder.path(), &["train", "x.toml", "--output", "out", "--json"]).code(0).json();
+    let (right, tested) = (&done["result"]["right"], &done["result"]["tested"]);
+    assert_eq!(tested, 4);
+    for file in ["config.toml", "log.jsonl", "student.safetensors", "predictions.safetensors", "result.json"]
+    {
+        assert!(folder.path().join("out").join(file).is_file(), "{file}");
+    }
+    let checkpoints = fs::read_dir(folder.path().join("out")).unwrap().flatten();
+    assert_eq!(checkpoints.filter(|e| e.file_name().to_string_lossy().starts_with("checkpoint")).count(), 0);
+
+    let again = run(folder.path(), &["train", "x.toml", "--output", "out"]).code(0);
+    assert!(again.stdout.contains("finished before"), "{}", again.stdout);
+
+    let tested_again = run(folder.path(), &["eval", "out", "--json"]).code(0).json();
+    assert_eq!((&tested_again["right"], &tested_again["tested"]), (right, tested));
+
+    let image = folder.path().join("own/meadow/jpeg_420.input.jpg");
+    let image = image.to_str().unwrap();
+    let said = run(folder.path(), &["predict", "out/student.safetensors", image, "--json"]).code(0).json();
+    let classes = said[0]["classes"].as_array().unwrap();
+    let sum: f64 = classes.iter().map(|c| c["probability"].as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-5 && classes.len() == 2, "{said}");
+    assert!(run(folder.path(), &["predict", "out", image]).code(0).stdout.contains(" %"));
+    // An unreadable image does not keep the others from their answer.
+    write(folder.path(), "no.jpg", "no image");
+    let said = run(folder.path(), &["predict", "out", "no.jpg", image]).code(1).tells(&["no.jpg"]);
+    assert!(said.stdout.contains("jpeg_420"), "{}", said.stdout);
+}
+
+#[test]
+fn an_experiment_of_ones_own_has_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    write(
+        folder.path(),
+        "mine.toml",
+        &tiny("[matrix]\nmethod = [\"baseline\", \"kd\"]\n[when.method.baseline]\nloss = []"),
+    );
+    let said = run(folder.path(), &["reproduce", "mine.toml", "--set", "train.epochs=1"]).code(0);
+    assert!(said.stdout.contains("kd") && !said.stdout.contains("rkd"), "{}", said.stdout);
+}
+
+/// The Makefile is the front door: what it says it does, it has.
+#[test]
+fn make_help_lists_the_doors() {
+    let Ok(output) = std::process::Command::new("make").arg("help").current_dir(root()).output() else {
+        return; // no make here
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for door in ["reproduce-table3", "test", "check", "kill-test"] {
+        assert!(text.contains(&format!("make {door}")), "{text}");
+    }
+}
