@@ -130,7 +130,7 @@ epochs = 1
 sampler = {{ kind = "shuffle", batch = 14 }}
 optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
 schedule = {{ kind = "constant" }}
-checkpoint = {{ steps = 1 }}
+checkpoint = "1 step"
 [student]
 backbone = "mobilenetv2_100"
 [[loss]]
@@ -140,7 +140,7 @@ epochs = 3
 sampler = {{ kind = "class_balanced", classes = 7, per_class = 2 }}
 optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
 schedule = {{ kind = "constant" }}
-checkpoint = {{ steps = 1 }}
+checkpoint = "1 step"
 {more}
 "#
     )
@@ -175,17 +175,17 @@ pub fn on_images(folder: &Path) -> String {
 dataset = "folder"
 path = {folder:?}
 ratio = 50
-image_size = 32
-train_transforms = [{{ op = "resize", width = 32, height = 32 }}]
-test_transforms = [{{ op = "resize", width = 32, height = 32 }}]
+image_size = 64
+train_transforms = [{{ op = "resize", width = 64, height = 64 }}]
+test_transforms = [{{ op = "resize", width = 64, height = 64 }}]
 [student]
 backbone = "mobilenetv2_100"
 [train]
 epochs = 2
-sampler = {{ kind = "shuffle", batch = 2 }}
-optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
+sampler = {{ kind = "shuffle", batch = 2, drop_last = true }}
+optimiser = {{ kind = "sgd", lr = 0.001, momentum = 0.9 }}
 schedule = {{ kind = "constant" }}
-checkpoint = {{ steps = 1 }}
+checkpoint = "1 step"
 "#
     )
 }

@@ -81,10 +81,10 @@ impl Bars {
                 .progress_chars("=> ")
         };
         let overall = multi.add(ProgressBar::new(cells * PARTS));
-        overall.set_style(style("{prefix:<28!} [{bar:24}] {msg}, {eta} left"));
+        overall.set_style(style("{prefix:<36!} [{bar:24}] {msg}, {eta} left"));
         overall.set_prefix("all runs");
         let cell = multi.add(ProgressBar::new(1));
-        cell.set_style(style("{prefix:<28!} [{bar:24}] {msg}"));
+        cell.set_style(style("{prefix:<36!} [{bar:24}] {msg}"));
         overall.enable_steady_tick(Duration::from_secs(1));
         Self { overall, cell }
     }

@@ -111,10 +111,20 @@ impl Gradients {
         Ok(sum.sqrt())
     }
 
-    /// Whether every value is finite; otherwise the first parameter that is not.
+    /// The first parameter whose gradient has a value that is not finite, if there is one.
     pub fn first_non_finite(&self) -> Result<Option<String>> {
-        for id in self.values.keys() {
-            let finite = self.with::<f64, _>(*id, true, |g| g.iter().all(|x| x.is_finite()))?.unwrap_or(true);
+        // A sum of zeros unless a value is infinite or not a number: one pass without branches.
+        fn finite<T: Real>(values: &[T]) -> bool {
+            let zero = values.iter().fold(T::ZERO, |sum, v| sum + *v * T::ZERO);
+            zero == T::ZERO
+        }
+        for (id, grad) in &self.values {
+            let finite = match grad {
+                Grad::F32(v) => finite(v),
+                Grad::F64(v) => finite(v),
+                Grad::Tensor(t) if t.dtype() == candle_core::DType::F64 => with_values::<f64, _>(t, finite)?,
+                Grad::Tensor(t) => with_values::<f32, _>(t, finite)?,
+            };
             if !finite {
                 return Ok(Some(self.params.get(*id).name));
             }

@@ -10,6 +10,8 @@ use std::sync::{Arc, RwLock};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Shape, Tensor, Var};
 
+use rayon::prelude::*;
+
 use crate::panels::Panels;
 use crate::real::Real;
 use crate::rng::Rng;
@@ -50,6 +52,25 @@ impl Init {
     pub fn kaiming_out(shape: &[usize]) -> Self {
         let fan_out = shape[0] * shape[2..].iter().product::<usize>();
         Self::Normal((2.0 / fan_out as f64).sqrt())
+    }
+
+    /// `count` values from a stream: part `i` of a fixed size is drawn at item `i`, so that parts
+    /// can be drawn side by side.
+    fn values(self, count: usize, rng: Rng) -> Vec<f64> {
+        const PART: usize = 1 << 14;
+        let mut values = vec![0.0; count];
+        values.par_chunks_mut(PART).enumerate().for_each(|(i, part)| {
+            let mut draw = rng.at(0, i as u64);
+            match self {
+                Self::Constant(c) => part.fill(c),
+                Self::Normal(std) => part.chunks_mut(2).for_each(|pair| {
+                    let two = draw.normals();
+                    pair.iter_mut().zip(two).for_each(|(v, n)| *v = std * n);
+                }),
+                Self::Uniform(bound) => part.iter_mut().for_each(|v| *v = draw.uniform_in(-bound, bound)),
+            }
+        });
+        values
     }
 
     /// PyTorch's default for linear and convolution layers: uniform within `1 / sqrt(fan_in)`.
@@ -349,12 +370,7 @@ impl Builder {
     fn make(&self, name: &str, shape: &[usize], kind: Kind, layout: Layout, init: Init) -> Result<ParamId> {
         let name = self.full(name);
         let count: usize = shape.iter().product();
-        let mut draw = self.rng.stream(&name).at(0, 0);
-        let values: Vec<f64> = match init {
-            Init::Constant(c) => vec![c; count],
-            Init::Normal(std) => (0..count).map(|_| std * draw.normal()).collect(),
-            Init::Uniform(bound) => (0..count).map(|_| draw.uniform_in(-bound, bound)).collect(),
-        };
+        let values = init.values(count, self.rng.stream(&name));
         let (values, stored): (Vec<f64>, Shape) = match &layout {
             Layout::Plain => (values, shape.into()),
             Layout::Panels(panels) => {

@@ -105,11 +105,17 @@ impl Draw {
         low + (high - low) * self.uniform()
     }
 
-    /// Standard normal (Box-Muller, cosine branch).
-    pub fn normal(&mut self) -> f64 {
+    /// Two independent standard normals (Box-Muller).
+    pub fn normals(&mut self) -> [f64; 2] {
         let u = 1.0 - self.uniform(); // (0, 1]
-        let v = self.uniform();
-        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+        let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
+        let radius = (-2.0 * u.ln()).sqrt();
+        [radius * cos, radius * sin]
+    }
+
+    /// Standard normal (the first of [`Draw::normals`]).
+    pub fn normal(&mut self) -> f64 {
+        self.normals()[0]
     }
 
     /// Uniform integer below `n`, without bias (Lemire's rejection). `n = 0` gives 0.

@@ -427,6 +427,19 @@ fn what_needs_no_gradient_gets_none() {
 }
 
 #[test]
+fn a_gradient_that_is_not_finite_is_named() {
+    let net = Net::new(ConvSpec::new(6, 8, 3), false, Act::None, DType::F32);
+    let run = |scale: f64| {
+        let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
+        let out = net.run(&random("images", &[2, 2, 4, 4], DType::F32), &mut tape).unwrap();
+        tape.backward(&(out.sum_all().unwrap() * scale).unwrap()).unwrap().first_non_finite().unwrap()
+    };
+    assert_eq!(run(1.0), None);
+    assert_eq!(run(f64::INFINITY).as_deref(), Some("front.weight"));
+    assert_eq!(run(f64::NAN).as_deref(), Some("front.weight"));
+}
+
+#[test]
 fn misuse_is_an_error() {
     let net = Net::new(ConvSpec::new(6, 8, 3), true, Act::Relu, DType::F32);
     let mut tape = Tape::new(&net.params, Mode::Train).unwrap();

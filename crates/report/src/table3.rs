@@ -67,6 +67,8 @@ impl Caption {
     /// The caption as one paragraph.
     pub fn text(&self) -> String {
         let label = match self.profile.as_str() {
+            // An experiment without profiles has nothing that it could be taken for.
+            "default" => String::new(),
             "paper" if self.changed.is_empty() => String::new(),
             "paper" => "CHANGED SETTINGS, not the paper's. ".to_string(),
             "smoke" => {

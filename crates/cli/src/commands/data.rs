@@ -92,7 +92,7 @@ fn check(set: &dyn Dataset) -> Result<Found, stillhouse_core::Error> {
         *sizes.entry(*size).or_default() += 1;
     }
     let mut sizes: Vec<_> = sizes.into_iter().collect();
-    sizes.sort_by(|a, b| b.1.cmp(&a.1));
+    sizes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     let mut counts = vec![0; set.info().classes.len()];
     for class in (0..set.len()).filter_map(|i| set.class(i)) {
         if let Some(count) = counts.get_mut(class as usize) {
