@@ -8,6 +8,8 @@ ARGS ?=
 # How many kills `make kill-test` survives.
 KILLS ?= 50
 
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
@@ -28,7 +30,8 @@ reproduce-table3: cargo ## Run Table 3 of the class-centric paper and print it (
 	$(CARGO) run --release --locked -p stillhouse-cli --bin stillhouse -- reproduce table3 --profile $(PROFILE) $(ARGS)
 
 test: cargo ## Run all tests of the workspace
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked --no-run
+	STILLHOUSE_TEST_BINARY="$(TARGET)/debug/stillhouse" $(CARGO) test --workspace --locked
 
 check: fmt clippy docs deny ## Format, clippy, rustdoc, licences, layers: what a change has to pass besides the tests
 	$(CARGO) test --locked -p stillhouse-tests --test layers --test documents

@@ -1,4 +1,4 @@
-//! Helpers of the end-to-end tests, which run the binary as a person would.
+//! What the end-to-end tests share: they run the binary as a person would.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,13 +9,20 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// The binary, built once by cargo in the profile that this test was built in.
+/// The binary: the one that `STILLHOUSE_TEST_BINARY` names, or else built once by cargo in the
+/// profile that this test was built in.
 ///
 /// # Panics
 /// If it cannot be built.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        // `make test` has built it with the whole workspace; alone it has other features of
+        // dependencies, and half of the tree would be built again.
+        if let Some(built) = std::env::var_os("STILLHOUSE_TEST_BINARY").map(PathBuf::from) {
+            assert!(built.is_file(), "STILLHOUSE_TEST_BINARY: {} is not there", built.display());
+            return built;
+        }
         // target/<profile>/deps/<test>
         let test = std::env::current_exe().expect("the test has a path");
         let profile = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
