@@ -32,7 +32,7 @@ pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
     defaults: || {
         let Options { size, per_class, seed } = Options::default();
         format!(
-            "size = {size}  # pixels of a side\nper_class = {per_class}  # images of each class, as in ucm\n\
+            "size = {size}  # pixels of a side\nper_class = {per_class}  # images of each class, twice those of ucm\n\
              seed = {seed}  # of the images\n"
         )
     },
@@ -49,7 +49,7 @@ struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { size: 72, per_class: 100, seed: 0 }
+        Self { size: 72, per_class: 200, seed: 0 }
     }
 }
 

@@ -91,7 +91,9 @@ impl Schedule {
             Self::Poly { power, .. } => format!("poly {power}"),
         };
         if self.warmup_epochs() > 0.0 {
-            text.push_str(&format!(", {} epochs linear warm-up", self.warmup_epochs()));
+            let epochs = self.warmup_epochs();
+            let word = if epochs == 1.0 { "epoch" } else { "epochs" };
+            text.push_str(&format!(", {epochs} {word} of linear warm-up"));
         }
         text
     }
