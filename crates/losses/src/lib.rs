@@ -26,6 +26,7 @@ pub mod class_centre;
 pub mod kd;
 pub mod nst;
 pub mod nst_all;
+pub mod sp;
 
 // What several methods share.
 mod connector;
@@ -38,7 +39,8 @@ mod sum;
 mod unit;
 
 /// The rows in the order of listing.
-pub const ROWS: &[Entry<DistillerBuild>] = &[ce::ROW, kd::ROW, class_centre::ROW, nst::ROW, nst_all::ROW];
+pub const ROWS: &[Entry<DistillerBuild>] =
+    &[ce::ROW, kd::ROW, class_centre::ROW, nst::ROW, nst_all::ROW, sp::ROW];
 
 /// All methods by name.
 pub fn registry() -> Registry<DistillerBuild> {

@@ -36,7 +36,6 @@ const NOT_YET: &[&str] = &[
     "skd_holistic",
     "skd_pairwise",
     "skd_pixelwise",
-    "sp",
     "vid",
 ];
 
