@@ -28,7 +28,7 @@ fn the_bytes_are_fixed() {
 
 #[test]
 fn settings_are_checked() {
-    assert_eq!(scenes("").unwrap().len(), 2100);
+    assert_eq!(scenes("").unwrap().len(), 21 * 200);
     assert_eq!(scenes("size = 17").unwrap().sample(0).unwrap().image.height, 17);
     let error = |options| scenes(options).err().unwrap().to_string();
     assert!(error("siz = 3").contains("did you mean `size`"));
