@@ -74,7 +74,7 @@ fn imagenet_std() -> [f32; 3] {
 }
 
 /// The shortest decimals of the values: 0.485, not the 0.48500001430511475 that f32 makes of it.
-pub(crate) fn decimal(value: f32) -> f64 {
+fn decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
 
@@ -90,6 +90,18 @@ impl DataConfig {
     /// The split of one seed.
     pub fn split_spec(&self, seed: u64) -> SplitSpec {
         SplitSpec { ratio: f64::from(self.ratio) / 100.0, mode: self.split, seed, per_class: self.per_class }
+    }
+
+    /// The written transforms with the normalisation last: what a loader is given.
+    pub fn normalised(&self, written: &[Table]) -> Vec<Table> {
+        let values = |v: &[f32; 3]| toml::Value::Array(v.iter().map(|x| decimal(*x).into()).collect());
+        let mut all = written.to_vec();
+        all.push(Table::from_iter([
+            ("op".to_string(), "normalize".into()),
+            ("mean".to_string(), values(&self.mean)),
+            ("std".to_string(), values(&self.std)),
+        ]));
+        all
     }
 }
 

@@ -10,9 +10,8 @@ use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Sp
 use stillhouse_core::metric::{Metric, Score};
 use stillhouse_core::network::Features;
 use stillhouse_ops::{Mode, Tape};
-use toml::Table;
 
-use crate::config::{CellConfig, DataConfig, decimal};
+use crate::config::CellConfig;
 use crate::plan::open_dataset;
 use crate::{Context, Error, Network, Result, RunInfo, open_run, tensors};
 
@@ -90,24 +89,11 @@ pub(crate) fn test_loader(
     let spec = LoaderSpec {
         indices: split.test.clone(),
         sampler: Sampler::Sequential { batch: config.eval.batch },
-        transforms: transforms(&config.data, &config.data.test_transforms),
+        transforms: config.data.normalised(&config.data.test_transforms),
         rng: Rng::new(config.train.seed).stream("test"),
         cache_bytes: config.data.cache_mib << 20,
     };
     Ok((context.parts.loader)(dataset, &spec)?)
-}
-
-/// The transforms with the normalisation last.
-pub(crate) fn transforms(data: &DataConfig, written: &[Table]) -> Vec<Table> {
-    let values =
-        |v: &[f32; 3]| toml::Value::Array(v.iter().map(|x| toml::Value::Float(decimal(*x))).collect());
-    let mut all = written.to_vec();
-    all.push(Table::from_iter([
-        ("op".to_string(), toml::Value::String("normalize".into())),
-        ("mean".to_string(), values(&data.mean)),
-        ("std".to_string(), values(&data.std)),
-    ]));
-    all
 }
 
 /// The batch on the device of the run.

@@ -13,7 +13,7 @@ use stillhouse_ops::Kind;
 use crate::assemble::learner;
 use crate::checkpoint::{Checkpoints, State, Tally};
 use crate::config::{CellConfig, Every};
-use crate::evaluate::{test, test_loader, to_device, transforms};
+use crate::evaluate::{test, test_loader, to_device};
 use crate::folder::Folder;
 use crate::plan::open_dataset;
 use crate::step::{Learner, Moment, is_own};
@@ -150,7 +150,7 @@ impl<'a> Run<'a> {
             &LoaderSpec {
                 indices: split.train.clone(),
                 sampler: config.train.sampler.clone(),
-                transforms: transforms(&config.data, &config.data.train_transforms),
+                transforms: config.data.normalised(&config.data.train_transforms),
                 rng: root.stream("loader"),
                 cache_bytes: config.data.cache_mib << 20,
             },

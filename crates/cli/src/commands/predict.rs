@@ -10,8 +10,7 @@ use stillhouse_core::data::{
 };
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::Mode;
-use stillhouse_trainer::{Context, DataConfig, Network, RunInfo};
-use toml::{Table, Value};
+use stillhouse_trainer::{Context, Network, RunInfo};
 
 use crate::commands::common;
 use crate::places::Places;
@@ -131,7 +130,7 @@ fn classify(
     let spec = LoaderSpec {
         indices: (0..set.len()).collect(),
         sampler: Sampler::Sequential { batch: BATCH },
-        transforms: transforms(&info.run.data),
+        transforms: info.run.data.normalised(&info.run.data.test_transforms),
         rng: Rng::new(0),
         cache_bytes: 0,
     };
@@ -152,22 +151,6 @@ fn classify(
         }
     }
     Ok(lines)
-}
-
-/// The transforms of test images with the normalisation last, as a run tests itself.
-fn transforms(data: &DataConfig) -> Vec<Table> {
-    let values = |v: &[f32; 3]| {
-        // Through the decimal spelling, so that 0.485 stays 0.485.
-        let decimal = |x: &f32| x.to_string().parse::<f64>().unwrap_or(f64::from(*x));
-        Value::Array(v.iter().map(|x| Value::Float(decimal(x))).collect())
-    };
-    let mut all = data.test_transforms.clone();
-    all.push(Table::from_iter([
-        ("op".to_string(), Value::String("normalize".into())),
-        ("mean".to_string(), values(&data.mean)),
-        ("std".to_string(), values(&data.std)),
-    ]));
-    all
 }
 
 /// Images given by the person, as a dataset without labels.
