@@ -43,8 +43,13 @@ pub struct Step<'a> {
     pub teacher: &'a Features,
     /// Labels.
     pub target: &'a Target,
+    /// The batch's images `[B, 3, H, W]` as the student saw them.
+    pub images: &'a Tensor,
     /// Dataset indices of the samples.
     pub ids: &'a [u64],
+    /// Values that replace a method's own random draws, by name; empty in training. Tests compare
+    /// methods that draw (negatives, mixing factors) with stored numbers through them.
+    pub given: &'a Features,
     /// Epochs done, with fraction.
     pub epoch: f64,
     /// Steps done.

@@ -98,8 +98,8 @@ fn a_changed_case_fails() {
     fails("format", &|c| c.meta["format"] = "stillhouse-golden-loss-2".into());
     fails("terms", &|c| c.meta["terms"][0]["weight"] = 0.123.into());
     fails("unknown input", &|c| {
-        c.meta["inputs"]["aux.new"] = serde_json::json!({"dtype": "f64", "shape": [1], "grad": false});
-        c.tensors.insert("aux.new".into(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
+        c.meta["inputs"]["other.new"] = serde_json::json!({"dtype": "f64", "shape": [1], "grad": false});
+        c.tensors.insert("other.new".into(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
     });
     fails("no_parameter", &|c| {
         c.meta["inputs"]["param.no_parameter"] =
@@ -185,8 +185,8 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     let Setup { mut methods, train } = setup(case)?;
 
     // Inputs: gradients are wanted of all students' taps and parameters.
-    let (mut student, mut teacher) = (Features::default(), Features::default());
-    let (mut leaves, mut stored, mut target) = (Vec::new(), Vec::new(), None);
+    let (mut student, mut teacher, mut aux) = (Features::default(), Features::default(), Features::default());
+    let (mut leaves, mut stored, mut target, mut images) = (Vec::new(), Vec::new(), None, None);
     let inputs = case.meta["inputs"].as_object().ok_or("no `inputs`")?;
     for (name, input) in inputs {
         let grad = input["grad"].as_bool().ok_or_else(|| format!("{name}: no `grad`"))?;
@@ -204,6 +204,9 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
                 target = Some(Target::Classes(tensor.to_dtype(DType::U32).map_err(words)?))
             }
             ("target", "mask") => target = Some(Target::Mask(tensor.to_dtype(DType::U32).map_err(words)?)),
+            ("aux", "image") if !grad => images = Some(cast()?),
+            ("aux", name) if !grad && tensor.dtype() == DType::I64 => aux.insert(name, tensor.clone()),
+            ("aux", name) if !grad => aux.insert(name, cast()?),
             ("param", own) if grad => stored.push((Kind::Weight, own, cast()?)),
             ("buffer", own) if !grad => stored.push((Kind::Buffer, own, cast()?)),
             _ => return Err(format!("unknown input `{name}` (grad: {grad})")),
@@ -248,10 +251,14 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     }
 
     // The step.
+    // Without images: any will do.
+    let images = images.unwrap_or(Tensor::zeros((batch, 3, 1, 1), dtype, &Device::Cpu).map_err(words)?);
     let step = Step {
         student: &student,
         teacher: &teacher,
         target: &target,
+        images: &images,
+        given: &aux,
         ids: &(0..batch as u64).collect::<Vec<_>>(),
         epoch: 0.0,
         step: 0,

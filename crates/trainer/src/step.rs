@@ -118,11 +118,14 @@ impl Learner {
         self.tape.want(&plan.taps);
         self.tape.begin(self.rng, at.step);
         let student = self.student.backbone.forward(&batch.images, &mut self.tape)?;
+        let nothing = Features::default();
         let step = |rng| Step {
             student: &student,
             teacher,
             target: &batch.target,
+            images: &batch.images,
             ids: &batch.ids,
+            given: &nothing,
             epoch: at.step as f64 / at.per_epoch as f64,
             step: at.step,
             train: true,
