@@ -88,10 +88,11 @@ pub struct Batch {
 }
 
 /// What the labels of a dataset are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
     /// One class per image.
+    #[default]
     Classification,
     /// One class per pixel.
     Segmentation,

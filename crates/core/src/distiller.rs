@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use stillhouse_ops::{Builder, Params};
 
-use crate::data::Target;
+use crate::data::{Target, Task};
 use crate::network::Features;
 use crate::{Result, Rng};
 
@@ -26,9 +26,11 @@ pub struct Shapes {
     pub student: BTreeMap<String, Vec<usize>>,
     /// Of the taps that it needs of the teacher.
     pub teacher: BTreeMap<String, Vec<usize>>,
+    /// What the labels are: classes or masks.
+    pub task: Task,
     /// Classes of the dataset.
     pub classes: usize,
-    /// Images per batch.
+    /// Images of the smallest batch of an epoch, which may be the uneven last one.
     pub batch: usize,
     /// Training images.
     pub samples: usize,

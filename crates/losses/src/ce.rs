@@ -27,7 +27,7 @@
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result};
@@ -91,7 +91,7 @@ impl Ce {
     }
 
     /// The mean over the labels that count, a scalar.
-    fn value(&self, logits: &Tensor, target: &Target) -> Result<Tensor> {
+    pub(crate) fn value(&self, logits: &Tensor, target: &Target) -> Result<Tensor> {
         let (labels, ignore) = match target {
             Target::Classes(t) => (t, self.config.ignore_index),
             Target::Mask(t) => (t, self.config.ignore_index.or(Some(255))),
@@ -147,7 +147,20 @@ impl Distiller for Ce {
     }
 
     fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::student_logits(shapes, ROW.name).map(|_| ())
+        let logits = fit::student_logits(shapes, ROW.name)?;
+        match (shapes.task, logits.len()) {
+            (Task::Classification, 1) | (Task::Segmentation, 3) => Ok(()),
+            (Task::Classification, _) => Err(Error::unfit(
+                ROW.name,
+                format!(
+                    "this dataset has one class per image, but the student gives maps of logits {logits:?}"
+                ),
+            )),
+            (Task::Segmentation, _) => Err(Error::unfit(
+                ROW.name,
+                format!("this dataset has label masks, but the student's logits have the shape {logits:?}"),
+            )),
+        }
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
@@ -195,6 +208,14 @@ mod tests {
         let e =
             ce(toml::Table::new()).value(&zeros(&[2, 3, 1, 1], DType::F32), &mask).unwrap_err().to_string();
         assert!(e.contains("[2, 3, 1, 1]") && e.contains("[2, 4, 4]"), "{e}");
+        let taps = [("logits".to_string(), vec![3])].into();
+        let shapes = Shapes { student: taps, classes: 3, task: Task::Segmentation, ..Default::default() };
+        let params = stillhouse_core::Params::new(DType::F32, &Device::Cpu).unwrap();
+        let params = params.builder(stillhouse_core::Rng::new(0));
+        let mut plain = ce(toml::Table::new());
+        let e = plain.connect(&shapes, &params).unwrap_err().to_string();
+        assert!(e.contains("masks") && e.contains("[3]"), "{e}");
+        plain.connect(&Shapes { task: Task::Classification, ..shapes }, &params).unwrap();
         let e = (ROW.build)(&toml::toml! { label_smoothing = 1.5 }).err().unwrap().to_string();
         assert!(e.contains("`label_smoothing` is 1.5"), "{e}");
         let e = (ROW.build)(&toml::toml! { label_smothing = 0.1 }).err().unwrap().to_string();

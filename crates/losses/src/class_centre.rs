@@ -240,9 +240,7 @@ impl Distiller for ClassCentre {
     }
 
     fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
-        if shapes.classes == 0 {
-            return Err(Error::unfit(ROW.name, "needs one class per image, this dataset has no classes"));
-        }
+        fit::class_labels(shapes, ROW.name)?;
         for stage in &mut self.stages {
             let (student, teacher) = fit::map_channels(shapes, &stage.tap, ROW.name)?;
             if self.config.connector == Connector::Conv1x1Bn {
@@ -295,12 +293,15 @@ impl Distiller for ClassCentre {
 mod tests {
     use super::*;
     use candle_core::{DType, Device};
+    use stillhouse_core::data::Task;
     use stillhouse_core::{Params, Rng};
 
-    fn connect(table: toml::Table, student: usize, teacher: usize, classes: usize) -> Result<Vec<String>> {
+    const CLASSES: Task = Task::Classification;
+
+    fn connect(table: toml::Table, student: usize, teacher: usize, task: Task) -> Result<Vec<String>> {
         let params = Params::new(DType::F32, &Device::Cpu)?;
         let taps = |c: usize| [("F1".to_string(), vec![c, 4, 4])].into();
-        let shapes = Shapes { student: taps(student), teacher: taps(teacher), classes, ..Default::default() };
+        let shapes = Shapes { student: taps(student), teacher: taps(teacher), task, ..Default::default() };
         let mut table = table;
         table.insert("C5_stages".into(), vec!["F1"].into());
         (ROW.build)(&table)?.connect(&shapes, &params.builder(Rng::new(0)))?;
@@ -310,16 +311,16 @@ mod tests {
     #[test]
     fn misfits_are_told_before_the_first_step() {
         let plain = toml::Table::new;
-        assert!(connect(plain(), 3, 5, 7).unwrap().is_empty());
-        let e = connect(plain(), 3, 5, 0).unwrap_err().to_string();
-        assert!(e.contains("class_centre") && e.contains("no classes"), "{e}");
+        assert!(connect(plain(), 3, 5, CLASSES).unwrap().is_empty());
+        let e = connect(plain(), 3, 5, Task::Segmentation).unwrap_err().to_string();
+        assert!(e.contains("class_centre") && e.contains("masks"), "{e}");
         for table in [toml::toml! { C3_distance = "mean_map_l2" }, toml::toml! { C1_feature = "pooled" }] {
-            assert!(connect(table.clone(), 5, 5, 7).unwrap().is_empty());
-            let e = connect(table.clone(), 3, 5, 7).unwrap_err().to_string();
+            assert!(connect(table.clone(), 5, 5, CLASSES).unwrap().is_empty());
+            let e = connect(table.clone(), 3, 5, CLASSES).unwrap_err().to_string();
             assert!(e.contains("`F1`") && e.contains("3 channels") && e.contains("conv1x1_bn"), "{e}");
             let mut connected = table;
             connected.insert("C6_connector".into(), "conv1x1_bn".into());
-            let names = connect(connected, 3, 5, 7).unwrap();
+            let names = connect(connected, 3, 5, CLASSES).unwrap();
             assert_eq!(
                 names,
                 [

@@ -1,8 +1,9 @@
-//! Whether the taps of student and teacher fit a method, said in words.
+//! Whether labels, batches and taps fit a method, said in words.
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use stillhouse_core::data::Task;
 use stillhouse_core::distiller::{Shapes, Step};
 use stillhouse_core::{Error, Result};
 
@@ -18,6 +19,58 @@ fn shape<'a>(
         let known: Vec<&str> = taps.keys().map(String::as_str).collect();
         Error::unfit(who, format!("needs the {side}'s tap `{tap}`, there are: {}", known.join(", ")))
     })
+}
+
+/// Refuses label masks: the method needs one class per image.
+pub(crate) fn class_labels(shapes: &Shapes, who: &str) -> Result<()> {
+    match shapes.task {
+        Task::Classification => Ok(()),
+        Task::Segmentation => Err(Error::unfit(
+            who,
+            "needs one class per image, but this dataset has label masks; take a method for masks",
+        )),
+    }
+}
+
+/// Refuses a smallest batch of fewer than `least` images; `what` says what takes so many.
+pub(crate) fn images(shapes: &Shapes, least: usize, what: &str, who: &str) -> Result<()> {
+    if shapes.batch >= least {
+        return Ok(());
+    }
+    let (found, images) = (shapes.batch, if shapes.batch == 1 { "image" } else { "images" });
+    Err(Error::unfit(
+        who,
+        format!(
+            "{what} takes {least} images, but the smallest batch of an epoch has {found} {images}; take larger \
+             batches, or drop the uneven last one (sampler: drop_last = true)"
+        ),
+    ))
+}
+
+/// Lengths of the student's and the teacher's vector `tap`; anything but a vector is refused.
+pub(crate) fn vector_lengths(shapes: &Shapes, tap: &str, who: &str) -> Result<(usize, usize)> {
+    let length = |taps, side| match shape(taps, side, tap, who)? {
+        [d] => Ok(*d),
+        other => Err(Error::unfit(
+            who,
+            format!("needs vectors [D], but the {side}'s tap `{tap}` has the shape {other:?}"),
+        )),
+    };
+    Ok((length(&shapes.student, "student")?, length(&shapes.teacher, "teacher")?))
+}
+
+/// The vectors `[B, D]` of student and teacher at one tap: the teacher's without gradient and in the
+/// student's dtype.
+pub(crate) fn vector_pair(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+    let student = step.student.get(tap)?;
+    let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
+    match (student.dims(), teacher.dims()) {
+        ([s, _], [t, _]) if s == t => Ok((student.clone(), teacher)),
+        (s, t) => Err(Error::unfit(
+            who,
+            format!("needs vectors [B, D] of one batch at `{tap}`, got {s:?} (student) and {t:?} (teacher)"),
+        )),
+    }
 }
 
 /// Channels of the student's and the teacher's map `tap`; anything but a map is refused.
@@ -50,17 +103,27 @@ pub(crate) fn same_logits(shapes: &Shapes, who: &str) -> Result<()> {
 
 /// The shape of the student's logits, `[N]` or `[N, H, W]`, where N must be the dataset's classes.
 pub(crate) fn student_logits<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [usize]> {
-    let logits = shape(&shapes.student, "student", "logits", who)?;
+    exit_logits(shapes, "logits", who)
+}
+
+/// The shape of the logits at one of the student's exits, as [`student_logits`].
+pub(crate) fn exit_logits<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
+    let logits = shape(&shapes.student, "student", tap, who)?;
     match logits.first() {
         Some(n) if *n == shapes.classes => Ok(logits),
         _ => Err(Error::unfit(
             who,
             format!(
-                "the dataset has {} classes, but the student's logits have the shape {logits:?}",
+                "the dataset has {} classes, but the student's `{tap}` has the shape {logits:?}",
                 shapes.classes
             ),
         )),
     }
+}
+
+/// The shape of any of the student's taps.
+pub(crate) fn student_shape<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
+    shape(&shapes.student, "student", tap, who)
 }
 
 /// The maps `[B, C, h, w]` of student and teacher at one tap: the teacher's without gradient and in
@@ -102,7 +165,22 @@ mod tests {
         assert!(e.contains("needs maps [C, H, W]") && e.contains("[64]"), "{e}");
         let e = same_logits(&shapes, "kd").unwrap_err().to_string();
         assert!(e.contains("kd") && e.contains("[7]") && e.contains("[21]"), "{e}");
+        assert_eq!(vector_lengths(&shapes, "pooled", "m").unwrap(), (64, 256));
+        let e = vector_lengths(&shapes, "F1", "m").unwrap_err().to_string();
+        assert!(e.contains("needs vectors [D]") && e.contains("[64, 7, 7]"), "{e}");
         let e = student_logits(&Shapes { classes: 9, ..shapes }, "ce").unwrap_err().to_string();
         assert!(e.contains("9 classes") && e.contains("[7]"), "{e}");
+    }
+
+    #[test]
+    fn labels_and_batches_are_told_in_words() {
+        let shapes = Shapes { batch: 1, ..Default::default() };
+        class_labels(&shapes, "m").unwrap();
+        images(&shapes, 1, "a mean", "m").unwrap();
+        let e = images(&shapes, 2, "a distance", "m").unwrap_err().to_string();
+        assert!(e.contains("a distance takes 2 images") && e.contains("has 1 image;"), "{e}");
+        let masks = Shapes { task: Task::Segmentation, ..shapes };
+        let e = class_labels(&masks, "m").unwrap_err().to_string();
+        assert!(e.contains("one class per image") && e.contains("masks"), "{e}");
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::Value;
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::distiller::{Distiller, Shapes, Step};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Params, Rng};
@@ -226,8 +226,9 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
 
     // Connectors: the case's parameters are exactly the methods' own.
     let params = Params::new(dtype, &Device::Cpu).map_err(words)?;
+    let task = if matches!(target, Target::Mask(_)) { Task::Segmentation } else { Task::Classification };
     let shapes =
-        Shapes { student: student.shapes(), teacher: teacher.shapes(), classes, batch, samples: batch };
+        Shapes { student: student.shapes(), teacher: teacher.shapes(), task, classes, batch, samples: batch };
     for method in &mut methods {
         method.connect(&shapes, &params.builder(Rng::new(0))).map_err(words)?;
     }

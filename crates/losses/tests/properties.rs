@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::distiller::{Shapes, Step};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Params, Rng};
@@ -44,6 +44,7 @@ fn run(
     let shapes = Shapes {
         student: features[0].shapes(),
         teacher: features[1].shapes(),
+        task: Task::Classification,
         classes,
         batch: y.len(),
         samples: y.len(),

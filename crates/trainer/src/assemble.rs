@@ -41,7 +41,8 @@ pub(crate) fn learner(
     }
     let found = teacher(cell, config, context, classes)?;
     let network = found.as_ref().map(|(teacher, _)| &teacher.network);
-    let counts = (config.train.batch_size(), split.train.len());
+    let images = split.train.len();
+    let counts = (dataset.info().task, config.train.smallest_batch(images), images);
     connect(&mut methods, &student, network, counts, config.data.image_size, root.stream("init"))?;
 
     let mut taps = vec!["logits".to_string()];

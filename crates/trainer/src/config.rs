@@ -378,6 +378,17 @@ impl TrainConfig {
             Sampler::ClassBalanced { classes, per_class } => classes * per_class,
         }
     }
+
+    /// Images of the smallest batch of an epoch over so many: the last one may be uneven.
+    pub(crate) fn smallest_batch(&self, images: usize) -> usize {
+        let batch = self.batch_size();
+        match self.sampler {
+            Sampler::ClassBalanced { .. } => batch,
+            Sampler::Shuffle { drop_last: true, .. } => batch.min(images),
+            _ if images.is_multiple_of(batch) => batch,
+            _ => images % batch,
+        }
+    }
 }
 
 /// Serialises with sorted keys.
@@ -416,6 +427,21 @@ mod tests {
         for text in ["0 steps", "3", "epochs", "2 hours", "-1 steps"] {
             assert!(Every::try_from(text.to_string()).unwrap_err().contains("50 steps"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_last_batch_is_the_smallest() {
+        let of = |sampler: &str, images| {
+            let text = format!(
+                "epochs = 1\nsampler = {{ {sampler} }}\noptimiser = {{ kind = \"sgd\", lr = 0.1 }}\n\
+                 schedule = {{ kind = \"constant\" }}"
+            );
+            stillhouse_core::config::parse::<TrainConfig>(&text, "test").unwrap().smallest_batch(images)
+        };
+        assert_eq!([65, 64, 63].map(|n| of("kind = \"shuffle\", batch = 32", n)), [1, 32, 31]);
+        assert_eq!(of("kind = \"shuffle\", batch = 32", 20), 20);
+        assert_eq!(of("kind = \"shuffle\", batch = 32, drop_last = true", 65), 32);
+        assert_eq!(of("kind = \"class_balanced\", classes = 3, per_class = 2", 65), 6);
     }
 
     #[test]

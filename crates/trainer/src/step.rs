@@ -1,7 +1,7 @@
 //! One batch: teacher, student, terms, gradients, update.
 
 use candle_core::{DType, Tensor};
-use stillhouse_core::data::{Batch, Target};
+use stillhouse_core::data::{Batch, Target, Task};
 use stillhouse_core::distiller::{Distiller, Shapes, Step, Term};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
@@ -225,7 +225,7 @@ pub(crate) fn connect(
     methods: &mut [Method],
     student: &Network,
     teacher: Option<&Network>,
-    (batch, samples): (usize, usize),
+    (task, batch, samples): (Task, usize, usize),
     size: usize,
     rng: Rng,
 ) -> Result<()> {
@@ -249,6 +249,7 @@ pub(crate) fn connect(
         let shapes = Shapes {
             student: pick(&of_student, &own.student),
             teacher: pick(&of_teacher, &own.teacher),
+            task,
             classes: student.backbone.classes(),
             batch,
             samples,
