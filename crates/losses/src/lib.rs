@@ -21,11 +21,17 @@ use stillhouse_core::distiller::DistillerBuild;
 use stillhouse_core::registry::{Entry, Registry};
 
 // Methods.
+pub mod at;
+pub mod byot;
+pub mod cc;
 pub mod ce;
 pub mod class_centre;
 pub mod kd;
+pub mod kl_cosine;
 pub mod nst;
 pub mod nst_all;
+pub mod pkt;
+pub mod self_kl;
 pub mod sp;
 
 // What several methods share.
@@ -39,8 +45,20 @@ mod sum;
 mod unit;
 
 /// The rows in the order of listing.
-pub const ROWS: &[Entry<DistillerBuild>] =
-    &[ce::ROW, kd::ROW, class_centre::ROW, nst::ROW, nst_all::ROW, sp::ROW];
+pub const ROWS: &[Entry<DistillerBuild>] = &[
+    ce::ROW,
+    kd::ROW,
+    class_centre::ROW,
+    nst::ROW,
+    nst_all::ROW,
+    sp::ROW,
+    at::ROW,
+    cc::ROW,
+    pkt::ROW,
+    kl_cosine::ROW,
+    byot::ROW,
+    self_kl::ROW,
+];
 
 /// All methods by name.
 pub fn registry() -> Registry<DistillerBuild> {
