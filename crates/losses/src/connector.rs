@@ -1,4 +1,4 @@
-//! The 1x1 convolution with batch norm that brings a student's map to the teacher's channels.
+//! What brings a student's map to the teacher's channels: 1x1 convolution, batch norm, ReLU.
 
 use std::cell::RefCell;
 
@@ -11,12 +11,28 @@ use crate::sum::mean_rows;
 /// How far the running statistics follow a batch (PyTorch's default).
 const MOMENTUM: f64 = 0.1;
 
-/// A 1x1 convolution without bias, then batch norm. Trained with the student, dropped afterwards.
+/// Maps `[B, C, H, W]` as rows of channels, `[B * H * W, C]`; free for the maps of a tape.
+pub(crate) fn pixels(maps: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = maps.dims4()?;
+    Ok(maps.permute((0, 2, 3, 1))?.reshape((b * h * w, c))?)
+}
+
+/// A 1x1 convolution `[to, from, 1, 1]` of [`pixels`], `[M, from] -> [M, to]`.
+pub(crate) fn conv1x1(pixels: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (to, from, _, _) = weight.dims4()?;
+    Ok(pixels.matmul(&weight.reshape((to, from))?.t()?)?)
+}
+
+/// `max(x, 0)` with derivative 0 at 0 (candle's is 1).
+pub(crate) fn relu(x: &Tensor) -> Result<Tensor> {
+    Ok((x * x.gt(0.0)?.to_dtype(x.dtype())?)?)
+}
+
+/// Batch norm of [`pixels`]: names, momentum and the unbiased running variance as in PyTorch.
 #[derive(Debug)]
-pub(crate) struct Conv1x1Bn {
-    weight: Tensor, // [C_T, C_S, 1, 1]
-    gamma: Tensor,  // [C_T]
-    beta: Tensor,   // [C_T]
+pub(crate) struct BatchNorm {
+    gamma: Tensor, // [C]
+    beta: Tensor,  // [C]
     running_mean: ParamId,
     running_var: ParamId,
     params: Params,
@@ -25,43 +41,35 @@ pub(crate) struct Conv1x1Bn {
     seen: RefCell<Option<(Tensor, Tensor)>>,
 }
 
-impl Conv1x1Bn {
-    /// Makes `connector.weight` and `bn.*` below the builder.
-    pub(crate) fn new(student: usize, teacher: usize, eps: f64, params: &Builder) -> Result<Self> {
-        let bn = params.pp("bn");
-        let shape = [teacher, student, 1, 1];
+impl BatchNorm {
+    /// Makes `weight`, `bias`, `running_mean` and `running_var` below the builder.
+    pub(crate) fn new(channels: usize, eps: f64, params: &Builder) -> Result<Self> {
         Ok(Self {
-            weight: params.pp("connector").var("weight", &shape, Init::fan_in_uniform(student))?,
-            gamma: bn.var("weight", &[teacher], Init::Constant(1.0))?,
-            beta: bn.var("bias", &[teacher], Init::Constant(0.0))?,
-            running_mean: bn.buffer("running_mean", &[teacher], Init::Constant(0.0))?,
-            running_var: bn.buffer("running_var", &[teacher], Init::Constant(1.0))?,
+            gamma: params.var("weight", &[channels], Init::Constant(1.0))?,
+            beta: params.var("bias", &[channels], Init::Constant(0.0))?,
+            running_mean: params.buffer("running_mean", &[channels], Init::Constant(0.0))?,
+            running_var: params.buffer("running_var", &[channels], Init::Constant(1.0))?,
             params: params.params().clone(),
             eps,
             seen: RefCell::new(None),
         })
     }
 
-    /// `[B, C_S, H, W] -> [B, C_T, H, W]`; with the batch's statistics when training, else with the
-    /// running ones.
+    /// `[M, C] -> [M, C]`; with the batch's statistics when training, else with the running ones.
     pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let (b, from, h, w) = x.dims4()?;
-        let to = self.gamma.dim(0)?;
-        let pixels = x.permute((0, 2, 3, 1))?.reshape((b * h * w, from))?;
-        let z = pixels.matmul(&self.weight.reshape((to, from))?.t()?)?; // [B * H * W, C_T]
-        let (mean, var) = if train {
-            let mean = mean_rows(&z)?;
-            let var = mean_rows(&z.broadcast_sub(&mean)?.sqr()?)?;
-            let count = (b * h * w) as f64;
+        let (centred, var) = if train {
+            let mean = mean_rows(x)?;
+            let centred = x.broadcast_sub(&mean)?;
+            let var = mean_rows(&centred.sqr()?)?;
+            let count = x.dim(0)? as f64;
             let unbiased = (var.detach() * (count / (count - 1.0).max(1.0)))?;
             *self.seen.borrow_mut() = Some((mean.detach(), unbiased));
-            (mean, var)
+            (centred, var)
         } else {
-            (self.buffer(self.running_mean), self.buffer(self.running_var))
+            (x.broadcast_sub(&self.buffer(self.running_mean))?, self.buffer(self.running_var))
         };
         let scale = (var + self.eps)?.sqrt()?.recip()?.mul(&self.gamma)?;
-        let y = z.broadcast_sub(&mean)?.broadcast_mul(&scale)?.broadcast_add(&self.beta)?;
-        Ok(y.reshape((b, h, w, to))?.permute((0, 3, 1, 2))?)
+        Ok(centred.broadcast_mul(&scale)?.broadcast_add(&self.beta)?)
     }
 
     /// Moves the running statistics by the last training batch, once.
@@ -77,6 +85,35 @@ impl Conv1x1Bn {
 
     fn buffer(&self, id: ParamId) -> Tensor {
         self.params.get(id).var().as_detached_tensor()
+    }
+}
+
+/// A 1x1 convolution without bias, then batch norm. Trained with the student, dropped afterwards.
+#[derive(Debug)]
+pub(crate) struct Conv1x1Bn {
+    weight: Tensor, // [C_T, C_S, 1, 1]
+    norm: BatchNorm,
+}
+
+impl Conv1x1Bn {
+    /// Makes `connector.weight` and `bn.*` below the builder.
+    pub(crate) fn new(student: usize, teacher: usize, eps: f64, params: &Builder) -> Result<Self> {
+        let shape = [teacher, student, 1, 1];
+        let weight = params.pp("connector").var("weight", &shape, Init::fan_in_uniform(student))?;
+        Ok(Self { weight, norm: BatchNorm::new(teacher, eps, &params.pp("bn"))? })
+    }
+
+    /// `[B, C_S, H, W] -> [B, C_T, H, W]`; with the batch's statistics when training, else with the
+    /// running ones.
+    pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let (b, _, h, w) = x.dims4()?;
+        let y = self.norm.forward(&conv1x1(&pixels(x)?, &self.weight)?, train)?;
+        Ok(y.reshape((b, h, w, self.weight.dim(0)?))?.permute((0, 3, 1, 2))?)
+    }
+
+    /// Moves the running statistics by the last training batch, once.
+    pub(crate) fn after_step(&self) -> Result<()> {
+        self.norm.after_step()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use stillhouse_core::data::Task;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::distiller::{Shapes, Step};
 use stillhouse_core::{Error, Result};
 
@@ -124,6 +124,19 @@ pub(crate) fn exit_logits<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Resul
 /// The shape of any of the student's taps.
 pub(crate) fn student_shape<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
     shape(&shapes.student, "student", tap, who)
+}
+
+/// The labels of `images` images, each below `classes`.
+pub(crate) fn labels(target: &Target, (images, classes): (usize, usize), who: &str) -> Result<Vec<u32>> {
+    let labels = target.classes(who)?.to_vec1::<u32>()?;
+    if labels.len() != images {
+        let found = labels.len();
+        return Err(Error::unfit(who, format!("needs a label for each of {images} images, got {found}")));
+    }
+    match labels.iter().find(|y| **y as usize >= classes) {
+        None => Ok(labels),
+        Some(y) => Err(Error::unfit(who, format!("found label {y}, but the logits have {classes} classes"))),
+    }
 }
 
 /// The maps `[B, C, h, w]` of student and teacher at one tap: the teacher's without gradient and in

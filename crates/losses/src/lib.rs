@@ -26,13 +26,16 @@ pub mod byot;
 pub mod cc;
 pub mod ce;
 pub mod class_centre;
+pub mod dkd;
 pub mod kd;
 pub mod kl_cosine;
 pub mod nst;
 pub mod nst_all;
 pub mod pkt;
+pub mod rkd;
 pub mod self_kl;
 pub mod sp;
+pub mod vid;
 
 // What several methods share.
 mod connector;
@@ -48,9 +51,12 @@ mod unit;
 pub const ROWS: &[Entry<DistillerBuild>] = &[
     ce::ROW,
     kd::ROW,
+    dkd::ROW,
     class_centre::ROW,
     nst::ROW,
     nst_all::ROW,
+    vid::ROW,
+    rkd::ROW,
     sp::ROW,
     at::ROW,
     cc::ROW,
@@ -90,7 +96,9 @@ mod tests {
             for line in text.lines() {
                 assert!(line.contains("# "), "{}: no source in `{line}`", row.name);
             }
-            let told: toml::Table = toml::from_str(&text).unwrap();
+            let mut told: toml::Table = toml::from_str(&text).unwrap();
+            // The trainer's own key.
+            assert!(told.remove("warmup_epochs").is_none_or(|epochs| epochs.as_float().is_some()));
             let (with, without) = ((row.build)(&told).unwrap(), (row.build)(&toml::Table::new()).unwrap());
             assert_eq!(with.weights(), without.weights());
             assert_eq!(with.needs(), without.needs());

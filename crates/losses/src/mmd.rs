@@ -280,7 +280,7 @@ impl Pairs {
 
 /// The value `[g]` with `gradient [g, n, d]` as its derivative with respect to `x`: the linear
 /// function of `x` that is added has that gradient, and what it adds is taken away again exactly.
-fn with_gradient(value: &Tensor, gradient: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn with_gradient(value: &Tensor, gradient: &Tensor, x: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return Ok(value.clone());
     }

@@ -34,6 +34,12 @@ pub(crate) fn describe<C: Serialize + Default>(sources: &[(&str, &str)]) -> Stri
     lines.join("\n")
 }
 
+/// The defaults with the epochs over which the trainer lets the method's terms grow: a key of the
+/// entry in the experiment, not of the method.
+pub(crate) fn with_warmup(defaults: &str, epochs: f64, source: &str) -> String {
+    format!("{defaults}\nwarmup_epochs = {epochs:?}  # {source}")
+}
+
 /// An error about the value of one key.
 pub(crate) fn wrong(method: &str, key: &str, found: impl ToString, expected: &str) -> Error {
     Error::config(origin(method), format!("`{key}` is {}, expected {expected}", found.to_string()))

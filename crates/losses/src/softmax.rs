@@ -20,6 +20,13 @@ pub(crate) fn log_softmax(x: &Tensor) -> Result<Tensor> {
     Ok(shifted.broadcast_sub(&log_sum)?)
 }
 
+/// `ln sum exp x` along the last axis, finite for any finite `x`.
+pub(crate) fn log_sum_exp(x: &Tensor) -> Result<Tensor> {
+    let max = x.detach().max_keepdim(D::Minus1)?;
+    let log_sum = x.broadcast_sub(&max)?.exp()?.sum(D::Minus1)?.log()?;
+    Ok((log_sum + max.squeeze(D::Minus1)?)?)
+}
+
 /// `KL(softmax(p) || softmax(q))` along the last axis.
 pub(crate) fn kl(p: &Tensor, q: &Tensor) -> Result<Tensor> {
     let (p, q) = (log_softmax(p)?, log_softmax(q)?);

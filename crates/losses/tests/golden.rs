@@ -19,18 +19,15 @@ use stillhouse_testkit::golden::{Case, require};
 const NOT_YET: &[&str] = &[
     "crd",
     "cwd",
-    "dkd",
     "fitnet",
     "frkd",
     "ifvd",
     "kdsvd",
     "reviewkd",
-    "rkd",
     "skd_affinity",
     "skd_holistic",
     "skd_pairwise",
     "skd_pixelwise",
-    "vid",
 ];
 
 /// Settings that may be `null`: the key is then left out.

@@ -1,0 +1,268 @@
+//! What must hold for any data: methods on logits, features, and relations between images.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use proptest::prelude::*;
+use stillhouse_core::data::{Target, Task};
+use stillhouse_core::distiller::{Distiller, Shapes, Step};
+use stillhouse_core::network::Features;
+use stillhouse_core::{Params, Result, Rng};
+use stillhouse_losses::registry;
+use stillhouse_testkit::diff;
+
+const CPU: Device = Device::Cpu;
+
+/// Normal values.
+fn random(seed: u64, name: &str, shape: &[usize]) -> Tensor {
+    let mut draw = Rng::new(seed).stream(name).at(0, 0);
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| draw.normal()).collect();
+    Tensor::from_vec(values, shape, &CPU).unwrap()
+}
+
+fn list(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn single(t: &Tensor) -> Tensor {
+    t.to_dtype(DType::F32).unwrap()
+}
+
+/// Taps by name.
+type Taps<'a> = &'a [(&'a str, &'a Tensor)];
+
+/// A method, connected.
+struct Bench {
+    method: Box<dyn Distiller>,
+    params: Params,
+}
+
+/// What a step gives: terms by name, and the gradients of the weighted sum by tap or parameter.
+struct Told {
+    terms: BTreeMap<String, f64>,
+    gradients: BTreeMap<String, Vec<f64>>,
+}
+
+impl Told {
+    fn finite(&self) -> bool {
+        self.terms.values().chain(self.gradients.values().flatten()).all(|v| v.is_finite())
+    }
+    fn tiny(&self, bound: f64) -> bool {
+        self.terms.values().chain(self.gradients.values().flatten()).all(|v| v.abs() < bound)
+    }
+}
+
+impl Bench {
+    fn new(name: &str, settings: &str, student: Taps, teacher: Taps) -> Result<Self> {
+        let row = *registry().get(name)?;
+        let mut method = (row.build)(&toml::from_str(settings).unwrap())?;
+        let first = student[0].1;
+        let params = Params::new(first.dtype(), &CPU)?;
+        let features = |taps: Taps| -> Features {
+            taps.iter().map(|(name, t)| (name.to_string(), (*t).clone())).collect()
+        };
+        let logits = student.iter().find(|(name, _)| *name == "logits");
+        let shapes = Shapes {
+            student: features(student).shapes(),
+            teacher: features(teacher).shapes(),
+            task: Task::Classification,
+            classes: logits.map_or(9, |(_, t)| t.dims()[1]),
+            batch: first.dims()[0],
+            samples: 20,
+        };
+        method.connect(&shapes, &params.builder(Rng::new(3)))?;
+        Ok(Self { method, params })
+    }
+
+    fn run(&self, student: Taps, teacher: Taps, y: &[u32]) -> Result<Told> {
+        let vars: Vec<(String, Var)> =
+            student.iter().map(|(name, t)| (name.to_string(), Var::from_tensor(t).unwrap())).collect();
+        let features: Features = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
+        let teacher: Features = teacher.iter().map(|(n, t)| (n.to_string(), (*t).clone())).collect();
+        let ids: Vec<u64> = (0..y.len() as u64).map(|i| 7 * i + 1).collect();
+        let step = Step {
+            student: &features,
+            teacher: &teacher,
+            target: &Target::Classes(Tensor::new(y, &CPU)?),
+            images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &CPU)?,
+            ids: &ids,
+            given: &Features::default(),
+            epoch: 0.0,
+            step: 0,
+            train: true,
+            rng: Rng::new(5),
+        };
+        let terms = self.method.terms(&step)?;
+        let told: Vec<(String, f64)> = terms.iter().map(|t| (t.name.clone(), t.weight)).collect();
+        assert_eq!(told, self.method.weights());
+        let mut total = Tensor::zeros((), features.iter().next().unwrap().1.dtype(), &CPU)?;
+        for term in &terms {
+            assert_eq!(term.value.dims().len(), 0, "{} is a scalar", term.name);
+            total = (total + (&term.value * term.weight)?)?;
+        }
+        let grads = total.backward()?;
+        let of = |var: &Var| grads.get(var).map_or_else(|| vec![0.0; var.elem_count()], list);
+        let mut gradients: BTreeMap<String, Vec<f64>> =
+            vars.iter().map(|(n, v)| (n.clone(), of(v))).collect();
+        gradients.extend(self.params.all().iter().map(|p| (p.name.clone(), of(p.var()))));
+        Ok(Told { terms: terms.iter().map(|t| (t.name.clone(), list(&t.value)[0])).collect(), gradients })
+    }
+}
+
+/// Connects and runs a method once.
+fn run(name: &str, settings: &str, student: Taps, teacher: Taps, y: &[u32]) -> Told {
+    Bench::new(name, settings, student, teacher).unwrap().run(student, teacher, y).unwrap()
+}
+
+fn on_logits(name: &str, settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> Told {
+    run(name, settings, &[("logits", student)], &[("logits", teacher)], y)
+}
+
+fn on_vectors(name: &str, settings: &str, student: &Tensor, teacher: &Tensor) -> Told {
+    let y = vec![0; student.dims()[0]];
+    run(name, settings, &[("pooled", student)], &[("pooled", teacher)], &y)
+}
+
+fn near(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-11 + 1e-9 * b.abs()
+}
+
+fn same(a: &Told, b: &Told) -> bool {
+    a.terms.iter().zip(&b.terms).all(|((n, a), (m, b))| n == m && near(*a, *b))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    /// A constant that is added to an image's logits changes nothing.
+    #[test]
+    fn dkd_knows_no_shift(seed: u64, n in 2usize..7, y in prop::collection::vec(0u32..2, 1..6)) {
+        let (s, t) = (random(seed, "s", &[y.len(), n]), random(seed, "t", &[y.len(), n]));
+        let shifted = s.broadcast_add(&(random(seed, "shift", &[y.len(), 1]) * 50.0).unwrap()).unwrap();
+        let (a, b) = (on_logits("dkd", "", &s, &t, &y), on_logits("dkd", "", &shifted, &t, &y));
+        prop_assert!(same(&a, &b));
+        prop_assert!(a.terms["tckd"] >= 0.0 && a.terms["nckd"] >= -1e-15, "{:?}", a.terms);
+        prop_assert!(n > 2 || a.terms["nckd"].abs() < 1e-15, "two classes leave one other class");
+        // A constant has no gradient, so each row's gradient sums up to 0.
+        for row in a.gradients["logits"].chunks(n) {
+            prop_assert!(row.iter().sum::<f64>().abs() < 1e-12);
+        }
+    }
+
+    /// The terms of dkd add up to kd where the teacher's certainty is the weight of the other
+    /// classes (Zhao et al., equation 7), for one image.
+    #[test]
+    fn dkd_is_kd_taken_apart(seed: u64, n in 2usize..7, y in 0u32..2) {
+        let (s, t) = (random(seed, "s", &[1, n]), random(seed, "t", &[1, n]));
+        let told = on_logits("dkd", "temperature = 2.0", &s, &t, &[y]);
+        let p: Vec<f64> = list(&t).iter().map(|z| (z / 2.0).exp()).collect();
+        let rest = 1.0 - p[y as usize] / p.iter().sum::<f64>();
+        let kd = on_logits("kd", "temperature = 2.0", &s, &t, &[y]).terms["kd"];
+        prop_assert!(near(told.terms["tckd"] + rest * told.terms["nckd"], kd), "{:?} {kd}", told.terms);
+    }
+
+    /// Logits of +-1e4 stay finite, value and gradient, in single precision too.
+    #[test]
+    fn huge_logits_are_finite(seed: u64, b in 1usize..5, n in 2usize..6, t in prop::sample::select(vec![0.5, 1.0, 4.0])) {
+        let huge = |name| single(&random(seed, name, &[b, n]).ge(0.0).unwrap().to_dtype(DType::F64).unwrap().affine(2e4, -1e4).unwrap());
+        let (s, teacher) = (huge("s"), huge("t"));
+        let told = on_logits("dkd", &format!("temperature = {t}"), &s, &teacher, &vec![1; b]);
+        prop_assert!(told.finite(), "{:?}", told.terms);
+    }
+
+    /// Turning, moving and scaling all features changes neither distances nor angles.
+    #[test]
+    fn rkd_knows_no_turn(seed: u64, b in 2usize..6, d in 2usize..5, scale in 0.1f64..20.0) {
+        let (s, t) = (random(seed, "s", &[b, d]), random(seed, "t", &[b, 3]));
+        let angle = scale; // any
+        let mut turn: Vec<Vec<f64>> = (0..d).map(|i| (0..d).map(|j| f64::from(u8::from(i == j))).collect()).collect();
+        (turn[0][0], turn[0][1], turn[1][0], turn[1][1]) = (angle.cos(), -angle.sin(), angle.sin(), angle.cos());
+        let turned = s.matmul(&Tensor::new(turn, &CPU).unwrap()).unwrap();
+        let moved = (turned.broadcast_add(&random(seed, "move", &[1, d])).unwrap() * scale).unwrap();
+        let (a, b) = (on_vectors("rkd", "", &s, &t), on_vectors("rkd", "", &moved, &t));
+        prop_assert!(same(&a, &b), "{:?} {:?}", a.terms, b.terms);
+    }
+
+    /// A student that is its teacher has neither loss nor gradient.
+    #[test]
+    fn teacher_is_student(seed: u64, b in 2usize..6, in_f32: bool) {
+        let x = random(seed, "x", &[b, 4]);
+        let x = if in_f32 { single(&x) } else { x };
+        let bound = if in_f32 { 1e-3 } else { 1e-11 };
+        let found = [on_logits("dkd", "", &x, &x, &vec![2; b]), on_vectors("rkd", "", &x, &x)];
+        for (i, told) in found.iter().enumerate() {
+            prop_assert!(told.tiny(bound), "{i}: {:?} {:?}", told.terms, told.gradients);
+        }
+    }
+
+    /// Duplicates, zero vectors and one image beside its copy stay finite.
+    #[test]
+    fn duplicates_are_finite(seed: u64, copies in 1usize..4, zero: bool) {
+        let once = random(seed, "s", &[2, 3]);
+        let once = if zero { once.zeros_like().unwrap() } else { once };
+        let s = single(&Tensor::cat(&vec![&once; copies], 0).unwrap());
+        let t = single(&random(seed, "t", &[2 * copies, 5]));
+        let told = on_vectors("rkd", "", &s, &t);
+        prop_assert!(told.finite(), "{:?} {:?}", told.terms, told.gradients);
+        prop_assert!(told.gradients["pooled"].iter().all(|g| g.abs() < 1e6), "{:?}", told.gradients);
+    }
+
+    /// Zero maps, a batch of one, maps of one pixel.
+    #[test]
+    fn zero_maps_are_finite(seed: u64, b in 1usize..4, size in 1usize..4) {
+        let t = single(&random(seed, "t", &[b, 4, size, size]));
+        let zero = Tensor::zeros((b, 3, size, size), DType::F32, &CPU).unwrap();
+        for (s, t) in [(&zero, &t), (&zero, &t.zeros_like().unwrap())] {
+            let told = run("vid", "stages = [\"F1\"]", &[("F1", s)], &[("F1", t)], &vec![0; b]);
+            prop_assert!(told.finite(), "{:?}", told.terms);
+        }
+    }
+}
+
+/// vid's minimum over the variance is at the mean squared error: there the variance rests, and
+/// everywhere else it has a gradient.
+#[test]
+fn the_variance_is_learned() {
+    let (s, t) = (random(1, "s", &[3, 2, 4, 4]), random(1, "t", &[3, 5, 4, 4]));
+    let (student, teacher): (Taps, Taps) = (&[("F1", &s)], &[("F1", &t)]);
+    let bench = Bench::new("vid", "stages = [\"F1\"]", student, teacher).unwrap();
+    let told = bench.run(student, teacher, &[0; 3]).unwrap();
+    for name in ["F1.log_scale", "F1.regressor0.weight", "F1.regressor1.weight", "F1.regressor2.weight"] {
+        assert!(told.gradients[name].iter().any(|g| g.abs() > 1e-6), "{name} gets no gradient");
+    }
+    let start = list(&bench.params.export(bench.params.id("F1.log_scale").unwrap()).unwrap());
+    assert!(start.iter().all(|x| near((x.exp() + 1.0).ln() + 1e-5, 5.0)), "{start:?}");
+    let e = Bench::new("vid", "init_variance = 0.0", student, teacher).err().unwrap().to_string();
+    assert!(e.contains("init_variance") && e.contains("above eps"), "{e}");
+}
+
+/// Blocks of anchors change nothing: 110 images are taken in several.
+#[test]
+fn rkd_streams_over_the_batch() {
+    let (s, t) = (random(1, "s", &[110, 2]), random(1, "t", &[110, 90]));
+    let told = on_vectors("rkd", "", &s, &t);
+    let order: Vec<u32> = (0..110).rev().collect();
+    let turned = |x: &Tensor| x.index_select(&Tensor::new(&order[..], &CPU).unwrap(), 0).unwrap();
+    let other = on_vectors("rkd", "", &turned(&s), &turned(&t));
+    assert!(same(&told, &other), "{:?} {:?}", told.terms, other.terms);
+    let back: Vec<f64> = other.gradients["pooled"].chunks(2).rev().flatten().copied().collect();
+    diff::assert_close(&told.gradients["pooled"], &back, 1e-9, 1e-13, "gradient");
+}
+
+#[test]
+fn misfits_are_told_before_the_first_step() {
+    let error = |name: &str, settings: &str, s: (&str, &[usize]), t: (&str, &[usize])| {
+        let (a, b) = (random(0, "s", s.1), random(0, "t", t.1));
+        Bench::new(name, settings, &[(s.0, &a)], &[(t.0, &b)]).err().unwrap().to_string()
+    };
+    let e = error("dkd", "", ("logits", &[2, 1]), ("logits", &[2, 1]));
+    assert!(e.contains("dkd") && e.contains("2 or more classes"), "{e}");
+    let e = error("dkd", "", ("logits", &[2, 3, 4, 4]), ("logits", &[2, 3, 4, 4]));
+    assert!(e.contains("one label per image"), "{e}");
+    let e = error("rkd", "", ("pooled", &[1, 3]), ("pooled", &[1, 3]));
+    assert!(e.contains("rkd") && e.contains("2 images"), "{e}");
+    let e = error("rkd", "", ("F4", &[2, 3, 1, 1]), ("pooled", &[2, 3]));
+    assert!(e.contains("student's tap `pooled`"), "{e}");
+    let e = error("vid", "", ("F1", &[2, 3, 4, 4]), ("pooled", &[2, 3]));
+    assert!(e.contains("teacher's tap `F1`"), "{e}");
+}
