@@ -142,6 +142,12 @@ pub(crate) fn labels(target: &Target, (images, classes): (usize, usize), who: &s
 /// The maps `[B, C, h, w]` of student and teacher at one tap: the teacher's without gradient and in
 /// the student's dtype, the larger one pooled to the smaller height and width.
 pub(crate) fn map_pair(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+    let (student, teacher) = maps(step, tap, who)?;
+    pool_pair(&student, &teacher)
+}
+
+/// As [`map_pair`], each in its own size.
+pub(crate) fn maps(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
     let student = step.student.get(tap)?;
     let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
     let (s, t) = (student.dims(), teacher.dims());
@@ -153,7 +159,7 @@ pub(crate) fn map_pair(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Ten
             ),
         ));
     }
-    pool_pair(student, &teacher)
+    Ok((student.clone(), teacher))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub mod ce;
 pub mod class_centre;
 pub mod dkd;
 pub mod kd;
+pub mod kdsvd;
 pub mod kl_cosine;
 pub mod nst;
 pub mod nst_all;
@@ -56,6 +57,7 @@ pub const ROWS: &[Entry<DistillerBuild>] = &[
     nst::ROW,
     nst_all::ROW,
     vid::ROW,
+    kdsvd::ROW,
     rkd::ROW,
     sp::ROW,
     at::ROW,

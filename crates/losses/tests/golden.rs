@@ -22,7 +22,6 @@ const NOT_YET: &[&str] = &[
     "fitnet",
     "frkd",
     "ifvd",
-    "kdsvd",
     "reviewkd",
     "skd_affinity",
     "skd_holistic",

@@ -189,7 +189,13 @@ proptest! {
         let x = random(seed, "x", &[b, 4]);
         let x = if in_f32 { single(&x) } else { x };
         let bound = if in_f32 { 1e-3 } else { 1e-11 };
-        let found = [on_logits("dkd", "", &x, &x, &vec![2; b]), on_vectors("rkd", "", &x, &x)];
+        let maps = [x.reshape((b, 2, 1, 2)).unwrap(), x.reshape((b, 1, 2, 2)).unwrap()];
+        let taps: Taps = &[("F1", &maps[0]), ("F2", &maps[1])];
+        let found = [
+            on_logits("dkd", "", &x, &x, &vec![2; b]),
+            on_vectors("rkd", "", &x, &x),
+            run("kdsvd", "stages = [\"F1\", \"F2\"]", taps, taps, &vec![0; b]),
+        ];
         for (i, told) in found.iter().enumerate() {
             prop_assert!(told.tiny(bound), "{i}: {:?} {:?}", told.terms, told.gradients);
         }
@@ -236,6 +242,53 @@ fn the_variance_is_learned() {
     assert!(e.contains("init_variance") && e.contains("above eps"), "{e}");
 }
 
+/// Maps without a gradient of their own: zero, constant (one direction only), with equal singular
+/// values, and the same image twice.
+#[test]
+fn kdsvd_is_finite_where_nothing_is_determined() {
+    let settings = "stages = [\"F1\", \"F2\"]";
+    let eye = Tensor::eye(4, DType::F64, &CPU).unwrap().broadcast_as((2, 3, 4, 4)).unwrap();
+    let maps = [
+        eye.zeros_like().unwrap(),
+        eye.ones_like().unwrap(),
+        eye.contiguous().unwrap(),
+        random(1, "x", &[2, 3, 4, 4]),
+    ];
+    for (i, a) in maps.iter().enumerate() {
+        for (j, b) in maps.iter().enumerate() {
+            let (s, t) = (single(a), single(b));
+            let (small, large) = (s.narrow(2, 0, 2).unwrap(), t.narrow(2, 1, 2).unwrap());
+            let (student, teacher): (Taps, Taps) =
+                (&[("F1", &s), ("F2", &small)], &[("F1", &t), ("F2", &large)]);
+            let told = run("kdsvd", settings, student, teacher, &[0, 1]);
+            assert!(told.finite(), "student {i}, teacher {j}: {:?}", told.terms);
+            assert!(told.gradients.values().flatten().all(|g| g.abs() < 1e4), "student {i}, teacher {j}");
+        }
+    }
+}
+
+/// Central differences, and what does not change the value: any factor on a map, and for `ch_w` the
+/// order of channels and rows.
+#[test]
+fn kdsvd_looks_at_directions() {
+    for (layout, shapes) in [("ch_w", [[2, 3, 4, 5], [2, 4, 2, 3]]), ("hw_c", [[2, 3, 3, 2], [2, 4, 3, 3]])] {
+        let settings = format!("stages = [\"F1\", \"F2\"]\nk = 2\nlayout = \"{layout}\"");
+        let maps: Vec<Tensor> = shapes.iter().map(|s| random(4, layout, s)).collect();
+        let teachers: Vec<Tensor> = shapes.iter().map(|s| random(5, layout, s)).collect();
+        let teacher: Taps = &[("F1", &teachers[0]), ("F2", &teachers[1])];
+        let value = |a: &Tensor| run("kdsvd", &settings, &[("F1", a), ("F2", &maps[1])], teacher, &[0, 1]);
+        let told = value(&maps[0]);
+        let at = |v: &[f64]| value(&Tensor::from_slice(v, &shapes[0][..], &CPU).unwrap()).terms["kdsvd"];
+        let want = diff::central(at, &list(&maps[0]), 1e-6);
+        assert!(want.iter().any(|g| g.abs() > 1e-4), "{layout}: nothing to compare");
+        diff::assert_close(&told.gradients["F1"], &want, 1e-5, 1e-7, layout);
+        assert!(same(&told, &value(&(&maps[0] * 30.0).unwrap())));
+        if layout == "ch_w" {
+            assert!(same(&told, &value(&maps[0].flip(&[1, 2]).unwrap())));
+        }
+    }
+}
+
 /// Blocks of anchors change nothing: 110 images are taken in several.
 #[test]
 fn rkd_streams_over_the_batch() {
@@ -263,6 +316,13 @@ fn misfits_are_told_before_the_first_step() {
     assert!(e.contains("rkd") && e.contains("2 images"), "{e}");
     let e = error("rkd", "", ("F4", &[2, 3, 1, 1]), ("pooled", &[2, 3]));
     assert!(e.contains("student's tap `pooled`"), "{e}");
+    let two = "stages = [\"F1\", \"F2\"]";
+    let e = error("kdsvd", two, ("F1", &[2, 3, 4, 4]), ("F1", &[2, 3, 4, 5]));
+    assert!(e.contains("one width") && e.contains("[3, 4, 4]") && e.contains("[3, 4, 5]"), "{e}");
+    let e = error("kdsvd", &format!("{two}\nk = 5"), ("F1", &[2, 3, 4, 4]), ("F1", &[2, 3, 4, 4]));
+    assert!(e.contains("k is 5") && e.contains("4 singular vectors"), "{e}");
+    let e = error("kdsvd", "stages = [\"F1\"]", ("F1", &[2, 3, 4, 4]), ("F1", &[2, 3, 4, 4]));
+    assert!(e.contains("two or more"), "{e}");
     let e = error("vid", "", ("F1", &[2, 3, 4, 4]), ("pooled", &[2, 3]));
     assert!(e.contains("teacher's tap `F1`"), "{e}");
 }

@@ -8,6 +8,7 @@
 mod buffers;
 mod error;
 mod gradients;
+pub mod graph;
 mod kernels;
 mod lanes;
 mod layers;
