@@ -26,6 +26,7 @@ pub mod byot;
 pub mod cc;
 pub mod ce;
 pub mod class_centre;
+pub mod crd;
 pub mod dkd;
 pub mod kd;
 pub mod kdsvd;
@@ -63,6 +64,7 @@ pub const ROWS: &[Entry<DistillerBuild>] = &[
     at::ROW,
     cc::ROW,
     pkt::ROW,
+    crd::ROW,
     kl_cosine::ROW,
     byot::ROW,
     self_kl::ROW,
