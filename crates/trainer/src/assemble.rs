@@ -5,14 +5,15 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use stillhouse_core::data::{Dataset, Split};
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::Mode;
 use stillhouse_ops::optim::Sgd;
+use stillhouse_ops::{Kind, Mode, Param};
 
 use crate::config::{CellConfig, Optimiser};
 use crate::folder::Folder;
 use crate::groups::Groups;
 use crate::plan::teacher_folder;
-use crate::step::{Learner, Method, StepPlan, Teacher, connect};
+use crate::schedule::Course;
+use crate::step::{Learner, Method, StepPlan, Teacher, connect, is_own};
 use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo, TeacherFacts, losses};
 
 /// Builds student, teacher, methods and optimiser.
@@ -35,7 +36,11 @@ pub(crate) fn learner(
     for loss in &config.loss {
         methods.push(Method {
             distiller: losses::build(&context.parts, loss)?,
-            warmup: loss.warmup_epochs.unwrap_or(0.0),
+            course: Course {
+                warmup: loss.warmup_epochs.unwrap_or(0.0),
+                decay: loss.decay.clone(),
+                epochs: config.train.epochs,
+            },
             rng: root.stream("method").stream(&loss.method),
         });
     }
@@ -61,7 +66,10 @@ pub(crate) fn learner(
         teacher.tape.want(&of_teacher);
     }
     let groups = Groups::new(&config.train);
-    let names: Vec<String> = student.params.all().into_iter().map(|p| p.name).collect();
+    let all = student.params.all();
+    let moves = |p: &&Param| p.kind == Kind::Weight && p.trainable && groups.hyper(p, 1.0).is_some();
+    let connectors = all.iter().filter(|p| !is_own(&p.name)).filter(moves).map(|p| p.name.clone()).collect();
+    let names: Vec<String> = all.into_iter().map(|p| p.name).collect();
     if let Some(pattern) = groups.unused(&names).first() {
         let what =
             format!("`{pattern}` fits no parameter; the first is `{}`", names.first().map_or("", |n| n));
@@ -77,6 +85,7 @@ pub(crate) fn learner(
         methods,
         plans: vec![plan],
         groups,
+        connectors,
         sgd: Sgd::new(momentum, nesterov),
         rng: root.stream("step"),
     };

@@ -1,6 +1,6 @@
 //! Checkpoints of a run folder: whole or not there, the newest two kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,13 @@ pub(crate) struct Tally {
     pub(crate) total: f64,
     #[serde(with = "bits_by_name")]
     pub(crate) terms: BTreeMap<String, f64>,
+    /// Weights in force at the last step.
+    #[serde(with = "bits_by_name")]
+    pub(crate) weights: BTreeMap<String, f64>,
+    /// Terms, as `<method>.<term>`, that had a value and a weight other than 0 at some step.
+    pub(crate) ran: BTreeSet<String>,
+    /// Connectors' weights that had a gradient other than 0 at some step.
+    pub(crate) moved: BTreeSet<String>,
     pub(crate) seconds: f64,
 }
 

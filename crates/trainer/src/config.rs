@@ -145,6 +145,10 @@ pub struct LossConfig {
     /// The terms of the method, except its cross-entropy, grow linearly over these epochs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup_epochs: Option<f64>,
+    /// How the weights of the same terms fall over the training, in the words of a learning rate's
+    /// schedule, epoch by epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay: Option<Schedule>,
     /// Hyper-parameters; in a resolved configuration all of them, defaults included.
     #[serde(flatten)]
     pub options: Table,
@@ -319,6 +323,16 @@ impl CellConfig {
             let field = format!("loss.{}.warmup_epochs", loss.method);
             let ok = loss.warmup_epochs.is_none_or(|w| w >= 0.0 && w.is_finite());
             want(ok, &field, &loss.warmup_epochs, "0 or more epochs")?;
+            if let Some(decay) = &loss.decay {
+                let fault = match decay.check() {
+                    Ok(()) if decay.warmup_epochs() == 0.0 => None,
+                    Ok(()) => Some("`warmup_epochs` stands beside `decay`, not in it".to_string()),
+                    Err(what) => Some(what),
+                };
+                if let Some(what) = fault {
+                    return Err(Error::config(origin, format!("`loss.{}.decay`: {what}", loss.method)));
+                }
+            }
             if self.loss[..i].iter().any(|l| l.method == loss.method) {
                 return Err(Error::config(
                     origin,

@@ -11,6 +11,11 @@ use crate::{Error, Result};
 /// Name of the method, and of the term, of the cross-entropy.
 pub(crate) const CE: &str = "ce";
 
+/// Whether a term is a cross-entropy with the labels: `ce`, or that of one of several exits.
+pub(crate) fn is_ce(term: &str) -> bool {
+    term == CE || term.starts_with("ce_")
+}
+
 /// Adds defaults to the written settings, and the cross-entropy with weight 1 where no method
 /// brings it and none was told how much of it to take.
 pub(crate) fn resolve(parts: &Parts, written: &[LossConfig]) -> Result<Vec<LossConfig>> {
@@ -19,7 +24,7 @@ pub(crate) fn resolve(parts: &Parts, written: &[LossConfig]) -> Result<Vec<LossC
     for loss in written {
         let loss = with_defaults(parts, loss)?;
         let method = build(parts, &loss)?;
-        if let Some((_, weight)) = method.weights().into_iter().find(|(name, w)| name == CE && *w != 0.0) {
+        if let Some((_, weight)) = method.weights().into_iter().find(|(name, w)| is_ce(name) && *w != 0.0) {
             if let Some((first, first_weight)) = ce {
                 let second = loss.method;
                 return Err(Error::TwoCeWeights { first, first_weight, second, second_weight: weight });
@@ -30,7 +35,7 @@ pub(crate) fn resolve(parts: &Parts, written: &[LossConfig]) -> Result<Vec<LossC
     }
     let told = |l: &LossConfig| l.method == CE || l.options.contains_key("ce_weight");
     if ce.is_none() && !written.iter().any(told) {
-        let loss = LossConfig { method: CE.into(), warmup_epochs: None, options: Table::new() };
+        let loss = LossConfig { method: CE.into(), warmup_epochs: None, decay: None, options: Table::new() };
         losses.insert(0, with_defaults(parts, &loss)?);
     }
     Ok(losses)
@@ -39,18 +44,28 @@ pub(crate) fn resolve(parts: &Parts, written: &[LossConfig]) -> Result<Vec<LossC
 fn with_defaults(parts: &Parts, written: &LossConfig) -> Result<LossConfig> {
     let row = parts.losses.get(&written.method)?;
     let origin = format!("defaults of method `{}`", row.name);
-    let mut options: Table = config::parse(&(row.defaults)(), &origin)?;
-    overlay(&mut options, &written.options);
-    let warmup = match options.remove("warmup_epochs") {
-        Some(toml::Value::Float(epochs)) => Some(epochs),
-        Some(toml::Value::Integer(epochs)) => Some(epochs as f64),
-        _ => None,
-    };
-    let warmup_epochs = written.warmup_epochs.or(warmup);
-    Ok(LossConfig { method: written.method.clone(), warmup_epochs, options })
+    let mut defaults: Table = config::parse(&(row.defaults)(), &origin)?;
+    defaults.insert("method".into(), row.name.into());
+    // What is the trainer's, warm-up and decay, is read out; the rest is the method's.
+    let mut loss: LossConfig = config::from_table(&defaults, &origin)?;
+    overlay(&mut loss.options, &written.options);
+    loss.warmup_epochs = written.warmup_epochs.or(loss.warmup_epochs);
+    loss.decay = written.decay.clone().or(loss.decay);
+    Ok(loss)
 }
 
 /// Makes a method of a resolved entry.
 pub(crate) fn build(parts: &Parts, loss: &LossConfig) -> Result<Box<dyn Distiller>> {
     Ok((parts.losses.get(&loss.method)?.build)(&loss.options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ce;
+
+    #[test]
+    fn the_labels_terms_are_known_by_name() {
+        assert!(["ce", "ce_deep", "ce_s4"].iter().all(|term| is_ce(term)));
+        assert!(!["kl", "center", "soft_ce"].iter().any(|term| is_ce(term)));
+    }
 }

@@ -177,6 +177,9 @@ pub struct EpochLog {
     pub lr: f64,
     /// Mean of each term, without its weight.
     pub terms: BTreeMap<String, f64>,
+    /// Weights of the terms in force, warm-up and decay included.
+    #[serde(default)]
+    pub weights: BTreeMap<String, f64>,
     /// Mean of the weighted sum.
     pub total: f64,
     /// Part of the training images classified right while training.
@@ -188,4 +191,7 @@ pub struct EpochLog {
     pub images_per_second: f64,
     /// Seconds of this epoch.
     pub seconds: f64,
+    /// Terms that did not run in this epoch, connectors that got no gradient.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

@@ -1,6 +1,6 @@
 //! One cell in its folder: from `config.toml` to `result.json`, stopped and continued at will.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::config::{CellConfig, Every};
 use crate::evaluate::{test, test_loader, to_device};
 use crate::folder::Folder;
 use crate::plan::open_dataset;
-use crate::step::{Learner, Moment, is_own};
+use crate::step::{Learner, Moment, Told, is_own};
 use crate::{
     Best, Cell, CellResult, Context, EpochLog, Error, Evaluation, Facts, Observer, Plan, RESULT_FORMAT,
     Result, RunInfo, TeacherFacts,
@@ -125,6 +125,8 @@ struct Run<'a> {
     learner: Learner,
     teacher: Option<TeacherFacts>,
     state: State,
+    /// Warnings that this process has told; the log has them in every epoch.
+    warned: BTreeSet<String>,
     per_epoch: u64,
 }
 
@@ -178,6 +180,7 @@ impl<'a> Run<'a> {
             learner,
             teacher,
             state: State::default(),
+            warned: BTreeSet::new(),
             per_epoch,
         };
         run.resume(observer)?;
@@ -254,9 +257,9 @@ impl<'a> Run<'a> {
         let batch = to_device(batch, &self.context.device)?;
         let (images, step) = (batch.ids.len() as u64, self.state.step);
         let at = Moment { step, per_epoch: self.per_epoch, lr: self.lr(step) };
-        let told = self.learner.learn(&batch, at)?;
+        let told = self.learner.learn(&batch, at, &mut self.state.tally.moved)?;
         let seconds = begun.elapsed().as_secs_f64();
-        self.state.tally.add(&told.terms, told.total, told.right, images, seconds);
+        self.state.tally.add(&told, images, seconds);
         self.state.seconds.train += seconds;
         let step = step + 1;
         self.state.step = step;
@@ -314,7 +317,14 @@ impl<'a> Run<'a> {
             evaluation = Some(tested);
         }
         let tally = std::mem::take(&mut self.state.tally);
-        let line = tally.line(epoch, self.state.step, lr, evaluation.as_ref().and_then(|e| e.right));
+        let warnings = self.learner.idle(epoch, &tally.ran, &tally.moved);
+        for warning in &warnings {
+            if self.warned.insert(warning.clone()) {
+                observer.message(self.cell, &format!("warning: epoch {epoch}: {warning}"));
+            }
+        }
+        let right = evaluation.as_ref().and_then(|e| e.right);
+        let line = EpochLog { warnings, ..tally.line(epoch, self.state.step, lr, right) };
         self.folder.append_log(&line)?;
         observer.epoch(self.cell, &line);
         Ok(if is_last { evaluation.map(|e| (line, e)) } else { None })
@@ -390,14 +400,18 @@ impl<'a> Run<'a> {
 }
 
 impl Tally {
-    fn add(&mut self, terms: &[(String, f64)], total: f64, right: Option<u64>, images: u64, seconds: f64) {
+    fn add(&mut self, told: &Told, images: u64, seconds: f64) {
         self.steps += 1;
         self.images += images;
-        self.total += total;
+        self.total += told.total;
         self.seconds += seconds;
-        self.right = right.map(|r| r + self.right.unwrap_or(0));
-        for (name, value) in terms {
-            *self.terms.entry(name.clone()).or_default() += value;
+        self.right = told.right.map(|r| r + self.right.unwrap_or(0));
+        for term in &told.terms {
+            *self.terms.entry(term.name.clone()).or_default() += term.value;
+            self.weights.insert(term.name.clone(), term.weight);
+            if term.weight != 0.0 {
+                self.ran.insert(term.path.clone());
+            }
         }
     }
 
@@ -407,12 +421,14 @@ impl Tally {
             epoch,
             step,
             lr,
-            terms: self.terms.into_iter().map(|(name, sum)| (name, sum / steps)).collect::<BTreeMap<_, _>>(),
+            terms: self.terms.into_iter().map(|(name, sum)| (name, sum / steps)).collect(),
+            weights: self.weights,
             total: self.total / steps,
             train_accuracy: self.right.map(|r| r as f64 / images),
             test_right,
             images_per_second: if self.seconds > 0.0 { images / self.seconds } else { 0.0 },
             seconds: self.seconds,
+            warnings: Vec::new(),
         }
     }
 }

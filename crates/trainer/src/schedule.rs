@@ -68,7 +68,7 @@ impl Schedule {
         }
     }
 
-    fn warmup_epochs(&self) -> f64 {
+    pub(crate) fn warmup_epochs(&self) -> f64 {
         match self {
             Self::Constant { warmup_epochs }
             | Self::Multistep { warmup_epochs, .. }
@@ -111,8 +111,8 @@ impl Schedule {
                         "`at` is {at:?}, expected ascending parts of the training in (0, 1)"
                     ));
                 }
-                if !(*factor > 0.0 && factor.is_finite()) {
-                    return Err(format!("`factor` is {factor}, expected a number above 0"));
+                if !(*factor >= 0.0 && factor.is_finite()) {
+                    return Err(format!("`factor` is {factor}, expected 0 or more"));
                 }
                 Ok(())
             }
@@ -127,10 +127,25 @@ impl Schedule {
     }
 }
 
-/// Weight of a method's terms that grow linearly over `warmup` epochs: `min(epoch / warmup, 1)` with
-/// the first epoch counted as 1 (as DKD and ReviewKD do). `epoch` is the epoch that runs, from 0.
-pub(crate) fn ramp(epoch: u64, warmup: f64) -> f64 {
-    if warmup <= 0.0 { 1.0 } else { ((epoch + 1) as f64 / warmup).min(1.0) }
+/// Factor on the weights of a method's terms, epoch by epoch: linear warm-up, `min(epoch / warmup, 1)`
+/// with the first epoch counted as 1 (as DKD and ReviewKD do), then the decay.
+#[derive(Debug, Clone)]
+pub(crate) struct Course {
+    pub(crate) warmup: f64,
+    pub(crate) decay: Option<Schedule>,
+    /// Epochs of the training.
+    pub(crate) epochs: u64,
+}
+
+impl Course {
+    /// The factor in an epoch, from 0.
+    pub(crate) fn factor(&self, epoch: u64) -> f64 {
+        let grown = if self.warmup <= 0.0 { 1.0 } else { ((epoch + 1) as f64 / self.warmup).min(1.0) };
+        match &self.decay {
+            Some(decay) => grown * decay.factor(epoch, self.epochs, 1),
+            None => grown,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -182,17 +197,29 @@ mod tests {
     }
 
     #[test]
-    fn ramps_count_the_first_epoch_as_one() {
-        close(ramp(0, 20.0), 0.05);
-        close(ramp(19, 20.0), 1.0);
-        close(ramp(100, 20.0), 1.0);
-        close(ramp(0, 0.0), 1.0);
+    fn weights_grow_and_fall_by_epochs() {
+        let grows = Course { warmup: 20.0, decay: None, epochs: 240 };
+        close(grows.factor(0), 0.05);
+        close(grows.factor(19), 1.0);
+        close(grows.factor(100), 1.0);
+        close(Course { warmup: 0.0, ..grows.clone() }.factor(0), 1.0);
+
+        let falls = |decay| Course { warmup: 2.0, decay: Some(decay), epochs: 10 };
+        let linear = falls(Schedule::Poly { power: 1.0, warmup_epochs: 0.0 });
+        close(linear.factor(0), 0.5);
+        close(linear.factor(1), 0.9);
+        close(linear.factor(9), 0.1);
+        let ends = falls(Schedule::Multistep { at: vec![0.5], factor: 0.0, warmup_epochs: 0.0 });
+        close(ends.factor(4), 1.0);
+        close(ends.factor(5), 0.0);
     }
 
     #[test]
     fn values_out_of_range_are_refused() {
         let bad = Schedule::Multistep { at: vec![0.7, 0.6], factor: 0.1, warmup_epochs: 0.0 };
         assert!(bad.check().unwrap_err().contains("ascending"));
+        let bad = Schedule::Multistep { at: vec![0.5], factor: -0.1, warmup_epochs: 0.0 };
+        assert!(bad.check().unwrap_err().contains("`factor` is -0.1"));
         assert!(Schedule::Poly { power: 0.0, warmup_epochs: 0.0 }.check().is_err());
         assert!(Schedule::Cosine { end: 2.0, warmup_epochs: 0.0 }.check().is_err());
         assert!(Schedule::Constant { warmup_epochs: -1.0 }.check().is_err());

@@ -1,17 +1,19 @@
 //! One batch: teacher, student, terms, gradients, update.
 
+use std::collections::BTreeSet;
+
 use candle_core::{DType, Tensor};
 use stillhouse_core::data::{Batch, Target, Task};
 use stillhouse_core::distiller::{Distiller, Shapes, Step, Term};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::Mode;
 use stillhouse_ops::optim::Sgd;
+use stillhouse_ops::{Gradients, Mode};
 
 use crate::evaluate::count_right;
 use crate::groups::{Groups, fits};
-use crate::losses::CE;
-use crate::schedule::ramp;
+use crate::losses::{CE, is_ce};
+use crate::schedule::Course;
 use crate::{Error, Network, Result};
 
 /// Prefix of all parameters in the student's store that are not the student's.
@@ -25,8 +27,8 @@ pub(crate) fn is_own(name: &str) -> bool {
 /// A method at work.
 pub(crate) struct Method {
     pub(crate) distiller: Box<dyn Distiller>,
-    /// Epochs over which its terms grow.
-    pub(crate) warmup: f64,
+    /// Factor on the weights of its terms, cross-entropies excepted.
+    pub(crate) course: Course,
     pub(crate) rng: Rng,
 }
 
@@ -70,6 +72,8 @@ pub(crate) struct Learner {
     pub(crate) methods: Vec<Method>,
     pub(crate) plans: Vec<StepPlan>,
     pub(crate) groups: Groups,
+    /// Names of the connectors' weights that are to move.
+    pub(crate) connectors: Vec<String>,
     pub(crate) sgd: Sgd,
     /// Random numbers of dropout and the like, addressed by step.
     pub(crate) rng: Rng,
@@ -86,25 +90,59 @@ pub(crate) struct Moment {
 /// What a step tells.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Told {
-    /// Terms without their weights.
-    pub(crate) terms: Vec<(String, f64)>,
+    pub(crate) terms: Vec<ToldTerm>,
     /// The weighted sum.
     pub(crate) total: f64,
     pub(crate) right: Option<u64>,
 }
 
+/// A term as it is logged.
+#[derive(Debug, Clone)]
+pub(crate) struct ToldTerm {
+    /// The method's name, if another method has a term of the same name, and the term's.
+    pub(crate) name: String,
+    /// `<method>.<term>`
+    pub(crate) path: String,
+    /// Without the weight.
+    pub(crate) value: f64,
+    /// In force now.
+    pub(crate) weight: f64,
+}
+
 impl Learner {
-    /// Runs all training steps of one batch.
-    pub(crate) fn learn(&mut self, batch: &Batch, at: Moment) -> Result<Told> {
+    /// Runs all training steps of one batch; names of connectors that get a gradient are added to
+    /// `moved`.
+    pub(crate) fn learn(&mut self, batch: &Batch, at: Moment, moved: &mut BTreeSet<String>) -> Result<Told> {
         let teacher = match &mut self.teacher {
             Some(teacher) => teacher.forward(&batch.images)?,
             None => Features::default(),
         };
         let mut told = Told::default();
         for place in 0..self.plans.len() {
-            self.step(&self.plans[place].clone(), batch, &teacher, at, &mut told)?;
+            self.step(&self.plans[place].clone(), batch, &teacher, at, &mut told, moved)?;
         }
         Ok(told)
+    }
+
+    /// What did nothing in an epoch (from 1) although it was to: terms that are not among `ran`,
+    /// connectors not among `moved`. A term that the settings give the weight 0 is meant to be off.
+    pub(crate) fn idle(&self, epoch: u64, ran: &BTreeSet<String>, moved: &BTreeSet<String>) -> Vec<String> {
+        let mut found = Vec::new();
+        for method in &self.methods {
+            let name = method.distiller.name();
+            let faded = method.course.factor(epoch.saturating_sub(1)) == 0.0;
+            let why = if faded { "its weight has decayed to 0" } else { "no step gave it a value" };
+            let on = method.distiller.weights().into_iter().filter(|(_, weight)| *weight != 0.0);
+            let idle = on.filter(|(term, _)| !ran.contains(&format!("{name}.{term}")));
+            found.extend(idle.map(|(term, _)| format!("term `{term}` of `{name}` did not run: {why}")));
+            if faded {
+                continue; // and so nothing moves its connectors
+            }
+            let own = format!("{CONNECTORS}{name}.");
+            let still = self.connectors.iter().filter(|c| c.starts_with(&own) && !moved.contains(*c));
+            found.extend(still.map(|c| format!("`{c}` got no gradient: it is not trained")));
+        }
+        found
     }
 
     fn step(
@@ -114,6 +152,7 @@ impl Learner {
         teacher: &Features,
         at: Moment,
         told: &mut Told,
+        moved: &mut BTreeSet<String>,
     ) -> Result<()> {
         self.tape.want(&plan.taps);
         self.tape.begin(self.rng, at.step);
@@ -135,10 +174,10 @@ impl Learner {
         for place in &plan.methods {
             let method = &self.methods[*place];
             let name = method.distiller.name().to_string();
-            let grown = ramp(at.step / at.per_epoch, method.warmup);
+            let factor = method.course.factor(at.step / at.per_epoch);
             for mut term in method.distiller.terms(&step(method.rng))? {
-                if term.name != CE {
-                    term.weight *= grown;
+                if !is_ce(&term.name) {
+                    term.weight *= factor;
                 }
                 terms.push((name.clone(), term));
             }
@@ -148,6 +187,7 @@ impl Learner {
         if let Some(name) = gradients.first_non_finite()? {
             return Err(non_finite(&format!("gradient of {name}"), f64::NAN, batch, at.step));
         }
+        note_moved(&self.connectors, &gradients, moved)?;
         let groups = &self.groups;
         let moves = |name: &str| plan.moves.iter().any(|pattern| fits(pattern, name));
         self.sgd.step(&self.student.params, &gradients, |param| {
@@ -162,6 +202,19 @@ impl Learner {
         }
         Ok(())
     }
+}
+
+/// Adds the connectors that have a gradient other than 0; those that are known to are not looked at.
+fn note_moved(connectors: &[String], gradients: &Gradients, moved: &mut BTreeSet<String>) -> Result<()> {
+    for name in connectors {
+        if !moved.contains(name)
+            && let Some(gradient) = gradients.param(name)?
+            && gradient.flatten_all()?.abs()?.max(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()? > 0.0
+        {
+            moved.insert(name.clone());
+        }
+    }
+    Ok(())
 }
 
 /// The weighted sum of the terms. Each is checked before anything is updated.
@@ -192,7 +245,8 @@ fn add_up(terms: &mut [(String, Term)], batch: &Batch, step: u64, told: &mut Tol
         if !value.is_finite() {
             return Err(non_finite(&name, value, batch, step));
         }
-        told.terms.push((name, value));
+        let path = format!("{method}.{}", term.name);
+        told.terms.push(ToldTerm { name, path, value, weight: term.weight });
         told.total += value * term.weight;
         let weighted = (scalar * term.weight)?;
         total = Some(match total {

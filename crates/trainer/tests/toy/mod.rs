@@ -295,6 +295,33 @@ impl Distiller for Odd {
     }
 }
 
+/// A term that no step gives, and a connector that no term reads.
+struct Idle {
+    used: Option<Tensor>,
+}
+
+impl Distiller for Idle {
+    fn name(&self) -> &str {
+        "idle"
+    }
+    fn needs(&self) -> Needs {
+        Needs { student: vec!["pooled".into()], teacher: Vec::new() }
+    }
+    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+        self.used = Some(params.var("used", &[shapes.student["pooled"][0]], Init::Constant(0.1))?);
+        params.var("unused", &[2], Init::Constant(0.1))?;
+        Ok(())
+    }
+    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+        let used = self.used.as_ref().ok_or_else(|| Error::unfit("idle", "not connected"))?;
+        let value = step.student.get("pooled")?.broadcast_mul(used)?.sqr()?.mean_all()?;
+        Ok(vec![Term::new("runs", value, 0.1)])
+    }
+    fn weights(&self) -> Vec<(String, f64)> {
+        [("runs", 0.1), ("never", 0.2), ("off", 0.0)].map(|(name, w)| (name.to_string(), w)).to_vec()
+    }
+}
+
 fn number(table: &toml::Table, key: &str, default: f64) -> f64 {
     let value = table.get(key);
     value.and_then(|v| v.as_float().or(v.as_integer().map(|i| i as f64))).unwrap_or(default)
@@ -317,6 +344,13 @@ const METHODS: &[Entry<DistillerBuild>] = &[
             assert!(!t.contains_key("warmup_epochs"), "the trainer keeps it");
             Ok(Box::new(Memory { weight: number(t, "weight", 0.5), connector: None, memory: None }))
         },
+    },
+    Entry {
+        name: "idle",
+        summary: "",
+        source: "",
+        defaults: String::new,
+        build: |_| Ok(Box::new(Idle { used: None })),
     },
     Entry {
         name: "odd",
