@@ -146,13 +146,12 @@ fn the_first_batch_sets_z() {
 fn a_resumed_run_goes_on_alike() {
     let batches: [&[u64]; 5] = [&[3, 9], &[12, 3], &[40, 1], &[9, 40, 5], &[3, 1]];
     let mut whole = Bench::new(SETTINGS, 8, DType::F32).unwrap();
-    for stop in 0..batches.len() {
+    for (stop, batch) in batches.into_iter().enumerate() {
         let mut resumed = Bench::new(SETTINGS, 8, DType::F32).unwrap();
         for (name, values) in whole.params.export_all().unwrap() {
             resumed.params.import(resumed.params.id(&name).unwrap(), &values).unwrap();
         }
-        let (a, b) =
-            (whole.step(stop as u64, batches[stop], true), resumed.step(stop as u64, batches[stop], true));
+        let (a, b) = (whole.step(stop as u64, batch, true), resumed.step(stop as u64, batch, true));
         assert_eq!(a.unwrap(), b.unwrap(), "step {stop}");
         for name in ["bank_s", "bank_t", "image", "log_z_student"] {
             assert_eq!(whole.list(name), resumed.list(name), "{name} after step {stop}");
