@@ -23,6 +23,14 @@ pub(crate) fn conv1x1(pixels: &Tensor, weight: &Tensor) -> Result<Tensor> {
     Ok(pixels.matmul(&weight.reshape((to, from))?.t()?)?)
 }
 
+/// [`pixels`] with a bias `[C]` added to each.
+pub(crate) fn with_bias(pixels: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    // A product with ones: the gradient of a broadcast is a sum over the leading axis, which is slow
+    // in candle and loses digits.
+    let ones = Tensor::ones((pixels.dim(0)?, 1), pixels.dtype(), pixels.device())?;
+    Ok((pixels + ones.matmul(&bias.unsqueeze(0)?)?)?)
+}
+
 /// `max(x, 0)` with derivative 0 at 0 (candle's is 1).
 pub(crate) fn relu(x: &Tensor) -> Result<Tensor> {
     Ok((x * x.gt(0.0)?.to_dtype(x.dtype())?)?)

@@ -28,6 +28,7 @@ pub mod ce;
 pub mod class_centre;
 pub mod crd;
 pub mod dkd;
+pub mod fitnet;
 pub mod kd;
 pub mod kdsvd;
 pub mod kl_cosine;
@@ -62,6 +63,7 @@ pub const ROWS: &[Entry<DistillerBuild>] = &[
     rkd::ROW,
     sp::ROW,
     at::ROW,
+    fitnet::ROW,
     cc::ROW,
     pkt::ROW,
     crd::ROW,
