@@ -1,7 +1,9 @@
 //! Operations for candle graphs that candle lacks, or has without a gradient.
 
+mod resize;
 mod svd;
 
+pub use resize::resize_bilinear;
 pub use svd::svd;
 
 use candle_core::{CpuStorage, Layout, Tensor};
