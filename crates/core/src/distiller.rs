@@ -80,6 +80,10 @@ impl Term {
     }
 }
 
+/// Where the parameters of a method's opponent stand: below this name. No other parameter of a
+/// method may.
+pub const OPPONENT: &str = "d";
+
 /// A distillation method: says what it needs, makes its connectors, gives its terms.
 pub trait Distiller: Send {
     /// Registry name.
@@ -90,6 +94,13 @@ pub trait Distiller: Send {
     fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()>;
     /// The weighted terms of one step.
     fn terms(&self, step: &Step) -> Result<Vec<Term>>;
+    /// The terms of an opponent that is trained against the student (a discriminator): they move
+    /// only the parameters below [`OPPONENT`] in the method's builder, after the
+    /// student's update, and the terms of [`Distiller::terms`] move all but those. No gradient of
+    /// them may reach the student: its taps enter detached.
+    fn opponent(&self, _step: &Step) -> Result<Vec<Term>> {
+        Ok(Vec::new())
+    }
     /// Moves state that is not trained by gradients (memory banks), after the optimiser's update.
     fn after_step(&mut self, _step: &Step, _params: &Params) -> Result<()> {
         Ok(())

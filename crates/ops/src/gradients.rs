@@ -32,6 +32,14 @@ impl Gradients {
         Self { params: params.clone(), values: BTreeMap::new(), taps: Vec::new() }
     }
 
+    /// Gradients of a scalar that is a candle graph alone, without a tape: of the parameters of the
+    /// store that it is made of.
+    pub fn of_graph(params: &Params, loss: &Tensor) -> Result<Self> {
+        let mut gradients = Self::new(params);
+        gradients.collect(&loss.backward()?)?;
+        Ok(gradients)
+    }
+
     /// Takes the gradients that candle has for parameters of candle graphs.
     pub(crate) fn collect(&mut self, store: &GradStore) -> Result<()> {
         for (i, param) in self.params.all().iter().enumerate() {

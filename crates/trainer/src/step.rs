@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Tensor};
 use stillhouse_core::data::{Batch, Target, Task};
-use stillhouse_core::distiller::{Distiller, Shapes, Step, Term};
+use stillhouse_core::distiller::{Distiller, OPPONENT, Shapes, Step, Term};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::Sgd;
@@ -22,6 +22,13 @@ pub(crate) const CONNECTORS: &str = "connector.";
 /// Whether a parameter is the student's own.
 pub(crate) fn is_own(name: &str) -> bool {
     !name.starts_with(CONNECTORS)
+}
+
+/// Whether a parameter belongs to the opponent of a method: `connector.<method>.d.<name>`.
+fn is_opponents(name: &str) -> bool {
+    let below_method = name.strip_prefix(CONNECTORS).and_then(|rest| rest.split_once('.'));
+    let own = below_method.and_then(|(_, own)| own.strip_prefix(OPPONENT));
+    own.is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// A method at work.
@@ -184,15 +191,36 @@ impl Learner {
         }
         let total = add_up(&mut terms, batch, at.step, told)?;
         let gradients = self.tape.backward(&total)?;
-        if let Some(name) = gradients.first_non_finite()? {
-            return Err(non_finite(&format!("gradient of {name}"), f64::NAN, batch, at.step));
-        }
-        note_moved(&self.connectors, &gradients, moved)?;
         let groups = &self.groups;
         let moves = |name: &str| plan.moves.iter().any(|pattern| fits(pattern, name));
+        finite(&gradients, batch, at.step)?;
+        note_moved(&self.connectors, &gradients, moved)?;
         self.sgd.step(&self.student.params, &gradients, |param| {
-            if moves(&param.name) { groups.hyper(param, at.lr) } else { None }
+            let own = moves(&param.name) && !is_opponents(&param.name);
+            if own { groups.hyper(param, at.lr) } else { None }
         })?;
+
+        let mut terms = Vec::new();
+        for place in &plan.methods {
+            let method = &self.methods[*place];
+            let name = method.distiller.name();
+            let own = method.distiller.opponent(&step(method.rng))?;
+            terms.extend(own.into_iter().map(|term| (name.to_string(), term)));
+        }
+        if !terms.is_empty() {
+            let mut apart = Told { terms: std::mem::take(&mut told.terms), ..Told::default() };
+            let total = add_up(&mut terms, batch, at.step, &mut apart)?;
+            told.terms = apart.terms;
+            let gradients = Gradients::of_graph(&self.student.params, &total)?;
+            finite(&gradients, batch, at.step)?;
+            // Even with a gradient of 0: the last bias cancels out of a difference of verdicts.
+            let names = gradients.ids().map(|id| self.student.params.get(id).name);
+            moved.extend(names.filter(|name| is_opponents(name)));
+            self.sgd.step(&self.student.params, &gradients, |param| {
+                let own = moves(&param.name) && is_opponents(&param.name);
+                if own { groups.hyper(param, at.lr) } else { None }
+            })?;
+        }
         for place in &plan.methods {
             let method = &mut self.methods[*place];
             method.distiller.after_step(&step(method.rng), &self.student.params)?;
@@ -204,10 +232,12 @@ impl Learner {
     }
 }
 
-/// Adds the connectors that have a gradient other than 0; those that are known to are not looked at.
+/// Adds the connectors that have a gradient other than 0; those that are known to are not looked at,
+/// nor are opponents, which have an update of their own.
 fn note_moved(connectors: &[String], gradients: &Gradients, moved: &mut BTreeSet<String>) -> Result<()> {
     for name in connectors {
         if !moved.contains(name)
+            && !is_opponents(name)
             && let Some(gradient) = gradients.param(name)?
             && gradient.flatten_all()?.abs()?.max(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()? > 0.0
         {
@@ -258,6 +288,14 @@ fn add_up(terms: &mut [(String, Term)], batch: &Batch, step: u64, told: &mut Tol
         Some(_) if !told.total.is_finite() => Err(non_finite("total", told.total, batch, step)),
         Some(total) => Ok(total),
         None => Err(stillhouse_core::Error::unfit("loss", "no method gives a term for this step").into()),
+    }
+}
+
+/// Refuses gradients that are not finite.
+fn finite(gradients: &Gradients, batch: &Batch, step: u64) -> Result<()> {
+    match gradients.first_non_finite()? {
+        Some(name) => Err(non_finite(&format!("gradient of {name}"), f64::NAN, batch, step)),
+        None => Ok(()),
     }
 }
 

@@ -225,6 +225,45 @@ fn the_checkpoint_interval_changes_no_number_and_no_hash() {
     assert_eq!(other.finish(&cell).steps[0], 7);
 }
 
+/// The opponent of the run stopped after so many steps.
+fn opponent(bench: &Bench, step: u64) -> Vec<f32> {
+    let cell = bench.cell(&format!("opponent-{step}"));
+    let mut at = At { stop: Some((step, bench.context.stop.clone())), ..At::default() };
+    assert!(bench.run(&cell, &mut at).unwrap_err().is_interrupted());
+    let path = checkpoints(&cell.folder).pop().unwrap().join("connectors.safetensors");
+    let tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    tensors["connector.rival.d.weight"].flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn student_and_opponent_move_apart() {
+    // The opponent's terms move it, and are logged beside those of the student.
+    let bench = Bench::new(&["loss=[{ method = 'rival' }]"]);
+    let [first, third] = [1, 3].map(|step| opponent(&bench, step));
+    assert!(first.iter().zip(&third).all(|(a, b)| a != b), "{first:?} {third:?}");
+    let terms: Vec<&str> = bench.expected.loss.keys().map(String::as_str).collect();
+    assert_eq!(terms, ["adversarial", "ce", "fake", "real"]);
+    let line = bench.log.last().unwrap();
+    let total = line.terms["ce"] + 0.1 * line.terms["adversarial"];
+    assert!((line.total - total).abs() < 1e-9, "the total is the student's alone: {} {total}", line.total);
+
+    // The student's terms do not move it.
+    let asleep = Bench::new(&["loss=[{ method = 'rival', asleep = 1 }]"]);
+    assert_eq!(opponent(&asleep, 1), opponent(&asleep, 3));
+
+    // Nor do the opponent's terms move the student: with no weight on it, it trains as alone.
+    let unheard = Bench::new(&["loss=[{ method = 'rival', weight = 0.0 }]"]);
+    let deaf = Bench::new(&["loss=[{ method = 'rival', weight = 0.0, asleep = 1 }]"]);
+    assert_eq!(unheard.expected.student_sha256, deaf.expected.student_sha256);
+    assert_ne!(bench.expected.student_sha256, deaf.expected.student_sha256);
+
+    for step in [1, 6, 9, 17] {
+        let cell = bench.cell(&format!("kill-{step}"));
+        bench.die(&cell, At { die: Some(step), ..At::default() });
+        bench.finish(&cell);
+    }
+}
+
 #[test]
 fn seeds_differ_and_connectors_stay_out_of_the_student() {
     let bench = Bench::new(&[]);

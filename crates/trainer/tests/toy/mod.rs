@@ -264,6 +264,53 @@ impl Distiller for Memory {
     }
 }
 
+/// Moves the student where a linear opponent finds it like the teacher; the opponent learns unless
+/// it sleeps.
+struct Rival {
+    weight: f64,
+    asleep: bool,
+    opponent: Option<Tensor>,
+}
+
+impl Rival {
+    fn finds(&self, logits: &Tensor) -> Result<Tensor> {
+        let Some(opponent) = &self.opponent else { return Err(Error::unfit("rival", "not connected")) };
+        Ok(logits.matmul(opponent)?.mean_all()?)
+    }
+}
+
+impl Distiller for Rival {
+    fn name(&self) -> &str {
+        "rival"
+    }
+    fn needs(&self) -> Needs {
+        let logits = || vec!["logits".to_string()];
+        Needs { student: logits(), teacher: logits() }
+    }
+    fn connect(&mut self, _shapes: &Shapes, params: &Builder) -> Result<()> {
+        let opponent = params.pp(OPPONENT).var("weight", &[CLASSES, 1], Init::fan_in_uniform(CLASSES))?;
+        self.opponent = Some(opponent);
+        Ok(())
+    }
+    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+        let found = self.finds(step.student.logits()?)?;
+        Ok(vec![Term::new("adversarial", found.neg()?, self.weight)])
+    }
+    fn opponent(&self, step: &Step) -> Result<Vec<Term>> {
+        if self.asleep {
+            return Ok(Vec::new());
+        }
+        // Not detached, as it should be: the trainer moves nothing but the opponent all the same.
+        let fake = self.finds(step.student.logits()?)?;
+        let noise = step.rng.at(step.step, 0).normal() * 0.01;
+        let real = self.finds(&step.teacher.logits()?.detach().affine(1.0, noise)?)?;
+        Ok(vec![Term::new("real", real.neg()?, 1.0), Term::new("fake", fake, 1.0)])
+    }
+    fn weights(&self) -> Vec<(String, f64)> {
+        vec![("adversarial".into(), self.weight)]
+    }
+}
+
 /// One more cross-entropy, or a term that is not a number from `at` on.
 struct Odd {
     ce_weight: f64,
@@ -351,6 +398,16 @@ const METHODS: &[Entry<DistillerBuild>] = &[
         source: "",
         defaults: String::new,
         build: |_| Ok(Box::new(Idle { used: None })),
+    },
+    Entry {
+        name: "rival",
+        summary: "",
+        source: "",
+        defaults: || "weight = 0.1\nasleep = 0\n".into(),
+        build: |t| {
+            let asleep = number(t, "asleep", 0.0) > 0.0;
+            Ok(Box::new(Rival { weight: number(t, "weight", 0.1), asleep, opponent: None }))
+        },
     },
     Entry {
         name: "odd",
