@@ -9,7 +9,8 @@
 //! `p = softmax(logits)` and smoothing `s`. If no label counts, 0 with a zero gradient.
 //!
 //! # Inputs
-//! Student `logits [B, N]` with classes `[B]`, or `logits [B, N, H, W]` with masks `[B, H, W]`.
+//! Student `logits [B, N]` with classes `[B]`, or `logits [B, N, h, w]` with masks `[B, H, W]`: where
+//! the sizes differ, the logits are brought to the masks' (bilinear, half-pixel centres).
 //!
 //! # Defaults and their source
 //! No smoothing; 255 is ignored in masks (VOC's and Cityscapes' convention) and nothing in classes.
@@ -31,7 +32,9 @@ use stillhouse_core::data::{Target, Task};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result};
+use stillhouse_ops::graph::resize_bilinear;
 
+use crate::labels::IGNORE;
 use crate::softmax::{log_softmax, rows};
 use crate::sum::sum;
 use crate::{fit, settings};
@@ -94,24 +97,28 @@ impl Ce {
     pub(crate) fn value(&self, logits: &Tensor, target: &Target) -> Result<Tensor> {
         let (labels, ignore) = match target {
             Target::Classes(t) => (t, self.config.ignore_index),
-            Target::Mask(t) => (t, self.config.ignore_index.or(Some(255))),
+            Target::Mask(t) => (t, self.config.ignore_index.or(Some(IGNORE))),
         };
         let fits = match (logits.dims(), labels.dims()) {
             ([b, _], [labels]) => b == labels,
-            ([b, _, h, w], labels) => labels == [*b, *h, *w],
+            ([b, _, _, _], [labels, h, w]) => b == labels && *h > 0 && *w > 0,
             _ => false,
         };
         if !fits {
             return Err(Error::unfit(
                 "ce",
                 format!(
-                    "needs logits [B, N] with labels [B], or [B, N, H, W] with [B, H, W]; got {:?} with {:?}",
+                    "needs logits [B, N] with labels [B], or [B, N, h, w] with [B, H, W]; got {:?} with {:?}",
                     logits.dims(),
                     labels.dims()
                 ),
             ));
         }
-        let log_p = log_softmax(&rows(logits, "ce")?)?; // [M, N]
+        let logits = match *labels.dims() {
+            [_, h, w] => resize_bilinear(logits, (h, w), false)?,
+            _ => logits.clone(),
+        };
+        let log_p = log_softmax(&rows(&logits, "ce")?)?; // [M, N]
         let labels = labels.flatten_all()?;
         let counts = match ignore {
             Some(index) => labels.ne(index)?,
@@ -202,12 +209,23 @@ mod tests {
     }
 
     #[test]
+    fn small_maps_grow_to_the_masks() {
+        // Two pixels become four: 0, 1/4, 3/4, 1 of the way from one to the other.
+        let logits = Tensor::new(&[[[[0f64, 4.]], [[0., 0.]]]], &Device::Cpu).unwrap();
+        let mask = Target::Mask(Tensor::new(&[[[0u32, 255, 1, 0]]], &Device::Cpu).unwrap());
+        let softplus = |x: f64| (1.0 + x.exp()).ln();
+        let want = (softplus(0.0) + softplus(3.0) + softplus(-4.0)) / 3.0;
+        let got = ce(toml::Table::new()).value(&logits, &mask).unwrap().to_scalar::<f64>().unwrap();
+        assert!((got - want).abs() < 1e-15, "{got} {want}");
+    }
+
+    #[test]
     fn misfits_are_told() {
         let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
-        let mask = Target::Mask(zeros(&[2, 4, 4], DType::U32));
+        let mask = Target::Mask(zeros(&[1, 4, 4], DType::U32));
         let e =
             ce(toml::Table::new()).value(&zeros(&[2, 3, 1, 1], DType::F32), &mask).unwrap_err().to_string();
-        assert!(e.contains("[2, 3, 1, 1]") && e.contains("[2, 4, 4]"), "{e}");
+        assert!(e.contains("[2, 3, 1, 1]") && e.contains("[1, 4, 4]"), "{e}");
         let taps = [("logits".to_string(), vec![3])].into();
         let shapes = Shapes { student: taps, classes: 3, task: Task::Segmentation, ..Default::default() };
         let params = stillhouse_core::Params::new(DType::F32, &Device::Cpu).unwrap();

@@ -1,0 +1,68 @@
+//! Label masks at the size of a map.
+
+use candle_core::{DType, Tensor};
+use stillhouse_core::{Error, Result};
+
+/// The label of pixels that do not count (VOC's and Cityscapes' convention).
+pub(crate) const IGNORE: u32 = 255;
+
+/// Masks `[B, H, W]` at the size of a map, `[B, h, w]`: row i is row `floor(i * H / h)`, columns
+/// likewise.
+pub(crate) fn at_size(mask: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
+    let (_, from_h, from_w) = mask.dims3()?;
+    let pick = |from: usize, to: usize| -> Result<Tensor> {
+        let places: Vec<u32> = (0..to).map(|i| (i * from / to) as u32).collect();
+        Ok(Tensor::new(places, mask.device())?)
+    };
+    let mut labels = mask.contiguous()?;
+    if from_h != h {
+        labels = labels.index_select(&pick(from_h, h)?, 1)?;
+    }
+    if from_w != w {
+        labels = labels.index_select(&pick(from_w, w)?, 2)?;
+    }
+    Ok(labels)
+}
+
+/// Labels `[B, ...]` as 0 and 1 for each class, `[B, classes, P]` with P positions in row order;
+/// labels that are no class are 0 in all.
+pub(crate) fn one_hot(labels: &Tensor, classes: usize, dtype: DType) -> Result<Tensor> {
+    let class = Tensor::arange(0, classes as u32, labels.device())?.reshape((1, classes, 1))?;
+    Ok(labels.flatten_from(1)?.unsqueeze(1)?.broadcast_eq(&class)?.to_dtype(dtype)?)
+}
+
+/// Refuses masks that are not of the batch.
+pub(crate) fn check(mask: &Tensor, batch: usize, who: &str) -> Result<()> {
+    match mask.dims() {
+        [b, h, w] if *b == batch && *h > 0 && *w > 0 => Ok(()),
+        other => Err(Error::unfit(
+            who,
+            format!("needs masks [B, H, W] of {batch} images, got the shape {other:?}"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn rows_and_columns_are_rounded_down() {
+        let mask = Tensor::arange(0u32, 20, &Device::Cpu).unwrap().reshape((1, 4, 5)).unwrap();
+        let small = at_size(&mask, (3, 2)).unwrap().squeeze(0).unwrap().to_vec2::<u32>().unwrap();
+        assert_eq!(small, [[0, 2], [5, 7], [10, 12]]); // rows 0, 1, 2 and columns 0, 2
+        let large = at_size(&mask.narrow(1, 0, 2).unwrap(), (4, 5)).unwrap();
+        assert_eq!(large.squeeze(0).unwrap().to_vec2::<u32>().unwrap()[1], [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn labels_that_are_no_class_are_nowhere() {
+        let labels = Tensor::new(&[[[0u32, 255], [2, 3]]], &Device::Cpu).unwrap();
+        let hot = one_hot(&labels, 3, DType::F64).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
+        assert_eq!(hot, [[1., 0., 0., 0.], [0., 0., 0., 0.], [0., 0., 1., 0.]]);
+        assert!(check(&labels, 1, "m").is_ok());
+        let e = check(&labels, 2, "m").unwrap_err().to_string();
+        assert!(e.contains("2 images") && e.contains("[1, 2, 2]"), "{e}");
+    }
+}
