@@ -85,6 +85,48 @@ pub(crate) fn map_channels(shapes: &Shapes, tap: &str, who: &str) -> Result<(usi
     Ok((channels(&shapes.student, "student")?, channels(&shapes.teacher, "teacher")?))
 }
 
+/// As [`map_channels`], for methods that compare position with position: maps of two sizes are
+/// refused.
+pub(crate) fn same_size_maps(shapes: &Shapes, tap: &str, who: &str) -> Result<(usize, usize)> {
+    let channels = map_channels(shapes, tap, who)?;
+    let (student, teacher) = (&shapes.student[tap], &shapes.teacher[tap]);
+    if student[1..] == teacher[1..] {
+        return Ok(channels);
+    }
+    Err(Error::unfit(
+        who,
+        format!(
+            "compares the maps at `{tap}` position by position, but the student's is {student:?} and the \
+             teacher's {teacher:?}; give both networks the same output stride, or take another tap"
+        ),
+    ))
+}
+
+/// The shape `[N, H, W]` of logits that both networks give for the positions of a map.
+pub(crate) fn same_logit_maps<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [usize]> {
+    same_logits(shapes, who)?;
+    match student_logits(shapes, who)? {
+        logits @ [_, _, _] => Ok(logits),
+        other => Err(Error::unfit(
+            who,
+            format!(
+                "needs logits [N, H, W] of a network for dense prediction, but they have the shape {other:?}"
+            ),
+        )),
+    }
+}
+
+/// Refuses classes: the method needs label masks.
+pub(crate) fn masks(shapes: &Shapes, who: &str) -> Result<()> {
+    match shapes.task {
+        Task::Segmentation => Ok(()),
+        Task::Classification => Err(Error::unfit(
+            who,
+            "needs label masks, but this dataset has one class per image; take a method for classes",
+        )),
+    }
+}
+
 /// Refuses logits of student and teacher that have not the same shape.
 pub(crate) fn same_logits(shapes: &Shapes, who: &str) -> Result<()> {
     let student = student_logits(shapes, who)?;
@@ -187,6 +229,15 @@ mod tests {
         assert_eq!(vector_lengths(&shapes, "pooled", "m").unwrap(), (64, 256));
         let e = vector_lengths(&shapes, "F1", "m").unwrap_err().to_string();
         assert!(e.contains("needs vectors [D]") && e.contains("[64, 7, 7]"), "{e}");
+        let e = same_logit_maps(&Shapes { teacher: taps(256, 7), ..shapes.clone() }, "m").unwrap_err();
+        assert!(e.to_string().contains("dense prediction"), "{e}");
+        let mut other = shapes.clone();
+        other.teacher.insert("F1".into(), vec![256, 7, 9]);
+        let e = same_size_maps(&other, "F1", "m").unwrap_err().to_string();
+        assert!(e.contains("[64, 7, 7]") && e.contains("[256, 7, 9]"), "{e}");
+        let e = masks(&shapes, "m").unwrap_err().to_string();
+        assert!(e.contains("label masks"), "{e}");
+        assert!(masks(&Shapes { task: Task::Segmentation, ..shapes.clone() }, "m").is_ok());
         let e = student_logits(&Shapes { classes: 9, ..shapes }, "ce").unwrap_err().to_string();
         assert!(e.contains("9 classes") && e.contains("[7]"), "{e}");
     }

@@ -27,8 +27,11 @@ pub mod cc;
 pub mod ce;
 pub mod class_centre;
 pub mod crd;
+pub mod cwd;
 pub mod dkd;
 pub mod fitnet;
+pub mod frkd;
+pub mod ifvd;
 pub mod kd;
 pub mod kdsvd;
 pub mod kl_cosine;
@@ -37,14 +40,24 @@ pub mod nst_all;
 pub mod pkt;
 pub mod rkd;
 pub mod self_kl;
+pub mod skd_affinity;
+pub mod skd_holistic;
+pub mod skd_pairwise;
+pub mod skd_pixelwise;
+pub mod skdd;
 pub mod sp;
 pub mod vid;
 
 // What several methods share.
 mod connector;
+mod conv1x1;
+mod discriminator;
 mod fit;
+mod labels;
 pub mod mmd;
+mod pairs;
 mod pool;
+mod refine;
 mod settings;
 mod softmax;
 mod sum;
@@ -70,6 +83,16 @@ pub const ROWS: &[Entry<DistillerBuild>] = &[
     kl_cosine::ROW,
     byot::ROW,
     self_kl::ROW,
+    cwd::ROW,
+    cwd::CD,
+    ifvd::ROW,
+    skd_pixelwise::ROW,
+    skd_pairwise::ROW,
+    skd_holistic::ROW,
+    skdd::ROW,
+    skd_affinity::ROW,
+    skd_affinity::KA,
+    frkd::ROW,
 ];
 
 /// All methods by name.

@@ -1,35 +1,83 @@
-//! Adaptive average pooling as products with constant matrices: candle has none, and the gradient
-//! of its `avg_pool2d` is wrong where the window does not divide the size.
+//! Pooling whose gradient is right. Averages are products with constant matrices: candle has no
+//! adaptive pooling, and the gradient of its `avg_pool2d` is wrong where the window does not divide
+//! the size. Maxima are gathered by their place: the gradient of its `max_pool2d` is wrong.
 
-use candle_core::{Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use stillhouse_core::Result;
 
-/// `[from, to]`: column i averages the rows `floor(i * from / to) .. ceil((i + 1) * from / to)`.
-fn windows(from: usize, to: usize, like: &Tensor) -> Result<Tensor> {
-    let mut values = vec![0f64; from * to];
-    for i in 0..to {
-        let (start, end) = (i * from / to, ((i + 1) * from).div_ceil(to));
-        for row in start..end {
-            values[row * to + i] = 1.0 / (end - start) as f64;
+/// First row of a window, and the first behind it.
+type Window = (usize, usize);
+
+/// Window i is the rows `floor(i * from / to) .. ceil((i + 1) * from / to)`.
+fn adaptive(from: usize, to: usize) -> Vec<Window> {
+    (0..to).map(|i| (i * from / to, ((i + 1) * from).div_ceil(to))).collect()
+}
+
+/// Windows side by side; the last one is cut where `size` does not divide the rows.
+fn tiles(from: usize, size: usize) -> Vec<Window> {
+    (0..from).step_by(size.max(1)).map(|start| (start, (start + size.max(1)).min(from))).collect()
+}
+
+/// `[B, C, H, W] -> [B, C, rows, columns]`, the mean of each window.
+fn average(x: &Tensor, rows: &[Window], columns: &[Window]) -> Result<Tensor> {
+    // [from, to]: column i averages the rows of window i.
+    let matrix = |from: usize, windows: &[Window]| -> Result<Tensor> {
+        let to = windows.len();
+        let mut values = vec![0f64; from * to];
+        for (i, (start, end)) in windows.iter().enumerate() {
+            (*start..*end).for_each(|row| values[row * to + i] = 1.0 / (end - start) as f64);
         }
+        let matrix = Tensor::from_vec(values, (from, to), &Device::Cpu)?;
+        Ok(matrix.to_dtype(x.dtype())?.to_device(x.device())?)
+    };
+    let ((b, c, from_h, from_w), h, w) = (x.dims4()?, rows.len(), columns.len());
+    let mut y = x.clone();
+    if from_w != w {
+        y = y.reshape((b * c * from_h, from_w))?.matmul(&matrix(from_w, columns)?)?;
+        y = y.reshape((b, c, from_h, w))?;
     }
-    let matrix = Tensor::from_vec(values, (from, to), &Device::Cpu)?;
-    Ok(matrix.to_dtype(like.dtype())?.to_device(like.device())?)
+    if from_h != h {
+        y = y.transpose(2, 3)?.reshape((b * c * w, from_h))?.matmul(&matrix(from_h, rows)?)?;
+        y = y.reshape((b, c, w, h))?.transpose(2, 3)?;
+    }
+    Ok(y)
 }
 
 /// `[B, C, H, W] -> [B, C, h, w]`; windows overlap where the sizes do not divide.
 pub(crate) fn adaptive_avg_pool(x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
+    let (_, _, from_h, from_w) = x.dims4()?;
+    average(x, &adaptive(from_h, h), &adaptive(from_w, w))
+}
+
+/// The mean of windows side by side, `[B, C, H, W] -> [B, C, ceil(H / h), ceil(W / w)]`; one that is
+/// cut at the edge averages the cells inside.
+pub(crate) fn tile_avg_pool(x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
+    let (_, _, from_h, from_w) = x.dims4()?;
+    average(x, &tiles(from_h, h), &tiles(from_w, w))
+}
+
+/// The maximum of windows side by side, as [`tile_avg_pool`]; the first of equal cells gets the whole
+/// gradient.
+pub(crate) fn tile_max_pool(x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     let (b, c, from_h, from_w) = x.dims4()?;
-    let mut y = x.clone();
-    if from_w != w {
-        y = y.reshape((b * c * from_h, from_w))?.matmul(&windows(from_w, w, x)?)?;
-        y = y.reshape((b, c, from_h, w))?;
+    let (rows, columns) = (tiles(from_h, h), tiles(from_w, w));
+    let flat = x.reshape((b * c, from_h * from_w))?;
+    // The cells of each window; in a cut one the last row and column stand again.
+    let (mut cells, size) = (Vec::new(), h.max(1) * w.max(1));
+    for ((top, bottom), (left, right)) in rows.iter().flat_map(|r| columns.iter().map(move |c| (r, c))) {
+        for (i, j) in (0..h.max(1)).flat_map(|i| (0..w.max(1)).map(move |j| (i, j))) {
+            cells.push(((top + i).min(bottom - 1) * from_w + (left + j).min(right - 1)) as u32);
+        }
     }
-    if from_h != h {
-        y = y.transpose(2, 3)?.reshape((b * c * w, from_h))?.matmul(&windows(from_h, h, x)?)?;
-        y = y.reshape((b, c, w, h))?.transpose(2, 3)?;
-    }
-    Ok(y)
+    let cells = Tensor::from_vec(cells, (rows.len() * columns.len(), size), x.device())?;
+    let values = flat.detach().index_select(&cells.flatten_all()?, 1)?;
+    let nodes = cells.dim(0)?;
+    let best = values.reshape((b * c, nodes, size))?.argmax(D::Minus1)?; // [B * C, nodes]
+    let cells = cells.t()?.contiguous()?; // [size, nodes]
+    let column = Tensor::arange(0, nodes as u32, x.device())?.broadcast_as((b * c, nodes))?;
+    let places = ((best * nodes as f64)? + column)?.flatten_all()?;
+    let places = cells.flatten_all()?.index_select(&places, 0)?.reshape((b * c, nodes))?;
+    Ok(flat.gather(&places, 1)?.reshape((b, c, rows.len(), columns.len()))?)
 }
 
 /// Both maps at the smaller height and the smaller width of the two.
@@ -61,6 +109,28 @@ mod tests {
         let grads = (y * weights).unwrap().sum_all().unwrap().backward().unwrap();
         let g = grads.get(&x).unwrap().squeeze(0).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
         assert_eq!(g, [[0.25, 0.25, 0.5, 0.5], [1., 1., 1.5, 1.5], [0.75, 0.75, 1., 1.]]);
+    }
+
+    #[test]
+    fn cut_windows_take_the_cells_inside() {
+        let x = Var::new(
+            &[[[[1f64, 5., 2., 0., 7.], [5., 5., 0., 1., -1.], [-3., -2., -9., -9., -4.]]]],
+            &Device::Cpu,
+        );
+        let x = x.unwrap();
+        let rows = |t: &Tensor| t.squeeze(0).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
+        let weights = Tensor::new(&[[[[1f64, 2., 3.], [4., 5., 6.]]]], &Device::Cpu).unwrap();
+        let gradient = |y: &Tensor| {
+            rows((y * &weights).unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap())
+        };
+        let max = tile_max_pool(&x, (2, 2)).unwrap();
+        assert_eq!(rows(&max), [[5., 2., 7.], [-2., -9., -4.]]);
+        let want = [[0., 1., 2., 0., 3.], [0.; 5], [0., 4., 5., 0., 6.]]; // the first of equal ones
+        assert_eq!(gradient(&max), want);
+        let mean = tile_avg_pool(&x, (2, 2)).unwrap();
+        assert_eq!(rows(&mean), [[4., 0.75, 3.], [-2.5, -9., -4.]]);
+        let want = [[0.25, 0.25, 0.5, 0.5, 1.5], [0.25, 0.25, 0.5, 0.5, 1.5], [2., 2., 2.5, 2.5, 6.]];
+        assert_eq!(gradient(&mean), want);
     }
 
     #[test]

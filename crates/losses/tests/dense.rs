@@ -1,0 +1,424 @@
+//! What must hold for the methods of dense prediction, for any data.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use stillhouse_core::data::{Target, Task};
+use stillhouse_core::distiller::{Distiller, Shapes, Step, Term};
+use stillhouse_core::network::Features;
+use stillhouse_core::{Params, Result, Rng};
+use stillhouse_losses::registry;
+use stillhouse_testkit::diff;
+
+const CPU: Device = Device::Cpu;
+
+/// Every method in every form; `C` stands for 3 classes.
+const FORMS: &[(&str, &str)] = &[
+    ("cwd", ""),
+    ("cwd", "norm = 'spatial'"),
+    ("cwd", "tap = 'F4'"),
+    ("cd", ""),
+    ("ifvd", ""),
+    ("skd_pixelwise", ""),
+    ("skd_pixelwise", "reduction = 'sum_over_hw'\ntemperature = 2.0"),
+    ("skd_pixelwise", "reduction = 'element_mean'\nt_squared = false"),
+    ("skd_pairwise", ""),
+    ("skd_pairwise", "pool = 'avg'\ndetach_norm = false\npool_scale = 0.3"),
+    ("skd_affinity", ""),
+    ("skd_affinity", "squared = false\nnorm_over = 'sample'"),
+    ("skd_affinity", "form = 'channel'"),
+    ("ka", ""),
+    ("skd_holistic", "widths = [3, 4]"),
+    ("skd_holistic", "widths = [3, 4]\nform = 'hinge'\npreprocess = 'tanh'\ncondition = false"),
+    ("skd_holistic", "widths = [3, 4]\npreprocess = 'softmax'"),
+    ("skd_holistic", "widths = [3, 4]\npreprocess = 'tanh'"),
+    ("skdd", ""),
+    ("frkd", "similarity_weight = 1.0"),
+    ("frkd", "C7_contribution = 'spatial_softmax'\nC8_mask = 'soft'\nC11_scale = 'mean'"),
+    ("frkd", "C8_keep = 'top_ratio'\nC9_centre = 'label'\nC10_edge = 'margin'\nC11_total = 'additive'"),
+    ("frkd", "C8_keep = 'argmax'\nC9_centre = 'teacher_argmax'\nC11_scale = 'mean'"),
+    ("frkd", "C9_centre = 'coordinate'\nC8_mask = 'soft'"),
+    ("frkd", "C9_centre = 'coordinate'\nC7_contribution = 'spatial_softmax'\nC10_edge = 'margin'"),
+];
+
+/// Normal values.
+fn random(seed: u64, name: &str, shape: &[usize], dtype: DType) -> Tensor {
+    let mut draw = Rng::new(seed).stream(name).at(0, 0);
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| draw.normal()).collect();
+    Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn list(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Patches of classes; every seventh pixel is ignored.
+fn patches(seed: u64, b: usize, h: usize, w: usize, classes: usize) -> Tensor {
+    let mut draw = Rng::new(seed).stream("labels").at(0, 0);
+    let corner: Vec<u64> = (0..b * 9).map(|_| draw.below(classes as u64)).collect();
+    let label = |i: usize| {
+        let (image, row, column) = (i / (h * w), i / w % h, i % w);
+        if i % 7 == 3 { 255 } else { corner[image * 9 + row * 3 / h * 3 + column * 3 / w] as u32 }
+    };
+    Tensor::from_iter((0..b * h * w).map(label), &CPU).unwrap().reshape((b, h, w)).unwrap()
+}
+
+/// A method with its connectors, and everything of a step but the student.
+struct Rig {
+    method: Box<dyn Distiller>,
+    params: Params,
+    teacher: Features,
+    target: Target,
+    images: Tensor,
+}
+
+/// `logits` and `F4` of a network.
+fn taps(logits: &Tensor, map: &Tensor) -> Features {
+    Features::from_iter([("logits".to_string(), logits.clone()), ("F4".to_string(), map.clone())])
+}
+
+impl Rig {
+    fn new(
+        method: &str,
+        settings: &str,
+        student: &Features,
+        teacher: Features,
+        mask: &Tensor,
+    ) -> Result<Self> {
+        let logits = student.logits()?;
+        let mut method = (registry().get(method)?.build)(&toml::from_str(settings).unwrap())?;
+        let params = Params::new(logits.dtype(), &CPU)?;
+        let b = logits.dims()[0];
+        let shapes = Shapes {
+            student: student.shapes(),
+            teacher: teacher.shapes(),
+            task: Task::Segmentation,
+            classes: logits.dims()[1],
+            batch: b,
+            samples: b,
+        };
+        method.connect(&shapes, &params.builder(Rng::new(9)))?;
+        let images = random(8, "images", &[b, 3, 18, 16], logits.dtype());
+        Ok(Self { method, params, teacher, target: Target::Mask(mask.clone()), images })
+    }
+
+    fn terms(&self, student: &Features, opponent: bool) -> Vec<Term> {
+        let given = Features::default();
+        let step = Step {
+            student,
+            teacher: &self.teacher,
+            target: &self.target,
+            images: &self.images,
+            ids: &[],
+            given: &given,
+            epoch: 0.0,
+            step: 5,
+            train: true,
+            rng: Rng::new(4),
+        };
+        let terms = if opponent { self.method.opponent(&step) } else { self.method.terms(&step) };
+        terms.unwrap()
+    }
+
+    /// The weighted sum of the terms; those of weight 0 count as well.
+    fn total(&self, student: &Features, opponent: bool) -> Tensor {
+        let terms = self.terms(student, opponent);
+        let values = terms.iter().map(|t| (&t.value * t.weight.max(0.1)).unwrap());
+        values.reduce(|a, b| (a + b).unwrap()).unwrap()
+    }
+
+    fn weights(&self) -> Vec<(String, Var)> {
+        self.params.all().into_iter().map(|p| (p.name.clone(), p.var().clone())).collect()
+    }
+}
+
+fn gradient(store: &GradStore, var: &Var) -> Vec<f64> {
+    store.get(var).map_or_else(|| vec![0.0; var.elem_count()], list)
+}
+
+/// The student's taps as leaves.
+fn leaves(logits: &Tensor, map: &Tensor) -> (Var, Var, Features) {
+    let (logits, map) = (Var::from_tensor(logits).unwrap(), Var::from_tensor(map).unwrap());
+    let features = taps(logits.as_tensor(), map.as_tensor());
+    (logits, map, features)
+}
+
+/// Terms by name, and the largest gradient of the student's taps.
+fn run(
+    (method, settings): (&str, &str),
+    (logits, map): (&Tensor, &Tensor),
+    (teacher_logits, teacher_map): (&Tensor, &Tensor),
+    mask: &Tensor,
+) -> (Vec<(String, f64)>, f64) {
+    let (l, m, student) = leaves(logits, map);
+    let rig = Rig::new(method, settings, &student, taps(teacher_logits, teacher_map), mask).unwrap();
+    let store = rig.total(&student, false).backward().unwrap();
+    let (mut all, weights) = ([gradient(&store, &l), gradient(&store, &m)].concat(), rig.weights());
+    let mut terms = rig.terms(&student, false);
+    let opponent = rig.terms(&student, true);
+    if !opponent.is_empty() {
+        let store = rig.total(&student, true).backward().unwrap();
+        assert!(store.get(&l).is_none() && store.get(&m).is_none(), "the opponent reaches the student");
+        for (name, weight) in &weights {
+            assert!(gradient(&store, weight).iter().all(|g| g.is_finite()), "{method} {settings} {name}");
+        }
+        terms.extend(opponent);
+    }
+    for (_, weight) in &weights {
+        all.extend(gradient(&store, weight).iter().filter(|g| !g.is_finite()));
+    }
+    let largest = all.iter().fold(0.0f64, |a, g| if g.is_nan() { f64::NAN } else { a.max(g.abs()) });
+    (terms.iter().map(|t| (t.name.clone(), list(&t.value)[0])).collect(), largest)
+}
+
+/// A student that is its teacher has neither loss nor gradient.
+#[test]
+fn teacher_is_student() {
+    for dtype in [DType::F64, DType::F32] {
+        let single = dtype == DType::F32;
+        for seed in 0..3 {
+            let logits = random(seed, "logits", &[2, 3, 9, 8], dtype);
+            let map = random(seed, "map", &[2, 4, 6, 7], dtype);
+            let mask = patches(seed, 2, 13, 16, 3);
+            for &(method, settings) in FORMS {
+                // These do not vanish: cross entropies and a discriminator's verdict.
+                if ["skd_holistic", "skdd"].contains(&method) || settings.contains("sum_over_hw") {
+                    continue;
+                }
+                let (terms, mut largest) = run((method, settings), (&logits, &map), (&logits, &map), &mask);
+                // The root of a rounding error is large beside it.
+                let root = settings.contains("squared = false");
+                let tiny = if single { 1e-5 } else { 1e-12 } * if root { 1e6 } else { 1.0 };
+                for (name, value) in terms.iter().filter(|(name, _)| name != "ce") {
+                    assert!(value.abs() < tiny, "{method} {settings} {name}: {value}");
+                }
+                if method == "frkd" {
+                    largest = 0.0; // of the cross entropy
+                }
+                assert!(largest < tiny * 100.0, "{method} {settings}: gradient {largest}");
+            }
+        }
+    }
+}
+
+/// Zero maps, logits of +-1e4, one image, two classes, nothing labelled, one class: all finite, in
+/// single precision too.
+#[test]
+fn extremes_are_finite() {
+    for dtype in [DType::F64, DType::F32] {
+        for (b, n) in [(1, 3), (2, 2), (1, 1)] {
+            let maps =
+                |seed| (random(seed, "z", &[b, n, 9, 8], dtype), random(seed, "f", &[b, 4, 6, 7], dtype));
+            let ((sz, sf), (tz, tf)) = (maps(1), maps(2));
+            let zero = |t: &Tensor| t.zeros_like().unwrap();
+            let huge = |t: &Tensor| (t.sign().unwrap() * 1e4).unwrap();
+            let full = |label: u32| Tensor::full(label, (b, 18, 16), &CPU).unwrap();
+            let masks = [patches(3, b, 18, 16, n), full(255), full(0)];
+            let (zeros, huges) = ((zero(&sz), zero(&sf)), (huge(&sz), huge(&sf)));
+            let teachers = [(tz.clone(), tf.clone()), (huge(&tz), huge(&tf)), (zero(&tz), zero(&tf))];
+            for (student, teacher) in [
+                ((&sz, &sf), &teachers[0]),
+                ((&zeros.0, &zeros.1), &teachers[0]),
+                ((&sz, &sf), &teachers[2]),
+                ((&zeros.0, &zeros.1), &teachers[2]),
+                ((&huges.0, &huges.1), &teachers[1]),
+                ((&huges.0, &huges.1), &teachers[0]),
+                ((&sz, &sf), &teachers[1]),
+            ] {
+                for (i, mask) in masks.iter().enumerate() {
+                    let reads = |method: &str| i == 0 || ["ifvd", "frkd"].contains(&method);
+                    for form in FORMS.iter().filter(|(method, _)| reads(method)) {
+                        let (terms, largest) = run(*form, student, (&teacher.0, &teacher.1), mask);
+                        assert!(terms.iter().all(|(_, v)| v.is_finite()), "{form:?} {terms:?}");
+                        assert!(largest.is_finite(), "{form:?} of {n} classes: gradient {largest}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Nothing labelled: the labels' terms and their gradients are zero.
+#[test]
+fn all_ignored_is_zero() {
+    let maps =
+        |seed| (random(seed, "z", &[2, 3, 9, 8], DType::F64), random(seed, "f", &[2, 4, 6, 7], DType::F64));
+    let ((sz, sf), (tz, tf)) = (maps(1), maps(2));
+    let mask = Tensor::full(255u32, (2, 18, 16), &CPU).unwrap();
+    for form in FORMS.iter().filter(|(method, _)| ["ifvd", "frkd"].contains(method)) {
+        let settings = form.1.replace("similarity_weight = 1.0", "");
+        let (l, m, student) = leaves(&sz, &sf);
+        let rig = Rig::new(form.0, &settings, &student, taps(&tz, &tf), &mask).unwrap();
+        for term in rig.terms(&student, false).iter().filter(|t| t.name != "similarity") {
+            assert!(list(&term.value)[0].abs() < 1e-20, "{form:?} {}", term.name);
+            let store = term.value.backward().unwrap();
+            let all = [gradient(&store, &l), gradient(&store, &m)].concat();
+            assert!(all.iter().all(|g| g.abs() < 1e-12), "{form:?} {}", term.name);
+        }
+    }
+}
+
+/// Gradients of all forms against central differences: of the student's taps, of connectors (the
+/// channels differ), and of the opponent's parameters by its own terms.
+#[test]
+fn gradients_are_central_differences() {
+    let student = [random(1, "z", &[2, 3, 9, 8], DType::F64), random(1, "f", &[2, 3, 4, 5], DType::F64)];
+    let teacher =
+        taps(&random(2, "z", &[2, 3, 9, 8], DType::F64), &random(2, "f", &[2, 4, 4, 5], DType::F64));
+    let mask = patches(5, 2, 13, 16, 3);
+    for &(method, settings) in FORMS {
+        // Its norm is a constant for the gradient, so the gradient is not that of the value.
+        if method == "skd_pairwise" && settings.is_empty() {
+            continue;
+        }
+        let (l, m, features) = leaves(&student[0], &student[1]);
+        // skdd has the same norm in its pairs: they are left out here.
+        let settings = if method == "skdd" { "pairwise_weight = 0.0\nform = 'hinge'" } else { settings };
+        let rig = Rig::new(method, settings, &features, teacher.clone(), &mask).unwrap();
+        for opponent in [false, true] {
+            let mut steepest = 0f64;
+            if opponent && rig.terms(&features, true).is_empty() {
+                continue;
+            }
+            let total = |features: &Features| match method {
+                "skdd" => {
+                    let terms = rig.terms(features, opponent).into_iter();
+                    let values = terms.map(|t| (t.value * t.weight).unwrap());
+                    values.reduce(|a, b| (a + b).unwrap()).unwrap()
+                }
+                _ => rig.total(features, opponent),
+            };
+            let store = total(&features).backward().unwrap();
+            let mut directions = vec![(l.clone(), "logits".to_string()), (m.clone(), "F4".to_string())];
+            directions.extend(rig.weights().into_iter().map(|(name, var)| (var, name)));
+            for (var, name) in directions {
+                let of_student = ["logits", "F4"].contains(&name.as_str());
+                if opponent && of_student {
+                    continue; // constants there
+                }
+                // Along one random direction: a value for each element would take long.
+                let way = random(7, &name, var.dims(), DType::F64);
+                let got: f64 = gradient(&store, &var).iter().zip(list(&way)).map(|(g, v)| g * v).sum();
+                let start = var.as_tensor().copy().unwrap();
+                let at = |x: &[f64]| {
+                    let moved = (&start + (&way * x[0]).unwrap()).unwrap();
+                    if of_student {
+                        let pick = |tap: &str, own: &Var| {
+                            if name == tap { moved.clone() } else { own.as_tensor().clone() }
+                        };
+                        return list(&total(&taps(&pick("logits", &l), &pick("F4", &m))))[0];
+                    }
+                    let id = rig.params.id(&name).unwrap();
+                    rig.params.import(id, &moved).unwrap();
+                    let value = list(&total(&features))[0];
+                    rig.params.import(id, &start).unwrap();
+                    value
+                };
+                let want = diff::central(at, &[0.0], 1e-6);
+                steepest = steepest.max(want[0].abs());
+                let what = format!("{method} {settings} {name} opponent: {opponent}");
+                diff::assert_close(&[got], &want, 1e-5, 1e-7, &what);
+            }
+            assert!(steepest > 1e-4, "{method} {settings}: nothing to compare");
+        }
+    }
+}
+
+/// The pair-wise term of skdd is skd_pairwise's, the others those of their methods.
+#[test]
+fn skdd_is_its_parts() {
+    let maps =
+        |seed| (random(seed, "z", &[2, 3, 9, 8], DType::F64), random(seed, "f", &[2, 4, 6, 7], DType::F64));
+    let ((sz, sf), (tz, tf)) = (maps(1), maps(2));
+    let mask = patches(5, 2, 9, 8, 3);
+    let of = |method, settings| run((method, settings), (&sz, &sf), (&tz, &tf), &mask).0;
+    let mut want = of("skd_pixelwise", "reduction = 'sum_over_hw'");
+    want.extend(of("skd_pairwise", ""));
+    want.extend(of("skd_holistic", ""));
+    assert_eq!(of("skdd", ""), want);
+    let names: Vec<&str> = want.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["pixelwise", "pairwise", "adversarial", "real", "fake", "gradient_penalty"]);
+}
+
+/// The papers' names are presets.
+#[test]
+fn presets_are_their_methods() {
+    let maps =
+        |seed| (random(seed, "z", &[2, 3, 5, 4], DType::F64), random(seed, "f", &[2, 4, 6, 7], DType::F64));
+    let ((sz, sf), (tz, tf)) = (maps(1), maps(2));
+    let mask = patches(5, 2, 5, 4, 3);
+    let of = |method| run((method, ""), (&sz, &sf), (&tz, &tf), &mask);
+    assert_eq!(of("cd"), of("cwd"));
+    assert_eq!(of("ka"), of("skd_affinity"));
+}
+
+/// The classes' order does not matter to frkd's distances.
+#[test]
+fn classes_may_be_permuted() {
+    let order = [2u32, 0, 1]; // class i becomes the place of i in it
+    let index = Tensor::new(&order, &CPU).unwrap();
+    let (s, t) = (random(1, "s", &[2, 3, 6, 7], DType::F64), random(1, "t", &[2, 3, 6, 7], DType::F64));
+    let map = random(1, "f", &[2, 2, 3, 3], DType::F64);
+    let mask = patches(2, 2, 6, 7, 3);
+    let moved = |y: u32| order.iter().position(|o| *o == y).map_or(y, |i| i as u32);
+    let labels = mask.flatten_all().unwrap().to_vec1::<u32>().unwrap().into_iter().map(moved);
+    let other = Tensor::from_iter(labels, &CPU).unwrap().reshape(mask.shape()).unwrap();
+    let permuted = |x: &Tensor| x.index_select(&index, 1).unwrap();
+    for form in FORMS.iter().filter(|(method, _)| *method == "frkd") {
+        let a = run(*form, (&s, &map), (&t, &map), &mask).0;
+        let b = run(*form, (&permuted(&s), &map), (&permuted(&t), &map), &other).0;
+        for ((name, a), (_, b)) in a.iter().zip(&b) {
+            assert!(*a > 0.0 && (a - b).abs() < 1e-12 * a.max(1.0), "{form:?} {name}: {a} {b}");
+        }
+    }
+}
+
+/// What does not fit is told before the first step.
+#[test]
+fn misfits_are_told_in_words() {
+    let f = |shape: &[usize]| random(1, "x", shape, DType::F32);
+    let mask = patches(1, 2, 9, 8, 3);
+    let refuse = |method: &str, settings: &str, s: (&[usize], &[usize]), t: (&[usize], &[usize])| {
+        let rig = Rig::new(method, settings, &taps(&f(s.0), &f(s.1)), taps(&f(t.0), &f(t.1)), &mask);
+        rig.err().unwrap_or_else(|| panic!("{method} {settings} is not refused")).to_string()
+    };
+    let (z, m) = (&[2, 3, 9, 8][..], &[2, 4, 6, 7][..]);
+    for method in ["ifvd", "skd_pairwise"] {
+        let e = refuse(method, "", (z, m), (z, &[2, 4, 3, 7]));
+        assert!(e.contains(method) && e.contains("[4, 6, 7]") && e.contains("[4, 3, 7]"), "{e}");
+    }
+    for method in ["cwd", "skd_pixelwise", "skd_holistic", "frkd"] {
+        let e = refuse(method, "", (z, m), (&[2, 4, 9, 8], m));
+        assert!(e.contains(method) && e.contains("[4, 9, 8]"), "{e}");
+        let e = refuse(method, "", (&[2, 3], m), (&[2, 3], m));
+        assert!(e.contains("dense prediction"), "{e}");
+    }
+    let e = refuse("skd_holistic", "", (&[2, 3, 7, 9], m), (&[2, 3, 7, 9], m));
+    assert!(e.contains("8 x 8"), "{e}");
+    let e = refuse("skd_pairwise", "pool_scale = 0.1", (z, m), (z, m));
+    assert!(e.contains("less than a pixel"), "{e}");
+
+    for method in ["ifvd", "frkd"] {
+        let mut built = (registry().get(method).unwrap().build)(&toml::Table::new()).unwrap();
+        let features = taps(&f(z), &f(m)).shapes();
+        let shapes =
+            Shapes { student: features.clone(), teacher: features, classes: 3, ..Default::default() };
+        let params = Params::new(DType::F32, &CPU).unwrap();
+        let e = built.connect(&shapes, &params.builder(Rng::new(0))).unwrap_err().to_string();
+        assert!(e.contains(method) && e.contains("masks"), "{e}");
+    }
+    for (method, wrong) in [
+        ("cwd", "temperature = 0.0"),
+        ("frkd", "gamma = 1.5"),
+        ("frkd", "C8_rho = 0.0"),
+        ("skd_pairwise", "pool_scale = 2.0"),
+        ("skd_holistic", "widths = [0, 4]"),
+        ("ifvd", "classes = 0"),
+    ] {
+        let e = (registry().get(method).unwrap().build)(&toml::from_str(wrong).unwrap())
+            .err()
+            .unwrap()
+            .to_string();
+        let key = wrong.split(' ').next().unwrap_or_default();
+        assert!(e.contains(method) && e.contains(&format!("`{key}`")), "{e}");
+    }
+}
