@@ -133,7 +133,10 @@ impl Observer for Progress<'_> {
             self.line = Instant::now();
             let train =
                 line.train_accuracy.map(|a| format!(", train {:.1} %", 100.0 * a)).unwrap_or_default();
-            let test = line.test_right.map(|r| format!(", test {r} right")).unwrap_or_default();
+            let right = line.test_right.map(|r| format!(", test {r} right"));
+            // Label masks have no images that are right.
+            let miou = || line.scores.get("miou").copied().flatten().map(|v| format!(", test mIoU {v:.4}"));
+            let test = right.or_else(miou).unwrap_or_default();
             let rate = line.images_per_second;
             let place = self.place(cell);
             talk::say(&format!(

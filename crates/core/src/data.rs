@@ -57,6 +57,14 @@ pub enum Target {
 }
 
 impl Target {
+    /// What kind of labels they are.
+    pub fn task(&self) -> Task {
+        match self {
+            Self::Classes(_) => Task::Classification,
+            Self::Mask(_) => Task::Segmentation,
+        }
+    }
+
     /// The class labels `[B]`, or an error that names who needs them.
     pub fn classes(&self, who: &str) -> Result<&Tensor> {
         match self {

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::Result;
-use crate::data::Target;
+use crate::data::{Target, Task};
 
 /// A named figure; NaN means "not defined" and is printed as a dash.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +18,9 @@ pub struct Score {
 pub trait Metric: Send {
     /// Registry name.
     fn name(&self) -> &str;
-    /// Counts one batch: `logits [B, N]` or `[B, N, H, W]`.
+    /// Whether it counts labels of that kind.
+    fn counts(&self, task: Task) -> bool;
+    /// Counts one batch: `logits [B, N]`, or `[B, N, H, W]` in the size of the masks.
     fn update(&mut self, logits: &Tensor, target: &Target) -> Result<()>;
     /// Adds what another one of the same kind has counted.
     fn merge(&mut self, other: &dyn Metric) -> Result<()>;

@@ -17,7 +17,7 @@
 use std::any::Any;
 
 use candle_core::Tensor;
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::registry::Entry;
 
@@ -197,6 +197,10 @@ impl Calibration {
 impl Metric for Calibration {
     fn name(&self) -> &str {
         ENTRY.name
+    }
+
+    fn counts(&self, _task: Task) -> bool {
+        true
     }
 
     fn update(&mut self, logits: &Tensor, target: &Target) -> stillhouse_core::Result<()> {

@@ -12,7 +12,7 @@
 use std::any::Any;
 
 use candle_core::Tensor;
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::registry::Entry;
 
@@ -133,6 +133,10 @@ impl Accuracy {
 impl Metric for Accuracy {
     fn name(&self) -> &str {
         ENTRY.name
+    }
+
+    fn counts(&self, task: Task) -> bool {
+        task == Task::Classification
     }
 
     fn update(&mut self, logits: &Tensor, target: &Target) -> stillhouse_core::Result<()> {

@@ -13,7 +13,7 @@
 use std::any::Any;
 
 use candle_core::Tensor;
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::registry::Entry;
 
@@ -112,6 +112,10 @@ impl Segmentation {
 impl Metric for Segmentation {
     fn name(&self) -> &str {
         ENTRY.name
+    }
+
+    fn counts(&self, task: Task) -> bool {
+        task == Task::Segmentation
     }
 
     fn update(&mut self, logits: &Tensor, target: &Target) -> stillhouse_core::Result<()> {

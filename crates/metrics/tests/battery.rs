@@ -90,7 +90,9 @@ proptest! {
         for row in registry().rows() {
             let mut accepted = 0;
             for all in [&images, &maps] {
-                let Some(whole) = scores(row, std::slice::from_ref(all)) else { continue };
+                let whole = scores(row, std::slice::from_ref(all));
+                prop_assert_eq!(whole.is_some(), fresh(row).counts(all.target().task()), "{}", row.name);
+                let Some(whole) = whole else { continue };
                 accepted += 1;
                 prop_assert!(whole.iter().any(|s| s.value.is_finite()), "{}: nothing counted", row.name);
                 let n = all.target.dims()[0];

@@ -47,8 +47,8 @@ const FORMAT: u32 = 1;
 pub struct RunResult {
     /// Version of the file.
     pub format: u32,
-    /// Test images that the network of the last epoch classifies right.
-    pub right: u64,
+    /// Test images that the network of the last epoch classifies right; none for label masks.
+    pub right: Option<u64>,
     /// Test images.
     pub tested: u64,
 }
@@ -70,15 +70,16 @@ impl RunResult {
             let what = format!("format {} is newer than this program's {FORMAT}", result.format);
             return Err(unreadable(what));
         }
-        if result.right > result.tested || result.tested == 0 {
-            return Err(unreadable(format!("{} right of {} tested", result.right, result.tested)));
+        let right = result.right.unwrap_or(0);
+        if right > result.tested || result.tested == 0 {
+            return Err(unreadable(format!("{right} right of {} tested", result.tested)));
         }
         Ok(Some(result))
     }
 
-    /// Share of test images classified rightly, in percent.
-    pub fn percent(&self) -> f64 {
-        100.0 * self.right as f64 / self.tested as f64
+    /// Share of test images classified rightly, in percent; none for label masks.
+    pub fn percent(&self) -> Option<f64> {
+        self.right.map(|right| 100.0 * right as f64 / self.tested as f64)
     }
 }
 
@@ -126,7 +127,9 @@ mod tests {
         fs::write(folder.join("result.json"), "{\"format\": 1, \"right\": 3, \"tested\": 4, \"other\": {}}")
             .unwrap();
         assert_eq!(state(folder), State::Done);
-        assert_eq!(RunResult::read(folder).unwrap().unwrap().percent(), 75.0);
+        assert_eq!(RunResult::read(folder).unwrap().unwrap().percent(), Some(75.0));
+        fs::write(folder.join("result.json"), "{\"format\": 1, \"right\": null, \"tested\": 4}").unwrap();
+        assert_eq!(RunResult::read(folder).unwrap().unwrap().percent(), None);
     }
 
     #[test]
@@ -136,7 +139,6 @@ mod tests {
         for text in [
             "{",
             "{}",
-            "{\"format\": 1, \"right\": null, \"tested\": 4}",
             "{\"format\": 1, \"right\": 5, \"tested\": 4}",
             "{\"format\": 1, \"right\": 0, \"tested\": 0}",
             "{\"format\": 9, \"right\": 3, \"tested\": 4}",

@@ -6,10 +6,10 @@ use serde::Serialize;
 use stillhouse_core::files;
 use stillhouse_metrics::seeds::Summary;
 
-use crate::Result;
 use crate::published::{Published, PublishedCell};
 use crate::run::{self, RunResult, State};
 use crate::text::{Align, Grid, wrap};
+use crate::{Error, Result};
 
 /// Id of the table among the published ones.
 pub const TABLE: &str = "p1.t3";
@@ -379,13 +379,20 @@ fn cell(
     runs: &[&Planned],
     published: Option<&Published>,
 ) -> Result<Cell> {
-    let mut results = Vec::new();
+    let (mut results, mut percents) = (Vec::new(), Vec::new());
     let mut states = Vec::new();
     for run in runs {
         states.push(run::state(&run.folder));
-        results.extend(RunResult::read(&run.folder)?);
+        if let Some(result) = RunResult::read(&run.folder)? {
+            let (Some(right), Some(percent)) = (result.right, result.percent()) else {
+                let path = run.folder.display().to_string();
+                let message = "a run on label masks has no accuracy of images, which this table shows";
+                return Err(Error::Unreadable { path, message: message.into() });
+            };
+            results.push((right, result.tested));
+            percents.push(percent);
+        }
     }
-    let percents: Vec<f64> = results.iter().map(RunResult::percent).collect();
     let summary = Summary::of(&percents);
     let defined = |value: f64| value.is_finite().then_some(value);
     Ok(Cell {
@@ -397,8 +404,8 @@ fn cell(
         std: defined(summary.std),
         published: published.and_then(|p| printed(method, student, ratio, p)).and_then(|c| c.value),
         n: results.len(),
-        right: results.iter().map(|r| r.right).collect(),
-        tested: results.iter().map(|r| r.tested).collect(),
+        right: results.iter().map(|(right, _)| *right).collect(),
+        tested: results.iter().map(|(_, tested)| *tested).collect(),
     })
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor};
 use stillhouse_core::Rng;
-use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Split, Target};
+use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Split, Target, Task};
 use stillhouse_core::metric::{Metric, Score};
 use stillhouse_core::network::Features;
+use stillhouse_ops::graph::resize_bilinear;
 use stillhouse_ops::{Mode, Tape};
 
 use crate::config::CellConfig;
@@ -49,8 +50,8 @@ impl Evaluation {
     }
 }
 
-/// Tests a finished run again, on its own test images and with its own transforms. `progress` is
-/// told images done and in all.
+/// Tests a finished run again, on its own test images and with its own transforms. Without names of
+/// metrics, all are counted that count its labels. `progress` is told images done and in all.
 ///
 /// The dataset must be the one that it was trained on: another identity is an error.
 pub fn evaluate(
@@ -70,10 +71,15 @@ pub fn evaluate(
         return Err(Error::folder(folder, what));
     }
     let split = (context.parts.split)(dataset.as_ref(), &info.run.data.split_spec(info.run.train.seed))?;
-    let mut loader = test_loader(context, dataset, &split, &info.run)?;
+    let mut loader = test_loader(context, dataset.clone(), &split, &info.run)?;
     let total = split.test.len();
+    let task = dataset.info().task;
+    let counted = match metrics {
+        [] => suitable(context, network.backbone.classes(), task),
+        names => named(names, context, network.backbone.classes(), task)?,
+    };
     let evaluation =
-        test(&network, loader.as_mut(), metrics, total, context, &mut progress).map_err(|e| {
+        test(&network, loader.as_mut(), counted, total, context, &mut progress).map_err(|e| {
             if e.is_interrupted() { Error::Interrupted { step: 0, folder: folder.to_path_buf() } } else { e }
         })?;
     Ok((info, evaluation))
@@ -113,20 +119,51 @@ pub(crate) fn count_right(features: &Features, target: &Target) -> Result<Option
     Ok(Some(guess.iter().zip(&labels).filter(|(g, l)| g == l).count() as u64))
 }
 
-/// Runs the network in evaluation mode over one epoch of the loader. If it is asked to stop, the
+/// All metrics that count such labels.
+fn suitable(context: &Context, classes: usize, task: Task) -> Vec<Box<dyn Metric>> {
+    let all = context.parts.metrics.rows().iter().map(|row| (row.build)(classes));
+    all.filter(|metric| metric.counts(task)).collect()
+}
+
+/// The metrics of those names; one that does not count such labels is refused.
+pub(crate) fn named(
+    names: &[String],
+    context: &Context,
+    classes: usize,
+    task: Task,
+) -> Result<Vec<Box<dyn Metric>>> {
+    let mut found = Vec::new();
+    for name in names {
+        let metric = (context.parts.metrics.get(name)?.build)(classes);
+        if !metric.counts(task) {
+            let labels = match task {
+                Task::Classification => "one class per image",
+                Task::Segmentation => "label masks",
+            };
+            let others = suitable(context, classes, task);
+            let others: Vec<&str> = others.iter().map(|m| m.name()).collect();
+            let what = format!(
+                "metric `{name}` does not count {labels}, which this dataset has; take: {}",
+                others.join(", ")
+            );
+            return Err(Error::config("eval.metrics", what));
+        }
+        found.push(metric);
+    }
+    Ok(found)
+}
+
+/// Runs the network in evaluation mode over one epoch of the loader. Maps of logits are brought to
+/// the size of the masks (bilinear, half-pixel centres). If it is asked to stop, the
 /// caller puts step and folder into the error.
 pub(crate) fn test(
     network: &Network,
     loader: &mut dyn BatchSource,
-    metrics: &[String],
+    mut metrics: Vec<Box<dyn Metric>>,
     total: usize,
     context: &Context,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Evaluation> {
-    let mut counted: Vec<Box<dyn Metric>> = Vec::new();
-    for name in metrics {
-        counted.push((context.parts.metrics.get(name)?.build)(network.backbone.classes()));
-    }
     let mut tape = Tape::new(&network.params, Mode::Eval)?;
     tape.want(&["logits"]);
     let (mut logits, mut labels, mut ids) = (Vec::new(), Vec::new(), Vec::new());
@@ -140,8 +177,15 @@ pub(crate) fn test(
         tape.begin(Rng::new(0), 0);
         let features = network.backbone.forward(&batch.images, &mut tape)?;
         right = right.zip(count_right(&features, &batch.target)?).map(|(a, b)| a + b);
-        for metric in &mut counted {
-            metric.update(features.logits()?, &batch.target)?;
+        let in_size = match &batch.target {
+            Target::Mask(mask) => {
+                let (_, h, w) = mask.dims3()?;
+                resize_bilinear(features.logits()?, (h, w), false)?
+            }
+            Target::Classes(_) => features.logits()?.clone(),
+        };
+        for metric in &mut metrics {
+            metric.update(&in_size, &batch.target)?;
         }
         if let Target::Classes(classes) = &batch.target {
             // Copied: the tape uses the memory of its outputs again.
@@ -159,7 +203,7 @@ pub(crate) fn test(
     Ok(Evaluation {
         tested: total as u64,
         right,
-        scores: counted.iter().flat_map(|m| m.scores()).collect(),
+        scores: metrics.iter().flat_map(|m| m.scores()).collect(),
         logits: cat(&logits)?,
         labels: cat(&labels)?,
         ids,

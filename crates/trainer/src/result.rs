@@ -187,6 +187,9 @@ pub struct EpochLog {
     /// Test images right, where this epoch was tested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_right: Option<u64>,
+    /// Figures of the metrics, where this epoch was tested; none where a figure is not defined.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scores: BTreeMap<String, Option<f64>>,
     /// Images per second.
     pub images_per_second: f64,
     /// Seconds of this epoch.

@@ -1,19 +1,20 @@
 //! One cell in its folder: from `config.toml` to `result.json`, stopped and continued at will.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use stillhouse_core::data::{BatchSource, Dataset, LoaderSpec, Position, Sampler, Split};
 use stillhouse_core::files::FolderLock;
+use stillhouse_core::metric::Metric;
 use stillhouse_core::{Rng, files};
 use stillhouse_ops::Kind;
 
 use crate::assemble::learner;
 use crate::checkpoint::{Checkpoints, State, Tally};
 use crate::config::{CellConfig, Every};
-use crate::evaluate::{test, test_loader, to_device};
+use crate::evaluate::{named, test, test_loader, to_device};
 use crate::folder::Folder;
 use crate::plan::open_dataset;
 use crate::step::{Learner, Moment, Told, is_own};
@@ -183,6 +184,7 @@ impl<'a> Run<'a> {
             warned: BTreeSet::new(),
             per_epoch,
         };
+        run.metrics()?; // what does not fit is told before the first step
         run.resume(observer)?;
         Ok(run)
     }
@@ -284,6 +286,12 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The metrics that are asked for, nothing counted yet.
+    fn metrics(&self) -> Result<Vec<Box<dyn Metric>>> {
+        let classes = self.learner.student.backbone.classes();
+        named(&self.config.eval.metrics, self.context, classes, self.dataset.info().task)
+    }
+
     fn save(&self) -> Result<()> {
         let params = &self.learner.student.params;
         let (own, connectors): (Vec<_>, Vec<_>) =
@@ -302,7 +310,7 @@ impl<'a> Run<'a> {
         let mut evaluation = None;
         if is_last || (every > 0 && epoch.is_multiple_of(every)) {
             let begun = Instant::now();
-            let metrics: &[String] = if is_last { &self.config.eval.metrics } else { &[] };
+            let metrics = self.metrics()?;
             let mut loader = test_loader(self.context, self.dataset.clone(), &self.split, self.config)?;
             let cell = self.cell;
             let mut progress = |done, total| observer.testing(cell, done, total);
@@ -323,8 +331,9 @@ impl<'a> Run<'a> {
                 observer.message(self.cell, &format!("warning: epoch {epoch}: {warning}"));
             }
         }
-        let right = evaluation.as_ref().and_then(|e| e.right);
-        let line = EpochLog { warnings, ..tally.line(epoch, self.state.step, lr, right) };
+        let test_right = evaluation.as_ref().and_then(|e| e.right);
+        let scores = evaluation.as_ref().map(Evaluation::score_map).unwrap_or_default();
+        let line = EpochLog { warnings, test_right, scores, ..tally.line(epoch, self.state.step, lr) };
         self.folder.append_log(&line)?;
         observer.epoch(self.cell, &line);
         Ok(if is_last { evaluation.map(|e| (line, e)) } else { None })
@@ -415,7 +424,7 @@ impl Tally {
         }
     }
 
-    fn line(self, epoch: u64, step: u64, lr: f64, test_right: Option<u64>) -> EpochLog {
+    fn line(self, epoch: u64, step: u64, lr: f64) -> EpochLog {
         let (steps, images) = (self.steps.max(1) as f64, self.images.max(1) as f64);
         EpochLog {
             epoch,
@@ -425,7 +434,8 @@ impl Tally {
             weights: self.weights,
             total: self.total / steps,
             train_accuracy: self.right.map(|r| r as f64 / images),
-            test_right,
+            test_right: None,
+            scores: BTreeMap::new(),
             images_per_second: if self.seconds > 0.0 { images / self.seconds } else { 0.0 },
             seconds: self.seconds,
             warnings: Vec::new(),

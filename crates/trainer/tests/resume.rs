@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use stillhouse_core::files;
 use stillhouse_testkit::faults;
 use stillhouse_trainer::{
-    Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, plan, run_cell,
+    Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, evaluate, plan, run_cell,
 };
 
 /// Stops or dies once so many steps are done.
@@ -262,6 +262,47 @@ fn student_and_opponent_move_apart() {
         bench.die(&cell, At { die: Some(step), ..At::default() });
         bench.finish(&cell);
     }
+}
+
+/// Masks of any size: an opponent and a teacher on maps, tested in the size of the masks.
+#[test]
+fn label_masks_train_test_and_resume() {
+    let dense = [
+        "data.dataset=fields",
+        "teacher.backbone=dense_big",
+        "student.backbone=dense",
+        "loss=[{ method = 'rival' }]",
+        "eval.metrics=['pixels']",
+    ];
+    let bench = Bench::new(&dense);
+    let result = &bench.expected;
+    assert_eq!((result.right, result.best, result.tested), (None, None, 8));
+    let of_epoch: Vec<f64> = bench.log.iter().map(|line| line.scores["pixels"].unwrap()).collect();
+    assert_eq!(of_epoch.last().copied(), result.scores["pixels"]);
+    assert!(of_epoch[2] > 0.9, "three classes are learnt: {of_epoch:?}");
+    assert!(bench.log[2].terms["ce"] < 0.7 * bench.log[0].terms["ce"], "{:?}", bench.log);
+    assert!(bench.log.iter().all(|line| line.train_accuracy.is_none() && line.test_right.is_none()));
+
+    for step in [3, 7, 16] {
+        let cell = bench.cell(&format!("kill-{step}"));
+        bench.die(&cell, At { die: Some(step), ..At::default() });
+        bench.finish(&cell);
+    }
+    // Without names, what counts masks is counted.
+    let (_, again) = evaluate(&bench.plan.cells[1].folder, &[], &bench.context, |_, _| {}).unwrap();
+    let scores: Vec<_> = again.scores.iter().map(|s| (s.name.as_str(), Some(s.value))).collect();
+    assert_eq!(scores, [("pixels", result.scores["pixels"])]);
+    assert!(again.logits.is_none() && again.labels.is_none());
+    let classes = Bench::new(&[]);
+    let (_, again) = evaluate(&classes.plan.cells[1].folder, &[], &classes.context, |_, _| {}).unwrap();
+    assert_eq!(again.scores[0].name, "count");
+
+    // A metric that does not count them is refused before the first step.
+    let sets = [&dense[..4], &["eval.metrics=['pixels', 'count']"]].concat();
+    let plan = plan(&toy::experiment(&sets), None, &bench.context).unwrap();
+    let e = run_cell(&plan.cells[0], &bench.context, &mut ()).unwrap_err().to_string();
+    assert!(e.contains("`count` does not count label masks") && e.contains("take: pixels"), "{e}");
+    assert!(checkpoints(&plan.cells[0].folder).is_empty());
 }
 
 #[test]

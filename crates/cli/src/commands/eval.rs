@@ -10,7 +10,7 @@ use stillhouse_trainer::evaluate;
 use crate::commands::common;
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::{parts, talk};
+use crate::talk;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +24,7 @@ Examples:
 pub(crate) struct Args {
     /// Run folder
     run: PathBuf,
-    /// What to count; all where it is left out (`stillhouse list metrics`)
+    /// What to count; all that fit the labels where it is left out (`stillhouse list metrics`)
     #[arg(long = "metric", value_name = "NAME")]
     metrics: Vec<String>,
     /// Print JSON
@@ -35,15 +35,14 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, _threads: usize) -> Outcome {
     let context = common::context(&Places::new(None), Arc::default());
-    let metrics = if args.metrics.is_empty() { suitable() } else { args.metrics.clone() };
-    for metric in &metrics {
+    for metric in &args.metrics {
         context.parts.metrics.get(metric)?;
     }
     if !args.run.is_dir() {
         return Err(Problem::usage(format!("{}: no such folder", args.run.display()))
             .hint("give the folder of a run"));
     }
-    let (info, evaluation) = evaluate(&args.run, &metrics, &context, |_, _| {}).prepared()?;
+    let (info, evaluation) = evaluate(&args.run, &args.metrics, &context, |_, _| {}).prepared()?;
     let percent = evaluation.right.map(|r| 100.0 * r as f64 / evaluation.tested.max(1) as f64);
     if args.json {
         let scores: Map<String, serde_json::Value> = evaluation
@@ -68,10 +67,4 @@ pub(crate) fn run(args: &Args, _threads: usize) -> Outcome {
     };
     talk::out(&format!("{}: {right}\n\n{}", info.cell, grid.terminal()));
     Ok(Ended::Well)
-}
-
-/// The metrics of one class per image; label masks have one of their own.
-fn suitable() -> Vec<String> {
-    let rows = parts::parts().metrics;
-    rows.rows().iter().map(|r| r.name.to_string()).filter(|n| n != "segmentation").collect()
 }

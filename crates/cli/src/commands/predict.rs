@@ -142,6 +142,13 @@ fn classify(
         tape.begin(Rng::new(0), 0);
         let features = network.backbone.forward(&batch.images, &mut tape)?;
         let logits = features.logits()?;
+        if logits.rank() != 2 {
+            let name = &info.run.student.backbone;
+            return Err(Problem::usage(format!(
+                "`{name}` gives a class for each pixel, not one for an image"
+            ))
+            .hint("test it with `stillhouse eval`"));
+        }
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?; // [B, N]
         let rows = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_vec2::<f32>()?;
         for (row, id) in rows.into_iter().zip(&batch.ids) {

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+mod dense;
+
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,12 +36,18 @@ impl Dataset for Stripes {
         index.to_string()
     }
     fn class(&self, index: usize) -> Option<u32> {
-        Some((index % CLASSES) as u32)
+        (self.0.task == Task::Classification).then_some((index % CLASSES) as u32)
     }
     fn sample(&self, index: usize) -> Result<Sample> {
         let pixels = vec![(index * 5 % 256) as u8; SIZE * SIZE * 3];
         let image = Image { width: SIZE, height: SIZE, pixels };
-        Ok(Sample { id: index as u64, image, label: Label::Class((index % CLASSES) as u32) })
+        let label = match self.0.task {
+            Task::Classification => Label::Class((index % CLASSES) as u32),
+            Task::Segmentation => {
+                Label::Mask(Mask { width: SIZE, height: SIZE, labels: vec![0; SIZE * SIZE] })
+            }
+        };
+        Ok(Sample { id: index as u64, image, label })
     }
     fn identity(&self) -> Result<String> {
         Ok(format!("{}-1", self.0.name))
@@ -57,7 +65,7 @@ fn stripes(request: &DatasetRequest) -> Result<Arc<dyn Dataset>> {
         name: request.name.clone(),
         title: "stripes (embedded)".into(),
         classes: (0..CLASSES).map(|c| format!("c{c}")).collect(),
-        task: Task::Classification,
+        task: if request.name == "fields" { Task::Segmentation } else { Task::Classification },
         embedded: true,
     })))
 }
@@ -104,10 +112,18 @@ impl BatchSource for Loader {
         }
         let start = self.at.batch as usize * self.batch();
         let ids = &order[start..(start + self.batch()).min(order.len())];
+        let masks = self.dataset.info().task == Task::Segmentation;
         let (mut values, mut labels) = (Vec::new(), Vec::new());
         for id in ids {
             let class = self.dataset.class(*id).unwrap_or(0);
             let mut draw = self.spec.rng.stream("noise").at(self.at.epoch, *id as u64);
+            if masks {
+                let noise = || if noisy { 0.3 * draw.normal() } else { 0.0 };
+                let (image, mask) = dense::picture(*id, noise);
+                values.extend(image);
+                labels.extend(mask);
+                continue;
+            }
             for i in 0..3 * SIZE * SIZE {
                 let stripe = if (i / (class as usize + 1)).is_multiple_of(2) { 1.0 } else { -1.0 };
                 let noise = if noisy { 0.3 * draw.normal() } else { 0.0 };
@@ -117,7 +133,11 @@ impl BatchSource for Loader {
         }
         self.at.batch += 1;
         let images = Tensor::from_vec(values, (ids.len(), 3, SIZE, SIZE), &Device::Cpu)?;
-        let target = Target::Classes(Tensor::new(labels, &Device::Cpu)?);
+        let labels = Tensor::new(labels, &Device::Cpu)?;
+        let target = match masks {
+            true => Target::Mask(labels.reshape((ids.len(), SIZE, SIZE))?),
+            false => Target::Classes(labels),
+        };
         Ok(Some(Batch { images, target, ids: ids.iter().map(|i| *i as u64).collect() }))
     }
     fn position(&self) -> Position {
@@ -210,6 +230,9 @@ impl Distiller for Ce {
 
 fn cross_entropy(step: &Step) -> Result<Tensor> {
     let logits = step.student.logits()?;
+    if let Target::Mask(mask) = step.target {
+        return dense::cross_entropy(logits, mask);
+    }
     let max = logits.max_keepdim(1)?.detach();
     let shifted = logits.broadcast_sub(&max)?;
     let normaliser = shifted.exp()?.sum_keepdim(1)?.log()?;
@@ -275,7 +298,12 @@ struct Rival {
 impl Rival {
     fn finds(&self, logits: &Tensor) -> Result<Tensor> {
         let Some(opponent) = &self.opponent else { return Err(Error::unfit("rival", "not connected")) };
-        Ok(logits.matmul(opponent)?.mean_all()?)
+        // Pixels of maps as images.
+        let rows = match logits.rank() {
+            4 => logits.permute((0, 2, 3, 1))?.reshape(((), CLASSES))?,
+            _ => logits.clone(),
+        };
+        Ok(rows.matmul(opponent)?.mean_all()?)
     }
 }
 
@@ -427,6 +455,9 @@ impl Metric for Count {
     fn name(&self) -> &str {
         "count"
     }
+    fn counts(&self, task: Task) -> bool {
+        task == Task::Classification
+    }
     fn update(&mut self, logits: &Tensor, _target: &Target) -> Result<()> {
         self.0 += logits.dims()[0] as u64;
         Ok(())
@@ -473,14 +504,19 @@ pub fn context(folder: &Path) -> Context {
     let build: DatasetBuild = stripes;
     let network: BackboneBuild = net;
     let count: MetricBuild = |_| Box::new(Count(0));
+    let pixels: MetricBuild = |_| Box::new(dense::Pixels::default());
+    let maps: BackboneBuild = dense::net;
     let parts = Parts {
         datasets: Registry::new(
             "dataset",
-            &[row("stripes", build), row("other", build), row("absent", build), row("broken", build)],
+            &["stripes", "fields", "other", "absent", "broken"].map(|name| row(name, build)),
         ),
-        backbones: Registry::new("network", &[row("big", network), row("small", network)]),
+        backbones: Registry::new(
+            "network",
+            &[row("big", network), row("small", network), row("dense_big", maps), row("dense", maps)],
+        ),
         losses: Registry::new("method", METHODS),
-        metrics: Registry::new("metric", &[row("count", count)]),
+        metrics: Registry::new("metric", &[row("count", count), row("pixels", pixels)]),
         split,
         loader,
         weights,

@@ -1,0 +1,112 @@
+//! The same with label masks: fields in stripes, a network whose logits are maps of half the size.
+
+use super::*;
+
+/// Labels of the pixels of an image; the first is ignored.
+fn labels(id: usize) -> Vec<u32> {
+    let stripe = |i: usize| ((i % SIZE / 2 + id) % CLASSES) as u32;
+    (0..SIZE * SIZE).map(|i| if i == 0 { 255 } else { stripe(i) }).collect()
+}
+
+/// Values `[3, SIZE, SIZE]` of an image, and the labels of its pixels.
+pub fn picture(id: usize, mut noise: impl FnMut() -> f64) -> (Vec<f32>, Vec<u32>) {
+    let labels = labels(id);
+    let value = |channel: u32, label: u32| if channel == label { 1.0 } else { -1.0 };
+    let pairs = (0..3).flat_map(|c| labels.iter().map(move |l| (c, *l)));
+    let values = pairs.map(|(c, l)| (value(c, l) + noise()) as f32).collect();
+    (values, labels)
+}
+
+/// Convolution of stride 2, batch norm, ReLU, 1x1 convolution to the classes.
+struct DenseNet {
+    name: String,
+    classes: usize,
+    taps: Vec<TapSpec>,
+    body: ConvBnAct,
+    head: ConvBnAct,
+}
+
+pub fn net(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    let width = if request.name == "dense_big" { 12 } else { 6 };
+    let init = Init::kaiming_out(&[width, 3, 3, 3]);
+    let spec = ConvSpec::new(3, width, 3).stride(2);
+    let body = ConvBnAct::new(spec, "conv1", "bn1", Act::Relu, init, p)?;
+    let spec = ConvSpec::new(width, request.classes, 1);
+    let head = ConvBnAct::without_bn(spec, "head", true, Act::None, Init::fan_in_uniform(width), p)?;
+    let taps = vec![TapSpec::map("logits", request.classes, 2)];
+    Ok(Box::new(DenseNet { name: request.name.clone(), classes: request.classes, taps, body, head }))
+}
+
+impl Backbone for DenseNet {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+    fn classes(&self) -> usize {
+        self.classes
+    }
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let x = tape.input(images)?;
+        let x = self.body.forward(&x, tape)?;
+        let x = self.head.forward(&x, tape)?;
+        tape.tap("logits", &x)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+    fn head(&self) -> Vec<String> {
+        vec!["head.weight".into(), "head.bias".into()]
+    }
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok((height * width * 27) as u64)
+    }
+}
+
+/// Cross-entropy of the pixels that are labelled, in the size of the masks.
+pub fn cross_entropy(logits: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    let (_, h, w) = mask.dims3()?;
+    let logits = stillhouse_ops::graph::resize_bilinear(logits, (h, w), false)?;
+    let rows = logits.permute((0, 2, 3, 1))?.reshape(((), CLASSES))?;
+    let log = (&rows - rows.exp()?.sum_keepdim(1)?.log()?.broadcast_as(rows.shape())?)?;
+    let labels = mask.flatten_all()?;
+    let counts = labels.ne(255u32)?;
+    let own = log.gather(&counts.where_cond(&labels, &labels.zeros_like()?)?.unsqueeze(1)?, 1)?;
+    let counts = counts.to_dtype(log.dtype())?;
+    Ok((own.squeeze(1)?.mul(&counts)?.sum_all()?.neg()? / counts.sum_all()?)?)
+}
+
+/// Share of the labelled pixels that are right.
+#[derive(Default)]
+pub struct Pixels {
+    right: u64,
+    all: u64,
+}
+
+impl Metric for Pixels {
+    fn name(&self) -> &str {
+        "pixels"
+    }
+    fn counts(&self, task: Task) -> bool {
+        task == Task::Segmentation
+    }
+    fn update(&mut self, logits: &Tensor, target: &Target) -> Result<()> {
+        let mask = target.mask("pixels")?;
+        let found = logits.argmax(1)?;
+        assert_eq!(found.dims(), mask.dims(), "in the size of the masks");
+        let found = found.flatten_all()?.to_vec1::<u32>()?;
+        for (found, label) in found.iter().zip(mask.flatten_all()?.to_vec1::<u32>()?) {
+            self.right += u64::from(*found == label);
+            self.all += u64::from(label != 255);
+        }
+        Ok(())
+    }
+    fn merge(&mut self, _other: &dyn Metric) -> Result<()> {
+        Ok(())
+    }
+    fn scores(&self) -> Vec<Score> {
+        vec![Score { name: "pixels".into(), value: self.right as f64 / self.all as f64 }]
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
