@@ -13,7 +13,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table3 test check fmt clippy docs deny kill-test golden clean
+.PHONY: help cargo reproduce-table3 test check fmt clippy docs deny kill-test golden bench clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end w
 
 golden: cargo ## Compare losses, metrics, networks and transforms with the stored values
 	$(CARGO) test --locked -p stillhouse-losses -p stillhouse-metrics -p stillhouse-backbones -p stillhouse-datasets --test golden -- --nocapture
+
+bench: cargo ## Time our steps beside PyTorch's, in one run (CASE=... for some, STILLHOUSE_PYTHON names a Python with torch)
+	$(CARGO) run --release --locked -p stillhouse-bench -- $(if $(CASE),--case $(CASE)) $(ARGS)
 
 clean: ## Remove what was built; runs, data and weights stay
 	$(CARGO) clean

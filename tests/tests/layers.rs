@@ -30,6 +30,7 @@ const RULE: &[(&str, &[&str])] = &[
     ),
     ("stillhouse-testkit", &[]),
     ("stillhouse-tests", &[]),
+    ("stillhouse-bench", &["stillhouse-core", "stillhouse-ops", "stillhouse-backbones", "stillhouse-losses"]),
 ];
 
 #[test]

@@ -30,6 +30,7 @@ Environment:
   STILLHOUSE_WEIGHTS   folder of pretrained weights (then ./weights)
   STILLHOUSE_RUNS      folder of runs (default ./runs)
   STILLHOUSE_THREADS   threads (as --threads)
+  STILLHOUSE_WINOGRAD  0: no Winograd convolutions
   STILLHOUSE_ISA       instruction set: scalar, avx2, avx512
   NO_COLOR             no colour
 

@@ -5,7 +5,7 @@
 //! candle code, and [`Tape::backward`] joins the two graphs.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -89,6 +89,8 @@ impl Node {
 pub(crate) struct Folded<T> {
     pub(crate) version: u64,
     pub(crate) weight: Vec<T>,
+    /// The weight as Winograd's algorithm reads it, once it was wanted.
+    pub(crate) points: OnceLock<Vec<T>>,
     pub(crate) bias: Vec<T>,
 }
 
@@ -196,6 +198,7 @@ pub struct Tape {
     step: u64,
     taps: Vec<Tap>,
     geometry: HashMap<(ConvSpec, usize, usize), Arc<ConvGeo>>,
+    winograd: bool,
     f32: Lane<f32>,
     f64: Lane<f64>,
 }
@@ -217,6 +220,7 @@ impl Tape {
             step: 0,
             taps: Vec::new(),
             geometry: HashMap::new(),
+            winograd: std::env::var("STILLHOUSE_WINOGRAD").as_deref() != Ok("0"),
             f32: Lane::default(),
             f64: Lane::default(),
         })
@@ -241,6 +245,17 @@ impl Tape {
     pub fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
         self.forget();
+    }
+
+    /// Whether 3x3 convolutions in f32 may run by Winograd's algorithm, faster and with some five
+    /// times the rounding errors. They may unless the environment says `STILLHOUSE_WINOGRAD=0`; f64
+    /// never does.
+    pub fn set_winograd(&mut self, on: bool) {
+        self.winograd = on;
+    }
+
+    pub(crate) fn winograd<T: Elem>(&self) -> bool {
+        self.winograd && T::TYPE == DType::F32
     }
 
     /// Which taps are kept from the next pass on.

@@ -251,7 +251,7 @@ fn f32_gradients_equal_f64() {
             assert_eq!(wide.len(), narrow.len());
             for ((name, want), (_, got)) in wide.iter().zip(&narrow) {
                 let scale = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
-                assert_close(got, want, 0.0, 1e-4 * scale, &format!("{name} of {spec:?}"));
+                assert_close(got, want, 0.0, 3e-4 * scale, &format!("{name} of {spec:?}"));
             }
         }
     }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::geometry::Rows;
+use super::norm::Sums;
 use super::tap_gemm::{Act, Epilogue};
 use super::{Shared, parallel};
 use crate::lanes::{Kernel, Lanes};
@@ -21,6 +22,17 @@ pub(crate) struct Depthwise<'a, T> {
     pub(crate) target: Shared<T>,
     pub(crate) target_len: usize,
     pub(crate) epilogue: Epilogue<'a, T>,
+    /// Sums of the target, whose rows must follow one another; [`sum_tasks`] of them.
+    pub(crate) sums: Option<Sums<'a, T>>,
+}
+
+fn step(rows: usize, channels: usize) -> usize {
+    super::rows_per_task(rows, channels * 4)
+}
+
+/// Tasks that leave sums.
+pub(crate) fn sum_tasks(rows: usize, channels: usize) -> usize {
+    rows.div_ceil(step(rows, channels))
 }
 
 struct Span<'a, 'b, T> {
@@ -45,7 +57,12 @@ impl<T: Real> Depthwise<'_, T> {
         }
         check(self.rows, self.channels, self.images, [self.source.len(), self.source_len], self.target_len);
         assert!(self.rows.taps.iter().all(|t| (t + 1) * self.channels <= self.weight.len()));
-        let step = super::rows_per_task(rows, self.channels * 4);
+        if self.sums.is_some() {
+            let c = self.channels;
+            assert!(self.target_len == self.rows.p * c);
+            assert!(self.rows.target.iter().enumerate().all(|(q, t)| *t as usize == q * c));
+        }
+        let step = step(rows, self.channels);
         parallel(rows.div_ceil(step), |i| {
             T::run(Span { all: self, first: i * step, last: ((i + 1) * step).min(rows) });
         });
@@ -73,6 +90,14 @@ impl<T: Real> Kernel<T> for Span<'_, '_, T> {
                         c += n;
                     }
                 }
+            }
+        }
+        if let Some(sums) = &d.sums {
+            let task = self.first / step(d.images * r.p, d.channels);
+            // SAFETY: this task has just written these rows; `run` saw that they follow one another.
+            unsafe {
+                let from = d.target.ptr().add(self.first * d.channels);
+                sums.rows(task, from, self.last - self.first, 0, d.channels);
             }
         }
     }

@@ -12,6 +12,7 @@ pub(crate) mod optim;
 pub(crate) mod pool;
 pub(crate) mod tap_gemm;
 pub(crate) mod wgrad;
+pub(crate) mod winograd;
 
 use rayon::prelude::*;
 

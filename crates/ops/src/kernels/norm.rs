@@ -30,6 +30,73 @@ looped! {
     }
 }
 
+/// Where a convolution leaves the sums of its output: each task adds up what it has just written.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums<'a, T> {
+    /// Values near the mean of each channel, which keep the squares small.
+    pub(crate) shift: &'a [T],
+    /// `[tasks][sum | square]`, each of so many channels as `shift` has; a task writes all of its
+    /// part.
+    pub(crate) parts: Shared<T>,
+}
+
+impl<T: Real> Sums<'_, T> {
+    /// Takes in rows of an output, columns `first..first + columns`.
+    ///
+    /// # Safety
+    /// `rows` points to so many rows of `shift.len()` values, and no other task has these columns of
+    /// this part.
+    #[inline(always)]
+    pub(crate) unsafe fn rows(
+        &self,
+        task: usize,
+        rows: *const T,
+        count: usize,
+        first: usize,
+        columns: usize,
+    ) {
+        let c = self.shift.len();
+        assert!(first + columns <= c);
+        // SAFETY: by the caller.
+        let (sum, square) = unsafe {
+            let at = task * 2 * c + first;
+            (self.parts.range(at, columns), self.parts.range(at + c, columns))
+        };
+        sum.fill(T::ZERO);
+        square.fill(T::ZERO);
+        let shift = &self.shift[first..first + columns];
+        for row in 0..count {
+            // SAFETY: by the caller.
+            let row = unsafe { std::slice::from_raw_parts(rows.add(row * c + first), columns) };
+            for (((s, q), x), shift) in sum.iter_mut().zip(square.iter_mut()).zip(row).zip(shift) {
+                let d = *x - *shift;
+                *s += d;
+                *q += d * d;
+            }
+        }
+    }
+}
+
+/// Mean and biased variance from the parts of [`Sums`]; none where the shift was so far off that the
+/// squares have lost the variance.
+pub(crate) fn from_sums<T: Real>(parts: &[T], shift: &[T], rows: usize) -> Option<(Vec<f64>, Vec<f64>)> {
+    let c = shift.len();
+    let sums = combine(parts, c);
+    let n = rows as f64;
+    let (mut mean, mut variance) = (Vec::with_capacity(c), Vec::with_capacity(c));
+    for i in 0..c {
+        let (off, square) = (sums[i] / n, sums[c + i] / n);
+        let v = square - off * off;
+        // NaN goes on: it is found where the loss is looked at.
+        if v < 1e-3 * square {
+            return None;
+        }
+        mean.push(shift[i].wide() + off);
+        variance.push(v);
+    }
+    Some((mean, variance))
+}
+
 /// Sums partial `[2 * channels]` sums in order, in f64.
 fn combine<T: Real>(parts: &[T], channels: usize) -> Vec<f64> {
     let mut sums = vec![0.0; 2 * channels];
@@ -105,6 +172,87 @@ pub(crate) fn affine<T: Real>(y: &[T], a: &[T], b: &[T], shortcut: Option<&[T]>,
         // SAFETY: one part per task.
         let out = unsafe { target.range(part.start, part.len()) };
         affine_rows(&y[part.clone()], a, b, shortcut.map(|s| &s[part.clone()]), T::of(low), T::of(high), out);
+    });
+}
+
+looped! {
+    open_sums<'a>(dz: &'a [T], a: &'a [T], b: &'a [T], low: T, high: T, y: &'a [T], mean: &'a [T], sums: &'a mut [T]) {
+        let c = mean.len();
+        let (sum, product) = sums.split_at_mut(c);
+        sum.fill(T::ZERO);
+        product.fill(T::ZERO);
+        for (dz, y) in dz.chunks_exact(c).zip(y.chunks_exact(c)) {
+            for ((((((dz, y), a), b), mean), s), p) in
+                dz.iter().zip(y).zip(a).zip(b).zip(mean).zip(sum.iter_mut()).zip(product.iter_mut())
+            {
+                let z = *a * *y + *b;
+                let g = if z > low && z < high { *dz } else { T::ZERO };
+                *s += g;
+                *p += g * (*y - *mean);
+            }
+        }
+    }
+}
+
+/// As [`backward_sums`] for `act(a * y + b)`, whose result need not be read; `dz` stays unmasked.
+pub(crate) fn open_backward_sums<T: Real>(
+    dz: &[T],
+    (a, b): (&[T], &[T]),
+    act: Act,
+    y: &[T],
+    mean: &[T],
+    scratch: &mut [T],
+) -> (Vec<f64>, Vec<f64>) {
+    let c = mean.len();
+    let rows = y.len() / c;
+    let step = rows_per_task(rows, c);
+    let tasks = rows.div_ceil(step);
+    let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+    let scratch = &mut scratch[..tasks * 2 * c];
+    let parts = Shared::new(scratch);
+    parallel(tasks, |i| {
+        let range = i * step * c..((i + 1) * step).min(rows) * c;
+        // SAFETY: one part per task.
+        let part = unsafe { parts.range(i * 2 * c, 2 * c) };
+        open_sums(&dz[range.clone()], a, b, T::of(low), T::of(high), &y[range], mean, part);
+    });
+    let mut sums = combine(scratch, c);
+    let products = sums.split_off(c);
+    (sums, products)
+}
+
+looped! {
+    open_rows<'a>(dz: &'a mut [T], b: &'a [T], low: T, high: T, y: &'a [T], a: &'a [T], k2: &'a [T], k1: &'a [T]) {
+        let c = a.len();
+        for (dz, y) in dz.chunks_exact_mut(c).zip(y.chunks_exact(c)) {
+            for (((((d, y), a), b), k2), k1) in dz.iter_mut().zip(y).zip(a).zip(b).zip(k2).zip(k1) {
+                let z = *a * *y + *b;
+                let g = if z > low && z < high { *d } else { T::ZERO };
+                *d = *a * g + *k2 * *y + *k1;
+            }
+        }
+    }
+}
+
+/// `dz = a * mask(dz) + k2 * y + k1` in place, for `act(a * y + b)`.
+pub(crate) fn open_backward_input<T: Real>(
+    dz: &mut [T],
+    (a, b): (&[T], &[T]),
+    act: Act,
+    y: &[T],
+    k2: &[T],
+    k1: &[T],
+) {
+    let c = a.len();
+    let rows = y.len() / c;
+    let step = rows_per_task(rows, c);
+    let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+    let target = Shared::new(dz);
+    parallel(rows.div_ceil(step), |i| {
+        let range = i * step * c..((i + 1) * step).min(rows) * c;
+        // SAFETY: one part per task.
+        let dz = unsafe { target.range(range.start, range.len()) };
+        open_rows(dz, b, T::of(low), T::of(high), &y[range], a, k2, k1);
     });
 }
 

@@ -2,7 +2,9 @@
 
 #![allow(unsafe_code)]
 
+use super::elementwise::looped;
 use super::{Shared, parallel};
+use crate::lanes::{Kernel, Lanes};
 use crate::real::Real;
 
 /// Shape of a max pooling.
@@ -37,25 +39,7 @@ impl MaxPool {
             // SAFETY: one output row per task.
             let (out, which) =
                 unsafe { (out.range(task * ow * c, ow * c), which.range(task * ow * c, ow * c)) };
-            for ox in 0..ow {
-                let (out, which) = (&mut out[ox * c..(ox + 1) * c], &mut which[ox * c..(ox + 1) * c]);
-                let mut first = true;
-                for (tap, pixel) in self.taps(y, ox) {
-                    let x = &x[pixel * c..(pixel + 1) * c];
-                    if first {
-                        out.copy_from_slice(x);
-                        which.fill(tap);
-                        first = false;
-                    } else {
-                        for ((o, w), x) in out.iter_mut().zip(which.iter_mut()).zip(x) {
-                            // A value that is not a number wins, as in PyTorch.
-                            let larger = *x > *o || x.wide().is_nan();
-                            *o = if larger { *x } else { *o };
-                            *w = if larger { tap } else { *w };
-                        }
-                    }
-                }
-            }
+            largest(self, y, x, out, which);
         });
     }
 
@@ -67,19 +51,50 @@ impl MaxPool {
         parallel(images, |image| {
             // SAFETY: one image per task.
             let dx = unsafe { dx.range(image * x_len, x_len) };
-            for y in 0..oh {
-                for ox in 0..ow {
-                    let at = image * y_len + (y * ow + ox) * c;
-                    let (dy, which) = (&dy[at..at + c], &which[at..at + c]);
-                    for (tap, pixel) in self.taps(y, ox) {
-                        let dx = &mut dx[pixel * c..(pixel + 1) * c];
-                        for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(which) {
-                            *dx += if *w == tap { *dy } else { T::ZERO };
-                        }
+            let part = image * y_len..(image + 1) * y_len;
+            give_back(self, &dy[part.clone()], &which[part], dx);
+        });
+    }
+}
+
+looped! {
+    /// One row of outputs.
+    #[allow(clippy::eq_op)]
+    largest<'a>(pool: &'a MaxPool, y: usize, x: &'a [T], out: &'a mut [T], which: &'a mut [u8]) {
+        let c = pool.channels;
+        for (ox, (out, which)) in out.chunks_exact_mut(c).zip(which.chunks_exact_mut(c)).enumerate() {
+            let mut first = true;
+            for (tap, pixel) in pool.taps(y, ox) {
+                let x = &x[pixel * c..(pixel + 1) * c];
+                if first {
+                    out.copy_from_slice(x);
+                    which.fill(tap);
+                    first = false;
+                } else {
+                    for ((o, w), x) in out.iter_mut().zip(which.iter_mut()).zip(x) {
+                        // A value that is not a number wins, as in PyTorch.
+                        let larger = *x > *o || *x != *x;
+                        *o = if larger { *x } else { *o };
+                        *w = if larger { tap } else { *w };
                     }
                 }
             }
-        });
+        }
+    }
+}
+
+looped! {
+    /// One image.
+    give_back<'a>(pool: &'a MaxPool, dy: &'a [T], which: &'a [u8], dx: &'a mut [T]) {
+        let (c, ow) = (pool.channels, pool.output[1]);
+        for (at, (dy, which)) in dy.chunks_exact(c).zip(which.chunks_exact(c)).enumerate() {
+            for (tap, pixel) in pool.taps(at / ow, at % ow) {
+                let dx = &mut dx[pixel * c..(pixel + 1) * c];
+                for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(which) {
+                    *dx += if *w == tap { *dy } else { T::ZERO };
+                }
+            }
+        }
     }
 }
 

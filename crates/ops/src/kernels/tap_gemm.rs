@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
 use super::geometry::Rows;
+use super::norm::Sums;
 use super::{Shared, parallel};
 use crate::lanes::{Kernel, Lanes};
 use crate::panels::{LANES, Panel};
@@ -73,6 +74,13 @@ pub(crate) struct TapGemm<'a, T> {
     pub(crate) epilogue: Epilogue<'a, T>,
     /// At least `kc` zeros.
     pub(crate) zeros: &'a [T],
+    /// Sums of the target, whose rows must follow one another; one task for every [`TASK_ROWS`].
+    pub(crate) sums: Option<Sums<'a, T>>,
+}
+
+/// Tasks that leave sums.
+pub(crate) fn sum_tasks(rows: usize) -> usize {
+    rows.div_ceil(TASK_ROWS)
 }
 
 /// Rows in a task, and values of weights that stay in the cache while tasks go down the rows.
@@ -129,6 +137,12 @@ impl<T: Real> TapGemm<'_, T> {
         if let Some(s) = self.epilogue.shortcut {
             assert!(s.len() >= self.images * self.target_len);
         }
+        if let Some(s) = &self.sums {
+            let c = s.shift.len();
+            assert!(
+                self.target_len == r.p * c && r.target.iter().enumerate().all(|(q, t)| *t as usize == q * c)
+            );
+        }
     }
 }
 
@@ -158,6 +172,19 @@ impl<T: Real> Kernel<T> for Block<'_, '_, T> {
                         self.panel::<L, 5, 1>(panel, v);
                     }
                 }
+            }
+        }
+        if let (Some(sums), Some(first), Some(last)) =
+            (&self.gemm.sums, self.panels.first(), self.panels.last())
+        {
+            let rows = self.last - self.first;
+            let columns = last.first + last.columns - first.first;
+            // SAFETY: this task has just written these rows and columns; `check` saw that rows follow
+            // one another.
+            unsafe {
+                let from = self.gemm.target.ptr().add(self.first * sums.shift.len());
+                let column = self.gemm.target_first + first.first;
+                sums.rows(self.first / TASK_ROWS, from, rows, column, columns);
             }
         }
     }

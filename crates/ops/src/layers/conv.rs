@@ -1,12 +1,14 @@
 //! Convolution, batch norm and activation as one block.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::buffers::Buf;
-use crate::kernels::depthwise::{Depthwise, DepthwiseGradient, gradient_scratch};
+use crate::kernels::depthwise::{self, Depthwise, DepthwiseGradient, gradient_scratch};
 use crate::kernels::geometry::{ConvGeo, ConvSpec, pad_images};
-use crate::kernels::tap_gemm::{Act, Epilogue, TapGemm};
+use crate::kernels::norm::Sums;
+use crate::kernels::tap_gemm::{self, Act, Epilogue, TapGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
+use crate::kernels::winograd::{self, Tiles};
 use crate::kernels::{Shared, norm};
 use crate::layers::Record;
 use crate::panels::Panels;
@@ -27,6 +29,8 @@ struct Norm {
 
 const BN_EPS: f64 = 1e-5;
 const BN_MOMENTUM: f64 = 0.1;
+/// Images that the choice of an algorithm counts with outside of training.
+const NOMINAL_BATCH: usize = 8;
 
 /// `act(bn(conv(x)))`, or `act(bn(conv(x)) + shortcut)`; `[B, C, H, W]` to `[B, O, H', W']`.
 ///
@@ -144,7 +148,22 @@ impl ConvBnAct {
                 let folded = self.folded::<T>(tape)?;
                 let epilogue =
                     Epilogue { accumulate: false, bias: Some(&folded.bias), shortcut: extra, act: self.act };
-                pass.forward(source, &folded.weight, &mut out, epilogue, tape);
+                if let Some(tiles) = pass.tiles::<T>(winograd::FORWARD, tape) {
+                    let weight = folded.points.get_or_init(|| {
+                        let mut points = vec![T::ZERO; tiles.weight_len()];
+                        winograd::transform_weight(
+                            &folded.weight,
+                            tiles.inputs,
+                            tiles.outputs,
+                            false,
+                            &mut points,
+                        );
+                        points
+                    });
+                    pass.convolve(tiles, source, weight, &mut out, epilogue, None, tape);
+                } else {
+                    pass.forward(source, &folded.weight, &mut out, epilogue, None, tape);
+                }
             } else {
                 self.plain(&pass, source, extra, &mut out, tape)?;
             }
@@ -160,10 +179,22 @@ impl ConvBnAct {
         if let Some(norm) = self.norm {
             let mut y = T::lane(tape).pool.take(len);
             let weight = params.get(self.weight);
+            // Sums for the batch's statistics, taken while the values are in the cache.
+            let mut parts = match tape.mode() {
+                Mode::Train => {
+                    let shift = with_values::<T, _>(params.get(norm.mean).var(), <[T]>::to_vec)?;
+                    let tasks = pass.sum_tasks::<T>(tape);
+                    Some((shift, T::lane(tape).pool.take(tasks * 2 * self.spec.outputs)))
+                }
+                _ => None,
+            };
+            let sums = parts.as_mut().map(|(shift, parts)| Sums { shift, parts: Shared::new(parts) });
             with_values::<T, _>(weight.var(), |w| {
-                pass.forward(source, w, &mut y, Epilogue::store(false), tape)
+                pass.forward(source, w, &mut y, Epilogue::store(false), sums, tape)
             })?;
-            let s = self.statistics::<T>(&norm, &y, tape)?;
+            let found =
+                parts.and_then(|(shift, parts)| norm::from_sums(&parts, &shift, y.len() / self.spec.outputs));
+            let s = self.statistics::<T>(&norm, &y, found, tape)?;
             norm::affine(&y, &s.a, &s.b, extra, self.act, &mut out);
             raw = Some(y);
             stats = Some(s);
@@ -184,6 +215,7 @@ impl ConvBnAct {
                 stats,
                 result: Arc::clone(tape.values::<T>("conv", &node)?),
                 shortcut: shortcut.filter(|s| s.needs_grad).map(|s| s.id),
+                shifted: shortcut.is_some(),
             };
             T::lane(tape).records.push(Record::Conv(Box::new(record)));
         }
@@ -205,12 +237,21 @@ impl ConvBnAct {
             None => None,
         };
         let epilogue = Epilogue { accumulate: false, bias: bias.as_deref(), shortcut, act: self.act };
-        with_values::<T, _>(params.get(self.weight).var(), |w| pass.forward(source, w, out, epilogue, tape))?;
+        with_values::<T, _>(params.get(self.weight).var(), |w| {
+            pass.forward(source, w, out, epilogue, None, tape)
+        })?;
         Ok(())
     }
 
-    /// Batch or running statistics as the affine pass and the backward pass need them.
-    fn statistics<T: Elem>(&self, norm: &Norm, y: &[T], tape: &mut Tape) -> Result<Stats<T>> {
+    /// Batch or running statistics as the affine pass and the backward pass need them. Those of the
+    /// batch may have been found already.
+    fn statistics<T: Elem>(
+        &self,
+        norm: &Norm,
+        y: &[T],
+        found: Option<(Vec<f64>, Vec<f64>)>,
+        tape: &mut Tape,
+    ) -> Result<Stats<T>> {
         let c = self.spec.outputs;
         let rows = y.len() / c;
         let params = tape.params().clone();
@@ -226,8 +267,10 @@ impl ConvBnAct {
                     [rows, c],
                 ));
             }
-            let mut scratch = T::lane(tape).pool.take(norm::scratch_len(rows, c));
-            let (mean, variance) = norm::statistics(y, c, &mut scratch);
+            let (mean, variance) = found.unwrap_or_else(|| {
+                let mut scratch = T::lane(tape).pool.take(norm::scratch_len(rows, c));
+                norm::statistics(y, c, &mut scratch)
+            });
             let unbiased = rows as f64 / (rows as f64 - 1.0);
             let blend = |running: &mut [T], now: &dyn Fn(usize) -> f64| {
                 for (i, r) in running.iter_mut().enumerate() {
@@ -277,8 +320,8 @@ impl ConvBnAct {
             }
         }
         let narrow = |v: Vec<f64>| v.into_iter().map(T::of).collect::<Vec<T>>();
-        let folded =
-            Arc::new(Folded { version, weight: narrow(self.panels.pack(&weight)), bias: narrow(bias) });
+        let weight = narrow(self.panels.pack(&weight));
+        let folded = Arc::new(Folded { version, weight, points: OnceLock::new(), bias: narrow(bias) });
         T::lane(tape).folded.insert(self.weight, Arc::clone(&folded));
         Ok(folded)
     }
@@ -313,6 +356,54 @@ impl Pass<'_> {
         Some(copy)
     }
 
+    /// Tiles of the forward pass, where Winograd's algorithm serves; `per_weight` as in
+    /// [`Tiles::pay`].
+    fn tiles<T: Elem>(&self, per_weight: usize, tape: &Tape) -> Option<Tiles> {
+        let spec = &self.geo.spec;
+        let fits = spec.kernel == 3 && spec.stride == 1 && spec.dilation == 1 && spec.groups == 1;
+        if !fits || self.geo.before != [1, 1] || self.geo.output != self.geo.input || !tape.winograd::<T>() {
+            return None;
+        }
+        let size = self.geo.input;
+        let (images, before) = (self.images, self.geo.before);
+        let tiles =
+            Tiles { images, source: size, target: size, before, inputs: spec.inputs, outputs: spec.outputs };
+        // Outside of training the choice must not depend on how many images there are, so that a
+        // single image gets the very logits that it has in a batch.
+        let nominal = if tape.mode().records() { images } else { NOMINAL_BATCH };
+        tiles.pay(nominal, per_weight).then_some(tiles)
+    }
+
+    /// Parts that the forward pass leaves in [`Sums`].
+    fn sum_tasks<T: Elem>(&self, tape: &Tape) -> usize {
+        let rows = self.images * self.geo.forward.p;
+        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+            tiles.sum_tasks()
+        } else if self.layer.panels.depthwise() {
+            depthwise::sum_tasks(rows, self.geo.spec.outputs)
+        } else {
+            tap_gemm::sum_tasks(rows)
+        }
+    }
+
+    /// Winograd's convolution with transformed weights.
+    fn convolve<T: Elem>(
+        &self,
+        tiles: Tiles,
+        source: &[T],
+        weight: &[T],
+        out: &mut [T],
+        epilogue: Epilogue<T>,
+        sums: Option<Sums<T>>,
+        tape: &mut Tape,
+    ) {
+        let mut scratch = T::lane(tape).pool.take(tiles.scratch_len());
+        let target_len = out.len();
+        let target = Shared::new(out);
+        let scratch = &mut scratch[..];
+        winograd::Convolution { tiles, source, weight, target, target_len, epilogue, sums, scratch }.run();
+    }
+
     fn output_len(&self) -> usize {
         self.geo.output[0] * self.geo.output[1] * self.geo.spec.outputs
     }
@@ -323,9 +414,16 @@ impl Pass<'_> {
         weight: &[T],
         out: &mut [T],
         epilogue: Epilogue<T>,
+        sums: Option<Sums<T>>,
         tape: &mut Tape,
     ) {
         let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+            let mut points = T::lane(tape).pool.take(tiles.weight_len());
+            winograd::transform_weight(weight, tiles.inputs, tiles.outputs, false, &mut points);
+            self.convolve(tiles, source, &points, out, epilogue, sums, tape);
+            return;
+        }
         let target = Shared::new(out);
         let (source_len, target_len) = (self.geo.source_len(), self.output_len());
         if panels.depthwise() {
@@ -339,6 +437,7 @@ impl Pass<'_> {
                 target,
                 target_len,
                 epilogue,
+                sums,
             }
             .run();
             return;
@@ -359,6 +458,7 @@ impl Pass<'_> {
                 target_len,
                 epilogue,
                 zeros: &zeros,
+                sums,
             }
             .run();
         }
@@ -393,6 +493,7 @@ impl Pass<'_> {
                     target,
                     target_len,
                     epilogue: Epilogue::store(accumulate),
+                    sums: None,
                 }
                 .run();
             }
@@ -400,6 +501,14 @@ impl Pass<'_> {
         }
         let cut = panels.transposed_panels();
         let mut turned = T::lane(tape).pool.take(panels.transposed_len());
+        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+            let tiles = Tiles { inputs: tiles.outputs, outputs: tiles.inputs, ..tiles };
+            panels.transpose(weight, &mut turned);
+            let mut points = T::lane(tape).pool.take(tiles.weight_len());
+            winograd::transform_weight(&turned, tiles.inputs, tiles.outputs, true, &mut points);
+            self.convolve(tiles, dy, &points, dx, Epilogue::store(accumulate), None, tape);
+            return;
+        }
         let zeros = T::lane(tape).zeros(spec.outputs / spec.groups);
         for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
             panels.transpose(weight, &mut turned);
@@ -417,6 +526,7 @@ impl Pass<'_> {
                     target_len,
                     epilogue: Epilogue::store(accumulate),
                     zeros: &zeros,
+                    sums: None,
                 }
                 .run();
             }
@@ -446,7 +556,21 @@ impl Pass<'_> {
             .run();
             return gradient;
         }
-        let mut scratch = pool.take(wgrad::scratch_len(rows, panels.group_len()));
+        if let Some(tiles) = self.tiles::<T>(winograd::GRADIENT, tape) {
+            let mut scratch = pool.take(tiles.gradient_scratch_len());
+            let (gradient, scratch) = (&mut gradient[..], &mut scratch[..]);
+            winograd::WeightGradient { tiles, source, dy, gradient, scratch }.run();
+        } else {
+            self.direct_weight_gradient(source, dy, &mut gradient, tape);
+        }
+        gradient
+    }
+
+    fn direct_weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], gradient: &mut [T], tape: &mut Tape) {
+        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
+        let rows = self.images * self.geo.forward.p;
+        let mut scratch = T::lane(tape).pool.take(wgrad::scratch_len(rows, panels.group_len()));
         let cut = panels.panels();
         for (g, gradient) in gradient.chunks_exact_mut(panels.group_len()).enumerate() {
             WeightGradient {
@@ -464,7 +588,6 @@ impl Pass<'_> {
             }
             .run();
         }
-        gradient
     }
 }
 
@@ -482,7 +605,10 @@ pub(crate) struct ConvRecord<T> {
     raw: Option<Buf<T>>,
     stats: Option<Stats<T>>,
     result: Arc<Buf<T>>,
+    /// The shortcut, if it needs a gradient.
     shortcut: Option<usize>,
+    /// Whether a shortcut was added at all.
+    shifted: bool,
 }
 
 impl<T: Elem> ConvRecord<T> {
@@ -499,8 +625,13 @@ impl<T: Elem> ConvRecord<T> {
         let mut scratch = pool.take(norm::scratch_len(rows, c));
         // After this dz is the gradient before the activation.
         let dy = if let (Some(norm), Some(stats), Some(y)) = (layer.norm, &self.stats, &self.raw) {
-            let (sum, product) =
-                norm::backward_sums(&mut dz, &self.result, layer.act, y, &stats.mean, &mut scratch);
+            // A shortcut takes the masked gradient; without one the mask is made where it is used.
+            let affine = (&stats.a[..], &stats.b[..]);
+            let (sum, product) = if self.shortcut.is_none() && !self.shifted {
+                norm::open_backward_sums(&dz, affine, layer.act, y, &stats.mean, &mut scratch)
+            } else {
+                norm::backward_sums(&mut dz, &self.result, layer.act, y, &stats.mean, &mut scratch)
+            };
             if tape.trains(norm.weight) {
                 back.param(norm.weight, vector(&mut product.iter().zip(&stats.inverse).map(|(p, i)| p * i)));
             }
@@ -516,12 +647,20 @@ impl<T: Elem> ConvRecord<T> {
                     k1[i] = T::of(-stats.wide_a[i] * sum[i] / n - slope * stats.wide_mean[i]);
                 }
             }
-            let mut dy = pool.take(dz.len());
-            norm::backward_input(&dz, y, &stats.a, &k2, &k1, &mut dy);
-            if let Some(id) = self.shortcut {
-                back.add(id, dz);
+            match self.shortcut {
+                None if !self.shifted => {
+                    norm::open_backward_input(&mut dz, affine, layer.act, y, &k2, &k1);
+                    dz
+                }
+                shortcut => {
+                    let mut dy = pool.take(dz.len());
+                    norm::backward_input(&dz, y, &stats.a, &k2, &k1, &mut dy);
+                    if let Some(id) = shortcut {
+                        back.add(id, dz);
+                    }
+                    dy
+                }
             }
-            dy
         } else {
             let zeros = vec![T::ZERO; c];
             let (sum, _) =

@@ -1,0 +1,66 @@
+//! What is timed.
+
+use anyhow::Context;
+
+/// What a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Cross-entropy, backward, SGD.
+    Train,
+    /// A frozen network, forward only.
+    Frozen,
+    /// A frozen ResNet50 teaches by this method of the registry, with cross-entropy.
+    Distil(&'static str),
+}
+
+/// One step on images of one size.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) network: &'static str,
+    pub(crate) work: Work,
+    pub(crate) batch: usize,
+    pub(crate) size: usize,
+}
+
+const fn case(name: &'static str, network: &'static str, work: Work, batch: usize, size: usize) -> Case {
+    Case { name, network, work, batch, size }
+}
+
+/// All cases, in the order of the table.
+pub(crate) const CASES: &[Case] = &[
+    case("resnet18-train-64", "resnet18", Work::Train, 16, 64),
+    case("resnet18-train-224", "resnet18", Work::Train, 8, 224),
+    case("mobilenetv2-train-64", "mobilenetv2_100", Work::Train, 16, 64),
+    case("mobilenetv2-train-224", "mobilenetv2_100", Work::Train, 8, 224),
+    case("resnet50-train-64", "resnet50", Work::Train, 16, 64),
+    case("resnet50-train-224", "resnet50", Work::Train, 8, 224),
+    case("vgg16-train-64", "vgg16", Work::Train, 8, 64),
+    case("vgg16-train-224", "vgg16", Work::Train, 2, 224),
+    case("resnet50-frozen-224", "resnet50", Work::Frozen, 8, 224),
+    case("resnet18-frozen-224", "resnet18", Work::Frozen, 8, 224),
+    case("mobilenetv2-frozen-224", "mobilenetv2_100", Work::Frozen, 8, 224),
+    case("kd-resnet18-64", "resnet18", Work::Distil("kd"), 16, 64),
+    case("kd-resnet18-224", "resnet18", Work::Distil("kd"), 8, 224),
+    case("centre-resnet18-64", "resnet18", Work::Distil("class_centre"), 16, 64),
+    case("centre-resnet18-224", "resnet18", Work::Distil("class_centre"), 8, 224),
+    case("kd-mobilenetv2-64", "mobilenetv2_100", Work::Distil("kd"), 16, 64),
+    case("centre-mobilenetv2-64", "mobilenetv2_100", Work::Distil("class_centre"), 16, 64),
+];
+
+/// The case of this name.
+pub(crate) fn find(name: &str) -> anyhow::Result<&'static Case> {
+    CASES.iter().find(|case| case.name == name).with_context(|| format!("no case `{name}`"))
+}
+
+impl Case {
+    /// In words.
+    pub(crate) fn what(&self) -> String {
+        let work = match self.work {
+            Work::Train => "training step".to_string(),
+            Work::Frozen => "frozen, forward only".to_string(),
+            Work::Distil(method) => format!("frozen ResNet50 teaches by {method}"),
+        };
+        format!("{} {work}, batch {} at {} px", self.network, self.batch, self.size)
+    }
+}

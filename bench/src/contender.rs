@@ -1,0 +1,144 @@
+//! A process that runs steps when it is told to.
+//!
+//! It reads a count a line and answers `wall seconds, CPU seconds, peak memory in KiB, memory of the
+//! libraries alone in KiB` for so many steps.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::cases::Case;
+
+/// What some steps took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Took {
+    wall: f64,
+    cpu: f64,
+}
+
+impl Took {
+    /// Milliseconds by this clock.
+    pub(crate) fn of(self, clock: &str) -> f64 {
+        1e3 * if clock == "cpu" { self.cpu } else { self.wall }
+    }
+}
+
+/// Memory of a contender in MiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// The most that the process ever held.
+    pub(crate) peak: f64,
+    /// What it held before it made anything.
+    pub(crate) libraries: f64,
+}
+
+/// The other end of a contender.
+pub(crate) struct Contender {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    memory: Memory,
+    name: String,
+}
+
+impl Contender {
+    /// This program.
+    pub(crate) fn ours(case: &Case, threads: usize) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["--serve", case.name]).env("RAYON_NUM_THREADS", threads.to_string());
+        Self::start(command, "ours")
+    }
+
+    /// `bench/torch_step.py`.
+    pub(crate) fn torch(python: &Path, case: &Case, threads: usize, layout: &str) -> anyhow::Result<Self> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/torch_step.py");
+        let work = match case.work {
+            crate::cases::Work::Train => "train",
+            crate::cases::Work::Frozen => "frozen",
+            crate::cases::Work::Distil(method) => method,
+        };
+        let mut command = Command::new(python);
+        command
+            .args([script, case.network, work, layout])
+            .args([case.batch, case.size, threads].map(|n| n.to_string()))
+            .env("OMP_NUM_THREADS", threads.to_string());
+        Self::start(command, &format!("PyTorch ({layout})"))
+    }
+
+    fn start(mut command: Command, name: &str) -> anyhow::Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{name}: {command:?} does not start"))?;
+        let to = child.stdin.take().context("no standard input")?;
+        let from = BufReader::new(child.stdout.take().context("no standard output")?);
+        Ok(Self { child, to, from, memory: Memory { peak: 0.0, libraries: 0.0 }, name: name.into() })
+    }
+
+    /// Runs so many steps.
+    pub(crate) fn steps(&mut self, count: usize) -> anyhow::Result<Took> {
+        writeln!(self.to, "{count}")?;
+        self.to.flush()?;
+        let mut line = String::new();
+        self.from.read_line(&mut line)?;
+        let values: Vec<f64> = line.split_whitespace().filter_map(|v| v.parse().ok()).collect();
+        let [wall, cpu, peak, libraries] = values[..] else {
+            anyhow::bail!("{} stopped (its words are above)", self.name);
+        };
+        self.memory = Memory { peak: peak / 1024.0, libraries: libraries / 1024.0 };
+        Ok(Took { wall, cpu })
+    }
+
+    /// Memory up to the last step.
+    pub(crate) fn memory(&self) -> Memory {
+        self.memory
+    }
+}
+
+impl Drop for Contender {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A line of `/proc/self/status` in KiB; zero where there is none.
+fn status(key: &str) -> f64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_default();
+    line.split_whitespace().find_map(|v| v.parse().ok()).unwrap_or(0.0)
+}
+
+/// CPU seconds of all threads of this process: user and system, in ticks of 10 ms or finer.
+fn cpu_seconds() -> f64 {
+    // schedstat counts the nanoseconds of each thread; threads of a pool live as long as we do.
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let nanoseconds = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        text.split_whitespace().next().and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    tasks.map(nanoseconds).sum::<f64>() * 1e-9
+}
+
+/// Runs steps as told through the standard input.
+pub(crate) fn serve(
+    make: impl FnOnce() -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>>,
+) -> anyhow::Result<()> {
+    let libraries = status("VmRSS:");
+    let mut step = make()?;
+    for line in std::io::stdin().lock().lines() {
+        let count: usize = line?.trim().parse()?;
+        let (wall, cpu) = (Instant::now(), cpu_seconds());
+        for _ in 0..count {
+            let value = step()?;
+            anyhow::ensure!(value.is_finite(), "the step gives {value}");
+        }
+        let took = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+        println!("{} {} {} {libraries}", took.0, took.1, status("VmHWM:"));
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Times steps of stillhouse and of PyTorch in turn, in one run: `make bench`.
+//!
+//! Every contender is a process of its own that stays alive and runs steps when it is told to, so
+//! that the rounds interleave and whatever else the machine does falls on all alike.
+
+mod cases;
+mod contender;
+mod steps;
+mod summary;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use cases::{CASES, Case};
+use contender::Contender;
+use summary::{Line, median};
+
+/// Time our steps and PyTorch's side by side
+#[derive(Debug, Parser)]
+struct Args {
+    /// Only cases whose name begins so (all of them without)
+    #[arg(long)]
+    case: Option<String>,
+    /// Rounds; one step of every contender in each
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Threads: wall clock counts with 2 and more, CPU time with 1
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 1])]
+    threads: Vec<usize>,
+    /// Python with torch and torchvision (else STILLHOUSE_PYTHON); without one only we are timed
+    #[arg(long)]
+    python: Option<PathBuf>,
+    /// Where the summary is written
+    #[arg(long, default_value = "target/bench/summary.json")]
+    output: PathBuf,
+    /// List the cases
+    #[arg(long)]
+    list: bool,
+    /// Run as a contender: steps of this case, told through the standard input
+    #[arg(long, hide = true)]
+    serve: Option<String>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut args = Args::parse();
+    args.python = args.python.or_else(|| std::env::var_os("STILLHOUSE_PYTHON").map(PathBuf::from));
+    if let Some(name) = &args.serve {
+        let case = cases::find(name)?;
+        return contender::serve(|| steps::make(case));
+    }
+    if args.list {
+        CASES.iter().for_each(|case| println!("{:28} {}", case.name, case.what()));
+        return Ok(());
+    }
+    let wanted = args.case.as_deref().unwrap_or_default();
+    let chosen: Vec<&Case> = CASES.iter().filter(|case| case.name.starts_with(wanted)).collect();
+    anyhow::ensure!(!chosen.is_empty(), "no case begins with `{wanted}`; --list shows them");
+    if args.python.is_none() {
+        eprintln!("no STILLHOUSE_PYTHON: PyTorch is not timed (bench/README.md tells how to get one)");
+    }
+    let mut lines = summary::read(&args.output);
+    summary::head();
+    for case in chosen {
+        for &threads in &args.threads {
+            let line = measure(case, threads, &args)?;
+            println!("{line}");
+            lines.retain(|l| (&l.case, l.threads) != (&line.case, line.threads));
+            lines.push(line);
+            summary::write(&args.output, &lines)?;
+        }
+    }
+    Ok(())
+}
+
+/// All rounds of one case.
+fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
+    let mut ours = Contender::ours(case, threads)?;
+    let mut theirs = Vec::new();
+    if let Some(python) = &args.python {
+        for layout in ["contiguous", "channels_last"] {
+            theirs.push((layout, Contender::torch(python, case, threads, layout)?));
+        }
+    }
+    // Warm up: buffers are made, threads started, algorithms chosen.
+    ours.steps(3)?;
+    for (_, torch) in &mut theirs {
+        torch.steps(3)?;
+    }
+    let clock = if threads == 1 { "cpu" } else { "wall" };
+    let (mut mine, mut other) = (Vec::new(), vec![Vec::new(); theirs.len()]);
+    for _ in 0..args.rounds {
+        mine.push(ours.steps(1)?.of(clock));
+        for ((_, torch), times) in theirs.iter_mut().zip(&mut other) {
+            times.push(torch.steps(1)?.of(clock));
+        }
+    }
+    let best = (0..theirs.len()).min_by(|a, b| median(&other[*a]).total_cmp(&median(&other[*b])));
+    let torch = best.map(|i| (theirs[i].0, &other[i][..]));
+    let memory = (ours.memory(), best.map(|i| theirs[i].1.memory()));
+    Ok(Line::new(case, threads, clock, &mine, torch, memory))
+}

@@ -1,0 +1,120 @@
+"""PyTorch's side of `make bench`: runs steps as told through the standard input.
+
+    python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS
+
+WORK is `train`, `frozen` or a distillation method (`kd`, `class_centre`). Reads a count a line and
+answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
+collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
+teacher, gradients set to none, the layout that is asked for.
+"""
+
+import sys
+import time
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return next((line.split()[1] for line in file if line.startswith(key)), "0")
+
+
+def taps(model, x):
+    """F1..F4 and logits of a torchvision ResNet or MobileNetV2."""
+    features = []
+    if hasattr(model, "layer1"):
+        x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+        for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+            x = layer(x)
+            features.append(x)
+        return features, model.fc(torch.flatten(model.avgpool(x), 1))
+    for place, layer in enumerate(model.features):
+        x = layer(x)
+        if place in (3, 6, 13, 17):
+            features.append(x)
+    return features, model.classifier(x.mean((2, 3)))
+
+
+def kd(student, teacher, temperature=4.0):
+    p = F.log_softmax(student / temperature, 1)
+    q = F.softmax(teacher / temperature, 1)
+    return F.kl_div(p, q, reduction="batchmean") * temperature**2
+
+
+def mmd(student, teacher):
+    """NST's loss of one distribution: `[vectors, pixels]` with the kernel (x.y)^2."""
+    student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    k = lambda a, b: (a @ b.t()).pow(2).mean()
+    return k(teacher, teacher) + k(student, student) - 2 * k(student, teacher)
+
+
+def class_centre(student, teacher, labels, stages=(0, 1, 2, 3)):
+    total = 0.0
+    for stage in stages:
+        s, t = student[stage], teacher[stage]
+        for c in labels.unique():
+            mine = labels == c
+            share = mine.sum() / len(labels)
+            total = total + share * mmd(s[mine].flatten(2).flatten(0, 1), t[mine].flatten(2).flatten(0, 1))
+    return total
+
+
+def main():
+    network, work, layout, batch, size, threads = sys.argv[1:]
+    batch, size = int(batch), int(size)
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(0)
+    libraries = status("VmRSS:")
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    names = {"mobilenetv2_100": "mobilenet_v2"}
+    make = lambda name: getattr(torchvision.models, names.get(name, name))(num_classes=21).to(memory_format=memory_format)
+    images = torch.randn(batch, 3, size, size).to(memory_format=memory_format)
+    labels = torch.arange(batch) // 4
+    model = make(network)
+
+    if work == "frozen":
+        model.eval()
+
+        def step():
+            with torch.inference_mode():
+                return model(images)
+
+    else:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # as on the other side
+        model.train()
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+        teacher = make("resnet50").eval() if work != "train" else None
+
+        def step():
+            if teacher is not None:
+                with torch.inference_mode():
+                    maps, soft = taps(teacher, images)
+            sgd.zero_grad()
+            if teacher is None:
+                loss = F.cross_entropy(model(images), labels)
+            else:
+                features, logits = taps(model, images)
+                loss = F.cross_entropy(logits, labels)
+                if work == "kd":
+                    loss = loss + kd(logits, soft)
+                elif work == "class_centre":
+                    loss = loss + class_centre(features, maps, labels)
+                else:
+                    raise SystemExit(f"unknown work {work}")
+            loss.backward()
+            sgd.step()
+
+    for line in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(int(line)):
+            step()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(wall, cpu, status("VmHWM:"), libraries, flush=True)
+
+
+main()
