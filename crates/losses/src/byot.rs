@@ -199,13 +199,12 @@ impl Distiller for Byot {
     }
 
     fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::class_labels(shapes, ROW.name)?;
-        fit::student_logits(shapes, ROW.name)?;
+        fit::class_logits(shapes, "logits", ROW.name)?;
         let deep_feature = &self.config.deep_feature;
         let deep = fit::student_shape(shapes, deep_feature, ROW.name)?;
         for exit in &self.config.exits {
             let [logits, feature] = taps(*exit);
-            fit::exit_logits(shapes, &logits, ROW.name)?;
+            fit::class_logits(shapes, &logits, ROW.name)?;
             let found = fit::student_shape(shapes, &feature, ROW.name)?;
             if found != deep {
                 let why = format!(

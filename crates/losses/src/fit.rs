@@ -145,11 +145,24 @@ pub(crate) fn same_logits(shapes: &Shapes, who: &str) -> Result<()> {
 
 /// The shape of the student's logits, `[N]` or `[N, H, W]`, where N must be the dataset's classes.
 pub(crate) fn student_logits<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [usize]> {
-    exit_logits(shapes, "logits", who)
+    logits_at(shapes, "logits", who)
 }
 
-/// The shape of the logits at one of the student's exits, as [`student_logits`].
-pub(crate) fn exit_logits<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
+/// Refuses anything but one class per image and the logits `[N]` of a classifier at that tap.
+pub(crate) fn class_logits(shapes: &Shapes, tap: &str, who: &str) -> Result<()> {
+    class_labels(shapes, who)?;
+    match logits_at(shapes, tap, who)? {
+        [_] => Ok(()),
+        other => Err(Error::unfit(
+            who,
+            format!(
+                "needs the logits [N] of a classifier, but the student's `{tap}` has the shape {other:?}"
+            ),
+        )),
+    }
+}
+
+fn logits_at<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
     let logits = shape(&shapes.student, "student", tap, who)?;
     match logits.first() {
         Some(n) if *n == shapes.classes => Ok(logits),
@@ -249,6 +262,10 @@ mod tests {
         images(&shapes, 1, "a mean", "m").unwrap();
         let e = images(&shapes, 2, "a distance", "m").unwrap_err().to_string();
         assert!(e.contains("a distance takes 2 images") && e.contains("has 1 image;"), "{e}");
+        let taps = [("logits".to_string(), vec![7, 4, 4])].into();
+        let maps = Shapes { student: taps, classes: 7, ..shapes.clone() };
+        let e = class_logits(&maps, "logits", "m").unwrap_err().to_string();
+        assert!(e.contains("of a classifier") && e.contains("[7, 4, 4]"), "{e}");
         let masks = Shapes { task: Task::Segmentation, ..shapes };
         let e = class_labels(&masks, "m").unwrap_err().to_string();
         assert!(e.contains("one class per image") && e.contains("masks"), "{e}");

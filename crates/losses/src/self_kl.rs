@@ -159,9 +159,8 @@ impl Distiller for SelfKl {
     }
 
     fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::class_labels(shapes, ROW.name)?;
-        fit::exit_logits(shapes, &self.config.s3, ROW.name)?;
-        fit::exit_logits(shapes, &self.config.s4, ROW.name).map(|_| ())
+        fit::class_logits(shapes, &self.config.s3, ROW.name)?;
+        fit::class_logits(shapes, &self.config.s4, ROW.name)
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
