@@ -13,7 +13,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table3 test check fmt clippy docs deny kill-test golden bench clean
+.PHONY: help cargo reproduce-table3 test check fmt clippy docs deny kill-test fuzz golden bench clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ deny: cargo
 
 kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
+
+fuzz: cargo ## Read FUZZ (2000) damaged images of all formats, lists, MATLAB files and archives
+	STILLHOUSE_FUZZ=$(or $(FUZZ),2000) $(CARGO) test --locked -p stillhouse-datasets --test mutations --test archives -- --nocapture
 
 golden: cargo ## Compare losses, metrics, networks and transforms with the stored values
 	$(CARGO) test --locked -p stillhouse-losses -p stillhouse-metrics -p stillhouse-backbones -p stillhouse-datasets --test golden -- --nocapture

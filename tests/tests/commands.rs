@@ -16,6 +16,8 @@ fn help_has_examples() {
         "list",
         "explain",
         "data check",
+        "data stats",
+        "data split",
         "doctor",
         "completions",
     ] {
@@ -120,6 +122,25 @@ fn data_are_checked() {
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     let said = run(folder.path(), &["data", "check", "folder", "--root", "own"]).code(1);
     assert!(said.stdout.contains("quarry/jpeg_exif_3.input.jpg"), "{}", said.stdout);
+}
+
+#[test]
+fn data_are_counted_drawn_and_split() {
+    let folder = tempfile::tempdir().unwrap();
+    images(&folder.path().join("own"));
+    let stats = ["data", "stats", "folder", "--path", "own", "--sheet", "sheet.png", "--json"];
+    let found = run(folder.path(), &stats).code(0).json();
+    assert_eq!((&found["images"], &found["classes"][1]["images"]), (&8.into(), &4.into()));
+    assert!(fs::read(folder.path().join("sheet.png")).unwrap().starts_with(b"\x89PNG"));
+    assert!(run(folder.path(), &stats[..5]).code(0).stdout.contains("quarry"));
+    run(folder.path(), &["data", "split", "folder", "--path", "own", "--ratio", "50", "--output", "lists"])
+        .code(0);
+    let read = |name: &str| fs::read_to_string(folder.path().join("lists").join(name)).unwrap();
+    assert_eq!((read("train.txt").lines().count(), read("test.txt").lines().count()), (4, 4));
+    assert!(read("train.txt").contains("\tmeadow\n"));
+    run(folder.path(), &["data", "split", "folder", "--path", "own", "--mode", "official", "--output", "o"])
+        .code(2)
+        .tells(&["no official split"]);
 }
 
 #[test]

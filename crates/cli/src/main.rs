@@ -27,6 +27,7 @@ Examples:
 
 Environment:
   STILLHOUSE_DATA      folder of datasets (then ./datasets)
+  HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE   of the hub, for `data fetch`
   STILLHOUSE_WEIGHTS   folder of pretrained weights (then ./weights)
   STILLHOUSE_RUNS      folder of runs (default ./runs)
   STILLHOUSE_THREADS   threads (as --threads)

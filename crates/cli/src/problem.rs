@@ -83,6 +83,11 @@ fn is_layout(error: &stillhouse_datasets::Error) -> bool {
             | E::MissingClass { .. }
             | E::EmptyClass { .. }
             | E::UnexpectedFile { .. }
+            | E::ListLine { .. }
+            | E::MissingFile { .. }
+            | E::WrongLabel { .. }
+            | E::Layout { .. }
+            | E::Access { .. }
             | E::Setting { .. }
     )
 }

@@ -212,9 +212,9 @@ pub struct LoaderSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitSpec {
-    /// Part of the images that trains, in (0, 1).
+    /// Part of the images that trains, in (0, 1); without meaning for an official split.
     pub ratio: f64,
-    /// `stratified` (per class `floor(ratio * n + 0.5)`) or `global_random`.
+    /// `stratified` (per class `floor(ratio * n + 0.5)`), `global_random` or `official`.
     #[serde(default)]
     pub mode: SplitMode,
     /// Seed of the split.
@@ -233,6 +233,8 @@ pub enum SplitMode {
     Stratified,
     /// All images at once.
     GlobalRandom,
+    /// The dataset's own lists: `train` trains; `test` tests, or `val` where `test` has no labels.
+    Official,
 }
 
 /// Indices of a cut dataset, each list in ascending order.

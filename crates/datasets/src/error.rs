@@ -25,12 +25,12 @@ pub enum Error {
         /// Its first bytes.
         found: String,
     },
-    /// A file that its decoder refuses.
+    /// A file that its decoder or reader refuses.
     #[error("{name}: broken {format}: {message}; fetch the file again or remove it")]
     Decode {
         /// The file.
         name: String,
-        /// JPEG, PNG, TIFF or BMP.
+        /// JPEG, PNG, TIFF, BMP, MAT, ...
         format: &'static str,
         /// What the decoder said.
         message: String,
@@ -106,6 +106,94 @@ pub enum Error {
         class: String,
         /// The layout's pattern.
         expected: String,
+    },
+    /// A line of a list file that does not read as it should.
+    #[error("{}:{line}: found `{found}`, expected {expected}; mend the line or fetch the list again", path.display())]
+    ListLine {
+        /// The list.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// What stands there, shortened.
+        found: String,
+        /// What should.
+        expected: String,
+    },
+    /// A file that a list or the layout names and that is not there.
+    #[error("{}: not there, but {named_by} names it; fetch the set again or mend the list", path.display())]
+    MissingFile {
+        /// The file.
+        path: PathBuf,
+        /// Who names it.
+        named_by: String,
+    },
+    /// A label that contradicts the file's folder or name, or that no class has.
+    #[error("{place}: labelled {found}, expected {expected}; mend the list or move the file")]
+    WrongLabel {
+        /// The file, or the list and its line.
+        place: String,
+        /// The label.
+        found: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// A folder or name that the layout does not have.
+    #[error("{}: found {found}, expected {expected}; move it away or mend it", path.display())]
+    Layout {
+        /// The folder.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What should be.
+        expected: String,
+    },
+    /// A mask that does not have the size of its image.
+    #[error("{}: a mask of {}x{}, its image has {}x{}; replace the mask", path.display(), found.0, found.1, expected.0, expected.1)]
+    MaskSize {
+        /// The mask.
+        path: PathBuf,
+        /// Its width and height.
+        found: (usize, usize),
+        /// The image's.
+        expected: (usize, usize),
+    },
+    /// A mask with a value that no class has.
+    #[error("{}: value {value} at column {x}, row {y}, expected {expected}; replace the mask", path.display())]
+    MaskValue {
+        /// The mask.
+        path: PathBuf,
+        /// The first such value.
+        value: u8,
+        /// Its column.
+        x: usize,
+        /// Its row.
+        y: usize,
+        /// What is allowed.
+        expected: String,
+    },
+    /// An archive that is damaged, hostile or none.
+    #[error("{}: {message}; fetch it again, or from elsewhere", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// The entry and what is wrong with it.
+        message: String,
+    },
+    /// A download that failed.
+    #[error("{what}: {message}")]
+    Download {
+        /// The address, or the set.
+        what: String,
+        /// What happened, and what to do.
+        message: String,
+    },
+    /// A set that only a person can get.
+    #[error("{dataset} cannot be fetched by the program: {how}")]
+    Access {
+        /// Its title.
+        dataset: String,
+        /// What to do.
+        how: String,
     },
     /// A setting or parameter out of its range.
     #[error("{what}: {why}")]

@@ -39,6 +39,32 @@ pub enum As {
 struct Decoded {
     raster: Raster,
     orientation: u8,
+    /// What a pixel is in the file: [`RGB`], grey, palette, ...
+    stored: &'static str,
+}
+
+/// [`Stored::colours`] of 8-bit colour, which nothing has to be converted of.
+pub const RGB: &str = "RGB";
+
+/// How a file stores its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// JPEG, PNG, TIFF or BMP, by its first bytes.
+    pub format: &'static str,
+    /// [`RGB`], or what it was converted from.
+    pub colours: &'static str,
+}
+
+/// The name of what a pixel is, by its number of values and their bits.
+fn colours(channels: usize, bits: usize) -> &'static str {
+    match (channels, bits) {
+        (1, 16) => "16-bit grey",
+        (1, _) => "grey",
+        (2, _) => "grey with alpha",
+        (3, 16) => "16-bit RGB",
+        (3, _) => RGB,
+        _ => "RGB with alpha",
+    }
 }
 
 /// A file's bytes and its name for messages.
@@ -76,7 +102,7 @@ impl Input<'_> {
 /// pipelines leave it. `name` is for messages.
 pub fn decode(bytes: &[u8], name: &str, to: As, orient: bool) -> Result<Raster> {
     let (format, decoder) = sniff(bytes, name)?;
-    let Decoded { raster, orientation } = decoder(&Input { bytes, name, format }, to)?;
+    let Decoded { raster, orientation, .. } = decoder(&Input { bytes, name, format }, to)?;
     debug_assert_eq!(raster.channels, if to == As::Rgb { 3 } else { 1 });
     Ok(if orient { oriented(&raster, orientation) } else { raster })
 }
@@ -94,6 +120,14 @@ pub fn read_image(path: &Path) -> Result<Image> {
     Ok(decode(&read_file(path)?, &path.display().to_string(), As::Rgb, false)?.into_image())
 }
 
+/// Reads an image file as RGB, with how it is stored.
+pub fn inspect_image(path: &Path) -> Result<(Image, Stored)> {
+    let (bytes, name) = (read_file(path)?, path.display().to_string());
+    let (format, decoder) = sniff(&bytes, &name)?;
+    let decoded = decoder(&Input { bytes: &bytes, name: &name, format }, As::Rgb)?;
+    Ok((decoded.raster.into_image(), Stored { format, colours: decoded.stored }))
+}
+
 /// Reads a label mask: palette indices or grey values as they are, never colours.
 pub fn read_mask(path: &Path) -> Result<Mask> {
     Ok(decode(&read_file(path)?, &path.display().to_string(), As::Index, false)?.into_mask())
@@ -108,6 +142,11 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
         ));
     }
     std::fs::read(path).map_err(Error::io(path))
+}
+
+/// The format of a file by its first bytes: JPEG, PNG, TIFF or BMP.
+pub fn format(bytes: &[u8]) -> Option<&'static str> {
+    sniff(bytes, "").ok().map(|(format, _)| format)
 }
 
 type Decoder = fn(&Input, As) -> Result<Decoded>;

@@ -1,31 +1,51 @@
 #![doc = include_str!("../README.md")]
 
+mod aid;
+mod camvid;
 pub mod check;
+mod cityscapes;
+mod class_folders;
+mod cub;
+mod dogs;
 mod error;
 #[cfg(test)]
 mod fake;
+mod findings;
 mod folder;
+mod id_lists;
 pub mod image;
 mod listing;
+mod lists;
 mod loader;
 pub mod manifest;
+mod mat;
+mod nabirds;
+mod pairs;
 pub mod pipeline;
 mod raster;
+mod rsc11;
+mod rsscn7;
 mod sampler;
 mod scenes;
+mod set;
 mod split;
+pub mod stats;
 pub mod transform;
 mod ucm;
+mod voc;
 
 pub use check::{Report, check};
 pub use error::{Error, Result};
+pub use findings::{Finding, Kind};
 pub use loader::{loader, loader_with_threads};
 pub use raster::Raster;
 pub use sampler::Order;
 pub use split::split;
-use stillhouse_core::registry::{DatasetBuild, Registry};
+use stillhouse_core::registry::{DatasetBuild, Entry, Registry};
 
 /// All datasets; a row stands beside its implementation.
 pub fn registry() -> Registry<DatasetBuild> {
-    Registry::new("dataset", &[ucm::ENTRY, folder::ENTRY, scenes::ENTRY])
+    let mut rows: Vec<Entry<DatasetBuild>> = set::SETS.iter().map(|s| s.entry).collect();
+    rows.push(scenes::ENTRY);
+    Registry::new("dataset", &rows)
 }

@@ -1,31 +1,145 @@
-//! What the datasets of class folders share: the list of their files, read on demand.
+//! What the datasets of files share: the list of their files, read on demand.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use stillhouse_core::data::{Dataset, DatasetInfo, Label, Sample};
+use rayon::prelude::*;
+use stillhouse_core::data::{Dataset, DatasetInfo, Label, Mask, Sample};
+use stillhouse_core::registry::DatasetRequest;
 
+use crate::findings::Notes;
 use crate::{Error, Result, image};
-
-/// Extensions of files that count as images, in any case. What is in them is told by their
-/// first bytes.
-pub(crate) const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "tif", "tiff"];
 
 /// One image file.
 #[derive(Debug)]
 pub(crate) struct Item {
     /// Its path below the dataset's root, with `/`.
-    key: String,
-    path: PathBuf,
-    class: u32,
-    bytes: u64,
+    pub(crate) key: String,
+    pub(crate) path: PathBuf,
+    pub(crate) truth: Truth,
+    /// Of the image file.
+    pub(crate) bytes: u64,
 }
 
-/// A classification dataset of files.
+/// Where an image's label comes from.
+#[derive(Debug)]
+pub(crate) enum Truth {
+    Class(u32),
+    Mask { path: PathBuf, bytes: u64 },
+}
+
+/// What the values of mask files mean.
+#[derive(Debug, Clone)]
+pub(crate) struct MaskRule {
+    /// The class of each stored value, 255 for "ignore"; `None` where a value is a fault.
+    table: [Option<u8>; 256],
+    /// The legal values in words.
+    expected: String,
+}
+
+impl MaskRule {
+    /// Stored values are classes 0 to `classes - 1`; the values of `ignored` become 255.
+    pub(crate) fn plain(classes: usize, ignored: u8) -> Self {
+        let last = classes.saturating_sub(1);
+        let mut table = [None; 256];
+        for (value, class) in table.iter_mut().enumerate().take(classes.min(255)) {
+            *class = Some(value as u8);
+        }
+        table[usize::from(ignored)] = Some(255);
+        Self { table, expected: format!("0 to {last}, or {ignored} for ignore") }
+    }
+
+    /// Stored values go through a table.
+    pub(crate) fn table(table: [Option<u8>; 256], expected: &str) -> Self {
+        Self { table, expected: expected.to_string() }
+    }
+
+    /// Replaces the stored values by classes.
+    pub(crate) fn apply(&self, mut mask: Mask, path: &Path) -> Result<Mask> {
+        for (i, label) in mask.labels.iter_mut().enumerate() {
+            match self.table[usize::from(*label)] {
+                Some(class) => *label = class,
+                None => {
+                    return Err(Error::MaskValue {
+                        path: path.to_path_buf(),
+                        value: *label,
+                        x: i % mask.width,
+                        y: i / mask.width,
+                        expected: self.expected.clone(),
+                    });
+                }
+            }
+        }
+        Ok(mask)
+    }
+}
+
+/// Official lists by name, each in ascending order.
+pub(crate) type Splits = Vec<(String, Vec<usize>)>;
+
+/// A dataset of files.
 #[derive(Debug)]
 pub(crate) struct Listing {
     pub(crate) info: DatasetInfo,
     pub(crate) items: Vec<Item>,
+    pub(crate) masks: Option<MaskRule>,
+    pub(crate) splits: Splits,
+}
+
+impl Listing {
+    /// A dataset of class folders without an official split.
+    pub(crate) fn new(info: DatasetInfo, items: Vec<Item>) -> Self {
+        Self { info, items, masks: None, splits: Vec::new() }
+    }
+
+    /// The label of an image whose size is known.
+    pub(crate) fn label(&self, item: &Item, size: (usize, usize)) -> Result<Label> {
+        let (path, rule) = match (&item.truth, &self.masks) {
+            (Truth::Class(class), _) => return Ok(Label::Class(*class)),
+            (Truth::Mask { path, .. }, rule) => (path, rule),
+        };
+        let mask = read_mask(path)?;
+        let found = (mask.width, mask.height);
+        if found != size {
+            return Err(Error::MaskSize { path: path.clone(), found, expected: size });
+        }
+        Ok(Label::Mask(match rule {
+            Some(rule) => rule.apply(mask, path)?,
+            None => mask,
+        }))
+    }
+
+    /// Leaves out what cannot be decoded, each with a warning.
+    fn without_broken(mut self) -> Self {
+        let errors: Vec<Option<String>> = (0..self.items.len())
+            .into_par_iter()
+            .map(|index| self.sample(index).err().map(|e| e.to_string()))
+            .collect();
+        let skipped = errors.iter().flatten().count();
+        for error in errors.iter().flatten() {
+            tracing::warn!("skipped: {error}");
+        }
+        let mut places: Vec<Option<usize>> = vec![None; errors.len()];
+        let mut kept = 0;
+        for (place, error) in places.iter_mut().zip(&errors) {
+            if error.is_none() {
+                *place = Some(kept);
+                kept += 1;
+            }
+        }
+        let mut index = 0;
+        self.items.retain(|_| {
+            index += 1;
+            errors[index - 1].is_none()
+        });
+        for (_, list) in &mut self.splits {
+            *list = list.iter().filter_map(|&i| places[i]).collect();
+        }
+        if skipped > 0 {
+            self.info.title.push_str(&format!(", {skipped} unreadable ones skipped"));
+        }
+        self
+    }
 }
 
 impl Dataset for Listing {
@@ -42,77 +156,119 @@ impl Dataset for Listing {
     }
 
     fn class(&self, index: usize) -> Option<u32> {
-        Some(self.items[index].class)
+        match self.items[index].truth {
+            Truth::Class(class) => Some(class),
+            Truth::Mask { .. } => None,
+        }
     }
 
     fn sample(&self, index: usize) -> stillhouse_core::Result<Sample> {
         let item = &self.items[index];
         let image = image::read_image(&item.path)?;
-        Ok(Sample { id: index as u64, image, label: Label::Class(item.class) })
+        let label = self.label(item, (image.width, image.height))?;
+        Ok(Sample { id: index as u64, image, label })
     }
 
     fn identity(&self) -> stillhouse_core::Result<String> {
         let mut text = format!("{}\n", self.info.name);
         for item in &self.items {
-            text.push_str(&format!("{}\t{}\n", item.key, item.bytes));
+            text.push_str(&format!("{}\t{}", item.key, item.bytes));
+            match &item.truth {
+                Truth::Mask { bytes, .. } => text.push_str(&format!("\tmask {bytes}")),
+                // Where lists give the labels, the names of the files do not.
+                Truth::Class(class) if !self.splits.is_empty() => text.push_str(&format!("\t{class}")),
+                Truth::Class(_) => {}
+            }
+            text.push('\n');
+        }
+        for (name, list) in &self.splits {
+            text.push_str(&format!("{name}\t{list:?}\n"));
         }
         Ok(stillhouse_core::files::sha256(text.as_bytes()))
     }
+
+    fn official_split(&self, name: &str) -> Option<Vec<usize>> {
+        self.splits.iter().find(|(n, _)| n == name).map(|(_, list)| list.clone())
+    }
 }
 
-/// The image files of one class folder in byte order of their names. `accept` judges a name
-/// without its extension: a file it refuses is an error with the expectation it gives.
-pub(crate) fn class_items(
-    folder: &Path,
-    name: &str,
-    class: u32,
-    accept: impl Fn(&str) -> std::result::Result<(), String>,
-) -> Result<Vec<Item>> {
-    let mut items = Vec::new();
-    let mut others = 0;
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        let Some((stem, extension)) = path.file_stem().zip(path.extension()) else {
-            others += 1;
-            continue;
-        };
-        let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy().to_lowercase());
-        if stem.starts_with('.') || !EXTENSIONS.contains(&extension.as_str()) {
-            others += 1;
-            continue;
-        }
-        if let Err(expected) = accept(&stem) {
-            return Err(Error::UnexpectedFile { path, class: name.to_string(), expected });
-        }
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        let key = format!("{name}/{file}");
-        let bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
-        items.push(Item { key, path, class, bytes });
+/// Reads a mask file: an image of indices, or a `.mat` file of the augmented VOC labels.
+pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
+    if path.extension().is_some_and(|e| e == "mat") {
+        crate::voc::read_mat(path)
+    } else {
+        image::read_mask(path)
     }
-    if items.is_empty() {
-        return Err(Error::EmptyClass {
-            path: folder.to_path_buf(),
-            class: name.to_string(),
-            extensions: EXTENSIONS.join(", "),
-            found: others,
-        });
-    }
-    items.sort_by(|a, b| a.key.as_bytes().cmp(b.key.as_bytes()));
-    Ok(items)
 }
 
-/// The names of the folders in a folder, in byte order, hidden ones left out.
-pub(crate) fn folders_in(path: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(path).map_err(Error::io(path))? {
-        let entry = entry.map_err(Error::io(path))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') && entry.path().is_dir() {
-            names.push(name);
+/// How a dataset of files is read: faults go to the notes.
+pub(crate) type Read = fn(&DatasetRequest, &mut Notes) -> Result<Listing>;
+
+/// Opens a dataset for use. The setting `on_error`, which all datasets of files have, says whether
+/// a fault is an error (`error`, the default) or what it concerns is left out with a warning
+/// (`skip`: every image is decoded once to know).
+pub(crate) fn open(request: &DatasetRequest, read: Read) -> Result<Arc<dyn Dataset>> {
+    let mut request = request.clone();
+    let policy = request.options.remove("on_error");
+    match policy.as_ref().map_or(Some("error"), toml::Value::as_str) {
+        Some("error") => Ok(Arc::new(read(&request, &mut Notes::strict())?)),
+        Some("skip") => {
+            let mut notes = Notes::collecting();
+            let listing = read(&request, &mut notes)?;
+            for finding in &notes.found {
+                tracing::warn!("skipped: {}", finding.message);
+            }
+            Ok(Arc::new(listing.without_broken()))
+        }
+        _ => Err(Error::setting(
+            format!("dataset `{}`", request.name),
+            format!("on_error = {}, expected \"error\" or \"skip\"", policy.unwrap_or(false.into())),
+        )),
+    }
+}
+
+/// The folder of a dataset: the path that a person gave, or one of the official names below a
+/// root. `.` among the names stands for the root itself, where `marker` lies in it.
+pub(crate) fn find(
+    request: &DatasetRequest,
+    title: &str,
+    names: &[&str],
+    marker: &str,
+    hint: &str,
+) -> Result<PathBuf> {
+    let places: Vec<&PathBuf> = request.path.iter().chain(&request.roots).collect();
+    for place in &places {
+        for name in names {
+            let folder = if *name == "." { (*place).clone() } else { place.join(name) };
+            if folder.join(marker).exists() {
+                return Ok(folder);
+            }
         }
     }
-    names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
-    Ok(names)
+    let searched: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+    Err(Error::MissingDataset {
+        dataset: title.to_string(),
+        expected: match marker {
+            "" => names[0].to_string(),
+            _ => format!("{} with {marker}", names[0]),
+        },
+        searched: if searched.is_empty() { "no root at all".to_string() } else { searched.join(", ") },
+        hint: hint.to_string(),
+    })
+}
+
+/// Refuses settings beyond those that a dataset has.
+pub(crate) fn only_options(request: &DatasetRequest, known: &[&str]) -> Result<()> {
+    match request.options.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) => {
+            let known: Vec<String> = known.iter().chain(&["on_error"]).map(|k| format!("`{k}`")).collect();
+            Err(Error::setting(
+                format!("dataset `{}`", request.name),
+                format!("unknown setting `{key}`, expected {}; remove it", known.join(", ")),
+            ))
+        }
+    }
 }
 
 /// A list of names for a message, shortened.

@@ -12,16 +12,18 @@ use crate::Error;
 /// `floor(ratio * n + 0.5)` train, the others test. `global_random` does the same once with all
 /// images, at address (1, 0). `per_class = [a, b]` then keeps, of each class, the first `a`
 /// training and the first `b` test images in the shuffled order, or all where there are fewer.
-/// Both lists are returned in ascending order.
+/// `official` takes the dataset's lists `train` and `test` (`val` where there is no `test`) as they
+/// are, whatever the ratio and the seed. Both lists are returned in ascending order.
 ///
 /// # Errors
 ///
-/// A ratio outside (0, 1), a side without images, or `stratified` without image classes.
+/// A ratio outside (0, 1), a side without images, `stratified` without image classes, or
+/// `official` for a dataset without an official split.
 pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
     let name = &dataset.info().name;
     let refuse =
         |why: String| -> stillhouse_core::Error { Error::setting(format!("split of `{name}`"), why).into() };
-    if !(spec.ratio > 0.0 && spec.ratio < 1.0) {
+    if spec.mode != SplitMode::Official && !(spec.ratio > 0.0 && spec.ratio < 1.0) {
         return Err(refuse(format!("ratio {}, expected a part between 0 and 1, such as 0.8", spec.ratio)));
     }
     let rng = Rng::new(spec.seed).stream("split");
@@ -47,6 +49,15 @@ pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
         SplitMode::GlobalRandom => {
             let order = shuffled(dataset, (0..dataset.len()).collect(), &rng, (1, 0));
             cut(&order, spec.ratio, &mut split);
+        }
+        SplitMode::Official => {
+            let list = |name| dataset.official_split(name);
+            let Some((train, test)) = list("train").zip(list("test").or_else(|| list("val"))) else {
+                return Err(refuse(
+                    "it has no official split; use `stratified` or `global_random` with a ratio".to_string(),
+                ));
+            };
+            split = Split { train, test };
         }
     }
     if let Some([train, test]) = spec.per_class {
@@ -131,6 +142,8 @@ mod tests {
         assert!(split(&masks, &spec(0.5, 0)).unwrap_err().to_string().contains("global_random"));
         let random = SplitSpec { mode: SplitMode::GlobalRandom, ..spec(0.5, 0) };
         assert_eq!(split(&masks, &random).unwrap().train.len(), 3);
+        let official = SplitSpec { mode: SplitMode::Official, ..spec(0.0, 0) };
+        assert!(split(&set, &official).unwrap_err().to_string().contains("no official split"));
     }
 
     proptest! {

@@ -1,19 +1,20 @@
 //! UC Merced Land Use (Yang and Newsam, ACM GIS 2010) in its official layout.
 
-use std::sync::Arc;
+use stillhouse_core::registry::Entry;
 
-use stillhouse_core::data::{Dataset, DatasetInfo, Task};
-use stillhouse_core::registry::{DatasetBuild, DatasetRequest, Entry};
+use crate::class_folders::{ClassFolders, is_numbered};
+use crate::listing;
+use crate::set::Set;
 
-use crate::listing::{Listing, class_items, folders_in, some_of};
-use crate::{Error, Result};
-
-pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
-    name: "ucm",
-    summary: "UC Merced Land Use: 21 classes of 100 aerial images, 256x256 but for 44",
-    source: "Yang and Newsam, ACM GIS 2010; manifest datasets/ucm.toml",
-    defaults: || String::from("# no settings; the folder UCMerced_LandUse lies under a data root\n"),
-    build: |request| Ok(open(request)?),
+pub(crate) const SET: Set = Set {
+    entry: Entry {
+        name: "ucm",
+        summary: "UC Merced Land Use: 21 classes of 100 aerial images, 256x256 but for 44",
+        source: "Yang and Newsam, ACM GIS 2010; manifest datasets/ucm.toml",
+        defaults: || String::from("# the folder UCMerced_LandUse lies under a data root\n"),
+        build: |request| Ok(listing::open(request, |r, n| FOLDERS.read(r, n))?),
+    },
+    read: |request, notes| FOLDERS.read(request, notes),
 };
 
 /// The classes in the order of their indices.
@@ -43,68 +44,36 @@ pub(crate) const CLASSES: [&str; 21] = [
 
 pub(crate) const FOLDER: &str = "UCMerced_LandUse/Images";
 
-fn open(request: &DatasetRequest) -> Result<Arc<dyn Dataset>> {
-    no_options(request)?;
-    let candidates: Vec<_> = request.path.iter().chain(&request.roots).map(|r| r.join(FOLDER)).collect();
-    let Some(path) = candidates.iter().find(|p| p.is_dir()) else {
-        let roots: Vec<_> =
-            request.path.iter().chain(&request.roots).map(|r| r.display().to_string()).collect();
-        return Err(Error::MissingDataset {
-            dataset: "UC Merced Land Use".to_string(),
-            expected: FOLDER.to_string(),
-            searched: if roots.is_empty() { "no root at all".to_string() } else { roots.join(", ") },
-            hint: "unpack UCMerced_LandUse.zip and set STILLHOUSE_DATA to the folder that holds \
-                   UCMerced_LandUse (sources: datasets/ucm.toml); `scenes` needs no files"
-                .to_string(),
-        });
-    };
-    let found = folders_in(path)?;
-    let mut items = Vec::new();
-    for (class, name) in CLASSES.iter().enumerate() {
-        if !found.iter().any(|f| f == name) {
-            return Err(Error::MissingClass {
-                path: path.clone(),
-                class: (*name).to_string(),
-                expected: CLASSES.len(),
-                found: some_of(&found),
-            });
+const FOLDERS: ClassFolders = ClassFolders {
+    title: "UC Merced Land Use",
+    folders: &[FOLDER],
+    classes: &CLASSES,
+    hint: "unpack UCMerced_LandUse.zip and set STILLHOUSE_DATA to the folder that holds \
+           UCMerced_LandUse, or `stillhouse data fetch ucm` (sources: datasets/ucm.toml); `scenes` \
+           needs no files",
+    accept: |class, stem| {
+        if is_numbered(stem, class, 2, 2) {
+            Ok(())
+        } else {
+            Err(format!("{class}00 to {class}99 with .tif, .jpg or .png"))
         }
-        items.extend(class_items(&path.join(name), name, class as u32, |stem| {
-            let number = stem.strip_prefix(name).unwrap_or_default();
-            if number.len() == 2 && number.bytes().all(|b| b.is_ascii_digit()) {
-                Ok(())
-            } else {
-                Err(format!("{name}00 to {name}99 with .tif, .jpg or .png"))
-            }
-        })?);
-    }
-    let info = DatasetInfo {
-        name: request.name.clone(),
-        title: format!("UC Merced Land Use, {} images", items.len()),
-        classes: CLASSES.map(String::from).to_vec(),
-        task: Task::Classification,
-        embedded: false,
-    };
-    Ok(Arc::new(Listing { info, items }))
-}
-
-/// Refuses settings that a dataset without any is given.
-pub(crate) fn no_options(request: &DatasetRequest) -> Result<()> {
-    match request.options.keys().next() {
-        None => Ok(()),
-        Some(key) => Err(Error::setting(
-            format!("dataset `{}`", request.name),
-            format!("unknown setting `{key}`; it has none, remove it"),
-        )),
-    }
-}
+    },
+};
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::Path;
+    use std::sync::Arc;
+
+    use stillhouse_core::data::Dataset;
+    use stillhouse_core::registry::DatasetRequest;
 
     use super::*;
+
+    fn open(request: &DatasetRequest) -> crate::Result<Arc<dyn Dataset>> {
+        listing::open(request, SET.read)
+    }
 
     fn request(root: &Path) -> DatasetRequest {
         DatasetRequest {

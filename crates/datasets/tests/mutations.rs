@@ -1,5 +1,7 @@
 //! Damaged files: an error or an image, never a panic, and never an image of a cut file.
 
+mod fixtures;
+
 use std::path::PathBuf;
 
 use proptest::prelude::{ProptestConfig, prop, prop_assert, proptest};
@@ -56,7 +58,7 @@ fn cut_files_are_errors() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(fixtures::cases(600)))]
 
     #[test]
     fn damaged_files_do_not_panic(
@@ -75,6 +77,42 @@ proptest! {
             bytes.truncate((bytes.len() as f64 * part) as usize);
         }
         try_all(&bytes);
+    }
+
+    /// Lists and MATLAB files: a report or an error, never a panic, and an error names the file.
+    #[test]
+    fn damaged_lists_do_not_panic(
+        which in 0usize..6,
+        changes in prop::collection::vec((0usize..1 << 14, 0u8..=255), 1..10),
+        cut in prop::option::of(0.0f64..1.0),
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        let (name, folder, file) = match which {
+            0 => ("dogs", fixtures::dogs(root.path(), false), "train_list.mat"),
+            1 => ("dogs", fixtures::dogs(root.path(), true), "test_list.mat"),
+            2 => ("cub", fixtures::cub(root.path()), "images.txt"),
+            3 => ("nabirds", fixtures::nabirds(root.path()), "image_class_labels.txt"),
+            4 => ("voc", fixtures::voc(root.path()), "ImageSets/Segmentation/val.txt"),
+            _ => ("camvid", fixtures::camvid(root.path()), "train.txt"),
+        };
+        let path = folder.join(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for (place, value) in changes {
+            let place = place % bytes.len();
+            bytes[place] = value;
+        }
+        if let Some(part) = cut {
+            bytes.truncate((bytes.len() as f64 * part) as usize);
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let request = fixtures::request(name, root.path());
+        if let Err(e) = stillhouse_datasets::check(&request, true) {
+            let file = path.file_name().unwrap().to_string_lossy();
+            prop_assert!(e.to_string().contains(&*file), "{e}");
+        }
+        if let Ok(set) = (stillhouse_datasets::registry().get(name).unwrap().build)(&request) {
+            (0..set.len()).for_each(|index| drop(set.sample(index)));
+        }
     }
 
     #[test]

@@ -5,29 +5,77 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use stillhouse_core::Rng;
-use stillhouse_core::data::{Dataset, LoaderSpec, Sampler, SplitSpec};
+use stillhouse_core::data::{Dataset, LoaderSpec, Sampler, SplitMode, SplitSpec};
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_datasets::{check, loader, loader_with_threads, registry, split};
 
-fn ucm() -> Option<Arc<dyn Dataset>> {
+/// A dataset whose folder lies under `STILLHOUSE_DATA`.
+fn request(name: &str, folder: &str) -> Option<DatasetRequest> {
     let root = PathBuf::from(std::env::var_os("STILLHOUSE_DATA").filter(|r| !r.is_empty())?);
-    if !root.join("UCMerced_LandUse").is_dir() {
-        println!("no UCMerced_LandUse under STILLHOUSE_DATA: nothing checked");
+    if !root.join(folder).is_dir() {
+        println!("no {folder} under STILLHOUSE_DATA: {name} is not checked");
         return None;
     }
-    let request = DatasetRequest {
-        name: "ucm".to_string(),
-        roots: vec![root],
-        path: None,
-        options: toml::Table::new(),
-    };
-    Some((registry().get("ucm").unwrap().build)(&request).unwrap())
+    let (name, path) = (name.to_string(), Some(root.join(folder)));
+    Some(DatasetRequest { name, roots: vec![root], path, options: toml::Table::new() })
+}
+
+fn ucm() -> Option<(DatasetRequest, Arc<dyn Dataset>)> {
+    let request = request("ucm", "UCMerced_LandUse")?;
+    let set = (registry().get("ucm").unwrap().build)(&request).unwrap();
+    Some((request, set))
+}
+
+/// Sets of which a whole or a part is there: images, classes, lists.
+#[test]
+fn what_is_there_is_sound() {
+    for (name, folder, images, classes, lists) in [
+        ("rsscn7", "RSSCN7", 2800, 7, &[][..]),
+        ("aid", "AID", 900, 30, &[]),
+        ("cub", "CUB_200-subset", 250, 10, &[150, 100]),
+        ("dogs", "StanfordDogs-mini", 120, 120, &[80, 40]),
+        ("cityscapes", "Cityscapes", 8, 19, &[6, 2]),
+        ("voc", "VOC2012-mini", 7, 21, &[3, 4]),
+        ("camvid", "CamVid", 120, 11, &[60, 25, 35]),
+    ] {
+        let Some(request) = request(name, folder) else { continue };
+        let report = check(&request, true).unwrap();
+        println!("{report}\n");
+        assert!(report.is_ok(), "{name}");
+        assert_eq!(report.images, images, "{name}");
+        let found: Vec<usize> = report.splits.iter().map(|s| s.found).collect();
+        assert_eq!(found, lists, "{name}");
+        let set = (registry().get(name).unwrap().build)(&request).unwrap();
+        assert_eq!(set.info().classes.len(), classes, "{name}");
+        let mode = if lists.is_empty() { SplitMode::Stratified } else { SplitMode::Official };
+        let cut = split(&*set, &SplitSpec { ratio: 0.6, mode, seed: 0, per_class: None }).unwrap();
+        let tables = r#"t = [{op="resize_short", size=72}, {op="random_crop", size=64}]"#;
+        let table: toml::Table = toml::from_str(tables).unwrap();
+        let spec = LoaderSpec {
+            indices: cut.train.clone(),
+            sampler: Sampler::Shuffle { batch: 8, drop_last: false },
+            transforms: table["t"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| v.as_table().unwrap().clone())
+                .collect(),
+            rng: Rng::new(0),
+            cache_bytes: 0,
+        };
+        let mut loader = loader(set, &spec).unwrap();
+        let mut seen = 0;
+        while let Some(batch) = loader.next_batch().unwrap() {
+            seen += batch.ids.len();
+        }
+        assert_eq!(seen, cut.train.len(), "{name}");
+    }
 }
 
 #[test]
 fn ucm_is_complete() {
-    let Some(set) = ucm() else { return };
-    let report = check(&*set);
+    let Some((request, set)) = ucm() else { return };
+    let report = check(&request, false).unwrap();
     println!("{report}");
     assert!(report.is_ok());
     assert_eq!(report.images, 2100);
@@ -42,7 +90,7 @@ fn ucm_is_complete() {
 
 #[test]
 fn ucm_is_loaded_fast() {
-    let Some(set) = ucm() else { return };
+    let Some((_, set)) = ucm() else { return };
     let tables = |text: &str| -> Vec<toml::Table> {
         let table: toml::Table = toml::from_str(&format!("t = [{text}]")).unwrap();
         table["t"].as_array().unwrap().iter().map(|v| v.as_table().unwrap().clone()).collect()

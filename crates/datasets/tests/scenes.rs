@@ -39,7 +39,8 @@ fn settings_are_checked() {
 
 #[test]
 fn the_manifest_agrees_and_no_two_are_alike() {
-    let report = check(&*scenes("").unwrap());
+    let (name, roots, options) = ("scenes".to_string(), Vec::new(), toml::Table::new());
+    let report = check(&DatasetRequest { name, roots, path: None, options }, false).unwrap();
     assert!(report.is_ok(), "{report}");
     assert!(report.duplicates.is_empty());
     assert_eq!(report.sizes.len(), 1);

@@ -40,7 +40,8 @@ pub struct DataConfig {
     /// Further settings of the dataset.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub options: Table,
-    /// Per cent of the images that train, 1 to 99.
+    /// Per cent of the images that train, 1 to 99; 0, the default, with an official split.
+    #[serde(default)]
     pub ratio: u32,
     /// Whether each class is cut by itself.
     #[serde(default)]
@@ -311,7 +312,12 @@ impl CellConfig {
             }
         };
         let data = &self.data;
-        want((1..=99).contains(&data.ratio), "data.ratio", &data.ratio, "1 to 99 (per cent that train)")?;
+        if data.split == SplitMode::Official {
+            want(data.ratio == 0, "data.ratio", &data.ratio, "none beside `split = \"official\"`")?;
+        } else {
+            let allowed = "1 to 99 (per cent that train), or `split = \"official\"` where the set has one";
+            want((1..=99).contains(&data.ratio), "data.ratio", &data.ratio, allowed)?;
+        }
         want((1..=8192).contains(&data.image_size), "data.image_size", &data.image_size, "1 to 8192 pixels")?;
         want(data.std.iter().all(|s| *s > 0.0), "data.std", &data.std, "values above 0")?;
         if let Some([train, test]) = data.per_class {

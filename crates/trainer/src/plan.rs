@@ -193,11 +193,10 @@ impl Planner<'_> {
     ) -> Result<Cell> {
         let (ratio, seed) = (written.data.ratio, written.train.seed);
         let student = config.as_ref().map_or(&written.student, |c| &c.student).backbone.clone();
+        let cut = if ratio == 0 { "official".to_string() } else { ratio.to_string() };
         let (method, name) = match role {
-            Role::Teacher => ("teacher".to_string(), format!("{student}-{}-{ratio}-s{seed}", found.name)),
-            Role::Student => {
-                (written.method.clone(), format!("{student}-{ratio}-{}-s{seed}", written.method))
-            }
+            Role::Teacher => ("teacher".to_string(), format!("{student}-{}-{cut}-s{seed}", found.name)),
+            Role::Student => (written.method.clone(), format!("{student}-{cut}-{}-s{seed}", written.method)),
         };
         let hash = match &config {
             Some(config) => hash(config, &found.identity)?,

@@ -134,7 +134,8 @@ impl Networks<'_> {
             Some(teacher) if cell.role == Role::Student => self.get(&teacher.student, size)?.0,
             _ => 0.0,
         };
-        let ratio = f64::from(config.data.ratio) / 100.0;
+        // Official splits train on about half or more: an estimate.
+        let ratio = if config.data.ratio == 0 { 0.6 } else { f64::from(config.data.ratio) / 100.0 };
         let (train, test) = match config.data.per_class {
             // Of some 20 classes: an estimate.
             Some([train, test]) => (20.0 * train as f64, 20.0 * test as f64),

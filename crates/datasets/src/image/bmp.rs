@@ -1,7 +1,9 @@
 //! Uncompressed BMP: 8-bit palette, 24-bit, 32-bit.
 
-use super::{As, Decoded, Input, collect};
+use super::{As, Decoded, Input, RGB, collect};
 use crate::Result;
+
+const PALETTE: &str = "palette";
 
 pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
     let bytes = input.bytes;
@@ -35,7 +37,11 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
     if bits == 8 {
         let indices: Vec<u8> = ordered.flat_map(|r| &r[..size.0]).copied().collect();
         if to == As::Index {
-            return Ok(Decoded { raster: collect(input, size, 1, indices, to)?, orientation: 1 });
+            return Ok(Decoded {
+                raster: collect(input, size, 1, indices, to)?,
+                orientation: 1,
+                stored: PALETTE,
+            });
         }
         let palette = bytes.get((14 + header).min(start)..start).unwrap_or_default();
         let mut colours = Vec::with_capacity(indices.len() * 3);
@@ -46,11 +52,16 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
             };
             colours.extend([c[2], c[1], c[0]]);
         }
-        return Ok(Decoded { raster: collect(input, size, 3, colours, to)?, orientation: 1 });
+        return Ok(Decoded {
+            raster: collect(input, size, 3, colours, to)?,
+            orientation: 1,
+            stored: PALETTE,
+        });
     }
     let step = usize::from(bits / 8);
     let colours = ordered
         .flat_map(|r| r[..size.0 * step].chunks_exact(step).flat_map(|p| [p[2], p[1], p[0]]))
         .collect();
-    Ok(Decoded { raster: collect(input, size, 3, colours, to)?, orientation: 1 })
+    let stored = if bits == 32 { "RGB with alpha" } else { RGB };
+    Ok(Decoded { raster: collect(input, size, 3, colours, to)?, orientation: 1, stored })
 }

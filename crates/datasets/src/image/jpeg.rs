@@ -5,7 +5,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::{As, Decoded, Input, MAX_SIDE, collect, exif};
+use super::{As, Decoded, Input, MAX_SIDE, RGB, collect, exif};
 use crate::Result;
 
 pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
@@ -35,7 +35,12 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
     }
     let pixels = decoder.decode().map_err(|e| input.broken(e))?;
     let orientation = decoder.exif().map_or(1, |e| exif::orientation(e));
-    Ok(Decoded { raster: collect(input, size, channels, pixels, to)?, orientation })
+    let stored = match decoder.input_colorspace() {
+        Some(ColorSpace::Luma) => "grey",
+        Some(ColorSpace::CMYK | ColorSpace::YCCK) => "CMYK",
+        _ => RGB,
+    };
+    Ok(Decoded { raster: collect(input, size, channels, pixels, to)?, orientation, stored })
 }
 
 /// Whether there is an end marker behind the scans. Segments are skipped by their length, so that

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, Decoder, Limits, Transformations};
 
-use super::{As, Decoded, Input, collect, exif};
+use super::{As, Decoded, Input, collect, colours, exif};
 use crate::Result;
 
 /// Values as stored: one per byte for depths up to 8, big-endian pairs for 16.
@@ -59,6 +59,7 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
         _ => 1,
     };
     let (colour, palette) = (stored.colour, std::mem::take(&mut stored.palette));
+    let bits = stored.depth as usize;
     let values = unpack(stored, scale);
     let (channels, values) = match colour {
         ColorType::Grayscale => (1, values),
@@ -68,7 +69,8 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
         ColorType::Indexed if to == As::Index => (1, values),
         ColorType::Indexed => (3, look_up(input, &values, &palette)?),
     };
-    Ok(Decoded { raster: collect(input, size, channels, values, to)?, orientation })
+    let kind = if colour == ColorType::Indexed { "palette" } else { colours(channels, bits) };
+    Ok(Decoded { raster: collect(input, size, channels, values, to)?, orientation, stored: kind })
 }
 
 /// One byte per value: small depths are spread out and scaled, of 16 bits the upper 8 stay.

@@ -6,7 +6,7 @@ use tiff::ColorType;
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
-use super::{As, Decoded, Input, MAX_PIXELS, collect};
+use super::{As, Decoded, Input, MAX_PIXELS, collect, colours};
 use crate::Result;
 
 pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
@@ -45,12 +45,17 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
     if layout.planes > 1 {
         values = interleave(&values, layout.planes);
     }
+    let stored = match colour {
+        ColorType::CMYK(_) => "CMYK",
+        ColorType::Palette(_) => "palette",
+        _ => colours(channels, depth.into()),
+    };
     let (channels, values) = match colour {
         ColorType::CMYK(_) => (3, values.chunks_exact(4).flat_map(cmyk).collect()),
         ColorType::Palette(_) if to != As::Index => (3, look_up(input, &values, &palette)?),
         _ => (channels, values),
     };
-    Ok(Decoded { raster: collect(input, size, channels, values, to)?, orientation })
+    Ok(Decoded { raster: collect(input, size, channels, values, to)?, orientation, stored })
 }
 
 fn unsupported(input: &Input, colour: ColorType) -> crate::Error {
