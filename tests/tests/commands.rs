@@ -18,6 +18,7 @@ fn help_has_examples() {
         "data check",
         "data stats",
         "data split",
+        "data fetch",
         "doctor",
         "completions",
     ] {
@@ -141,6 +142,17 @@ fn data_are_counted_drawn_and_split() {
     run(folder.path(), &["data", "split", "folder", "--path", "own", "--mode", "official", "--output", "o"])
         .code(2)
         .tells(&["no official split"]);
+}
+
+#[test]
+fn what_cannot_be_fetched_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), &["data", "fetch", "cityscapes"]).code(2).tells(&["register", "gtFine"]);
+    run(folder.path(), &["data", "fetch", "scenes"]).code(2).tells(&["nothing to fetch"]);
+    let said =
+        stillhouse(folder.path(), &["data", "fetch", "ucm"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    stillhouse_tests::Said::from(said).code(1).tells(&["HF_HUB_OFFLINE", "UCMerced_LandUse"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod dogs;
 mod error;
 #[cfg(test)]
 mod fake;
+pub mod fetch;
 mod findings;
 mod folder;
 mod id_lists;

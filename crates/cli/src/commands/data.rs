@@ -9,6 +9,7 @@ use stillhouse_core::registry::DatasetRequest;
 use stillhouse_datasets::stats;
 use stillhouse_report::text::{Align, Grid};
 
+use super::fetch;
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Prepared, Problem};
 use crate::{parts, talk};
@@ -42,6 +43,7 @@ pub(crate) enum Args {
     Check(Check),
     Stats(Stats),
     Split(Split),
+    Fetch(fetch::Args),
 }
 
 /// Which dataset, and where it is.
@@ -139,6 +141,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Args::Check(args) => check(args),
         Args::Stats(args) => statistics(args),
         Args::Split(args) => split(args),
+        Args::Fetch(args) => fetch::run(args),
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod explain;
 pub(crate) mod explain_experiment;
+pub(crate) mod fetch;
 pub(crate) mod list;
 pub(crate) mod predict;
 pub(crate) mod reproduce;

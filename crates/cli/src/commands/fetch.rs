@@ -1,0 +1,124 @@
+//! `stillhouse data fetch`.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use stillhouse_datasets::fetch::{Fetch, Progress, fetch};
+use stillhouse_datasets::manifest;
+
+use crate::places::Places;
+use crate::problem::{Ended, Outcome, Problem};
+use crate::{parts, talk};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse data fetch ucm
+  stillhouse data fetch cub --root /data              then: stillhouse data check cub --root /data
+
+Environment:
+  STILLHOUSE_DATA      where it goes (else ./datasets)
+  HF_TOKEN             token of the hub, for sets that ask who you are (or HF_TOKEN_PATH, HF_HOME)
+  HF_ENDPOINT          another address of the hub
+  HF_HUB_OFFLINE=1     download nothing
+
+A download that was cut off goes on where it was when the command is started again; a set is there when
+all of it is, verified and unpacked.";
+
+/// Download a dataset from its official source or mirror, verify and unpack it
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Dataset (`stillhouse list datasets`)
+    name: String,
+    /// Folder that is to hold it; instead of that of the environment
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Keep the downloaded archives, in .fetch
+    #[arg(long)]
+    keep: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Outcome {
+    parts::parts().datasets.get(&args.name)?;
+    let root = args.root.clone().or_else(|| Places::new(None).data.into_iter().next());
+    let Some(root) = root else { return Err(Problem::usage("no folder for datasets")) };
+    let mut how = Fetch::from_env(root);
+    how.keep = args.keep;
+    if let Some(manifest) = manifest::find(&args.name) {
+        talk::say(&format!("{}: {}", manifest.title, manifest.licence));
+    }
+    let bar = Mutex::new(Bar::default());
+    let tell = |progress: Progress| {
+        if let Ok(mut bar) = bar.lock() {
+            bar.show(progress);
+        }
+    };
+    let done = fetch(&args.name, &how, &tell).map_err(stillhouse_core::Error::from)?;
+    if args.json {
+        let mut value = serde_json::to_value(&done)?;
+        value["check"] = json!(format!("stillhouse data check {}", args.name));
+        talk::json(&value);
+        return Ok(Ended::Well);
+    }
+    if done.was_there {
+        talk::out(&format!("{} is there already; remove it to fetch it anew", done.folder.display()));
+        return Ok(Ended::Well);
+    }
+    for origin in &done.from {
+        let hash = origin.sha256.as_ref().map_or_else(String::new, |h| format!(", sha256 {h}"));
+        let verified = if origin.verified { "verified" } else { "no published hash to compare with" };
+        talk::out(&format!("{} ({}{hash}, {verified})", origin.url, talk::size(origin.size)));
+    }
+    talk::out(&format!("{}\nnext: stillhouse data check {}", done.folder.display(), args.name));
+    Ok(Ended::Well)
+}
+
+/// One bar at a time, on stderr; where nobody looks, a line at the beginning and at the end.
+#[derive(Default)]
+struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    fn show(&mut self, progress: Progress) {
+        match progress {
+            Progress::Say(text) => match &self.0 {
+                Some(bar) if !bar.is_hidden() => bar.suspend(|| talk::say(&text)),
+                _ => talk::say(&text),
+            },
+            Progress::Begin(name, bytes) => {
+                let bar = bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
+                let form = if bytes.is_some() {
+                    "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}"
+                } else {
+                    "{msg} {spinner} {bytes} {bytes_per_sec}"
+                };
+                if let Ok(style) = ProgressStyle::with_template(form) {
+                    bar.set_style(style);
+                }
+                if bar.is_hidden() {
+                    let size = bytes.map_or_else(String::new, |n| format!(" ({})", talk::size(n)));
+                    talk::say(&format!("fetching {name}{size}"));
+                }
+                bar.set_message(name);
+                self.0 = Some(bar);
+            }
+            Progress::Again => self.each(|bar| bar.set_position(0)),
+            Progress::More(bytes) => self.each(|bar| bar.inc(bytes)),
+            Progress::End => {
+                self.each(ProgressBar::finish_and_clear);
+                self.0 = None;
+            }
+        }
+    }
+
+    fn each(&self, f: impl Fn(&ProgressBar)) {
+        if let Some(bar) = &self.0 {
+            f(bar);
+        }
+    }
+}
