@@ -1,8 +1,10 @@
 //! Operations for candle graphs that candle lacks, or has without a gradient.
 
+mod conv;
 mod resize;
 mod svd;
 
+pub use conv::conv2d;
 pub use resize::resize_bilinear;
 pub use svd::svd;
 
@@ -18,12 +20,12 @@ fn from_slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_c
     Ok(&T::slice(storage)?[start..end])
 }
 
-/// The gradient of `x` made from its values and those of the result's gradient.
-fn contiguous<T: Real>(
-    x: &Tensor,
-    dy: &Tensor,
+/// What `f` makes of the values of two tensors, in the shape of a third.
+fn made_of<T: Real>(
+    [a, b]: [&Tensor; 2],
+    like: &Tensor,
     f: impl FnOnce(&[T], &[T]) -> Vec<T>,
 ) -> candle_core::Result<Tensor> {
-    let dx = with_values::<T, _>(x, |x| with_values::<T, _>(dy, |dy| f(x, dy)))??;
-    Tensor::from_vec(dx, x.shape(), x.device())
+    let values = with_values::<T, _>(a, |a| with_values::<T, _>(b, |b| f(a, b)))??;
+    Tensor::from_vec(values, like.shape(), like.device())
 }

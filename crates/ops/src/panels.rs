@@ -143,12 +143,15 @@ impl Panels {
         let per_group = self.out / self.groups;
         for g in 0..self.groups {
             for panel in self.panels() {
-                for column in 0..panel.columns {
-                    let o = g * per_group + panel.first + column;
-                    let base = g * self.group_len() + panel.offset + column;
-                    for i in 0..inner {
-                        for t in 0..taps {
-                            f((o * inner + i) * taps + t, base + (t * inner + i) * panel.vectors * LANES);
+                // Columns innermost: one side is then read straight through, the other in as many
+                // streams as the panel has columns.
+                for i in 0..inner {
+                    for t in 0..taps {
+                        let row =
+                            g * self.group_len() + panel.offset + (t * inner + i) * panel.vectors * LANES;
+                        for column in 0..panel.columns {
+                            let o = g * per_group + panel.first + column;
+                            f((o * inner + i) * taps + t, row + column);
                         }
                     }
                 }

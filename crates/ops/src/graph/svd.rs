@@ -6,7 +6,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::graph::{contiguous, from_slice};
+use crate::graph::{from_slice, made_of};
 use crate::real::Real;
 use crate::{Error, Result};
 
@@ -244,8 +244,8 @@ impl CustomOp1 for Svd {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let (_, r, c) = x.dims3()?;
         Ok(Some(match x.dtype() {
-            DType::F64 => contiguous::<f64>(x, dy, |x, dy| self.backward(x, dy, r, c))?,
-            _ => contiguous::<f32>(x, dy, |x, dy| self.backward(x, dy, r, c))?,
+            DType::F64 => made_of::<f64>([x, dy], x, |x, dy| self.backward(x, dy, r, c))?,
+            _ => made_of::<f32>([x, dy], x, |x, dy| self.backward(x, dy, r, c))?,
         }))
     }
 }

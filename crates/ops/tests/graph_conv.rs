@@ -1,0 +1,96 @@
+//! `graph::conv2d` against candle's own convolution, which is slow but right.
+
+use candle_core::{DType, Device, Tensor, Var};
+use stillhouse_ops::{ConvSpec, Padding, Rng, graph};
+use stillhouse_testkit::diff;
+
+const CPU: Device = Device::Cpu;
+
+fn random(name: &str, shape: &[usize]) -> Tensor {
+    let mut draw = Rng::new(8).stream(name).at(0, 0);
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| draw.normal()).collect();
+    Tensor::from_vec(values, shape, &CPU).unwrap()
+}
+
+fn list(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Value, gradient of the map and gradient of the weight.
+fn run(x: &Tensor, w: &Tensor, conv: impl Fn(&Tensor, &Tensor) -> Tensor) -> [Vec<f64>; 3] {
+    let (x, w) = (Var::from_tensor(x).unwrap(), Var::from_tensor(w).unwrap());
+    let y = conv(x.as_tensor(), w.as_tensor());
+    let count = y.elem_count() as f64;
+    let weights = Tensor::arange(0f64, count, &CPU).unwrap().sin().unwrap().reshape(y.shape()).unwrap();
+    let grads = (&y * weights.to_dtype(y.dtype()).unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
+    [list(&y), list(grads.get(&x).unwrap()), list(grads.get(&w).unwrap())]
+}
+
+#[test]
+fn it_is_candles_convolution() {
+    let specs = [
+        (ConvSpec::new(18, 33, 3), 5, 4),
+        (ConvSpec::new(5, 3, 3), 4, 6),
+        (ConvSpec::new(17, 2, 3), 1, 1),
+        (ConvSpec::new(20, 16, 1).stride(2), 5, 5),
+        (ConvSpec::new(3, 7, 4).stride(2).padding(Padding::Symmetric(1)), 8, 6),
+        (ConvSpec::new(16, 5, 3).dilation(2).padding(Padding::Symmetric(2)), 6, 5),
+        (ConvSpec::new(16, 5, 2).padding(Padding::Symmetric(0)), 2, 2),
+    ];
+    for (spec, h, w) in specs {
+        let Padding::Symmetric(padding) = spec.padding else { panic!("symmetric in this test") };
+        let (x, weight) = (random("x", &[3, spec.inputs, h, w]), random("w", &spec.weight_shape()));
+        let want = run(&x, &weight, |x, w| x.conv2d(w, padding, spec.stride, spec.dilation, 1).unwrap());
+        let single = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
+        let got = run(&x, &weight, |x, w| graph::conv2d(x, w, spec).unwrap());
+        let rough = run(&single(&x), &single(&weight), |x, w| graph::conv2d(x, w, spec).unwrap());
+        for (i, what) in ["value", "map", "weight"].iter().enumerate() {
+            let what = format!("{what} of {spec:?}");
+            diff::assert_close(&got[i], &want[i], 1e-12, 1e-12, &what);
+            diff::assert_close(&rough[i], &want[i], 1e-4, 1e-4, &what);
+        }
+    }
+}
+
+/// NHWC views, as a tape gives them, and maps of other consumers.
+#[test]
+fn views_and_shared_maps() {
+    let spec = ConvSpec::new(4, 6, 3);
+    let (rows, weight) = (random("x", &[2, 5, 3, 4]), random("w", &spec.weight_shape()));
+    let twice = |conv: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
+        run(&rows, &weight, |rows, w| {
+            let x = rows.permute((0, 3, 1, 2)).unwrap();
+            (conv(&x, w) + conv(&x.sqr().unwrap(), w)).unwrap()
+        })
+    };
+    let got = twice(&|x, w| graph::conv2d(x, w, spec).unwrap());
+    let want = twice(&|x, w| x.contiguous().unwrap().conv2d(w, 1, 1, 1, 1).unwrap());
+    for (got, want) in got.iter().zip(&want) {
+        diff::assert_close(got, want, 1e-12, 1e-12, "views");
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let spec = ConvSpec::new(24, 40, 3);
+    let single = |t: Tensor| t.to_dtype(DType::F32).unwrap();
+    let (x, w) = (single(random("x", &[30, 24, 7, 6])), single(random("w", &spec.weight_shape())));
+    let bits = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let all = pool.install(|| run(&x, &w, |x, w| graph::conv2d(x, w, spec).unwrap()));
+        all.concat().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(bits(1), bits(3));
+}
+
+#[test]
+fn misfits_are_told() {
+    let spec = ConvSpec::new(4, 6, 3);
+    let (x, w) = (random("x", &[2, 4, 5, 5]), random("w", &spec.weight_shape()));
+    let e = graph::conv2d(&random("x", &[2, 3, 5, 5]), &w, spec).unwrap_err().to_string();
+    assert!(e.contains("4 channels") && e.contains("[2, 3, 5, 5]"), "{e}");
+    let e = graph::conv2d(&x, &w.to_dtype(DType::F32).unwrap(), spec).unwrap_err().to_string();
+    assert!(e.contains("F32") && e.contains("F64"), "{e}");
+    let e = graph::conv2d(&x, &w, spec.groups(2)).unwrap_err().to_string();
+    assert!(e.contains("groups"), "{e}");
+}
