@@ -38,6 +38,7 @@ pub mod kl_cosine;
 pub mod nst;
 pub mod nst_all;
 pub mod pkt;
+pub mod reviewkd;
 pub mod rkd;
 pub mod self_kl;
 pub mod skd_affinity;
@@ -73,6 +74,7 @@ pub const ROWS: &[Entry<DistillerBuild>] = &[
     nst_all::ROW,
     vid::ROW,
     kdsvd::ROW,
+    reviewkd::ROW,
     rkd::ROW,
     sp::ROW,
     at::ROW,

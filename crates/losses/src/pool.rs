@@ -1,6 +1,7 @@
 //! Pooling whose gradient is right. Averages are products with constant matrices: candle has no
 //! adaptive pooling, and the gradient of its `avg_pool2d` is wrong where the window does not divide
-//! the size. Maxima are gathered by their place: the gradient of its `max_pool2d` is wrong.
+//! the size. Maxima are gathered by their place: the gradient of its `max_pool2d` is wrong. And
+//! resizing by the nearest pixel: candle's overwrites the gradient that another use has left.
 
 use candle_core::{D, Device, Tensor};
 use stillhouse_core::Result;
@@ -80,6 +81,21 @@ pub(crate) fn tile_max_pool(x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor
     Ok(flat.gather(&places, 1)?.reshape((b, c, rows.len(), columns.len()))?)
 }
 
+/// `[B, C, H, W] -> [B, C, h, w]`: row i is row `floor(i * H / h)`, columns likewise.
+pub(crate) fn nearest(x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
+    let (_, _, from_h, from_w) = x.dims4()?;
+    if (from_h, from_w) == (h, w) {
+        return Ok(x.clone());
+    }
+    let places = |from: usize, to: usize| {
+        Tensor::from_vec((0..to).map(|i| (i * from / to) as u32).collect::<Vec<_>>(), to, x.device())
+    };
+    // Along rows of channels, which maps of a tape are without a copy.
+    let rows = x.permute((0, 2, 3, 1))?.contiguous()?;
+    let rows = rows.index_select(&places(from_h, h)?, 1)?.index_select(&places(from_w, w)?, 2)?;
+    Ok(rows.permute((0, 3, 1, 2))?)
+}
+
 /// Both maps at the smaller height and the smaller width of the two.
 pub(crate) fn pool_pair(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
     let ((_, _, ah, aw), (_, _, bh, bw)) = (a.dims4()?, b.dims4()?);
@@ -131,6 +147,18 @@ mod tests {
         assert_eq!(rows(&mean), [[4., 0.75, 3.], [-2.5, -9., -4.]]);
         let want = [[0.25, 0.25, 0.5, 0.5, 1.5], [0.25, 0.25, 0.5, 0.5, 1.5], [2., 2., 2.5, 2.5, 6.]];
         assert_eq!(gradient(&mean), want);
+    fn nearest_pixels_collect_all_gradients() {
+        let x = Var::new(&[[[[1f64, 2., 3.], [4., 5., 6.]]]], &Device::Cpu).unwrap();
+        let wide = nearest(&x, (2, 6)).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        assert_eq!(wide, [1., 1., 2., 2., 3., 3., 4., 4., 5., 5., 6., 6.]);
+        let uneven = nearest(&x, (3, 2)).unwrap(); // rows 0, 0, 1 and columns 0, 1
+        assert_eq!(uneven.flatten_all().unwrap().to_vec1::<f64>().unwrap(), [1., 2., 1., 2., 4., 5.]);
+        // Beside another use of the same map, on either side.
+        let large = nearest(&x, (4, 6)).unwrap();
+        let both =
+            ((large.sum_all().unwrap() + x.sum_all().unwrap()).unwrap() + uneven.sum_all().unwrap()).unwrap();
+        let g = both.backward().unwrap().get(&x).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        assert_eq!(g, [7., 7., 5., 6., 6., 5.]);
     }
 
     #[test]
