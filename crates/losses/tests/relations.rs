@@ -242,6 +242,77 @@ fn the_variance_is_learned() {
     assert!(e.contains("init_variance") && e.contains("above eps"), "{e}");
 }
 
+/// Every weight of every connector is trained, also where a stage has one pixel.
+#[test]
+fn all_connectors_train() {
+    let (f1, f2, pooled) =
+        (random(1, "1", &[3, 3, 5, 4]), random(1, "2", &[3, 4, 2, 2]), random(1, "p", &[3, 4]));
+    let (t1, t2, tp) =
+        (random(2, "1", &[3, 5, 5, 4]), random(2, "2", &[3, 6, 3, 3]), random(2, "p", &[3, 7]));
+    let student: Taps = &[("F1", &f1), ("F2", &f2), ("pooled", &pooled)];
+    let teacher: Taps = &[("F1", &t1), ("F2", &t2), ("pooled", &tp)];
+    for (name, settings) in [
+        ("vid", "stages = [\"F1\", \"F2\"]"),
+        ("crd", "feature_dim = 4\nk = 8"),
+        ("reviewkd", "stages = [\"F1\", \"F2\", \"pooled\"]\nmid_channels = 4"),
+    ] {
+        let bench = Bench::new(name, settings, student, teacher).unwrap();
+        let told = bench.run(student, teacher, &[0, 1, 2]).unwrap();
+        for param in bench.params.all().iter().filter(|p| p.kind == stillhouse_ops::Kind::Weight) {
+            let some = told.gradients[&param.name].iter().any(|g| g.abs() > 1e-9);
+            assert!(some, "{name}: `{}` gets no gradient", param.name);
+        }
+    }
+}
+
+/// Central differences through attention, both resizings, and batch norms, for every tap.
+#[test]
+fn reviewkd_gradients_are_central_differences() {
+    let shapes: [(&str, &[usize], &[usize]); 3] = [
+        ("F1", &[2, 2, 5, 4], &[2, 3, 3, 3]),
+        ("F2", &[2, 3, 2, 2], &[2, 2, 2, 2]),
+        ("pooled", &[2, 3], &[2, 4]),
+    ];
+    let settings = "stages = [\"F1\", \"F2\", \"pooled\"]\nmid_channels = 2";
+    let make = |seed, i: usize| -> Vec<(&str, Tensor)> {
+        shapes.iter().map(|s| (s.0, random(seed, s.0, [s.1, s.2][i]))).collect()
+    };
+    let (own, wanted) = (make(3, 0), make(4, 1));
+    let refs =
+        |taps: &[(&'static str, Tensor)]| taps.iter().map(|(n, t)| (*n, t.clone())).collect::<Vec<_>>();
+    let value = |taps: &[(&'static str, Tensor)]| {
+        let student: Vec<(&str, &Tensor)> = taps.iter().map(|(n, t)| (*n, t)).collect();
+        let teacher: Vec<(&str, &Tensor)> = wanted.iter().map(|(n, t)| (*n, t)).collect();
+        run("reviewkd", settings, &student, &teacher, &[0, 1])
+    };
+    let told = value(&own);
+    for (i, (name, tensor)) in own.iter().enumerate() {
+        let at = |v: &[f64]| {
+            let mut taps = refs(&own);
+            taps[i].1 = Tensor::from_slice(v, tensor.shape(), &CPU).unwrap();
+            value(&taps).terms["reviewkd"]
+        };
+        let want = diff::central(at, &list(tensor), 1e-5);
+        diff::assert_close(&told.gradients[*name], &want, 1e-5, 1e-7, name);
+    }
+}
+
+/// Zero maps and a batch of one leave batch norms nothing but their bias.
+#[test]
+fn reviewkd_with_nothing_to_see() {
+    for b in [1, 3] {
+        let (f1, pooled) = (random(1, "f", &[b, 3, 2, 2]), random(1, "p", &[b, 4]));
+        let zero = (single(&f1.zeros_like().unwrap()), single(&pooled.zeros_like().unwrap()));
+        let (t1, tp) = (single(&random(2, "f", &[b, 5, 2, 2])), single(&random(2, "p", &[b, 6])));
+        let (f1, pooled) = (single(&f1), single(&pooled));
+        let teacher: Taps = &[("F1", &t1), ("pooled", &tp)];
+        for taps in [[("F1", &zero.0), ("pooled", &zero.1)], [("F1", &f1), ("pooled", &pooled)]] {
+            let told = run("reviewkd", "stages = [\"F1\", \"pooled\"]", &taps, teacher, &vec![0; b]);
+            assert!(told.finite(), "{b} images: {:?}", told.terms);
+        }
+    }
+}
+
 /// Maps without a gradient of their own: zero, constant (one direction only), with equal singular
 /// values, and the same image twice.
 #[test]
@@ -323,6 +394,10 @@ fn misfits_are_told_before_the_first_step() {
     assert!(e.contains("k is 5") && e.contains("4 singular vectors"), "{e}");
     let e = error("kdsvd", "stages = [\"F1\"]", ("F1", &[2, 3, 4, 4]), ("F1", &[2, 3, 4, 4]));
     assert!(e.contains("two or more"), "{e}");
+    let e = error("reviewkd", "stages = [\"F1\"]", ("F1", &[2, 3, 4, 4]), ("F1", &[2, 3]));
+    assert!(e.contains("needs maps [C, H, W]") && e.contains("teacher's tap `F1`"), "{e}");
+    let e = error("reviewkd", "mid_channels = 0", ("F1", &[2, 3, 4, 4]), ("F1", &[2, 3, 4, 4]));
+    assert!(e.contains("`mid_channels` is 0"), "{e}");
     let e = error("vid", "", ("F1", &[2, 3, 4, 4]), ("pooled", &[2, 3]));
     assert!(e.contains("teacher's tap `F1`"), "{e}");
 }

@@ -1,0 +1,103 @@
+//! What a method costs in a step beside the networks: `cargo run --release -p stillhouse-losses
+//! --example cost -- [METHOD ...]`.
+//!
+//! Shapes are those of ResNet50 to ResNet18 for 64 images of 64 px. Terms, backward pass to the taps
+//! and what follows the update are timed by themselves, in milliseconds; the fastest of five steps.
+
+use std::error::Error;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor, Var};
+use stillhouse_core::data::{Target, Task};
+use stillhouse_core::distiller::{Shapes, Step};
+use stillhouse_core::network::Features;
+use stillhouse_core::{Params, Rng};
+use stillhouse_losses::registry;
+
+const BATCH: usize = 64;
+const CLASSES: usize = 21;
+const STEPS: u64 = 5;
+
+/// Maps as a tape gives them: rows of channels, seen as `[B, C, H, W]`.
+fn taps(channels: [usize; 4], name: &str, step: u64) -> Result<(Vec<Var>, Features), Box<dyn Error>> {
+    let (mut leaves, mut features) = (Vec::new(), Features::default());
+    let mut draw = Rng::new(1).stream(name).at(step, 0);
+    let mut leaf = |shape: &[usize]| -> Result<Tensor, Box<dyn Error>> {
+        let values = (0..shape.iter().product()).map(|_| draw.normal().max(0.0) as f32).collect();
+        let var = Var::from_vec(values, shape, &Device::Cpu)?;
+        leaves.push(var.clone());
+        Ok(var.as_tensor().clone())
+    };
+    for (i, c) in channels.into_iter().enumerate() {
+        let side = 16 >> i;
+        let map = leaf(&[BATCH, side, side, c])?.permute((0, 3, 1, 2))?;
+        features.insert(format!("F{}", i + 1), map);
+    }
+    features.insert("pooled", leaf(&[BATCH, channels[3]])?);
+    features.insert("logits", leaf(&[BATCH, CLASSES])?);
+    Ok((leaves, features))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    println!("{:14} {:>9} {:>9} {:>9} {:>9}", "ms", "terms", "backward", "after", "all");
+    for row in registry().rows() {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == row.name) {
+            continue;
+        }
+        let mut method = (row.build)(&toml::Table::new())?;
+        let params = Params::new(DType::F32, &Device::Cpu)?;
+        let mut best = [f64::INFINITY; 4];
+        for step in 0..STEPS {
+            let (_, student) = taps([64, 128, 256, 512], "student", step)?;
+            let (_, teacher) = taps([256, 512, 1024, 2048], "teacher", step)?;
+            let teacher: Features = teacher.iter().map(|(n, t)| (n.to_string(), t.detach())).collect();
+            if step == 0 {
+                let shapes = Shapes {
+                    student: student.shapes(),
+                    teacher: teacher.shapes(),
+                    task: Task::Classification,
+                    classes: CLASSES,
+                    batch: BATCH,
+                    samples: 1680,
+                };
+                if let Err(e) = method.connect(&shapes, &params.builder(Rng::new(0))) {
+                    println!("{:14} {e}", row.name);
+                    break;
+                }
+            }
+            // Eight classes with eight images each.
+            let classes: Vec<u32> = (0..BATCH as u32).map(|i| i / 8).collect();
+            let step = Step {
+                student: &student,
+                teacher: &teacher,
+                target: &Target::Classes(Tensor::new(classes, &Device::Cpu)?),
+                images: &Tensor::zeros((BATCH, 3, 64, 64), DType::F32, &Device::Cpu)?,
+                ids: &(0..BATCH as u64).map(|i| (step * 64 + i) % 1680).collect::<Vec<_>>(),
+                given: &Features::default(),
+                epoch: 0.0,
+                step,
+                train: true,
+                rng: Rng::new(0),
+            };
+            let clock = Instant::now();
+            let mut total = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+            for term in method.terms(&step)? {
+                total = (total + (term.value * term.weight)?)?;
+            }
+            let terms = clock.elapsed().as_secs_f64();
+            total.backward()?;
+            let backward = clock.elapsed().as_secs_f64();
+            method.after_step(&step, &params)?;
+            let all = clock.elapsed().as_secs_f64();
+            let times = [terms, backward - terms, all - backward, all];
+            for (best, time) in best.iter_mut().zip(times) {
+                *best = best.min(time * 1e3);
+            }
+        }
+        if best[3].is_finite() {
+            println!("{:14} {:9.1} {:9.1} {:9.1} {:9.1}", row.name, best[0], best[1], best[2], best[3]);
+        }
+    }
+    Ok(())
+}
