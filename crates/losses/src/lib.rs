@@ -50,6 +50,7 @@ pub mod sp;
 pub mod vid;
 
 // What several methods share.
+mod card;
 mod connector;
 mod conv1x1;
 mod discriminator;
@@ -63,6 +64,8 @@ mod settings;
 mod softmax;
 mod sum;
 mod unit;
+
+pub use card::{Card, card};
 
 /// The rows in the order of listing.
 pub const ROWS: &[Entry<DistillerBuild>] = &[

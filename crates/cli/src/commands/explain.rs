@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     };
     let parts = parts::parts();
     let value = match kind {
-        "loss" => row(kind, parts.losses.get(name)?),
+        "loss" => loss(parts.losses.get(name)?)?,
         "metric" => row(kind, parts.metrics.get(name)?),
         "dataset" => dataset(parts.datasets.get(name)?),
         "backbone" => backbone(parts.backbones.get(name)?, args)?,
@@ -117,6 +117,21 @@ fn row<B: Copy>(kind: &str, entry: &Entry<B>) -> Value {
         "source": entry.source,
         "defaults": (entry.defaults)(),
     })
+}
+
+/// A method: what it is made of, found out by connecting it.
+fn loss(entry: &Entry<stillhouse_core::distiller::DistillerBuild>) -> Result<Value, Problem> {
+    let mut value = row("loss", entry);
+    let card = stillhouse_losses::card(entry)?;
+    let terms: Vec<Value> = card.terms.iter().map(|(n, w)| json!({"name": n, "weight": w})).collect();
+    value["labels"] = json!(card.labels);
+    value["student_taps"] = json!(card.student);
+    value["teacher_taps"] = json!(card.teacher);
+    value["terms"] = json!(terms);
+    value["connectors"] = json!(card.connectors);
+    value["connector_values"] = json!(card.parameters);
+    value["state"] = json!(card.state);
+    Ok(value)
 }
 
 fn dataset(entry: &Entry<stillhouse_core::registry::DatasetBuild>) -> Value {
@@ -187,6 +202,9 @@ fn readable(value: &Value) -> String {
     let word = |key: &str| value[key].as_str().unwrap_or_default();
     let mut text =
         format!("{} {}\n{}\n\nsource: {}\n", word("kind"), word("name"), word("summary"), word("source"));
+    if value["terms"].is_array() {
+        text.push_str(&method_parts(value));
+    }
     if !word("defaults").is_empty() {
         text.push_str(&format!("\ndefaults:\n  {}\n", word("defaults").trim_end().replace('\n', "\n  ")));
     }
@@ -201,6 +219,28 @@ fn readable(value: &Value) -> String {
         text.push_str(&network_figures(value, taps));
     }
     text
+}
+
+/// Taps, terms, connectors and state of a method.
+fn method_parts(value: &Value) -> String {
+    let words = |key: &str| {
+        let list: Vec<&str> = value[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if list.is_empty() { "none".to_string() } else { list.join(", ") }
+    };
+    let term = |t: &Value| format!("{} x {}", t["weight"], t["name"].as_str().unwrap_or_default());
+    let terms: Vec<String> = value["terms"].as_array().into_iter().flatten().map(term).collect();
+    let mut grid = Grid::new(&[("part", Align::Left), ("with the defaults", Align::Left)]);
+    let mut line = |name: &str, what: String| grid.row([name.to_string(), what]);
+    line("labels", value["labels"].as_str().unwrap_or_default().to_string());
+    line("taps of the student", words("student_taps"));
+    line("taps of the teacher", words("teacher_taps"));
+    line("terms", terms.join(" + "));
+    line("connectors", words("connectors"));
+    if let Some(values @ 1..) = value["connector_values"].as_u64() {
+        line("", format!("{:.2} M values between ResNet50 and ResNet18", values as f64 / 1e6));
+    }
+    line("state", words("state"));
+    format!("\n{}", grid.terminal())
 }
 
 fn network_figures(value: &Value, taps: &[Value]) -> String {

@@ -100,9 +100,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let mut text = String::new();
     for kind in kinds {
-        let mut grid = Grid::new(&[(kind.title(), Align::Left), ("", Align::Left)]);
+        // A method is found by its paper.
+        let source = if kind == Kind::Losses { "paper" } else { "" };
+        let mut grid = Grid::new(&[(kind.title(), Align::Left), ("", Align::Left), (source, Align::Left)]);
         for row in kind.rows() {
-            grid.row([row.name, row.summary]);
+            grid.row([row.name, row.summary, if source.is_empty() { String::new() } else { row.source }]);
         }
         if !text.is_empty() {
             text.push('\n');
