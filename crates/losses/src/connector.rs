@@ -4,9 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::Tensor;
 use stillhouse_core::{Builder, Params, Result};
-use stillhouse_ops::{Init, ParamId};
-
-use crate::sum::mean_rows;
+use stillhouse_ops::{Init, ParamId, graph};
 
 /// How far the running statistics follow a batch (PyTorch's default).
 const MOMENTUM: f64 = 0.1;
@@ -46,7 +44,7 @@ pub(crate) struct BatchNorm {
     params: Params,
     eps: f64,
     /// Mean and unbiased variance of the last training batch, until `after_step` takes them in.
-    seen: RefCell<Option<(Tensor, Tensor)>>,
+    seen: RefCell<Option<[Vec<f64>; 2]>>,
 }
 
 impl BatchNorm {
@@ -65,25 +63,26 @@ impl BatchNorm {
 
     /// `[M, C] -> [M, C]`; with the batch's statistics when training, else with the running ones.
     pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let (centred, var) = if train {
-            let mean = mean_rows(x)?;
-            let centred = x.broadcast_sub(&mean)?;
-            let var = mean_rows(&centred.sqr()?)?;
+        if train {
+            let graph::BatchNormed { y, mean, variance } =
+                graph::batch_norm(x, &self.gamma, &self.beta, self.eps)?;
             let count = x.dim(0)? as f64;
-            let unbiased = (var.detach() * (count / (count - 1.0).max(1.0)))?;
-            *self.seen.borrow_mut() = Some((mean.detach(), unbiased));
-            (centred, var)
-        } else {
-            (x.broadcast_sub(&self.buffer(self.running_mean))?, self.buffer(self.running_var))
-        };
-        let scale = (var + self.eps)?.sqrt()?.recip()?.mul(&self.gamma)?;
+            let unbiased = variance.iter().map(|v| v * count / (count - 1.0).max(1.0)).collect();
+            *self.seen.borrow_mut() = Some([mean, unbiased]);
+            return Ok(y);
+        }
+        let centred = x.broadcast_sub(&self.buffer(self.running_mean))?;
+        let scale = (self.buffer(self.running_var) + self.eps)?.sqrt()?.recip()?.mul(&self.gamma)?;
         Ok(centred.broadcast_mul(&scale)?.broadcast_add(&self.beta)?)
     }
 
     /// Moves the running statistics by the last training batch, once.
     pub(crate) fn after_step(&self) -> Result<()> {
-        if let Some((mean, var)) = self.seen.borrow_mut().take() {
-            for (id, new) in [(self.running_mean, mean), (self.running_var, var)] {
+        if let Some(seen) = self.seen.borrow_mut().take() {
+            for (id, new) in [self.running_mean, self.running_var].into_iter().zip(seen) {
+                let channels = new.len();
+                let new =
+                    Tensor::from_vec(new, channels, self.params.device())?.to_dtype(self.params.dtype())?;
                 let moved = ((self.buffer(id) * (1.0 - MOMENTUM))? + (new * MOMENTUM)?)?;
                 self.params.import(id, &moved)?;
             }

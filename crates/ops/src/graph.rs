@@ -1,10 +1,12 @@
 //! Operations for candle graphs that candle lacks, or has without a gradient.
 
 mod conv;
+mod norm;
 mod resize;
 mod svd;
 
 pub use conv::conv2d;
+pub use norm::{BatchNormed, batch_norm};
 pub use resize::resize_bilinear;
 pub use svd::svd;
 

@@ -1,4 +1,4 @@
-//! `graph::conv2d` against candle's own convolution, which is slow but right.
+//! `graph::conv2d` and `graph::batch_norm` against candle's own operations, which are slow but right.
 
 use candle_core::{DType, Device, Tensor, Var};
 use stillhouse_ops::{ConvSpec, Padding, Rng, graph};
@@ -81,6 +81,44 @@ fn threads_change_nothing() {
         all.concat().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
     };
     assert_eq!(bits(1), bits(3));
+}
+
+#[test]
+fn batch_norm_is_the_formula() {
+    for rows in [1, 2, 700] {
+        let x = (random("x", &[rows, 19]) + 3.0).unwrap();
+        let (gamma, beta) = (random("g", &[19]), random("b", &[19]));
+        let weights = random("w", &[rows, 19]);
+        let eps = 1e-3;
+        let run = |dtype: DType, own: bool| {
+            let var = |t: &Tensor| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap();
+            let (x, gamma, beta) = (var(&x), var(&gamma), var(&beta));
+            let y = if own {
+                graph::batch_norm(&x, &gamma, &beta, eps).unwrap().y
+            } else {
+                let centred = x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
+                let variance = centred.sqr().unwrap().mean_keepdim(0).unwrap();
+                let unit = centred.broadcast_div(&(variance + eps).unwrap().sqrt().unwrap()).unwrap();
+                unit.broadcast_mul(&gamma).unwrap().broadcast_add(&beta).unwrap()
+            };
+            let loss = (&y * weights.to_dtype(dtype).unwrap()).unwrap().sum_all().unwrap();
+            let grads = loss.backward().unwrap();
+            [
+                list(&y),
+                list(grads.get(&x).unwrap()),
+                list(grads.get(&gamma).unwrap()),
+                list(grads.get(&beta).unwrap()),
+            ]
+        };
+        let want = run(DType::F64, false);
+        for (i, what) in ["value", "rows", "gamma", "beta"].iter().enumerate() {
+            let what = format!("{what} of {rows} rows");
+            diff::assert_close(&run(DType::F64, true)[i], &want[i], 1e-10, 1e-11, &what);
+            diff::assert_close(&run(DType::F32, true)[i], &want[i], 1e-3, 2e-3, &what);
+        }
+    }
+    let told = graph::batch_norm(&random("x", &[4, 2]), &random("g", &[3]), &random("b", &[2]), 1e-5);
+    assert!(told.unwrap_err().to_string().contains("[3]"));
 }
 
 #[test]
