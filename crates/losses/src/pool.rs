@@ -147,6 +147,9 @@ mod tests {
         assert_eq!(rows(&mean), [[4., 0.75, 3.], [-2.5, -9., -4.]]);
         let want = [[0.25, 0.25, 0.5, 0.5, 1.5], [0.25, 0.25, 0.5, 0.5, 1.5], [2., 2., 2.5, 2.5, 6.]];
         assert_eq!(gradient(&mean), want);
+    }
+
+    #[test]
     fn nearest_pixels_collect_all_gradients() {
         let x = Var::new(&[[[[1f64, 2., 3.], [4., 5., 6.]]]], &Device::Cpu).unwrap();
         let wide = nearest(&x, (2, 6)).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();

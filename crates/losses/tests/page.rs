@@ -24,8 +24,7 @@ fn terms(card: &Card) -> String {
 }
 
 fn section(row: &Entry<DistillerBuild>, card: &Card) -> String {
-    let mut text =
-        format!("\n## {}\n\n{}. {}.\n\n", row.name, capital(row.summary), row.source.trim_end_matches('.'));
+    let mut text = format!("\n## {}\n\n{}; {}.\n\n", row.name, row.summary, row.source.trim_end_matches('.'));
     let taps = if card.student == card.teacher {
         format!("of both {}", list(&card.student))
     } else {
@@ -43,11 +42,6 @@ fn section(row: &Entry<DistillerBuild>, card: &Card) -> String {
     }
     let _ = write!(text, "\n```toml\n{}\n```\n", (row.defaults)().trim_end());
     text
-}
-
-fn capital(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn page() -> String {
