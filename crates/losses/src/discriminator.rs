@@ -7,11 +7,15 @@ use stillhouse_ops::Init;
 /// Slope of the leaky ReLU below zero.
 const SLOPE: f64 = 0.1;
 
-/// Stride and padding of the three convolutions.
-const STEPS: [(usize, usize); 3] = [(2, 1), (2, 1), (1, 0)];
+/// Kernel size, stride and padding of the three convolutions; a stride divides its kernel.
+const SPECS: [Spec; 3] = [
+    Spec { k: 4, stride: 2, padding: 1 },
+    Spec { k: 4, stride: 2, padding: 1 },
+    Spec { k: 2, stride: 1, padding: 0 },
+];
 
-/// Kernel sizes.
-const KERNELS: [usize; 3] = [4, 4, 2];
+/// The smallest height and width that it takes.
+pub(crate) const SMALLEST: usize = 8;
 
 /// Convolution 4 x 4 (stride 2, padding 1), leaky ReLU, the same once more, convolution 2 x 2:
 /// `[B, C, H, W]` to a map of verdicts `[B, 1, h, w]`.
@@ -20,27 +24,24 @@ pub(crate) struct Discriminator {
     layers: Vec<(Tensor, Tensor)>, // weight [out, in, k, k], bias [out]
 }
 
-/// The smallest height and width that it takes.
-pub(crate) const SMALLEST: usize = 8;
-
 impl Discriminator {
     /// Makes `conv1.weight`, `conv1.bias` to `conv3.bias` below the builder.
     pub(crate) fn new(channels: usize, widths: [usize; 2], params: &Builder) -> Result<Self> {
         let sizes = [channels, widths[0], widths[1], 1];
         let layer = |i: usize| {
-            let (from, to, k) = (sizes[i], sizes[i + 1], KERNELS[i]);
+            let (from, to, k) = (sizes[i], sizes[i + 1], SPECS[i].k);
             let (at, init) = (params.pp(format!("conv{}", i + 1)), Init::fan_in_uniform(from * k * k));
             Ok((at.var("weight", &[to, from, k, k], init)?, at.var("bias", &[to], init)?))
         };
         Ok(Self { layers: (0..3).map(layer).collect::<Result<_>>()? })
     }
 
-    /// The verdicts, and the factors of the leaky ReLUs after the first two convolutions: constants.
+    /// The verdicts `[B, h, w, 1]` on `[B, H, W, C]`, and the factors of the leaky ReLUs after the first
+    /// two convolutions: constants.
     fn run(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
         let (mut x, mut factors) = (x.clone(), Vec::new());
-        for (i, ((weight, bias), (stride, padding))) in self.layers.iter().zip(STEPS).enumerate() {
-            let y = covered(&x, KERNELS[i], (stride, padding))?.conv2d(weight, 0, stride, 1, 1)?;
-            x = y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
+        for (i, ((weight, bias), spec)) in self.layers.iter().zip(SPECS).enumerate() {
+            x = spec.convolve(&x, weight, bias)?;
             if i < 2 {
                 let above = x.detach().gt(0.0)?.to_dtype(x.dtype())?;
                 let factor = above.affine(1.0 - SLOPE, SLOPE)?;
@@ -53,7 +54,7 @@ impl Discriminator {
 
     /// `[B, C, H, W] -> [B, 1, h, w]`
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.run(x)?.0)
+        Ok(self.run(&x.permute((0, 2, 3, 1))?.contiguous()?)?.0.permute((0, 3, 1, 2))?)
     }
 
     /// The gradient of the sum of each image's verdicts with respect to a constant input, `[B, C, H, W]`,
@@ -61,47 +62,90 @@ impl Discriminator {
     /// convolutions is written as transposed convolutions. The slopes of the leaky ReLUs are
     /// constants, so nothing is left out.
     pub(crate) fn input_gradient(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.detach();
+        let x = x.detach().permute((0, 2, 3, 1))?.contiguous()?;
         let (verdicts, factors) = self.run(&x)?;
-        let sizes: Vec<[usize; 2]> = std::iter::once(&x)
-            .chain(&factors)
-            .map(|t| t.dims4().map(|(_, _, h, w)| [h, w]))
-            .collect::<candle_core::Result<_>>()?;
         let mut g = Tensor::ones(verdicts.shape(), verdicts.dtype(), verdicts.device())?;
         for i in (0..3).rev() {
-            let ((weight, _), (stride, padding)) = (&self.layers[i], STEPS[i]);
-            g = transposed(&g, weight, (stride, padding), sizes[i])?;
+            let (_, h, w, _) = if i > 0 { factors[i - 1].dims4()? } else { x.dims4()? };
+            g = SPECS[i].transposed(&g, &self.layers[i].0, (h, w))?;
             if i > 0 {
                 g = (g * &factors[i - 1])?;
             }
         }
-        Ok(g)
+        Ok(g.permute((0, 3, 1, 2))?)
     }
 }
 
-/// The map in its border of zeros, without what no window reaches. A convolution without padding of
-/// its own gives the same, and candle's gradient of it is right for all sizes: with padding and
-/// stride it fails where height and width are not both odd or both even.
-fn covered(x: &Tensor, k: usize, (stride, padding): (usize, usize)) -> Result<Tensor> {
-    let mut y = x.clone();
-    for dim in [2, 3] {
-        let reached = |size: usize| (size + 2 * padding - k) / stride * stride + k;
-        let length = reached(x.dim(dim)?);
-        y = y.pad_with_zeros(dim, padding, padding)?.narrow(dim, 0, length)?;
-    }
-    Ok(y.contiguous()?)
+/// A convolution as a few matrix products: with a stride s, blocks of s x s pixels become channels
+/// of one position, and kernels of k / s positions with stride 1 are left. candle's own gradient of
+/// a convolution with stride and padding is slow, and fails where height and width are not both odd
+/// or both even.
+#[derive(Debug, Clone, Copy)]
+struct Spec {
+    k: usize,
+    stride: usize,
+    padding: usize,
 }
 
-/// The transposed convolution that leads back to a map of that size.
-fn transposed(
-    g: &Tensor,
-    weight: &Tensor,
-    (stride, padding): (usize, usize),
-    [h, w]: [usize; 2],
-) -> Result<Tensor> {
-    let y = g.conv_transpose2d(weight, 0, 0, stride, 1)?;
-    // Without the border, which is wider than what no window reaches.
-    Ok(y.narrow(2, padding, h)?.narrow(3, padding, w)?)
+impl Spec {
+    /// Positions of the output along an axis.
+    fn output(&self, size: usize) -> usize {
+        (size + 2 * self.padding - self.k) / self.stride + 1
+    }
+
+    /// Blocks along an axis that a kernel covers.
+    fn reach(&self) -> usize {
+        self.k / self.stride
+    }
+
+    /// `[out, in, k, k]` as one matrix `[s * s * in, out]` for each block of the kernel.
+    fn matrices(&self, weight: &Tensor) -> Result<Vec<Tensor>> {
+        let (out, from, _, _) = weight.dims4()?;
+        let (q, s) = (self.reach(), self.stride);
+        let blocks = weight.reshape(&[out, from, q, s, q, s][..])?.permute(vec![2, 4, 3, 5, 1, 0])?;
+        let blocks = blocks.reshape((q * q, s * s * from, out))?;
+        (0..q * q).map(|i| Ok(blocks.get(i)?)).collect()
+    }
+
+    /// `[B, H, W, in] -> [B, h, w, out]`
+    fn convolve(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let (b, height, width, from) = x.dims4()?;
+        let ((h, w), (q, s), out) =
+            ((self.output(height), self.output(width)), (self.reach(), self.stride), bias.dim(0)?);
+        // In a border of zeros, without what no kernel reaches.
+        let (m, n) = (h + q - 1, w + q - 1);
+        let bordered = x.pad_with_zeros(1, self.padding, self.padding)?.narrow(1, 0, m * s)?;
+        let bordered = bordered.pad_with_zeros(2, self.padding, self.padding)?.narrow(2, 0, n * s)?;
+        let blocks = bordered.reshape(&[b, m, s, n, s, from][..])?.permute(vec![0, 1, 3, 2, 4, 5])?;
+        let blocks = blocks.reshape((b, m, n, s * s * from))?;
+        // A product with ones: a broadcast's gradient is a slow sum that loses digits.
+        let ones = Tensor::ones((b * h * w, 1), x.dtype(), x.device())?;
+        let mut y = ones.matmul(&bias.reshape((1, out))?)?;
+        for (i, matrix) in self.matrices(weight)?.iter().enumerate() {
+            let part = blocks.narrow(1, i / q, h)?.narrow(2, i % q, w)?;
+            y = (y + part.reshape((b * h * w, s * s * from))?.matmul(matrix)?)?;
+        }
+        Ok(y.reshape((b, h, w, out))?)
+    }
+
+    /// The transposed convolution that leads back to a map of that size, `[B, h, w, out] -> [B, H, W, in]`.
+    fn transposed(&self, g: &Tensor, weight: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
+        let ((b, h, w, out), from) = (g.dims4()?, weight.dim(1)?);
+        let (q, s) = (self.reach(), self.stride);
+        let rows = g.reshape((b * h * w, out))?;
+        let (m, n) = (h + q - 1, w + q - 1);
+        let mut blocks = Tensor::zeros((b, m, n, s * s * from), g.dtype(), g.device())?;
+        for (i, matrix) in self.matrices(weight)?.iter().enumerate() {
+            let part = rows.matmul(&matrix.t()?)?.reshape((b, h, w, s * s * from))?;
+            let (down, right) = (i / q, i % q);
+            let part = part.pad_with_zeros(1, down, q - 1 - down)?.pad_with_zeros(2, right, q - 1 - right)?;
+            blocks = (blocks + part)?;
+        }
+        let map = blocks.reshape(&[b, m, n, s, s, from][..])?.permute(vec![0, 1, 3, 2, 4, 5])?;
+        let map = map.reshape((b, m * s, n * s, from))?;
+        // Without the border, which is wider than what no kernel reaches.
+        Ok(map.narrow(1, self.padding, height)?.narrow(2, self.padding, width)?.contiguous()?)
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +157,28 @@ mod tests {
 
     fn list(t: &Tensor) -> Vec<f64> {
         t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Against candle's own convolution, for odd and even sizes.
+    #[test]
+    fn a_convolution_is_a_convolution() {
+        let mut draw = Rng::new(1).at(0, 0);
+        let mut random = |shape: &[usize]| {
+            let values: Vec<f64> = (0..shape.iter().product()).map(|_| draw.normal()).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        };
+        for spec in [SPECS[0], SPECS[2]] {
+            for (h, w) in [(8, 8), (7, 10), (5, 9)] {
+                let (x, weight) = (random(&[2, 3, h, w]), random(&[4, 3, spec.k, spec.k]));
+                let bias = random(&[4]);
+                let want = x.conv2d(&weight, spec.padding, spec.stride, 1, 1).unwrap();
+                let want = want.broadcast_add(&bias.reshape((1, 4, 1, 1)).unwrap()).unwrap();
+                let got = spec.convolve(&x.permute((0, 2, 3, 1)).unwrap(), &weight, &bias).unwrap();
+                let got = got.permute((0, 3, 1, 2)).unwrap();
+                assert_eq!(got.dims(), want.dims());
+                diff::assert_close(&list(&got), &list(&want), 1e-12, 1e-12, &format!("{spec:?} {h} x {w}"));
+            }
+        }
     }
 
     /// The input gradient against candle's own backward, for odd and even sizes.

@@ -52,7 +52,8 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Result};
 
 use crate::ce::{Ce, CeConfig};
-use crate::refine::{Contribution, Keep, Mask, Refined};
+use crate::refine::Refined;
+pub use crate::refine::{Contribution, Keep, Mask};
 use crate::sum::{mean, sum};
 use crate::unit::{EPS, unit};
 use crate::{fit, labels, settings};

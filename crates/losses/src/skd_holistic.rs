@@ -18,7 +18,9 @@
 //!            gradient_penalty = mean over b of (|d sum D(m) / dm| - 1)^2
 //! ```
 //!
-//! The opponent's terms train the discriminator, the student's the student.
+//! The opponent's terms train the discriminator, the student's the student. It learns with the
+//! student's optimiser; `train.lr_scale` with the pattern `connector.skd_holistic.d.*` gives it another
+//! rate.
 //!
 //! # Inputs
 //! `logits [B, N, H, W]` of both, at least 8 x 8, and with `condition` the images, brought to the
