@@ -94,6 +94,7 @@ fn train(
         classes: CLASSES,
         batch: case.batch,
         samples: 1680,
+        ..Default::default()
     };
     let builder = student.params.builder(Rng::new(3)).pp("connector");
     for method in &mut methods {

@@ -387,6 +387,7 @@ impl Pass<'_> {
     }
 
     /// Winograd's convolution with transformed weights.
+    #[allow(clippy::too_many_arguments)]
     fn convolve<T: Elem>(
         &self,
         tiles: Tiles,
