@@ -136,6 +136,8 @@ pub struct Params {
     store: Arc<RwLock<Store>>,
     dtype: DType,
     device: Device,
+    /// Names and shapes only.
+    outline: bool,
 }
 
 fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
@@ -149,7 +151,17 @@ impl Params {
         if !matches!(dtype, DType::F32 | DType::F64) {
             return Err(Error::usage("Params::new", format!("needs f32 or f64, got {dtype:?}")));
         }
-        Ok(Self { store: Arc::default(), dtype, device: device.clone() })
+        Ok(Self { store: Arc::default(), dtype, device: device.clone(), outline: false })
+    }
+
+    /// A store of names and shapes without values, for counting: nothing can run on it.
+    pub fn outline() -> Self {
+        Self { store: Arc::default(), dtype: DType::F32, device: Device::Cpu, outline: true }
+    }
+
+    /// Whether it has names and shapes only.
+    pub(crate) fn is_outline(&self) -> bool {
+        self.outline
     }
 
     /// Element type of all entries.
@@ -369,6 +381,10 @@ impl Builder {
 
     fn make(&self, name: &str, shape: &[usize], kind: Kind, layout: Layout, init: Init) -> Result<ParamId> {
         let name = self.full(name);
+        if self.params.outline {
+            let nothing = Var::zeros(0, self.params.dtype, &self.params.device)?;
+            return self.params.insert(name, shape, kind, layout, nothing);
+        }
         let count: usize = shape.iter().product();
         let values = init.values(count, self.rng.stream(&name));
         let (values, stored): (Vec<f64>, Shape) = match &layout {

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, DType, Tensor};
 
+use crate::kernels::special;
 use crate::lanes::{Avx2, Avx512, Kernel, Plain};
 
 /// Instruction set that the `f32` kernels run on.
@@ -82,6 +83,12 @@ pub(crate) trait Real:
     fn of(x: f64) -> Self;
     /// Widens to f64.
     fn wide(self) -> f64;
+    /// Square root.
+    fn root(self) -> Self;
+    /// e to this power.
+    fn power_of_e(self) -> Self;
+    /// Distribution function and density of the standard normal.
+    fn normal(self) -> (Self, Self);
     /// The values of a CPU storage of this type.
     fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]>;
     /// The values of a CPU storage of this type, to change.
@@ -98,6 +105,18 @@ impl Real for f32 {
     }
     fn wide(self) -> f64 {
         f64::from(self)
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
+    }
+    #[inline(always)]
+    fn power_of_e(self) -> Self {
+        special::exp32(self)
+    }
+    #[inline(always)]
+    fn normal(self) -> (Self, Self) {
+        special::normal32(self)
     }
     fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]> {
         storage.as_slice::<f32>()
@@ -125,6 +144,16 @@ impl Real for f64 {
     }
     fn wide(self) -> f64 {
         self
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
+    }
+    fn power_of_e(self) -> Self {
+        self.exp()
+    }
+    fn normal(self) -> (Self, Self) {
+        special::normal64(self)
     }
     fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]> {
         storage.as_slice::<f64>()

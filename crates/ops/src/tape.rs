@@ -210,6 +210,9 @@ impl Tape {
         if !matches!(params.device(), Device::Cpu) {
             return Err(Error::usage("Tape::new", "the tape's own kernels run on the CPU"));
         }
+        if params.is_outline() {
+            return Err(Error::usage("Tape::new", "the parameters are an outline without values"));
+        }
         Ok(Self {
             params: params.clone(),
             mode,
@@ -261,6 +264,11 @@ impl Tape {
     /// Which taps are kept from the next pass on.
     pub fn want<S: AsRef<str>>(&mut self, taps: &[S]) {
         self.wanted = taps.iter().map(|t| t.as_ref().to_string()).collect();
+    }
+
+    /// Whether that tap is kept.
+    pub fn wants(&self, tap: &str) -> bool {
+        self.wanted.iter().any(|w| w == tap)
     }
 
     /// Starts a new pass; dropout draws from `rng` at `step`.

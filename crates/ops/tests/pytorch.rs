@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Mode, Padding, Params, Rng, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Mode, Padding, Params, Rng, Tape};
 use stillhouse_testkit::{diff::assert_close, generator};
 
 /// Uniform in [low, high) by the name's stream, rounded to f32.
@@ -97,4 +97,52 @@ fn layers_equal_pytorch() {
     }
     assert!(cases.len() >= 20);
     println!("{} layers against PyTorch {}, f64 and f32", cases.len(), stored["torch"]);
+}
+
+fn check_map(case: &Value, dtype: DType) {
+    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let input: Vec<usize> = case["input"].as_array().unwrap().iter().map(number).collect();
+    let size: Vec<usize> = case["size"].as_array().map_or(vec![], |s| s.iter().map(number).collect());
+    let norm = LayerNorm::new(input[1], "norm", &params.builder(Rng::new(0))).unwrap();
+    let mut tape = Tape::new(&params, Mode::EvalRecord).unwrap();
+    tape.want(&["copy", "out"]);
+    let x = tape.input(&tensor("x", &input, -3.0, 3.0, dtype)).unwrap();
+    // The input has no record of its own to tell its gradient by.
+    let x = tape.graph(&[&x], |x| Ok(x[0].clone())).unwrap();
+    let y = match case["op"].as_str().unwrap() {
+        "bilinear" => {
+            tape.resize_bilinear(&x, (size[0], size[1]), case["align_corners"].as_bool().unwrap()).unwrap()
+        }
+        "adaptive_avg_pool" => tape.adaptive_avg_pool(&x, (size[0], size[1])).unwrap(),
+        "max_pool" => tape.max_pool(&x, size[0], size[1], size[2]).unwrap(),
+        "gelu" => tape.gelu(&x).unwrap(),
+        "layer_norm" => norm.forward(&x, &mut tape).unwrap(),
+        other => panic!("unknown operation {other}"),
+    };
+    tape.tap("copy", &x).unwrap();
+    tape.tap("out", &y).unwrap();
+    let out = tape.outputs().unwrap().into_iter().find(|(name, _)| name == "out").unwrap().1;
+    let weight = tensor("loss_weight", out.dims(), -1.0, 1.0, dtype);
+    let grads = tape.backward(&(&out * weight).unwrap().sum_all().unwrap()).unwrap();
+    for (name, want) in case["expected"].as_object().unwrap() {
+        let got = if name == "out" { out.clone() } else { grads.tap("copy").unwrap().clone() };
+        let shape: Vec<usize> = want["shape"].as_array().unwrap().iter().map(number).collect();
+        assert_eq!(got.dims(), shape, "{name} of {case}");
+        let got: Vec<f64> = got.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+        let want: Vec<f64> = want["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let tolerance = if dtype == DType::F64 { 1e-11 } else { 1e-5 };
+        assert_close(&got, &want, 0.0, 4.0 * tolerance, &format!("{name} of {} {dtype:?}", case["op"]));
+    }
+}
+
+#[test]
+fn maps_equal_pytorch() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pytorch/maps.json");
+    let stored: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let cases = stored["cases"].as_array().unwrap();
+    for case in cases {
+        check_map(case, DType::F64);
+        check_map(case, DType::F32);
+    }
+    assert!(cases.len() >= 15);
 }

@@ -1,5 +1,6 @@
 //! Plain loops, compiled for every instruction set.
 
+use super::{Shared, parallel, rows_per_task};
 use crate::lanes::{Kernel, Lanes};
 use crate::real::Real;
 
@@ -68,4 +69,90 @@ looped! {
             *g = if *o > low && *o < high { *g } else { T::ZERO };
         }
     }
+}
+
+/// Copies `columns` values of every row: rows of `from.0` values from column `from.1` on, to rows of
+/// `to.0` values from column `to.1` on.
+pub(crate) fn copy_columns<T: Real>(
+    source: &[T],
+    from: (usize, usize),
+    target: &mut [T],
+    to: (usize, usize),
+    columns: usize,
+) {
+    let rows = source.len() / from.0;
+    let part = rows_per_task(rows, columns);
+    let target = Shared::new(target);
+    parallel(rows.div_ceil(part), |i| {
+        let (first, n) = (i * part, part.min(rows - i * part));
+        // SAFETY: whole rows, each in one task.
+        #[allow(unsafe_code)]
+        let target = unsafe { target.range(first * to.0, n * to.0) };
+        let source = source[first * from.0..(first + n) * from.0].chunks_exact(from.0);
+        for (source, target) in source.zip(target.chunks_exact_mut(to.0)) {
+            target[to.1..to.1 + columns].copy_from_slice(&source[from.1..from.1 + columns]);
+        }
+    });
+}
+
+/// Values in a task of a pass over everything.
+const PART: usize = 1 << 15;
+
+looped! {
+    gelu_part<'a>(x: &'a [T], to: &'a mut [T]) {
+        for (t, x) in to.iter_mut().zip(x) {
+            *t = *x * x.normal().0;
+        }
+    }
+}
+
+looped! {
+    gelu_backward_part<'a>(x: &'a [T], gradient: &'a mut [T]) {
+        for (g, x) in gradient.iter_mut().zip(x) {
+            let (below, density) = x.normal();
+            *g *= below + *x * density;
+        }
+    }
+}
+
+looped! {
+    scale_part<'a>(x: &'a [T], factor: T, to: &'a mut [T]) {
+        for (t, x) in to.iter_mut().zip(x) {
+            *t = *x * factor;
+        }
+    }
+}
+
+/// Runs `f(start, part)` over parts of `to`.
+fn by_parts<T: Real>(to: &mut [T], f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    let len = to.len();
+    let to = Shared::new(to);
+    parallel(len.div_ceil(PART), |i| {
+        // SAFETY: one part per task.
+        #[allow(unsafe_code)]
+        let to = unsafe { to.range(i * PART, PART.min(len - i * PART)) };
+        f(i * PART, to);
+    });
+}
+
+/// `to = x * P(normal <= x)`.
+pub(crate) fn gelu<T: Real>(x: &[T], to: &mut [T]) {
+    by_parts(to, |start, to| gelu_part(&x[start..start + to.len()], to));
+}
+
+/// Multiplies a gradient by the derivative of [`gelu`] at `x`.
+pub(crate) fn gelu_backward<T: Real>(x: &[T], gradient: &mut [T]) {
+    by_parts(gradient, |start, g| gelu_backward_part(&x[start..start + g.len()], g));
+}
+
+/// `to = x * factors[image]`.
+pub(crate) fn scale_images<T: Real>(x: &[T], factors: &[f64], to: &mut [T]) {
+    let len = x.len() / factors.len().max(1);
+    let to = Shared::new(to);
+    parallel(factors.len(), |image| {
+        // SAFETY: one image per task.
+        #[allow(unsafe_code)]
+        let to = unsafe { to.range(image * len, len) };
+        scale_part(&x[image * len..(image + 1) * len], T::of(factors[image]), to);
+    });
 }

@@ -4,12 +4,18 @@
 //! Maps are NHWC. Work is split by shape only and partial sums are added in a fixed order, so a
 //! result does not depend on the number of threads.
 
+pub(crate) mod attention;
 pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod geometry;
+pub(crate) mod layer_norm;
 pub(crate) mod norm;
 pub(crate) mod optim;
+pub(crate) mod patches;
 pub(crate) mod pool;
+pub(crate) mod resample;
+pub(crate) mod small_gemm;
+pub(crate) mod special;
 pub(crate) mod tap_gemm;
 pub(crate) mod wgrad;
 pub(crate) mod winograd;

@@ -98,9 +98,9 @@ looped! {
     }
 }
 
-/// Mean over the pixels of every image: `[images, pixels, channels]` to `[images, channels]`.
-pub(crate) fn average<T: Real>(x: &[T], pixels: usize, channels: usize, out: &mut [T]) {
-    let scale = T::of(1.0 / pixels as f64);
+/// Sum over the pixels of every image, times `scale`: `[images, pixels, channels]` to
+/// `[images, channels]`.
+pub(crate) fn sum_pixels<T: Real>(x: &[T], pixels: usize, channels: usize, scale: T, out: &mut [T]) {
     let images = out.len() / channels;
     let out = Shared::new(out);
     parallel(images, |image| {
@@ -118,18 +118,18 @@ pub(crate) fn average<T: Real>(x: &[T], pixels: usize, channels: usize, out: &mu
     });
 }
 
-/// Gradient of [`average`]: adds to, or writes, `dx`.
-pub(crate) fn average_backward<T: Real>(dy: &[T], pixels: usize, channels: usize, add: bool, dx: &mut [T]) {
-    let scale = T::of(1.0 / pixels as f64);
-    let images = dy.len() / channels;
-    let dx = Shared::new(dx);
+/// The other way: the vector of every image, times `scale`, on each of its pixels, added to what is
+/// there or written.
+pub(crate) fn spread<T: Real>(x: &[T], pixels: usize, channels: usize, scale: T, add: bool, out: &mut [T]) {
+    let images = x.len() / channels;
+    let out = Shared::new(out);
     parallel(images, |image| {
         // SAFETY: one image per task.
-        let dx = unsafe { dx.range(image * pixels * channels, pixels * channels) };
-        let dy = &dy[image * channels..(image + 1) * channels];
-        for row in dx.chunks_exact_mut(channels) {
-            for (d, g) in row.iter_mut().zip(dy) {
-                *d = if add { *d + *g * scale } else { *g * scale };
+        let out = unsafe { out.range(image * pixels * channels, pixels * channels) };
+        let x = &x[image * channels..(image + 1) * channels];
+        for row in out.chunks_exact_mut(channels) {
+            for (o, x) in row.iter_mut().zip(x) {
+                *o = if add { *o + *x * scale } else { *x * scale };
             }
         }
     });

@@ -65,6 +65,19 @@ impl ConvBnAct {
         Self::build(spec, &spec.weight_shape(), conv, None, bias, act, init, p)
     }
 
+    /// With a bias and, if `bn` names one, batch norm: makes `<conv>.weight`, `<conv>.bias` and the
+    /// batch norm's. A bias before batch norm moves only its running mean.
+    pub fn biased(
+        spec: ConvSpec,
+        conv: &str,
+        bn: Option<&str>,
+        act: Act,
+        (weight, bias): (Init, Init),
+        p: &Builder,
+    ) -> Result<Self> {
+        Self::build(spec, &spec.weight_shape(), conv, bn, Some(bias), act, weight, p)
+    }
+
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn build(
         spec: ConvSpec,
@@ -94,6 +107,11 @@ impl ConvBnAct {
             .transpose()?;
         let panels = Panels::new(weight_shape, spec.groups)?;
         Ok(Self { spec, panels, weight, bias, norm, act })
+    }
+
+    /// Its bias, if it has one.
+    pub(crate) fn bias(&self) -> Option<ParamId> {
+        self.bias
     }
 
     /// Its convolution.
@@ -259,6 +277,8 @@ impl ConvBnAct {
             with_values::<T, _>(params.get(id).var(), |v| v.iter().map(|x| x.wide()).collect::<Vec<f64>>())
         };
         let batch = tape.mode() == Mode::Train;
+        // `y` comes without the bias: shifting it shifts the mean alone.
+        let bias = self.bias.map(wide).transpose()?.unwrap_or_else(|| vec![0.0; c]);
         let (mean, variance) = if batch {
             if rows < 2 {
                 return Err(Error::shape(
@@ -277,11 +297,12 @@ impl ConvBnAct {
                     *r = T::of((1.0 - BN_MOMENTUM) * r.wide() + BN_MOMENTUM * now(i));
                 }
             };
-            params.modify::<T>(norm.mean, |r| blend(r, &|i| mean[i]))?;
+            params.modify::<T>(norm.mean, |r| blend(r, &|i| mean[i] + bias[i]))?;
             params.modify::<T>(norm.variance, |r| blend(r, &|i| variance[i] * unbiased))?;
             (mean, variance)
         } else {
-            (wide(norm.mean)?, wide(norm.variance)?)
+            let mean = wide(norm.mean)?.iter().zip(&bias).map(|(m, b)| m - b).collect();
+            (mean, wide(norm.variance)?)
         };
         let (gamma, beta) = (wide(norm.weight)?, wide(norm.bias)?);
         let inverse: Vec<f64> = variance.iter().map(|v| 1.0 / (v + norm.eps).sqrt()).collect();
@@ -638,6 +659,11 @@ impl<T: Elem> ConvRecord<T> {
             }
             if tape.trains(norm.bias) {
                 back.param(norm.bias, vector(&mut sum.iter().copied()));
+            }
+            if let Some(id) = layer.bias.filter(|id| tape.trains(*id)) {
+                // Statistics of the batch take any shift away again.
+                let through = if stats.batch { 0.0 } else { 1.0 };
+                back.param(id, vector(&mut sum.iter().zip(&stats.wide_a).map(|(s, a)| through * a * s)));
             }
             let (mut k1, mut k2) = (vec![T::ZERO; c], vec![T::ZERO; c]);
             if stats.batch {

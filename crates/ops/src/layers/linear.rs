@@ -1,13 +1,13 @@
-//! Linear layer on vectors.
+//! Linear layer on vectors and on the pixels of maps.
 
 use super::conv::ConvBnAct;
 use crate::kernels::geometry::{ConvSpec, Padding};
 use crate::kernels::tap_gemm::Act;
 use crate::params::{Builder, Init};
 use crate::tape::{Node, Tape};
-use crate::{Error, Result};
+use crate::{Error, ParamId, Result};
 
-/// `y = x W^T + b` on vectors `[B, inputs]`.
+/// `y = x W^T + b` on vectors `[B, inputs]`, or on every pixel of a map `[B, inputs, H, W]`.
 #[derive(Debug, Clone)]
 pub struct Linear(ConvBnAct);
 
@@ -25,17 +25,41 @@ impl Linear {
         Ok(Self(ConvBnAct::build(spec, &[outputs, inputs], name, None, bias, Act::None, weight, p)?))
     }
 
-    /// Runs it on a vector node.
+    /// Runs it on a vector or on every pixel of a map.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
-        if x.size() != (1, 1) {
-            return Err(Error::shape("linear", "a vector [B, D]", x.shape));
-        }
+        self.check(x)?;
         let mut y = self.0.forward(x, tape)?;
-        y.flat = true;
+        y.flat = x.flat;
         Ok(y)
     }
 
-    /// Multiply-accumulates for one vector.
+    /// `y = shortcut + x W^T + b`.
+    pub fn forward_add(&self, x: &Node, shortcut: &Node, tape: &mut Tape) -> Result<Node> {
+        self.check(x)?;
+        let mut y = self.0.forward_add(x, shortcut, tape)?;
+        y.flat = x.flat;
+        Ok(y)
+    }
+
+    fn check(&self, x: &Node) -> Result<()> {
+        if x.channels() != self.0.spec().inputs {
+            let expected = format!("{} values for each vector or pixel", self.0.spec().inputs);
+            return Err(Error::shape("linear", expected, x.shape));
+        }
+        Ok(())
+    }
+
+    /// Its bias, if it has one.
+    pub(crate) fn bias(&self) -> Option<ParamId> {
+        self.0.bias()
+    }
+
+    /// Values of a vector that goes in.
+    pub fn inputs(&self) -> usize {
+        self.0.spec().inputs
+    }
+
+    /// Multiply-accumulates for one vector or pixel.
     pub fn macs(&self) -> u64 {
         (self.0.spec().inputs * self.0.spec().outputs) as u64
     }

@@ -1,8 +1,14 @@
 //! Layers: written once, forward and backward side by side.
 
+pub(crate) mod attention;
+pub(crate) mod concat;
 pub(crate) mod conv;
+pub(crate) mod gelu;
 pub(crate) mod graph;
+pub(crate) mod layer_norm;
 pub(crate) mod linear;
+pub(crate) mod patches;
+pub(crate) mod resize;
 pub(crate) mod shape;
 
 use crate::Result;
@@ -17,6 +23,14 @@ pub(crate) enum Record<T> {
     Average(shape::AverageRecord),
     Add(shape::AddRecord<T>),
     Dropout(shape::DropoutRecord<T>),
+    Resample(resize::ResampleRecord),
+    Expand(resize::ExpandRecord),
+    Concat(concat::ConcatRecord),
+    Gelu(gelu::GeluRecord<T>),
+    DropPath(gelu::DropPathRecord),
+    LayerNorm(layer_norm::LayerNormRecord<T>),
+    Patches(patches::PatchesRecord),
+    Attention(attention::AttentionRecord<T>),
     Graph(graph::GraphRecord),
 }
 
@@ -29,6 +43,14 @@ impl<T: Elem> Record<T> {
             Self::Average(r) => r.out,
             Self::Add(r) => r.out,
             Self::Dropout(r) => r.out,
+            Self::Resample(r) => r.out,
+            Self::Expand(r) => r.out,
+            Self::Concat(r) => r.out,
+            Self::Gelu(r) => r.out,
+            Self::DropPath(r) => r.out,
+            Self::LayerNorm(r) => r.out,
+            Self::Patches(r) => r.out,
+            Self::Attention(r) => r.out,
             Self::Graph(r) => r.out,
         }
     }
@@ -41,6 +63,14 @@ impl<T: Elem> Record<T> {
             Self::Average(r) => r.backward(&dy, back),
             Self::Add(r) => r.backward(dy, back),
             Self::Dropout(r) => r.backward(dy, back),
+            Self::Resample(r) => r.backward(&dy, back),
+            Self::Expand(r) => r.backward(&dy, back),
+            Self::Concat(r) => r.backward(&dy, back),
+            Self::Gelu(r) => r.backward(dy, back),
+            Self::DropPath(r) => r.backward(dy, back),
+            Self::LayerNorm(r) => r.backward(dy, back, tape),
+            Self::Patches(r) => r.backward(&dy, back),
+            Self::Attention(r) => r.backward(&dy, back, tape),
             Self::Graph(r) => r.backward(&dy, back),
         }
     }

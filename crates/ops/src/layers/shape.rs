@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::buffers::Buf;
-use crate::kernels::pool::{MaxPool, average, average_backward};
+use crate::kernels::pool::{MaxPool, spread, sum_pixels};
 use crate::kernels::tap_gemm::Act;
 use crate::kernels::{self, elementwise};
 use crate::layers::Record;
@@ -43,7 +43,7 @@ impl AverageRecord {
     pub(crate) fn backward<T: Elem>(self, dy: &Buf<T>, back: &mut Backward<T>) -> Result<()> {
         let [b, h, w, c] = self.shape;
         let (mut dx, holds) = back.slot(self.x, b * h * w * c);
-        average_backward(dy, h * w, c, holds, &mut dx);
+        spread(dy, h * w, c, T::of(1.0 / (h * w) as f64), holds, &mut dx);
         back.grads[self.x] = Some(dx);
         Ok(())
     }
@@ -150,7 +150,7 @@ impl Tape {
         let [b, h, w, c] = x.shape;
         let values = Arc::clone(self.values::<T>("global_avg_pool", x)?);
         let mut out = T::lane(self).pool.take(b * c);
-        average(&values, h * w, c, &mut out);
+        sum_pixels(&values, h * w, c, T::of(1.0 / (h * w) as f64), &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
         let node = self.node([b, 1, 1, c], true, needs_grad, out);
         if needs_grad {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stored PyTorch numbers for the layers: writes layers.json beside this file.
+"""Stored PyTorch numbers for the layers: writes layers.json and maps.json beside this file.
 
     python3 generate.py            needs torch (made with 2.15.0, CPU, float64)
 
@@ -117,6 +117,41 @@ CASES = [
     case(spec(3, 4, 3), (1, 5, 7), pool=[2, 3, 0], mode="eval"),
 ]
 
+
+
+def run_map(case):
+    """A function of one map x, uniform in [-3, 3); results: out and the gradient of x."""
+    x = tensor("x", case["input"], -3, 3).requires_grad_(True)
+    op, size = case["op"], case.get("size")
+    c = case["input"][1]
+    if op == "bilinear":
+        y = F.interpolate(x, size=size, mode="bilinear", align_corners=case["align_corners"])
+    elif op == "adaptive_avg_pool":
+        y = F.adaptive_avg_pool2d(x, size)
+    elif op == "max_pool":
+        y = F.max_pool2d(x, *size)
+    elif op == "gelu":
+        y = F.gelu(x)
+    elif op == "layer_norm":
+        y = F.layer_norm(x.permute(0, 2, 3, 1), (c,)).permute(0, 3, 1, 2)
+    (y * tensor("loss_weight", tuple(y.shape), -1, 1)).sum().backward()
+    result = {"out": y.detach(), "grad.x": x.grad}
+    return {n: {"shape": list(t.shape), "values": [float(f"{v:.12g}") for v in t.flatten().tolist()]} for n, t in result.items()}
+
+
+MAPS = [
+    dict(op=op, input=input, size=size, **more)
+    for op, sizes, more in [
+        ("bilinear", [((2, 2, 3, 4), (7, 5)), ((1, 2, 5, 7), (3, 2)), ((1, 3, 1, 1), (2, 3)), ((1, 1, 4, 3), (1, 1))], dict(align_corners=False)),
+        ("bilinear", [((2, 2, 3, 4), (7, 5)), ((1, 2, 5, 7), (3, 2)), ((1, 3, 1, 1), (2, 3)), ((1, 1, 4, 3), (1, 1))], dict(align_corners=True)),
+        ("adaptive_avg_pool", [((2, 2, 2, 2), (7, 7)), ((1, 3, 5, 7), (3, 2)), ((1, 2, 1, 1), (2, 3))], {}),
+        ("max_pool", [((1, 2, 5, 7), (2, 2, 0)), ((1, 2, 7, 5), (2, 3, 1)), ((1, 3, 1, 1), (3, 2, 1))], {}),
+        ("gelu", [((1, 2, 3, 3), None)], {}),
+        ("layer_norm", [((2, 5, 2, 3), None), ((1, 18, 1, 1), None)], {}),
+    ]
+    for input, size in sizes
+]
+
 if __name__ == "__main__":
     for c in CASES:
         c["expected"] = run(c)
@@ -124,3 +159,9 @@ if __name__ == "__main__":
     lines = ",\n".join(json.dumps(c, separators=(",", ":")) for c in CASES)
     path.write_text('{"torch":"%s","dtype":"float64","cases":[\n%s\n]}\n' % (torch.__version__.split("+")[0], lines))
     print(len(CASES), "cases", path.stat().st_size, "bytes")
+    for c in MAPS:
+        c["expected"] = run_map(c)
+    path = pathlib.Path(__file__).parent / "maps.json"
+    lines = ",\n".join(json.dumps(c, separators=(",", ":")) for c in MAPS)
+    path.write_text('{"torch":"%s","dtype":"float64","cases":[\n%s\n]}\n' % (torch.__version__.split("+")[0], lines))
+    print(len(MAPS), "maps", path.stat().st_size, "bytes")

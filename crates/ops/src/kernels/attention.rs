@@ -1,0 +1,402 @@
+//! Multi-head attention inside the windows of NHWC maps (Swin).
+//!
+//! Windows are never copied out: a table says which pixel each token of a window is. A window that
+//! reaches over the edge has tokens without a pixel; they hold what a pixel of zeros would give, the
+//! bias of queries, keys and values.
+
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::small_gemm::{Left, multiply};
+use super::{Shared, parallel};
+use crate::buffers::Pool;
+use crate::lanes::{Kernel, Lanes};
+use crate::panels::LANES;
+use crate::real::Real;
+
+/// What masks the tokens of other regions: as in the authors' code.
+const MASKED: f64 = -100.0;
+/// Parts that the windows of a batch are cut into, by number only.
+const PARTS: usize = 16;
+
+/// The windows of one map.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Windows {
+    /// Rows and columns of a window.
+    pub(crate) size: [usize; 2],
+    /// Windows of one image.
+    pub(crate) count: usize,
+    /// Pixels of one image.
+    pixels: usize,
+    /// The pixel of token `t` of window `w` at `w * tokens + t`, or -1.
+    table: Vec<i32>,
+    /// Its region: tokens see only their own.
+    regions: Vec<u8>,
+    /// Whether a window has more than one region.
+    mixed: Vec<bool>,
+}
+
+impl Windows {
+    /// The map is rolled by `shift` towards the first row and column, filled up with zeros to whole
+    /// windows, and cut.
+    pub(crate) fn new(map: [usize; 2], size: [usize; 2], shift: [usize; 2]) -> Self {
+        let across = [map[0].div_ceil(size[0]), map[1].div_ceil(size[1])];
+        let padded = [across[0] * size[0], across[1] * size[1]];
+        // The last window holds what was rolled over the edge: a region of its own.
+        let region = |i: usize, d: usize| match () {
+            () if shift[d] == 0 || i < padded[d] - size[d] => 0,
+            () if i < padded[d] - shift[d] => 1,
+            () => 2,
+        };
+        let count = across[0] * across[1];
+        let (mut table, mut regions, mut mixed) = (Vec::new(), Vec::new(), Vec::new());
+        for w in 0..count {
+            let first = regions.len();
+            for t in 0..size[0] * size[1] {
+                let y = w / across[1] * size[0] + t / size[1];
+                let x = w % across[1] * size[1] + t % size[1];
+                let pixel = (y < map[0] && x < map[1])
+                    .then(|| (y + shift[0]) % map[0] * map[1] + (x + shift[1]) % map[1]);
+                table.push(pixel.map_or(-1, |p| p as i32));
+                regions.push(3 * region(y, 0) + region(x, 1));
+            }
+            mixed.push(regions[first..].iter().any(|r| *r != regions[first]));
+        }
+        Self { size, count, pixels: map[0] * map[1], table, regions, mixed }
+    }
+
+    /// Tokens of a window.
+    pub(crate) fn tokens(&self) -> usize {
+        self.size[0] * self.size[1]
+    }
+
+    /// Row of the table of relative positions for every pair (query, key): the difference in rows,
+    /// then in columns.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = usize> + '_ {
+        let [h, w] = self.size;
+        (0..self.tokens() * self.tokens()).map(move |i| {
+            let (q, k) = (i / (h * w), i % (h * w));
+            let dy = q / w + h - 1 - k / w;
+            let dx = q % w + w - 1 - k % w;
+            dy * (2 * w - 1) + dx
+        })
+    }
+}
+
+/// One attention layer on a batch.
+pub(crate) struct Attention<'a, T> {
+    pub(crate) windows: &'a Windows,
+    pub(crate) images: usize,
+    pub(crate) heads: usize,
+    /// Values of one head.
+    pub(crate) width: usize,
+    /// Queries, keys, values: `[images, pixels, 3, heads, width]`.
+    pub(crate) qkv: &'a [T],
+    /// The same of a pixel of zeros.
+    pub(crate) outside: &'a [T],
+    /// Added to the products: `[heads, tokens, padded tokens]`.
+    pub(crate) bias: &'a [T],
+    pub(crate) scratch: &'a Arc<Pool<T>>,
+}
+
+fn padded(n: usize) -> usize {
+    n.next_multiple_of(LANES)
+}
+
+/// Values of the bias as the kernel reads it.
+pub(crate) fn bias_len(heads: usize, tokens: usize) -> usize {
+    heads * tokens * padded(tokens)
+}
+
+/// `[heads, tokens, padded tokens]` from the table `[positions, heads]`.
+pub(crate) fn spread_bias<T: Real>(windows: &Windows, table: &[T], heads: usize, out: &mut [T]) {
+    let n = windows.tokens();
+    out.fill(T::ZERO);
+    for (i, pair) in windows.pairs().enumerate() {
+        for head in 0..heads {
+            out[(head * n + i / n) * padded(n) + i % n] = table[pair * heads + head];
+        }
+    }
+}
+
+impl<T: Real> Attention<'_, T> {
+    /// Windows of one task.
+    fn part(&self) -> usize {
+        (self.images * self.windows.count).div_ceil(PARTS).max(1)
+    }
+
+    fn parts(&self) -> usize {
+        (self.images * self.windows.count).div_ceil(self.part())
+    }
+
+    /// Values of one partial sum: gradients of the bias, and of `outside` for one head.
+    fn sum_len(&self) -> usize {
+        let n = self.windows.tokens();
+        n * padded(n) + 3 * self.width
+    }
+
+    /// Values that [`Attention::backward`] needs for its sums.
+    pub(crate) fn sums_len(&self) -> usize {
+        self.parts() * self.heads * self.sum_len()
+    }
+
+    /// Writes `[images, pixels, heads, width]`.
+    pub(crate) fn forward(&self, out: &mut [T]) {
+        let out = Shared::new(out);
+        parallel(self.parts() * self.heads, |task| {
+            T::run(Forward { layer: self, head: task % self.heads, part: task / self.heads, out });
+        });
+    }
+
+    /// Writes the gradient of `qkv`, every value of it, and partial sums for [`Attention::gather`].
+    pub(crate) fn backward(&self, dy: &[T], d_qkv: &mut [T], sums: &mut [T]) {
+        let (d_qkv, sums) = (Shared::new(d_qkv), Shared::new(sums));
+        let len = self.sum_len();
+        parallel(self.parts() * self.heads, |task| {
+            // SAFETY: one partial sum per task.
+            let sum = unsafe { sums.range(task * len, len) };
+            sum.fill(T::ZERO);
+            let (head, part) = (task % self.heads, task / self.heads);
+            T::run(Backward { layer: self, head, part, dy, d_qkv, sum });
+        });
+    }
+
+    /// Adds the partial sums to the gradients of the table `[positions, heads]` and of `outside`.
+    pub(crate) fn gather(&self, sums: &[T], d_table: &mut [T], d_outside: &mut [T]) {
+        let (n, len) = (self.windows.tokens(), self.sum_len());
+        let pairs: Vec<usize> = self.windows.pairs().collect();
+        for (task, sum) in sums.chunks_exact(len).enumerate() {
+            let head = task % self.heads;
+            let (bias, outside) = sum.split_at(n * padded(n));
+            for (i, pair) in pairs.iter().enumerate() {
+                d_table[pair * self.heads + head] += bias[i / n * padded(n) + i % n];
+            }
+            for (kind, part) in outside.chunks_exact(self.width).enumerate() {
+                let at = (kind * self.heads + head) * self.width;
+                for (d, s) in d_outside[at..at + self.width].iter_mut().zip(part) {
+                    *d += *s;
+                }
+            }
+        }
+    }
+
+    /// The windows of a part: image and window.
+    fn of_part(&self, part: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (count, all) = (self.windows.count, self.images * self.windows.count);
+        let (first, len) = (part * self.part(), self.part());
+        (first..(first + len).min(all)).map(move |i| (i / count, i % count))
+    }
+
+    /// Queries (0), keys (1) or values (2) of one token and head.
+    #[inline(always)]
+    fn token(&self, image: usize, window: usize, token: usize, kind: usize, head: usize) -> &[T] {
+        let at = (kind * self.heads + head) * self.width;
+        match self.windows.table[window * self.windows.tokens() + token] {
+            -1 => &self.outside[at..at + self.width],
+            pixel => {
+                let row = (image * self.windows.pixels + pixel as usize) * 3 * self.heads * self.width;
+                &self.qkv[row + at..row + at + self.width]
+            }
+        }
+    }
+
+    /// Copies tokens to rows of `padded(width)`.
+    #[inline(always)]
+    fn rows(&self, at: (usize, usize), kind: usize, head: usize, scale: T, to: &mut [T]) {
+        for (t, to) in to.chunks_exact_mut(padded(self.width)).enumerate() {
+            for (to, x) in to.iter_mut().zip(self.token(at.0, at.1, t, kind, head)) {
+                *to = *x * scale;
+            }
+        }
+    }
+
+    /// Copies tokens to columns of `padded(tokens)` values.
+    #[inline(always)]
+    fn columns(&self, at: (usize, usize), kind: usize, head: usize, to: &mut [T]) {
+        let n = padded(self.windows.tokens());
+        for t in 0..self.windows.tokens() {
+            for (i, x) in self.token(at.0, at.1, t, kind, head).iter().enumerate() {
+                to[i * n + t] = *x;
+            }
+        }
+    }
+
+    /// `softmax(q k + bias + mask)` in place of `q k`; missing columns become zero.
+    #[inline(always)]
+    fn softmax(&self, window: usize, head: usize, scores: &mut [T]) {
+        let n = self.windows.tokens();
+        let wide = padded(n);
+        let bias = &self.bias[head * n * wide..(head + 1) * n * wide];
+        let regions = &self.windows.regions[window * n..(window + 1) * n];
+        let mixed = self.windows.mixed[window];
+        for (q, (row, bias)) in scores.chunks_exact_mut(wide).zip(bias.chunks_exact(wide)).enumerate() {
+            for (s, b) in row.iter_mut().zip(bias) {
+                *s += *b;
+            }
+            if mixed {
+                for (s, r) in row.iter_mut().zip(regions) {
+                    *s += if *r == regions[q] { T::ZERO } else { T::of(MASKED) };
+                }
+            }
+            let mut most = row[0];
+            for s in &row[1..n] {
+                most = if *s > most { *s } else { most };
+            }
+            for s in row.iter_mut() {
+                *s = (*s - most).power_of_e();
+            }
+            row[n..].fill(T::ZERO);
+            let mut lanes = [T::ZERO; LANES];
+            for s in row.chunks_exact(LANES) {
+                for (l, s) in lanes.iter_mut().zip(s) {
+                    *l += *s;
+                }
+            }
+            let scale = T::of(1.0) / lanes.into_iter().sum::<T>();
+            for s in row.iter_mut() {
+                *s *= scale;
+            }
+        }
+    }
+}
+
+/// Cuts a scratch buffer.
+fn cut<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (first, last) = std::mem::take(rest).split_at_mut(len);
+    *rest = last;
+    first
+}
+
+struct Forward<'a, 'b, T> {
+    layer: &'a Attention<'b, T>,
+    head: usize,
+    part: usize,
+    out: Shared<T>,
+}
+
+impl<T: Real> Kernel<T> for Forward<'_, '_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Lanes<T = T>>(self) {
+        let (a, head) = (self.layer, self.head);
+        let (n, d) = (a.windows.tokens(), a.width);
+        let (wide, deep) = (padded(n), padded(d));
+        let mut scratch = a.scratch.take(3 * n * deep + d * wide + n * wide);
+        scratch.fill(T::ZERO); // the padding is never written below
+        let mut rest = &mut scratch[..];
+        let (q, v, y) = (cut(&mut rest, n * deep), cut(&mut rest, n * deep), cut(&mut rest, n * deep));
+        let (k, scores) = (cut(&mut rest, d * wide), rest);
+        let scale = T::of((d as f64).powf(-0.5));
+        for at in a.of_part(self.part) {
+            a.rows(at, 0, head, scale, q);
+            a.columns(at, 1, head, k);
+            a.rows(at, 2, head, T::of(1.0), v);
+            // SAFETY: inside a kernel; pixels of a window belong to it alone, and channels to a head.
+            unsafe {
+                multiply::<L>(Left { values: q, row: deep, column: 1 }, k, scores, (n, d, wide));
+                a.softmax(at.1, head, scores);
+                multiply::<L>(Left { values: scores, row: wide, column: 1 }, v, y, (n, n, deep));
+                for (t, y) in y.chunks_exact(deep).enumerate() {
+                    if let Ok(pixel) = usize::try_from(a.windows.table[at.1 * n + t]) {
+                        let row = (at.0 * a.windows.pixels + pixel) * a.heads + head;
+                        self.out.range(row * d, d).copy_from_slice(&y[..d]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Backward<'a, 'b, T> {
+    layer: &'a Attention<'b, T>,
+    head: usize,
+    part: usize,
+    dy: &'a [T],
+    d_qkv: Shared<T>,
+    sum: &'a mut [T],
+}
+
+impl<T: Real> Kernel<T> for Backward<'_, '_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Lanes<T = T>>(self) {
+        let (a, head) = (self.layer, self.head);
+        let (n, d) = (a.windows.tokens(), a.width);
+        let (wide, deep) = (padded(n), padded(d));
+        let mut scratch = a.scratch.take(6 * n * deep + 2 * d * wide + 2 * n * wide);
+        scratch.fill(T::ZERO); // the padding is never written below
+        let mut rest = &mut scratch[..];
+        let (q, k, dy) = (cut(&mut rest, n * deep), cut(&mut rest, n * deep), cut(&mut rest, n * deep));
+        let (dq, dk, dv) = (cut(&mut rest, n * deep), cut(&mut rest, n * deep), cut(&mut rest, n * deep));
+        let (k_columns, v_columns) = (cut(&mut rest, d * wide), cut(&mut rest, d * wide));
+        let (weights, slopes) = (cut(&mut rest, n * wide), rest);
+        let (d_bias, d_outside) = self.sum.split_at_mut(n * wide);
+        let (scale, one) = (T::of((d as f64).powf(-0.5)), T::of(1.0));
+        for at in a.of_part(self.part) {
+            a.rows(at, 0, head, scale, q);
+            a.rows(at, 1, head, one, k);
+            a.columns(at, 1, head, k_columns);
+            a.columns(at, 2, head, v_columns);
+            for (t, dy) in dy.chunks_exact_mut(deep).enumerate() {
+                match usize::try_from(a.windows.table[at.1 * n + t]) {
+                    Ok(pixel) => {
+                        let row = ((at.0 * a.windows.pixels + pixel) * a.heads + head) * d;
+                        dy[..d].copy_from_slice(&self.dy[row..row + d]);
+                    }
+                    Err(_) => dy.fill(T::ZERO),
+                }
+            }
+            // SAFETY: inside a kernel; pixels of a window belong to it alone, and channels to a head.
+            unsafe {
+                multiply::<L>(Left { values: q, row: deep, column: 1 }, k_columns, weights, (n, d, wide));
+                a.softmax(at.1, head, weights);
+                multiply::<L>(Left { values: dy, row: deep, column: 1 }, v_columns, slopes, (n, d, wide));
+                multiply::<L>(Left { values: weights, row: 1, column: wide }, dy, dv, (n, n, deep));
+            }
+            softmax_backward(weights, slopes, d_bias, wide);
+            // SAFETY: as above.
+            unsafe {
+                multiply::<L>(Left { values: slopes, row: wide, column: 1 }, k, dq, (n, n, deep));
+                multiply::<L>(Left { values: slopes, row: 1, column: wide }, q, dk, (n, n, deep));
+            }
+            for (kind, (from, scale)) in [(&*dq, scale), (&*dk, one), (&*dv, one)].into_iter().enumerate() {
+                for (t, from) in from.chunks_exact(deep).enumerate() {
+                    let (from, column) = (&from[..d], (kind * a.heads + head) * d);
+                    match usize::try_from(a.windows.table[at.1 * n + t]) {
+                        Ok(pixel) => {
+                            let row = (at.0 * a.windows.pixels + pixel) * 3 * a.heads * d;
+                            // SAFETY: as above.
+                            let to = unsafe { self.d_qkv.range(row + column, d) };
+                            to.iter_mut().zip(from).for_each(|(to, x)| *to = *x * scale);
+                        }
+                        Err(_) => {
+                            let to = &mut d_outside[kind * d..(kind + 1) * d];
+                            to.iter_mut().zip(from).for_each(|(to, x)| *to += *x * scale);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// From gradients of the weights to gradients of the scores, in place; added to `d_bias`.
+#[inline(always)]
+fn softmax_backward<T: Real>(weights: &[T], slopes: &mut [T], d_bias: &mut [T], wide: usize) {
+    let rows =
+        weights.chunks_exact(wide).zip(slopes.chunks_exact_mut(wide)).zip(d_bias.chunks_exact_mut(wide));
+    for ((p, dp), d_bias) in rows {
+        let mut lanes = [T::ZERO; LANES];
+        for (p, dp) in p.chunks_exact(LANES).zip(dp.chunks_exact(LANES)) {
+            for (l, (p, dp)) in lanes.iter_mut().zip(p.iter().zip(dp)) {
+                *l += *p * *dp;
+            }
+        }
+        let mean = lanes.into_iter().sum::<T>();
+        for ((p, dp), b) in p.iter().zip(dp.iter_mut()).zip(d_bias) {
+            *dp = *p * (*dp - mean);
+            *b += *dp;
+        }
+    }
+}

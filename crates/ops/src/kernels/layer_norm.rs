@@ -1,0 +1,142 @@
+//! Layer norm over the channels of NHWC maps.
+
+#![allow(unsafe_code)]
+
+use super::elementwise::looped;
+use super::{Shared, parallel, rows_per_task};
+use crate::lanes::{Kernel, Lanes};
+use crate::real::Real;
+
+const WIDE: usize = 16;
+
+/// The sum of `f(0..n)` in sixteen lanes, added up in f64.
+#[inline(always)]
+fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> f64 {
+    let mut lanes = [T::ZERO; WIDE];
+    let whole = n / WIDE * WIDE;
+    for start in (0..whole).step_by(WIDE) {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(start + l);
+        }
+    }
+    let mut total = 0.0;
+    for i in whole..n {
+        total += f(i).wide();
+    }
+    lanes.iter().map(|l| l.wide()).sum::<f64>() + total
+}
+
+looped! {
+    forward_rows<'a>(
+        x: &'a [T],
+        gamma: &'a [T],
+        beta: &'a [T],
+        eps: f64,
+        out: &'a mut [T],
+        stats: &'a mut [T],
+    ) {
+        let c = gamma.len();
+        let rows = x.chunks_exact(c).zip(out.chunks_exact_mut(c)).zip(stats.chunks_exact_mut(2));
+        for ((x, out), stats) in rows {
+            let mean = T::of(sum(c, |i| x[i]) / c as f64);
+            let variance = sum(c, |i| (x[i] - mean) * (x[i] - mean)) / c as f64;
+            let inverse = T::of(1.0 / (variance + eps).sqrt());
+            (stats[0], stats[1]) = (mean, inverse);
+            for ((o, x), (g, b)) in out.iter_mut().zip(x).zip(gamma.iter().zip(beta)) {
+                *o = (*x - mean) * inverse * *g + *b;
+            }
+        }
+    }
+}
+
+looped! {
+    backward_rows<'a>(
+        x: &'a [T],
+        dy: &'a [T],
+        gamma: &'a [T],
+        stats: &'a [T],
+        add: bool,
+        dx: &'a mut [T],
+        sums: &'a mut [T],
+    ) {
+        let c = gamma.len();
+        let (d_gamma, d_beta) = sums.split_at_mut(c);
+        let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
+        for (((x, dy), dx), stats) in rows.zip(stats.chunks_exact(2)) {
+            let (mean, inverse) = (stats[0], stats[1]);
+            for i in 0..c {
+                d_gamma[i] += dy[i] * ((x[i] - mean) * inverse);
+                d_beta[i] += dy[i];
+            }
+            let first = T::of(sum(c, |i| dy[i] * gamma[i]) / c as f64);
+            let second = T::of(sum(c, |i| dy[i] * gamma[i] * ((x[i] - mean) * inverse)) / c as f64);
+            for i in 0..c {
+                let d = inverse * (dy[i] * gamma[i] - first - (x[i] - mean) * inverse * second);
+                dx[i] = if add { dx[i] + d } else { d };
+            }
+        }
+    }
+}
+
+/// `gamma * (x - mean) / sqrt(variance + eps) + beta` for every row; `stats` keeps mean and
+/// `1 / sqrt(variance + eps)` of each.
+pub(crate) fn forward<T: Real>(
+    x: &[T],
+    (gamma, beta): (&[T], &[T]),
+    eps: f64,
+    out: &mut [T],
+    stats: &mut [T],
+) {
+    let c = gamma.len();
+    let rows = x.len() / c;
+    let part = rows_per_task(rows, c);
+    let (out, stats) = (Shared::new(out), Shared::new(stats));
+    parallel(rows.div_ceil(part), |i| {
+        let (first, n) = (i * part, part.min(rows - i * part));
+        // SAFETY: whole rows, each in one task.
+        let (out, stats) = unsafe { (out.range(first * c, n * c), stats.range(first * 2, n * 2)) };
+        forward_rows(&x[first * c..(first + n) * c], gamma, beta, eps, out, stats);
+    });
+}
+
+/// Values of scratch that [`backward`] needs.
+pub(crate) fn scratch_len(rows: usize, channels: usize) -> usize {
+    rows.div_ceil(rows_per_task(rows, channels)) * 2 * channels
+}
+
+/// Writes (or adds to) `dx`; gives the gradients of gamma and beta.
+pub(crate) fn backward<T: Real>(
+    (x, dy): (&[T], &[T]),
+    gamma: &[T],
+    stats: &[T],
+    add: bool,
+    dx: &mut [T],
+    scratch: &mut [T],
+) -> (Vec<f64>, Vec<f64>) {
+    let c = gamma.len();
+    let rows = x.len() / c;
+    let part = rows_per_task(rows, c);
+    let tasks = rows.div_ceil(part);
+    scratch.fill(T::ZERO);
+    let (dx, sums) = (Shared::new(dx), Shared::new(scratch));
+    parallel(tasks, |i| {
+        let (first, n) = (i * part, part.min(rows - i * part));
+        // SAFETY: whole rows and one part of the sums, each in one task.
+        let (dx, sums) = unsafe { (dx.range(first * c, n * c), sums.range(i * 2 * c, 2 * c)) };
+        let range = first * c..(first + n) * c;
+        backward_rows(
+            &x[range.clone()],
+            &dy[range],
+            gamma,
+            &stats[first * 2..(first + n) * 2],
+            add,
+            dx,
+            sums,
+        );
+    });
+    let total = |offset: usize| {
+        let column = |j: usize| (0..tasks).map(|i| scratch[i * 2 * c + offset + j].wide()).sum();
+        (0..c).map(column).collect()
+    };
+    (total(0), total(c))
+}

@@ -1,0 +1,47 @@
+//! 2 x 2 neighbours of NHWC maps as channels, and back.
+
+#![allow(unsafe_code)]
+
+use super::{Shared, parallel};
+use crate::real::Real;
+
+/// Row and column of the four neighbours, in the order of their channels.
+const ORDER: [(usize, usize); 4] = [(0, 0), (1, 0), (0, 1), (1, 1)];
+
+/// `[images, h, w, c]` (the shape given) to `[images, ceil(h / 2), ceil(w / 2), 4 c]`.
+pub(crate) fn merge<T: Real>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
+    let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
+    let out = Shared::new(out);
+    parallel(images * oh, |task| {
+        let (image, y) = (task / oh, task % oh);
+        // SAFETY: one output row per task.
+        let out = unsafe { out.range(task * ow * 4 * c, ow * 4 * c) };
+        for (x_out, out) in out.chunks_exact_mut(4 * c).enumerate() {
+            for ((dy, dx), out) in ORDER.into_iter().zip(out.chunks_exact_mut(c)) {
+                let (iy, ix) = (2 * y + dy, 2 * x_out + dx);
+                if iy < h && ix < w {
+                    let at = ((image * h + iy) * w + ix) * c;
+                    out.copy_from_slice(&x[at..at + c]);
+                } else {
+                    out.fill(T::ZERO);
+                }
+            }
+        }
+    });
+}
+
+/// The other way, for gradients: `out` has the shape given.
+pub(crate) fn split<T: Real>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
+    let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
+    let out = Shared::new(out);
+    parallel(images * h, |task| {
+        let (image, y) = (task / h, task % h);
+        // SAFETY: one output row per task.
+        let out = unsafe { out.range(task * w * c, w * c) };
+        for (column, out) in out.chunks_exact_mut(c).enumerate() {
+            let place = y % 2 + 2 * (column % 2);
+            let at = (((image * oh + y / 2) * ow + column / 2) * 4 + place) * c;
+            out.copy_from_slice(&x[at..at + c]);
+        }
+    });
+}

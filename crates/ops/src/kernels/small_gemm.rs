@@ -1,0 +1,99 @@
+//! Products of matrices that lie in the cache.
+
+#![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop)] // register tiles are indexed
+
+use crate::lanes::Lanes;
+use crate::panels::LANES;
+
+/// A left factor: element `(i, k)` is `values[i * row + k * column]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) row: usize,
+    pub(crate) column: usize,
+}
+
+/// `c = a b`, `[m, k]` times `[k, n]`. `b` and `c` are dense and `n` is a whole number of vectors.
+///
+/// # Safety
+/// To be called inside a function that enables the instructions of `L`, as every kernel is.
+#[inline(always)]
+pub(crate) unsafe fn multiply<L: Lanes>(
+    a: Left<L::T>,
+    b: &[L::T],
+    c: &mut [L::T],
+    (m, k, n): (usize, usize, usize),
+) {
+    assert!(n.is_multiple_of(LANES) && b.len() >= k * n && c.len() >= m * n);
+    assert!(m * k == 0 || a.values.len() > (m - 1) * a.row + (k - 1) * a.column);
+    let mut v = 0;
+    while v < n {
+        let left = (n - v) / LANES;
+        // SAFETY: bounds by the assertions above, instructions by the caller.
+        unsafe {
+            v += LANES
+                * if L::WIDE {
+                    match left {
+                        1 => columns::<L, 12, 1>(a, b, c, (m, k, n), v),
+                        2 => columns::<L, 10, 2>(a, b, c, (m, k, n), v),
+                        3 => columns::<L, 8, 3>(a, b, c, (m, k, n), v),
+                        _ => columns::<L, 6, 4>(a, b, c, (m, k, n), v),
+                    }
+                } else {
+                    columns::<L, 5, 1>(a, b, c, (m, k, n), v)
+                };
+        }
+    }
+}
+
+/// `NV` vectors of columns from column `v` on; gives `NV`.
+///
+/// # Safety
+/// Bounds as [`multiply`] has checked them, and `v + NV * LANES <= n`.
+#[inline(always)]
+unsafe fn columns<L: Lanes, const MR: usize, const NV: usize>(
+    a: Left<L::T>,
+    b: &[L::T],
+    c: &mut [L::T],
+    (m, k, n): (usize, usize, usize),
+    v: usize,
+) -> usize {
+    let (a_at, b_at, c_at) = (a.values.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+    let mut row = 0;
+    while row < m {
+        let count = MR.min(m - row);
+        // SAFETY: rows behind the last are read as the last and not written.
+        unsafe {
+            let mut from = [a_at; MR];
+            for i in 0..MR {
+                from[i] = a_at.add((row + i.min(count - 1)) * a.row);
+            }
+            let mut acc = [[L::splat(L::T::default()); NV]; MR];
+            for p in 0..k {
+                let line = b_at.add(p * n + v);
+                let mut x = [L::splat(L::T::default()); NV];
+                for j in 0..NV {
+                    x[j] = L::load(line.add(j * LANES));
+                }
+                for i in 0..MR {
+                    let y = L::splat(*from[i].add(p * a.column));
+                    for j in 0..NV {
+                        acc[i][j] = acc[i][j].fma(y, x[j]);
+                    }
+                }
+            }
+            // A loop to `count` would index the tile by a variable and put it into memory.
+            for i in 0..MR {
+                if i >= count {
+                    break;
+                }
+                for j in 0..NV {
+                    acc[i][j].store(c_at.add((row + i) * n + v + j * LANES));
+                }
+            }
+        }
+        row += count;
+    }
+    NV
+}

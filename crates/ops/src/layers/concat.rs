@@ -1,0 +1,69 @@
+//! Maps side by side.
+
+use std::sync::Arc;
+
+use crate::buffers::Buf;
+use crate::kernels::elementwise::copy_columns;
+use crate::layers::Record;
+use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::{Error, Result};
+
+#[derive(Debug)]
+pub(crate) struct ConcatRecord {
+    pub(crate) out: usize,
+    /// Node, channels, and whether it needs a gradient.
+    inputs: Vec<(usize, usize, bool)>,
+    channels: usize,
+}
+
+impl ConcatRecord {
+    pub(crate) fn backward<T: Elem>(self, dy: &Buf<T>, back: &mut Backward<T>) -> Result<()> {
+        let rows = dy.len() / self.channels;
+        let mut first = 0;
+        for (id, channels, needs_grad) in self.inputs {
+            if needs_grad {
+                let mut dx = back.pool.take(rows * channels);
+                copy_columns(dy, (self.channels, first), &mut dx, (channels, 0), channels);
+                back.add(id, dx);
+            }
+            first += channels;
+        }
+        Ok(())
+    }
+}
+
+impl Tape {
+    /// Concatenation over channels: maps `[B, C1, H, W]`, `[B, C2, H, W]`, ... to
+    /// `[B, C1 + C2 + ..., H, W]`; vectors alike.
+    pub fn concat(&mut self, inputs: &[&Node]) -> Result<Node> {
+        let Some(first) = inputs.first() else {
+            return Err(Error::shape("concat", "at least one map", inputs.len()));
+        };
+        for x in inputs {
+            if x.shape[..3] != first.shape[..3] {
+                let expected = format!("maps of one batch and size, as the first, {:?}", first.shape);
+                return Err(Error::shape("concat", expected, x.shape));
+            }
+        }
+        by_type!(self, T => self.concat_t::<T>(inputs, first))
+    }
+
+    fn concat_t<T: Elem>(&mut self, inputs: &[&Node], first: &Node) -> Result<Node> {
+        let channels = inputs.iter().map(|x| x.channels()).sum();
+        let [images, h, w, _] = first.shape;
+        let mut out = T::lane(self).pool.take(images * h * w * channels);
+        let mut at = 0;
+        for x in inputs {
+            let values = Arc::clone(self.values::<T>("concat", x)?);
+            copy_columns(&values, (x.channels(), 0), &mut out, (channels, at), x.channels());
+            at += x.channels();
+        }
+        let needs_grad = self.mode().records() && inputs.iter().any(|x| x.needs_grad);
+        let node = self.node([images, h, w, channels], first.flat, needs_grad, out);
+        if needs_grad {
+            let inputs = inputs.iter().map(|x| (x.id, x.channels(), x.needs_grad)).collect();
+            T::lane(self).records.push(Record::Concat(ConcatRecord { out: node.id, inputs, channels }));
+        }
+        Ok(node)
+    }
+}

@@ -1,0 +1,49 @@
+//! Neighbouring pixels as channels.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::buffers::Buf;
+use crate::kernels::patches::{merge, split};
+use crate::layers::Record;
+use crate::tape::{Backward, Elem, Node, Tape, by_type};
+
+#[derive(Debug)]
+pub(crate) struct PatchesRecord {
+    pub(crate) out: usize,
+    x: usize,
+    shape: [usize; 4],
+}
+
+impl PatchesRecord {
+    pub(crate) fn backward<T: Elem>(self, dy: &Buf<T>, back: &mut Backward<T>) -> Result<()> {
+        let mut dx = back.pool.take(self.shape.iter().product());
+        split(dy, self.shape, &mut dx);
+        back.add(self.x, dx);
+        Ok(())
+    }
+}
+
+impl Tape {
+    /// Four neighbours side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`, in the
+    /// order (row 0, column 0), (1, 0), (0, 1), (1, 1); an odd edge is filled up with zeros. The first
+    /// half of Swin's patch merging.
+    pub fn merge_patches(&mut self, x: &Node) -> Result<Node> {
+        by_type!(self, T => self.merge_patches_t::<T>(x))
+    }
+
+    fn merge_patches_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
+        let values = Arc::clone(self.values::<T>("merge_patches", x)?);
+        let [b, h, w, c] = x.shape;
+        let shape = [b, h.div_ceil(2), w.div_ceil(2), 4 * c];
+        let mut out = T::lane(self).pool.take(shape.iter().product());
+        merge(&values, x.shape, &mut out);
+        let needs_grad = self.mode().records() && x.needs_grad;
+        let node = self.node(shape, false, needs_grad, out);
+        if needs_grad {
+            let record = PatchesRecord { out: node.id, x: x.id, shape: x.shape };
+            T::lane(self).records.push(Record::Patches(record));
+        }
+        Ok(node)
+    }
+}

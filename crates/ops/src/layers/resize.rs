@@ -1,0 +1,123 @@
+//! Maps of another size: bilinear resizing, adaptive average pooling, a vector on every pixel.
+
+use std::sync::Arc;
+
+use crate::buffers::Buf;
+use crate::kernels::pool::{spread, sum_pixels};
+use crate::kernels::resample::{Along, resample};
+use crate::layers::Record;
+use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::{Error, Result};
+
+#[derive(Debug)]
+pub(crate) struct ResampleRecord {
+    pub(crate) out: usize,
+    x: usize,
+    images: usize,
+    channels: usize,
+    rows: Along,
+    columns: Along,
+}
+
+impl ResampleRecord {
+    pub(crate) fn backward<T: Elem>(self, dy: &Buf<T>, back: &mut Backward<T>) -> Result<()> {
+        let len = self.images * self.rows.inputs() * self.columns.inputs() * self.channels;
+        let (mut dx, holds) = back.slot(self.x, len);
+        resample(dy, &self.rows.transposed(), &self.columns.transposed(), self.channels, holds, &mut dx);
+        back.grads[self.x] = Some(dx);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct ExpandRecord {
+    pub(crate) out: usize,
+    x: usize,
+    channels: usize,
+    pixels: usize,
+}
+
+impl ExpandRecord {
+    pub(crate) fn backward<T: Elem>(self, dy: &Buf<T>, back: &mut Backward<T>) -> Result<()> {
+        let mut dx = back.pool.take(dy.len() / self.pixels);
+        sum_pixels(dy, self.pixels, self.channels, T::of(1.0), &mut dx);
+        back.add(self.x, dx);
+        Ok(())
+    }
+}
+
+impl Tape {
+    /// Bilinear interpolation to `size` rows and columns, as PyTorch's `interpolate`: with
+    /// `align_corners` corner pixels lie on each other, without it the edges of the maps do
+    /// (`source = (i + 0.5) * in / out - 0.5`, not below 0). `[B, C, H, W]` to `[B, C, size.0, size.1]`.
+    pub fn resize_bilinear(&mut self, x: &Node, size: (usize, usize), align_corners: bool) -> Result<Node> {
+        self.resample("resize_bilinear", x, size, |from, to| Along::bilinear(from, to, align_corners))
+    }
+
+    /// Means over bins: `[B, C, H, W]` to `[B, C, size.0, size.1]`; bin `i` of `n` covers
+    /// `floor(i * H / n) .. ceil((i + 1) * H / n)`.
+    pub fn adaptive_avg_pool(&mut self, x: &Node, size: (usize, usize)) -> Result<Node> {
+        self.resample("adaptive_avg_pool", x, size, Along::adaptive_average)
+    }
+
+    fn resample(
+        &mut self,
+        op: &'static str,
+        x: &Node,
+        size: (usize, usize),
+        along: impl Fn(usize, usize) -> Along,
+    ) -> Result<Node> {
+        if size.0 * size.1 == 0 {
+            return Err(Error::shape(op, "a size of at least one pixel", size));
+        }
+        if size == x.size() {
+            return Ok(x.clone());
+        }
+        let (rows, columns) = (along(x.shape[1], size.0), along(x.shape[2], size.1));
+        by_type!(self, T => self.resample_t::<T>(op, x, rows, columns))
+    }
+
+    fn resample_t<T: Elem>(
+        &mut self,
+        op: &'static str,
+        x: &Node,
+        rows: Along,
+        columns: Along,
+    ) -> Result<Node> {
+        let [images, _, _, channels] = x.shape;
+        let values = Arc::clone(self.values::<T>(op, x)?);
+        let shape = [images, rows.outputs(), columns.outputs(), channels];
+        let mut out = T::lane(self).pool.take(shape.iter().product());
+        resample(&values, &rows, &columns, channels, false, &mut out);
+        let needs_grad = self.mode().records() && x.needs_grad;
+        let node = self.node(shape, false, needs_grad, out);
+        if needs_grad {
+            let record = ResampleRecord { out: node.id, x: x.id, images, channels, rows, columns };
+            T::lane(self).records.push(Record::Resample(record));
+        }
+        Ok(node)
+    }
+
+    /// The vector `[B, C]` (or a map of one pixel) on every pixel: `[B, C, size.0, size.1]`.
+    pub fn expand(&mut self, x: &Node, size: (usize, usize)) -> Result<Node> {
+        if x.size() != (1, 1) || size.0 * size.1 == 0 {
+            let expected = format!("a vector [B, C] and a size of at least one pixel, not {size:?}");
+            return Err(Error::shape("expand", expected, x.shape));
+        }
+        by_type!(self, T => self.expand_t::<T>(x, size))
+    }
+
+    fn expand_t<T: Elem>(&mut self, x: &Node, (h, w): (usize, usize)) -> Result<Node> {
+        let [images, _, _, channels] = x.shape;
+        let values = Arc::clone(self.values::<T>("expand", x)?);
+        let mut out = T::lane(self).pool.take(images * h * w * channels);
+        spread(&values, h * w, channels, T::of(1.0), false, &mut out);
+        let needs_grad = self.mode().records() && x.needs_grad;
+        let node = self.node([images, h, w, channels], false, needs_grad, out);
+        if needs_grad {
+            let record = ExpandRecord { out: node.id, x: x.id, channels, pixels: h * w };
+            T::lane(self).records.push(Record::Expand(record));
+        }
+        Ok(node)
+    }
+}
