@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use crate::buffers::Buf;
 use crate::kernels::elementwise;
-use crate::params::{Kind, Layout, Params};
+use crate::params::{Kind, Layout, Param, Params};
 use crate::real::{Real, with_values};
 use crate::{Error, ParamId, Result};
 
@@ -112,11 +113,48 @@ impl Gradients {
 
     /// Euclidean norm over all parameters.
     pub fn norm(&self) -> Result<f64> {
+        self.norm_of(|_| true)
+    }
+
+    fn norm_of(&self, counts: impl Fn(&Param) -> bool) -> Result<f64> {
+        // Parts of one size, added in their order: the same for any number of threads.
+        fn squares<T: Real>(values: &[T]) -> f64 {
+            let parts = values.par_chunks(1 << 15).map(|part| part.iter().map(|x| x.wide() * x.wide()).sum());
+            parts.collect::<Vec<f64>>().into_iter().sum()
+        }
         let mut sum = 0.0;
-        for id in self.values.keys() {
-            sum += self.with::<f64, _>(*id, true, |g| g.iter().map(|x| x * x).sum::<f64>())?.unwrap_or(0.0);
+        for (id, grad) in &self.values {
+            if !counts(&self.params.get(*id)) {
+                continue;
+            }
+            sum += match grad {
+                Grad::F32(v) => squares::<f32>(v),
+                Grad::F64(v) => squares::<f64>(v),
+                Grad::Tensor(t) => with_values::<f64, _>(&t.to_dtype(DType::F64)?, squares)?,
+            };
         }
         Ok(sum.sqrt())
+    }
+
+    /// Scales the gradients of the parameters that `counts` names so that their Euclidean norm is at
+    /// most `most`, as PyTorch's `clip_grad_norm_`: by `most / (norm + 1e-6)` where that is below 1.
+    /// Gives the norm before.
+    pub fn clip_norm(&mut self, most: f64, counts: impl Fn(&Param) -> bool) -> Result<f64> {
+        let norm = self.norm_of(&counts)?;
+        let factor = most / (norm + 1e-6);
+        if factor < 1.0 {
+            for (id, grad) in &mut self.values {
+                if !counts(&self.params.get(*id)) {
+                    continue;
+                }
+                match grad {
+                    Grad::F32(v) => v.par_iter_mut().for_each(|x| *x *= factor as f32),
+                    Grad::F64(v) => v.par_iter_mut().for_each(|x| *x *= factor),
+                    Grad::Tensor(t) => *t = t.affine(factor, 0.0)?,
+                }
+            }
+        }
+        Ok(norm)
     }
 
     /// The first parameter whose gradient has a value that is not finite, if there is one.

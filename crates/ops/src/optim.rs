@@ -1,8 +1,12 @@
 //! Optimisers, in place.
 
+mod adam;
+
+pub use adam::Adam;
+
 use std::collections::HashMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::gradients::Gradients;
 use crate::kernels::optim::{SgdStep, sgd};
@@ -10,12 +14,29 @@ use crate::params::{Kind, Param, Params};
 use crate::real::Real;
 use crate::{Error, ParamId, Result};
 
+/// Calls a generic method by the element type of a store.
+macro_rules! by_type {
+    ($params:expr, $T:ident => $call:expr) => {
+        match $params.dtype() {
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $call
+            }
+            _ => {
+                type $T = f32;
+                $call
+            }
+        }
+    };
+}
+use by_type;
+
 /// Settings of one parameter in one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hyper {
     /// Learning rate.
     pub lr: f64,
-    /// L2 penalty, added to the gradient.
+    /// L2 penalty, added to the gradient; of AdamW the share that is taken off at a rate of 1.
     pub weight_decay: f64,
 }
 
@@ -27,6 +48,87 @@ pub struct Sgd {
     momentum: f64,
     nesterov: bool,
     state: HashMap<ParamId, Moment>,
+}
+
+/// The parameters that a step moves, with their settings.
+fn movable(
+    params: &Params,
+    gradients: &Gradients,
+    hyper: impl Fn(&Param) -> Option<Hyper>,
+) -> Vec<(ParamId, Hyper)> {
+    let all = gradients.ids().filter_map(|id| {
+        let param = params.get(id);
+        let moves = param.trainable && param.kind == Kind::Weight;
+        Some((id, if moves { hyper(&param) } else { None }?))
+    });
+    all.collect()
+}
+
+fn moment_tensor(moment: &Moment) -> Result<Tensor> {
+    Ok(match moment {
+        Moment::F32(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
+        Moment::F64(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
+    })
+}
+
+/// A moment of the parameter of that name, from a checkpoint.
+fn read_moment(params: &Params, name: &str, tensor: &Tensor) -> Result<(ParamId, Moment)> {
+    let Some(id) = params.id(name) else {
+        return Err(Error::Param { name: name.into(), what: "in the state, not in the store".into() });
+    };
+    let len = params.get(id).var().elem_count();
+    if tensor.elem_count() != len || tensor.dtype() != params.dtype() {
+        return Err(Error::Param {
+            name: name.into(),
+            what: format!("expected {len} values of {:?}, got {tensor:?}", params.dtype()),
+        });
+    }
+    let flat = tensor.flatten_all()?;
+    let moment = match params.dtype() {
+        DType::F64 => Moment::F64(flat.to_vec1()?),
+        _ => Moment::F32(flat.to_vec1()?),
+    };
+    Ok((id, moment))
+}
+
+/// Any of them.
+#[derive(Debug)]
+pub enum Rule {
+    /// Stochastic gradient descent.
+    Sgd(Sgd),
+    /// Adam or AdamW.
+    Adam(Adam),
+}
+
+impl Rule {
+    /// One update, as [`Sgd::step`] and [`Adam::step`].
+    pub fn step(
+        &mut self,
+        params: &Params,
+        gradients: &Gradients,
+        hyper: impl Fn(&Param) -> Option<Hyper>,
+    ) -> Result<()> {
+        match self {
+            Self::Sgd(rule) => rule.step(params, gradients, hyper),
+            Self::Adam(rule) => rule.step(params, gradients, hyper),
+        }
+    }
+
+    /// What a checkpoint has to hold.
+    pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+        match self {
+            Self::Sgd(rule) => rule.state(params),
+            Self::Adam(rule) => rule.state(params),
+        }
+    }
+
+    /// Restores what [`Rule::state`] gave.
+    pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
+        match self {
+            Self::Sgd(rule) => rule.load_state(params, state),
+            Self::Adam(rule) => rule.load_state(params, state),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -70,17 +172,8 @@ impl Sgd {
         gradients: &Gradients,
         hyper: impl Fn(&Param) -> Option<Hyper>,
     ) -> Result<()> {
-        for id in gradients.ids() {
-            let param = params.get(id);
-            if !param.trainable || param.kind != Kind::Weight {
-                continue;
-            }
-            if let Some(hyper) = hyper(&param) {
-                match params.dtype() {
-                    DType::F64 => self.update::<f64>(params, gradients, id, hyper)?,
-                    _ => self.update::<f32>(params, gradients, id, hyper)?,
-                }
-            }
+        for (id, hyper) in movable(params, gradients, hyper) {
+            by_type!(params, T => self.update::<T>(params, gradients, id, hyper))?;
         }
         Ok(())
     }
@@ -114,39 +207,14 @@ impl Sgd {
     pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
         let mut ids: Vec<_> = self.state.keys().copied().collect();
         ids.sort_unstable();
-        ids.into_iter()
-            .map(|id| {
-                let tensor = match &self.state[&id] {
-                    Moment::F32(v) => Tensor::from_slice(v, v.len(), &candle_core::Device::Cpu)?,
-                    Moment::F64(v) => Tensor::from_slice(v, v.len(), &candle_core::Device::Cpu)?,
-                };
-                Ok((params.get(id).name, tensor))
-            })
-            .collect()
+        ids.into_iter().map(|id| Ok((params.get(id).name, moment_tensor(&self.state[&id])?))).collect()
     }
 
     /// Restores what [`Sgd::state`] gave.
     pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
         self.state.clear();
         for (name, tensor) in state {
-            let Some(id) = params.id(name) else {
-                return Err(Error::Param {
-                    name: name.clone(),
-                    what: "in the state, not in the store".into(),
-                });
-            };
-            let len = params.get(id).var().elem_count();
-            if tensor.elem_count() != len || tensor.dtype() != params.dtype() {
-                return Err(Error::Param {
-                    name: name.clone(),
-                    what: format!("expected {len} values of {:?}, got {tensor:?}", params.dtype()),
-                });
-            }
-            let flat = tensor.flatten_all()?;
-            let moment = match params.dtype() {
-                DType::F64 => Moment::F64(flat.to_vec1()?),
-                _ => Moment::F32(flat.to_vec1()?),
-            };
+            let (id, moment) = read_moment(params, name, tensor)?;
             self.state.insert(id, moment);
         }
         Ok(())

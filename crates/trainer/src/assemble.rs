@@ -5,10 +5,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use stillhouse_core::data::{Dataset, Split};
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::optim::Sgd;
 use stillhouse_ops::{Kind, Mode, Param};
 
-use crate::config::{CellConfig, Optimiser};
+use crate::config::CellConfig;
 use crate::folder::Folder;
 use crate::groups::Groups;
 use crate::plan::teacher_folder;
@@ -75,7 +74,6 @@ pub(crate) fn learner(
             format!("`{pattern}` fits no parameter; the first is `{}`", names.first().map_or("", |n| n));
         return Err(Error::config(format!("{} train.freeze, train.lr_scale", cell.name), what));
     }
-    let Optimiser::Sgd { momentum, nesterov, .. } = config.train.optimiser;
     let mode = if config.train.frozen_bn { Mode::TrainFrozenBn } else { Mode::Train };
     let plan = StepPlan { taps, methods: (0..methods.len()).collect(), moves: vec!["*".into()] };
     let learner = Learner {
@@ -86,7 +84,8 @@ pub(crate) fn learner(
         plans: vec![plan],
         groups,
         connectors,
-        sgd: Sgd::new(momentum, nesterov),
+        rule: config.train.optimiser.rule(),
+        clip_norm: config.train.clip_norm,
         rng: root.stream("step"),
     };
     Ok((learner, facts))

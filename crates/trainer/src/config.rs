@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use stillhouse_core::data::{Sampler, SplitMode, SplitSpec};
+use stillhouse_ops::optim::{Adam, Rule, Sgd};
 use toml::Table;
 
 use crate::schedule::Schedule;
@@ -179,6 +180,9 @@ pub struct TrainConfig {
     /// Parameters with another learning rate; the first pattern that fits counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lr_scale: Vec<LrScale>,
+    /// The largest norm of all gradients together; larger ones are scaled down to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
     /// When checkpoints are written.
     #[serde(default)]
     pub checkpoint: Every,
@@ -258,10 +262,43 @@ pub enum Optimiser {
         /// Weight decay (L2).
         #[serde(default)]
         weight_decay: f64,
-        /// Whether batch norms and biases (all vectors) decay as well.
+        /// Whether norms and biases (all vectors) and tables of relative positions decay as well.
         #[serde(default = "yes")]
         decay_norm_and_bias: bool,
     },
+    /// Adam as PyTorch has it: the weight decay is part of the gradient.
+    Adam(AdamConfig),
+    /// AdamW as PyTorch has it: the weight decay shrinks the weights themselves.
+    #[serde(rename = "adamw")]
+    AdamW(AdamConfig),
+}
+
+/// Hyper-parameters of Adam and AdamW.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdamConfig {
+    /// Highest learning rate of the schedule.
+    pub lr: f64,
+    /// Decays of the means of gradients and of their squares, in [0, 1).
+    #[serde(default = "betas")]
+    pub betas: [f64; 2],
+    /// Added to the root of the mean of squares.
+    #[serde(default = "eps")]
+    pub eps: f64,
+    /// Weight decay.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Whether norms and biases (all vectors) and tables of relative positions decay as well.
+    #[serde(default = "yes")]
+    pub decay_norm_and_bias: bool,
+}
+
+fn betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
+fn eps() -> f64 {
+    1e-8
 }
 
 fn yes() -> bool {
@@ -271,8 +308,27 @@ fn yes() -> bool {
 impl Optimiser {
     /// The highest learning rate.
     pub fn lr(&self) -> f64 {
-        let Self::Sgd { lr, .. } = self;
-        *lr
+        match self {
+            Self::Sgd { lr, .. } => *lr,
+            Self::Adam(adam) | Self::AdamW(adam) => adam.lr,
+        }
+    }
+
+    /// The weight decay, and whether norms and biases decay as well.
+    pub(crate) fn weight_decay(&self) -> (f64, bool) {
+        match self {
+            Self::Sgd { weight_decay, decay_norm_and_bias, .. } => (*weight_decay, *decay_norm_and_bias),
+            Self::Adam(adam) | Self::AdamW(adam) => (adam.weight_decay, adam.decay_norm_and_bias),
+        }
+    }
+
+    /// The optimiser itself.
+    pub(crate) fn rule(&self) -> Rule {
+        match self {
+            Self::Sgd { momentum, nesterov, .. } => Rule::Sgd(Sgd::new(*momentum, *nesterov)),
+            Self::Adam(adam) => Rule::Adam(Adam::new(adam.betas, adam.eps)),
+            Self::AdamW(adam) => Rule::Adam(Adam::decoupled(adam.betas, adam.eps)),
+        }
     }
 }
 
@@ -363,18 +419,35 @@ impl TrainConfig {
         if !(1..=1_000_000).contains(&self.epochs) {
             return bad("epochs", &self.epochs, "1 to 1000000");
         }
-        let Optimiser::Sgd { lr, momentum, nesterov, weight_decay, .. } = &self.optimiser;
-        if !(*lr > 0.0 && lr.is_finite()) {
-            return bad("optimiser.lr", lr, "a number above 0");
+        let (lr, weight_decay) = (self.optimiser.lr(), self.optimiser.weight_decay().0);
+        if !(lr > 0.0 && lr.is_finite()) {
+            return bad("optimiser.lr", &lr, "a number above 0");
         }
-        if !(0.0..1.0).contains(momentum) {
-            return bad("optimiser.momentum", momentum, "0 up to, not including, 1");
+        if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
+            return bad("optimiser.weight_decay", &weight_decay, "0 or more");
         }
-        if *nesterov && *momentum == 0.0 {
-            return bad("optimiser.nesterov", nesterov, "false where the momentum is 0");
+        match &self.optimiser {
+            Optimiser::Sgd { momentum, nesterov, .. } => {
+                if !(0.0..1.0).contains(momentum) {
+                    return bad("optimiser.momentum", momentum, "0 up to, not including, 1");
+                }
+                if *nesterov && *momentum == 0.0 {
+                    return bad("optimiser.nesterov", nesterov, "false where the momentum is 0");
+                }
+            }
+            Optimiser::Adam(adam) | Optimiser::AdamW(adam) => {
+                if !adam.betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+                    return bad("optimiser.betas", &adam.betas, "two numbers of 0 up to, not including, 1");
+                }
+                if !(adam.eps > 0.0 && adam.eps.is_finite()) {
+                    return bad("optimiser.eps", &adam.eps, "a number above 0");
+                }
+            }
         }
-        if !(*weight_decay >= 0.0 && weight_decay.is_finite()) {
-            return bad("optimiser.weight_decay", weight_decay, "0 or more");
+        if let Some(most) = self.clip_norm
+            && !(most > 0.0 && most.is_finite())
+        {
+            return bad("clip_norm", &most, "a number above 0");
         }
         let sizes = match self.sampler {
             Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,

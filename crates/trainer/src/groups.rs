@@ -3,7 +3,7 @@
 use stillhouse_ops::Param;
 use stillhouse_ops::optim::Hyper;
 
-use crate::config::{LrScale, Optimiser, TrainConfig};
+use crate::config::{LrScale, TrainConfig};
 
 /// Settings of every parameter, from the recipe.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub(crate) struct Groups {
 
 impl Groups {
     pub(crate) fn new(train: &TrainConfig) -> Self {
-        let Optimiser::Sgd { weight_decay, decay_norm_and_bias, .. } = train.optimiser;
+        let (weight_decay, decay_norm_and_bias) = train.optimiser.weight_decay();
         let (freeze, lr_scale) = (train.freeze.clone(), train.lr_scale.clone());
         Self { weight_decay, decay_norm_and_bias, freeze, lr_scale }
     }
@@ -31,8 +31,9 @@ impl Groups {
             return None;
         }
         let scale = self.lr_scale.iter().find(|s| fits(&s.pattern, name)).map_or(1.0, |s| s.factor);
-        // Batch norms and biases are vectors; nothing else is.
-        let decays = rank > 1 || self.decay_norm_and_bias;
+        // Norms and biases are vectors; nothing else is.
+        let table = name.ends_with("relative_position_bias_table");
+        let decays = rank > 1 && !table || self.decay_norm_and_bias;
         Some(Hyper { lr: lr * scale, weight_decay: if decays { self.weight_decay } else { 0.0 } })
     }
 
@@ -97,6 +98,7 @@ mod tests {
         let some = |lr, weight_decay| Some(Hyper { lr, weight_decay });
         assert_eq!(groups.hyper_of("conv1.weight", 4, 0.1), some(0.1, 5e-4));
         assert_eq!(groups.hyper_of("bn1.weight", 1, 0.1), some(0.1, 0.0));
+        assert_eq!(groups.hyper_of("attn.relative_position_bias_table", 2, 0.1), some(0.1, 0.0));
         assert_eq!(groups.hyper_of("fc.weight", 2, 0.1), some(1.0, 5e-4));
         assert_eq!(groups.hyper_of("layer1.0.conv1.weight", 4, 0.1), None);
         let names = ["conv1.weight".to_string(), "fc.weight".to_string()];

@@ -29,8 +29,8 @@ mod step;
 mod tensors;
 
 pub use config::{
-    CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig, Optimiser, TeacherRef,
-    TrainConfig,
+    AdamConfig, CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig, Optimiser,
+    TeacherRef, TrainConfig,
 };
 pub use context::{Context, Observer};
 pub use error::{Error, Result};

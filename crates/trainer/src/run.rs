@@ -210,7 +210,7 @@ impl<'a> Run<'a> {
                 let what = format!("checkpoint has {count} parameters, the network {}", params.len());
                 return Err(Error::folder(&self.folder.0, what));
             }
-            self.learner.sgd.load_state(params, loaded.group("optimiser"))?;
+            self.learner.rule.load_state(params, loaded.group("optimiser"))?;
             self.state = loaded.state;
         }
         self.folder.rewind_log(self.state.step)?;
@@ -296,7 +296,7 @@ impl<'a> Run<'a> {
         let params = &self.learner.student.params;
         let (own, connectors): (Vec<_>, Vec<_>) =
             params.export_all()?.into_iter().partition(|(name, _)| is_own(name));
-        let optimiser = self.learner.sgd.state(params)?;
+        let optimiser = self.learner.rule.state(params)?;
         let groups = [("student", own), ("connectors", connectors), ("optimiser", optimiser)];
         self.checkpoints.save(&self.state, &groups)
     }

@@ -7,8 +7,8 @@ use stillhouse_core::data::{Batch, Target, Task};
 use stillhouse_core::distiller::{Distiller, OPPONENT, Shapes, Step, Term};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::optim::Sgd;
-use stillhouse_ops::{Gradients, Mode};
+use stillhouse_ops::optim::Rule;
+use stillhouse_ops::{Gradients, Mode, Param};
 
 use crate::evaluate::count_right;
 use crate::groups::{Groups, fits};
@@ -81,7 +81,9 @@ pub(crate) struct Learner {
     pub(crate) groups: Groups,
     /// Names of the connectors' weights that are to move.
     pub(crate) connectors: Vec<String>,
-    pub(crate) sgd: Sgd,
+    pub(crate) rule: Rule,
+    /// The largest norm of the gradients of a step.
+    pub(crate) clip_norm: Option<f64>,
     /// Random numbers of dropout and the like, addressed by step.
     pub(crate) rng: Rng,
 }
@@ -190,15 +192,19 @@ impl Learner {
             }
         }
         let total = add_up(&mut terms, batch, at.step, told)?;
-        let gradients = self.tape.backward(&total)?;
+        let mut gradients = self.tape.backward(&total)?;
         let groups = &self.groups;
         let moves = |name: &str| plan.moves.iter().any(|pattern| fits(pattern, name));
         finite(&gradients, batch, at.step)?;
         note_moved(&self.connectors, &gradients, moved)?;
-        self.sgd.step(&self.student.params, &gradients, |param| {
+        let hyper = |param: &Param| {
             let own = moves(&param.name) && !is_opponents(&param.name);
             if own { groups.hyper(param, at.lr) } else { None }
-        })?;
+        };
+        if let Some(most) = self.clip_norm {
+            gradients.clip_norm(most, |param| hyper(param).is_some())?;
+        }
+        self.rule.step(&self.student.params, &gradients, hyper)?;
 
         let mut terms = Vec::new();
         for place in &plan.methods {
@@ -216,7 +222,7 @@ impl Learner {
             // Even with a gradient of 0: the last bias cancels out of a difference of verdicts.
             let names = gradients.ids().map(|id| self.student.params.get(id).name);
             moved.extend(names.filter(|name| is_opponents(name)));
-            self.sgd.step(&self.student.params, &gradients, |param| {
+            self.rule.step(&self.student.params, &gradients, |param| {
                 let own = moves(&param.name) && is_opponents(&param.name);
                 if own { groups.hyper(param, at.lr) } else { None }
             })?;

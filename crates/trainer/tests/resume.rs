@@ -162,6 +162,29 @@ fn stopped_after_every_step() {
     }
 }
 
+/// Means, squares and counts of Adam and AdamW are part of a checkpoint.
+#[test]
+fn every_optimiser_goes_on_alike() {
+    let mut hashes = vec![Bench::new(&[]).expected.student_sha256];
+    for kind in ["adam", "adamw"] {
+        let optimiser = format!(
+            "train.optimiser={{ kind = '{kind}', lr = 0.01, betas = [0.8, 0.95], weight_decay = 0.1 }}"
+        );
+        for clip in [None, Some("train.clip_norm=0.01")] {
+            let sets: Vec<&str> = [optimiser.as_str()].into_iter().chain(clip).collect();
+            let bench = Bench::new(&sets);
+            for step in [1, 8, 17] {
+                let cell = bench.cell(&format!("{kind}-{step}"));
+                bench.die(&cell, At { die: Some(step), ..At::default() });
+                bench.finish(&cell);
+            }
+            hashes.push(bench.expected.student_sha256);
+        }
+    }
+    let different: std::collections::BTreeSet<&String> = hashes.iter().collect();
+    assert_eq!(different.len(), 5, "every setting trains another student");
+}
+
 #[test]
 fn killed_after_every_step() {
     let bench = Bench::new(&[]);

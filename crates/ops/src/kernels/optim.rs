@@ -44,3 +44,48 @@ pub(crate) fn sgd<T: Real>(p: &mut [T], g: &[T], m: &mut [T], step: SgdStep) {
         sgd_part(p, &g[start..start + n], m, step);
     });
 }
+
+/// Settings of one Adam update.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamStep {
+    pub(crate) lr: f64,
+    pub(crate) betas: [f64; 2],
+    /// `1 - beta^steps`.
+    pub(crate) correction: [f64; 2],
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) decoupled: bool,
+}
+
+looped! {
+    adam_part<'a>(p: &'a mut [T], g: &'a [T], m: &'a mut [T], v: &'a mut [T], s: AdamStep) {
+        let (keep, keep2) = (T::of(s.betas[0]), T::of(s.betas[1]));
+        let (take, take2) = (T::of(1.0 - s.betas[0]), T::of(1.0 - s.betas[1]));
+        let (lr, eps) = (T::of(s.lr / s.correction[0]), T::of(s.eps));
+        let root = T::of(1.0 / s.correction[1].sqrt());
+        let shrink = T::of(if s.decoupled { 1.0 - s.lr * s.weight_decay } else { 1.0 });
+        let decay = T::of(if s.decoupled { 0.0 } else { s.weight_decay });
+        for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
+            let g = *g + decay * *p;
+            *m = keep * *m + take * g;
+            *v = keep2 * *v + take2 * g * g;
+            *p = shrink * *p - lr * *m / (v.root() * root + eps);
+        }
+    }
+}
+
+/// Adam as PyTorch defines it: `g += wd * p` (or, decoupled, `p *= 1 - lr * wd`),
+/// `m = b1 * m + (1 - b1) * g`, `v = b2 * v + (1 - b2) * g^2`,
+/// `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
+pub(crate) fn adam<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], step: AdamStep) {
+    const PART: usize = 1 << 15;
+    let len = p.len();
+    assert!(g.len() == len && m.len() == len && v.len() == len);
+    let (p, m, v) = (Shared::new(p), Shared::new(m), Shared::new(v));
+    parallel(len.div_ceil(PART), |i| {
+        let (start, n) = (i * PART, PART.min(len - i * PART));
+        // SAFETY: one part per task.
+        let (p, m, v) = unsafe { (p.range(start, n), m.range(start, n), v.range(start, n)) };
+        adam_part(p, &g[start..start + n], m, v, step);
+    });
+}

@@ -1,0 +1,137 @@
+//! Adam and AdamW.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+
+use super::{Hyper, Moment, Moments, by_type, moment_tensor, movable, read_moment};
+use crate::gradients::Gradients;
+use crate::kernels::optim::{AdamStep, adam};
+use crate::params::{Param, Params};
+use crate::{Error, ParamId, Result};
+
+/// Adam as PyTorch defines it (Kingma and Ba, ICLR 2015): means of gradients and of their squares,
+/// corrected for their start at zero, eps added to the root; the weight decay is added to the
+/// gradient. AdamW (Loshchilov and Hutter, ICLR 2019): the weight decay shrinks the parameter
+/// itself, `p *= 1 - lr * decay`. Steps are counted for every parameter by itself.
+#[derive(Debug)]
+pub struct Adam {
+    betas: [f64; 2],
+    eps: f64,
+    decoupled: bool,
+    state: HashMap<ParamId, State>,
+}
+
+#[derive(Debug)]
+struct State {
+    steps: u64,
+    first: Moment,
+    second: Moment,
+}
+
+const STEPS: &str = ".step";
+const FIRST: &str = ".exp_avg";
+const SECOND: &str = ".exp_avg_sq";
+
+impl Adam {
+    /// With these decays of the means and this summand of the root.
+    pub fn new(betas: [f64; 2], eps: f64) -> Self {
+        Self { betas, eps, decoupled: false, state: HashMap::new() }
+    }
+
+    /// AdamW.
+    pub fn decoupled(betas: [f64; 2], eps: f64) -> Self {
+        Self { decoupled: true, ..Self::new(betas, eps) }
+    }
+
+    /// Moves every trainable parameter that has a gradient and for which `hyper` gives settings;
+    /// nothing else changes, not even its means and its count of steps.
+    pub fn step(
+        &mut self,
+        params: &Params,
+        gradients: &Gradients,
+        hyper: impl Fn(&Param) -> Option<Hyper>,
+    ) -> Result<()> {
+        for (id, hyper) in movable(params, gradients, hyper) {
+            by_type!(params, T => self.update::<T>(params, gradients, id, hyper))?;
+        }
+        Ok(())
+    }
+
+    fn update<T: Moments>(
+        &mut self,
+        params: &Params,
+        gradients: &Gradients,
+        id: ParamId,
+        hyper: Hyper,
+    ) -> Result<()> {
+        let len = params.get(id).var().elem_count();
+        let new = || State { steps: 0, first: T::make(len), second: T::make(len) };
+        let state = self.state.entry(id).or_insert_with(new);
+        let (Some(m), Some(v)) = (T::of_state(&mut state.first), T::of_state(&mut state.second)) else {
+            return Err(Error::usage("adam", "the state has another element type than the parameters"));
+        };
+        state.steps += 1;
+        let correction = self.betas.map(|beta| 1.0 - beta.powf(state.steps as f64));
+        let step = AdamStep {
+            lr: hyper.lr,
+            betas: self.betas,
+            correction,
+            eps: self.eps,
+            weight_decay: hyper.weight_decay,
+            decoupled: self.decoupled,
+        };
+        gradients
+            .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| adam(p, g, m, v, step)))?
+            .unwrap_or(Ok(()))
+    }
+
+    /// The means and counts by parameter name, in stored order, for a checkpoint.
+    pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+        let mut ids: Vec<_> = self.state.keys().copied().collect();
+        ids.sort_unstable();
+        let mut all = Vec::with_capacity(3 * ids.len());
+        for id in ids {
+            let (name, state) = (params.get(id).name, &self.state[&id]);
+            all.push((format!("{name}{STEPS}"), Tensor::new(&[state.steps as i64], &Device::Cpu)?));
+            all.push((format!("{name}{FIRST}"), moment_tensor(&state.first)?));
+            all.push((format!("{name}{SECOND}"), moment_tensor(&state.second)?));
+        }
+        Ok(all)
+    }
+
+    /// Restores what [`Adam::state`] gave.
+    pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
+        self.state.clear();
+        let by_name: HashMap<&str, &Tensor> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        for (full, steps) in state {
+            let Some(name) = full.strip_suffix(STEPS) else {
+                if [FIRST, SECOND].iter().any(|end| full.ends_with(end)) {
+                    continue;
+                }
+                return Err(Error::Param {
+                    name: full.clone(),
+                    what: "in the state, but not of Adam's".into(),
+                });
+            };
+            let part = |end: &str| {
+                let missing =
+                    || Error::Param { name: name.into(), what: format!("its {end} is not in the state") };
+                by_name.get(format!("{name}{end}").as_str()).copied().ok_or_else(missing)
+            };
+            let (id, first) = read_moment(params, name, part(FIRST)?)?;
+            let (_, second) = read_moment(params, name, part(SECOND)?)?;
+            let steps = steps.flatten_all()?.to_vec1::<i64>()?;
+            let steps = steps.first().and_then(|s| u64::try_from(*s).ok()).ok_or_else(|| Error::Param {
+                name: name.into(),
+                what: "expected one count of steps".into(),
+            })?;
+            self.state.insert(id, State { steps, first, second });
+        }
+        if self.state.len() * 3 != state.len() {
+            let what = format!("expected three tensors for each parameter, got {}", state.len());
+            return Err(Error::usage("adam", what));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! Optimisers against plain loops of their definitions, and their states.
+
+use candle_core::{DType, Device, Tensor};
+use stillhouse_ops::optim::{Adam, Hyper, Rule, Sgd};
+use stillhouse_ops::{Gradients, Init, Linear, Mode, Params, Rng, Tape};
+use stillhouse_testkit::diff::assert_close;
+
+const HYPER: Hyper = Hyper { lr: 0.03, weight_decay: 0.2 };
+const BETAS: [f64; 2] = [0.8, 0.95];
+
+fn store(dtype: DType) -> (Params, Linear) {
+    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let p = params.builder(Rng::new(1));
+    let init = Init::Uniform(1.0);
+    let linear = Linear::new(5, 19, "fc", init, Some(init), &p).unwrap();
+    (params, linear)
+}
+
+fn value(params: &Params, name: &str) -> Vec<f64> {
+    let value = params.export(params.id(name).unwrap()).unwrap();
+    value.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+fn gradients(params: &Params, linear: &Linear, step: u64) -> Gradients {
+    let mut tape = Tape::new(params, Mode::Train).unwrap();
+    tape.begin(Rng::new(0), step);
+    let mut draw = Rng::new(3).at(step, 0);
+    let values: Vec<f64> = (0..10).map(|_| draw.normal()).collect();
+    let x = Tensor::from_vec(values, (2, 5, 1, 1), &Device::Cpu).unwrap().to_dtype(params.dtype()).unwrap();
+    let x = tape.input(&x).unwrap();
+    let y = linear.forward(&x, &mut tape).unwrap();
+    tape.tap("logits", &y).unwrap();
+    let logits = tape.outputs().unwrap().remove(0).1;
+    tape.backward(&logits.sqr().unwrap().mean_all().unwrap()).unwrap()
+}
+
+fn flat(grads: &Gradients, name: &str) -> Vec<f64> {
+    let grad = grads.param(name).unwrap().unwrap();
+    grad.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn adam_and_adamw_by_their_definition() {
+    for dtype in [DType::F64, DType::F32] {
+        for decoupled in [false, true] {
+            let (params, linear) = store(dtype);
+            let mut rule = if decoupled { Adam::decoupled(BETAS, 1e-3) } else { Adam::new(BETAS, 1e-3) };
+            let names = ["fc.weight", "fc.bias"];
+            let mut want = names.map(|n| value(&params, n));
+            let mut means = want.clone().map(|p| vec![[0.0; 2]; p.len()]);
+            for t in 1..=4 {
+                let grads = gradients(&params, &linear, t);
+                for (i, name) in names.into_iter().enumerate() {
+                    for ((p, g), [m, v]) in want[i].iter_mut().zip(flat(&grads, name)).zip(&mut means[i]) {
+                        let g = if decoupled { g } else { g + HYPER.weight_decay * *p };
+                        if decoupled {
+                            *p -= HYPER.lr * HYPER.weight_decay * *p;
+                        }
+                        *m += (1.0 - BETAS[0]) * (g - *m);
+                        *v += (1.0 - BETAS[1]) * (g * g - *v);
+                        let (m, v) =
+                            (*m / (1.0 - BETAS[0].powi(t as i32)), *v / (1.0 - BETAS[1].powi(t as i32)));
+                        *p -= HYPER.lr * m / (v.sqrt() + 1e-3);
+                    }
+                }
+                rule.step(&params, &grads, |_| Some(HYPER)).unwrap();
+                let tolerance = if dtype == DType::F64 { 1e-13 } else { 2e-6 };
+                for (name, want) in names.into_iter().zip(&want) {
+                    assert_close(
+                        &value(&params, name),
+                        want,
+                        0.0,
+                        tolerance,
+                        &format!("{name} {dtype:?} {t}"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A parameter that does not move keeps its count of steps, and padding of the panels stays zero.
+#[test]
+fn what_does_not_move_does_not_count() {
+    let (params, linear) = store(DType::F64);
+    let (other, _) = store(DType::F64);
+    let mut rule = Adam::decoupled(BETAS, 1e-8);
+    let mut late = Adam::decoupled(BETAS, 1e-8);
+    let start = value(&params, "fc.bias");
+    rule.step(&params, &gradients(&params, &linear, 1), |p| (p.name == "fc.weight").then_some(HYPER))
+        .unwrap();
+    assert_eq!(value(&params, "fc.bias"), start);
+    params
+        .import(params.id("fc.weight").unwrap(), &other.export(other.id("fc.weight").unwrap()).unwrap())
+        .unwrap();
+    rule.step(&params, &gradients(&params, &linear, 2), |_| Some(HYPER)).unwrap();
+    late.step(&other, &gradients(&other, &linear, 2), |_| Some(HYPER)).unwrap();
+    assert_eq!(value(&params, "fc.bias"), value(&other, "fc.bias"));
+    assert_ne!(value(&params, "fc.weight"), value(&other, "fc.weight"));
+}
+
+#[test]
+fn states_go_through_a_checkpoint() {
+    let rules: [fn() -> Rule; 3] = [
+        || Rule::Sgd(Sgd::new(0.9, true)),
+        || Rule::Adam(Adam::new(BETAS, 1e-8)),
+        || Rule::Adam(Adam::decoupled(BETAS, 1e-8)),
+    ];
+    for make in rules {
+        let (params, linear) = store(DType::F32);
+        let mut rule = make();
+        for t in 0..2 {
+            rule.step(&params, &gradients(&params, &linear, t), |_| Some(HYPER)).unwrap();
+        }
+        let (again, _) = store(DType::F32);
+        for (name, values) in params.export_all().unwrap() {
+            again.import(again.id(&name).unwrap(), &values).unwrap();
+        }
+        let state = rule.state(&params).unwrap();
+        let mut other = make();
+        other.load_state(&again, &state).unwrap();
+        rule.step(&params, &gradients(&params, &linear, 2), |_| Some(HYPER)).unwrap();
+        other.step(&again, &gradients(&again, &linear, 2), |_| Some(HYPER)).unwrap();
+        assert_eq!(value(&params, "fc.weight"), value(&again, "fc.weight"));
+        assert!(make().load_state(&again, &[("nothing.step".into(), state[0].1.clone())]).is_err());
+        if matches!(rule, Rule::Adam(_)) {
+            assert!(make().load_state(&again, &state[..2]).unwrap_err().to_string().contains("exp_avg_sq"));
+        }
+    }
+}
+
+#[test]
+fn norms_are_clipped_over_what_moves() {
+    let (params, linear) = store(DType::F64);
+    let mut grads = gradients(&params, &linear, 1);
+    let before = [flat(&grads, "fc.weight"), flat(&grads, "fc.bias")];
+    let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let all = norm(&before.concat());
+    assert!((grads.norm().unwrap() - all).abs() < 1e-12 * all);
+    assert!((grads.clip_norm(10.0 * all, |_| true).unwrap() - all).abs() < 1e-12 * all);
+    assert_eq!(flat(&grads, "fc.weight"), before[0]);
+    let weight = norm(&before[0]);
+    let told = grads.clip_norm(0.5 * weight, |p| p.name == "fc.weight").unwrap();
+    assert!((told - weight).abs() < 1e-12 * weight);
+    assert!((norm(&flat(&grads, "fc.weight")) - 0.5 * weight).abs() < 1e-5 * weight);
+    assert_eq!(flat(&grads, "fc.bias"), before[1]);
+}
