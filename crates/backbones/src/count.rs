@@ -1,6 +1,5 @@
 //! Parameters and operations.
 
-use candle_core::{DType, Device};
 use stillhouse_core::network::BackboneRequest;
 use stillhouse_core::{Error, Params, Result, Rng};
 use stillhouse_ops::{ConvBnAct, Linear};
@@ -14,6 +13,9 @@ pub struct Counts {
     pub parameters: usize,
     /// Multiply-accumulates of convolutions and linear layers for one image.
     pub macs: u64,
+    /// Multiply-accumulates of the products inside attention (queries with keys, weights with
+    /// values) for one image, which `macs` leaves out.
+    pub attention_macs: u64,
     /// Values that batch norms put out for one image.
     pub batch_norm_outputs: u64,
 }
@@ -42,7 +44,7 @@ impl Counts {
 /// An unknown name, a variant that the network does not have, or an empty image.
 pub fn count(request: &BackboneRequest, height: usize, width: usize) -> Result<Counts> {
     crate::registry().get(&request.name)?;
-    let params = Params::new(DType::F32, &Device::Cpu)?;
+    let params = Params::outline();
     let builder = params.builder(Rng::new(0));
     let family = FAMILIES.iter().find(|f| f.rows.iter().any(|row| row.name == request.name));
     let work = match family {
@@ -52,6 +54,7 @@ pub fn count(request: &BackboneRequest, height: usize, width: usize) -> Result<C
     Ok(Counts {
         parameters: params.count_weights(),
         macs: work.macs,
+        attention_macs: work.attention_macs,
         batch_norm_outputs: work.batch_norm_outputs,
     })
 }
@@ -60,24 +63,35 @@ pub fn count(request: &BackboneRequest, height: usize, width: usize) -> Result<C
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Work {
     pub(crate) macs: u64,
+    pub(crate) attention_macs: u64,
     pub(crate) batch_norm_outputs: u64,
 }
 
 impl Work {
-    /// For an image of that size.
-    pub(crate) fn of(who: &str, (height, width): (usize, usize)) -> Result<Self> {
+    /// Refuses an empty image.
+    pub(crate) fn check(&self, who: &str, (height, width): (usize, usize)) -> Result<()> {
         if height == 0 || width == 0 {
             return Err(Error::unfit(who, format!("cannot run on an image of {height} x {width}")));
         }
-        Ok(Self::default())
+        Ok(())
+    }
+
+    /// A convolution on a map of `size`; gives the size of its output.
+    pub(crate) fn conv(&mut self, layer: &ConvBnAct, size: (usize, usize)) -> Result<(usize, usize)> {
+        self.macs += layer.macs(size.0, size.1)?;
+        Ok(layer.output_size(size.0, size.1)?)
     }
 
     /// A convolution with batch norm on a map of `size`; gives the size of its output.
     pub(crate) fn conv_bn(&mut self, layer: &ConvBnAct, size: (usize, usize)) -> Result<(usize, usize)> {
-        let (height, width) = layer.output_size(size.0, size.1)?;
-        self.macs += layer.macs(size.0, size.1)?;
+        let (height, width) = self.conv(layer, size)?;
         self.batch_norm_outputs += (layer.spec().outputs * height * width) as u64;
         Ok((height, width))
+    }
+
+    /// A linear layer on every pixel of a map.
+    pub(crate) fn linear_map(&mut self, layer: &Linear, (height, width): (usize, usize)) {
+        self.macs += (height * width) as u64 * layer.macs();
     }
 
     /// A linear layer on one vector.

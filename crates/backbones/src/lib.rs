@@ -12,13 +12,19 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod body;
+pub mod cifar_resnet;
 mod count;
+pub mod deeplabv3plus;
 mod dilate;
 mod error;
+pub mod exits;
 mod load;
 pub mod mobilenetv2;
 pub mod resnet;
 mod save;
+pub mod swin;
+pub mod vgg;
 mod weights;
 
 pub use count::{Counts, count};
@@ -27,6 +33,7 @@ pub use load::load_weights;
 pub use save::save;
 pub use weights::{Manifest, manifests, weights};
 
+use body::Body;
 use count::Work;
 use stillhouse_core::network::{BackboneBuild, BackboneRequest};
 use stillhouse_core::registry::{Entry, Registry};
@@ -39,12 +46,21 @@ struct Family {
     rows: &'static [Entry<BackboneBuild>],
     /// Builds a size and counts one forward pass of one image, `(height, width)`.
     work: fn(&BackboneRequest, &Builder, (usize, usize)) -> Result<Work>,
+    /// Builds a size without its head, for networks that put another on it.
+    body: Option<BuildBody>,
 }
+
+type BuildBody = fn(&BackboneRequest, &Builder) -> Result<Box<dyn Body>>;
 
 /// Every architecture, in the order of listing.
 const FAMILIES: &[Family] = &[
-    Family { rows: resnet::ROWS, work: resnet::work },
-    Family { rows: mobilenetv2::ROWS, work: mobilenetv2::work },
+    Family { rows: resnet::ROWS, work: resnet::work, body: Some(resnet::body) },
+    Family { rows: mobilenetv2::ROWS, work: mobilenetv2::work, body: Some(mobilenetv2::body) },
+    Family { rows: vgg::ROWS, work: vgg::work, body: Some(vgg::body) },
+    Family { rows: cifar_resnet::ROWS, work: cifar_resnet::work, body: Some(cifar_resnet::body) },
+    Family { rows: swin::ROWS, work: swin::work, body: Some(swin::body) },
+    Family { rows: exits::ROWS, work: exits::work, body: None },
+    Family { rows: deeplabv3plus::ROWS, work: deeplabv3plus::work, body: None },
 ];
 
 /// All networks of this crate by name.
@@ -66,6 +82,11 @@ fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Act, p: &Builder) -> Result<C
     let init = Init::kaiming_out(&[spec.outputs, spec.inputs / spec.groups, spec.kernel, spec.kernel]);
     Ok(ConvBnAct::new(spec, conv, bn, act, init, p)?)
 }
+
+/// The variant of a network that has none.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoVariant {}
 
 /// A head needs classes.
 fn check_classes(request: &BackboneRequest) -> Result<()> {

@@ -23,6 +23,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
+use crate::body::{ALL, Body, last};
 use crate::count::Work;
 use crate::dilate::Dilate;
 use crate::{check_classes, conv};
@@ -53,6 +54,10 @@ fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
 
 pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
     MobileNetV2::new(request, p)?.work(size)
+}
+
+pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+    Ok(Box::new(Groups::new(request, p)?))
 }
 
 /// Width multiplier in percent.
@@ -170,28 +175,19 @@ impl Block {
     }
 }
 
-/// A MobileNetV2.
+/// Everything before the last 1x1 convolution.
 #[derive(Debug)]
-pub struct MobileNetV2 {
+struct Groups {
     name: String,
     taps: Vec<TapSpec>,
-    classes: usize,
     stem: ConvBnAct,
     groups: Vec<Vec<Block>>,
-    last: ConvBnAct,
-    classifier: Linear,
-    head: Vec<String>,
 }
 
-impl MobileNetV2 {
-    /// Makes the network that the request names, its parameters below `p`.
-    ///
-    /// # Errors
-    /// An unknown name, an unknown variant, no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+impl Groups {
+    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
         let name = &request.name;
         let percent = width(name)?;
-        check_classes(request)?;
         let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
         let same = matches!(variant.padding, PaddingKind::Same);
         let mut inputs = scaled(32, percent);
@@ -216,7 +212,77 @@ impl MobileNetV2 {
                 taps.push(TapSpec::map(tap, outputs, dilate.reached()));
             }
         }
-        let features = scaled(1280, percent).max(1280);
+        Ok(Self { name: name.clone(), taps, stem, groups })
+    }
+
+    /// The groups of the first `depth` stages.
+    fn groups(&self, depth: usize) -> impl Iterator<Item = (usize, &Vec<Block>)> {
+        let count = match depth {
+            0 => 0,
+            _ => TAPS[depth.min(TAPS.len()) - 1].0 + 1,
+        };
+        self.groups.iter().enumerate().take(count)
+    }
+}
+
+impl Body for Groups {
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+        let mut x = tape.input(images)?; // [B, 3, H, W]
+        x = self.stem.forward(&x, tape)?; // [B, 32, H/2, W/2]
+        let mut maps = Vec::new();
+        for (g, group) in self.groups(depth) {
+            for block in group {
+                x = block.forward(x, tape)?;
+            }
+            if let Some((_, tap)) = TAPS.iter().find(|(after, _)| *after == g) {
+                tape.tap(tap, &x)?;
+                maps.push(x.clone());
+            }
+        }
+        Ok(maps)
+    }
+
+    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
+        work.check(&self.name, size)?;
+        let mut size = work.conv_bn(&self.stem, size)?;
+        let mut sizes = Vec::new();
+        for (g, group) in self.groups(depth) {
+            size = group.iter().try_fold(size, |size, block| block.work(size, work))?;
+            if TAPS.iter().any(|(after, _)| *after == g) {
+                sizes.push(size);
+            }
+        }
+        Ok(sizes)
+    }
+}
+
+/// A MobileNetV2.
+#[derive(Debug)]
+pub struct MobileNetV2 {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    body: Groups,
+    last: ConvBnAct,
+    classifier: Linear,
+    head: Vec<String>,
+}
+
+impl MobileNetV2 {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown variant, no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        check_classes(request)?;
+        let body = Groups::new(request, p)?;
+        let mut taps = body.taps.clone();
+        let inputs = taps.last().map_or(0, |t| t.channels);
+        let features = scaled(1280, width(&request.name)?).max(1280);
         let last = conv(ConvSpec::new(inputs, features, 1), "conv_head", "bn2", Act::Relu6, p)?;
         let zero = Some(Init::Constant(0.0));
         let classifier = Linear::new(features, request.classes, "classifier", Init::Normal(0.01), zero, p)?;
@@ -224,16 +290,16 @@ impl MobileNetV2 {
         taps.push(TapSpec::vector("embedding", features));
         taps.push(TapSpec::vector("logits", request.classes));
         let head = vec![p.full("classifier.weight"), p.full("classifier.bias")];
-        Ok(Self { name: name.clone(), taps, classes: request.classes, stem, groups, last, classifier, head })
+        let name = request.name.clone();
+        Ok(Self { name, taps, classes: request.classes, body, last, classifier, head })
     }
 
     fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::of(&self.name, size)?;
-        let mut size = work.conv_bn(&self.stem, size)?;
-        for block in self.groups.iter().flatten() {
-            size = block.work(size, &mut work)?;
+        let mut work = Work::default();
+        let sizes = self.body.work(size, ALL, &mut work)?;
+        if let Some(size) = sizes.last() {
+            work.conv_bn(&self.last, *size)?;
         }
-        work.conv_bn(&self.last, size)?;
         work.linear(&self.classifier);
         Ok(work)
     }
@@ -253,17 +319,8 @@ impl Backbone for MobileNetV2 {
     }
 
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let mut x = tape.input(images)?; // [B, 3, H, W]
-        x = self.stem.forward(&x, tape)?; // [B, 32, H/2, W/2]
-        for (g, group) in self.groups.iter().enumerate() {
-            for block in group {
-                x = block.forward(x, tape)?;
-            }
-            if let Some((_, tap)) = TAPS.iter().find(|(after, _)| *after == g) {
-                tape.tap(tap, &x)?;
-            }
-        }
-        x = self.last.forward(&x, tape)?; // [B, 1280, H/32, W/32]
+        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
+        let x = self.last.forward(&x, tape)?; // [B, 1280, H/32, W/32]
         let pooled = tape.global_avg_pool(&x)?; // [B, 1280]
         tape.tap("pooled", &pooled)?;
         tape.tap("embedding", &pooled)?;

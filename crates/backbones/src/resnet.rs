@@ -23,6 +23,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
+use crate::body::{ALL, Body, last};
 use crate::count::Work;
 use crate::dilate::Dilate;
 use crate::{check_classes, conv};
@@ -56,6 +57,10 @@ fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
 
 pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
     ResNet::new(request, p)?.work(size)
+}
+
+pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+    Ok(Box::new(Stages::new(request, p)?))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +111,7 @@ fn three(inputs: usize, outputs: usize, dilation: usize) -> ConvSpec {
 
 /// `relu(F(x) + x)`, equation (1) of the paper, or (2) with a projection of the shortcut.
 #[derive(Debug)]
-struct Block {
+pub(crate) struct Block {
     inner: Vec<ConvBnAct>,
     last: ConvBnAct,
     projection: Option<ConvBnAct>,
@@ -114,22 +119,22 @@ struct Block {
 
 /// Where a block stands.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+pub(crate) struct Place {
     /// The activation of its sum: none at the end of a stage, where the sum itself is a tap.
-    act: Act,
-    inputs: usize,
-    width: usize,
-    stride: usize,
+    pub(crate) act: Act,
+    pub(crate) inputs: usize,
+    pub(crate) width: usize,
+    pub(crate) stride: usize,
     /// Dilation of the 3x3 convolution that may have the stride.
-    first: usize,
+    pub(crate) first: usize,
     /// Dilation of a basic block's second convolution.
-    second: usize,
-    stride_in_1x1: bool,
+    pub(crate) second: usize,
+    pub(crate) stride_in_1x1: bool,
 }
 
 impl Block {
     /// Two 3x3 convolutions (Fig. 5, left).
-    fn basic(at: Place, p: &Builder) -> Result<Self> {
+    pub(crate) fn basic(at: Place, p: &Builder) -> Result<Self> {
         let inner =
             vec![conv(three(at.inputs, at.width, at.first).stride(at.stride), "conv1", "bn1", Act::Relu, p)?];
         let last = conv(three(at.width, at.width, at.second), "conv2", "bn2", at.act, p)?;
@@ -148,7 +153,7 @@ impl Block {
         Ok(Self { inner, last, projection: projection(at, outputs, p)? })
     }
 
-    fn forward(&self, x: Node, tape: &mut Tape) -> Result<Node> {
+    pub(crate) fn forward(&self, x: Node, tape: &mut Tape) -> Result<Node> {
         let shortcut = match &self.projection {
             Some(projection) => projection.forward(&x, tape)?,
             None => x.clone(),
@@ -160,7 +165,7 @@ impl Block {
         Ok(self.last.forward_add(&y, &shortcut, tape)?)
     }
 
-    fn work(&self, size: (usize, usize), work: &mut Work) -> Result<(usize, usize)> {
+    pub(crate) fn work(&self, size: (usize, usize), work: &mut Work) -> Result<(usize, usize)> {
         if let Some(projection) = &self.projection {
             work.conv_bn(projection, size)?;
         }
@@ -178,27 +183,19 @@ fn projection(at: Place, outputs: usize, p: &Builder) -> Result<Option<ConvBnAct
     conv(spec, "downsample.0", "downsample.1", Act::None, p).map(Some)
 }
 
-/// A residual network.
+/// Everything before the average.
 #[derive(Debug)]
-pub struct ResNet {
+struct Stages {
     name: String,
     taps: Vec<TapSpec>,
-    classes: usize,
     stem: ConvBnAct,
     stages: Vec<Vec<Block>>,
-    fc: Linear,
-    head: Vec<String>,
 }
 
-impl ResNet {
-    /// Makes the network that the request names, its parameters below `p`.
-    ///
-    /// # Errors
-    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+impl Stages {
+    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
         let name = &request.name;
         let (kind, depths) = depth(name)?;
-        check_classes(request)?;
         let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
         if variant.stride_in_1x1 && kind == Kind::Basic {
             return Err(Error::unfit(
@@ -229,22 +226,78 @@ impl ResNet {
             taps.push(TapSpec::map(F[i], inputs, dilate.reached()));
             taps.push(TapSpec::map(F_PRE[i], inputs, dilate.reached()));
         }
+        Ok(Self { name: name.clone(), taps, stem, stages })
+    }
+}
+
+impl Body for Stages {
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+        let mut x = tape.input(images)?; // [B, 3, H, W]
+        x = self.stem.forward(&x, tape)?; // [B, 64, H/2, W/2]
+        x = tape.max_pool(&x, 3, 2, 1)?; // [B, 64, H/4, W/4]
+        let mut maps = Vec::new();
+        for (i, stage) in self.stages.iter().enumerate().take(depth) {
+            for block in stage {
+                x = block.forward(x, tape)?;
+            }
+            tape.tap(F_PRE[i], &x)?;
+            x = tape.relu(&x)?;
+            tape.tap(F[i], &x)?;
+            maps.push(x.clone());
+        }
+        Ok(maps)
+    }
+
+    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
+        work.check(&self.name, size)?;
+        let (height, width) = work.conv_bn(&self.stem, size)?;
+        let mut size = (height.div_ceil(2), width.div_ceil(2)); // the max pool
+        let mut sizes = Vec::new();
+        for stage in self.stages.iter().take(depth) {
+            size = stage.iter().try_fold(size, |size, block| block.work(size, work))?;
+            sizes.push(size);
+        }
+        Ok(sizes)
+    }
+}
+
+/// A residual network.
+#[derive(Debug)]
+pub struct ResNet {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    body: Stages,
+    fc: Linear,
+    head: Vec<String>,
+}
+
+impl ResNet {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        check_classes(request)?;
+        let body = Stages::new(request, p)?;
+        let mut taps = body.taps.clone();
+        let inputs = taps.last().map_or(0, |t| t.channels);
         taps.push(TapSpec::vector("pooled", inputs));
         taps.push(TapSpec::vector("embedding", inputs));
         taps.push(TapSpec::vector("logits", request.classes));
         let init = Init::fan_in_uniform(inputs);
         let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;
         let head = vec![p.full("fc.weight"), p.full("fc.bias")];
-        Ok(Self { name: name.clone(), taps, classes: request.classes, stem, stages, fc, head })
+        Ok(Self { name: request.name.clone(), taps, classes: request.classes, body, fc, head })
     }
 
     fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::of(&self.name, size)?;
-        let (height, width) = work.conv_bn(&self.stem, size)?;
-        let mut size = (height.div_ceil(2), width.div_ceil(2)); // the max pool
-        for block in self.stages.iter().flatten() {
-            size = block.work(size, &mut work)?;
-        }
+        let mut work = Work::default();
+        self.body.work(size, ALL, &mut work)?;
         work.linear(&self.fc);
         Ok(work)
     }
@@ -267,17 +320,7 @@ impl Backbone for ResNet {
     }
 
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let mut x = tape.input(images)?; // [B, 3, H, W]
-        x = self.stem.forward(&x, tape)?; // [B, 64, H/2, W/2]
-        x = tape.max_pool(&x, 3, 2, 1)?; // [B, 64, H/4, W/4]
-        for (i, stage) in self.stages.iter().enumerate() {
-            for block in stage {
-                x = block.forward(x, tape)?;
-            }
-            tape.tap(F_PRE[i], &x)?;
-            x = tape.relu(&x)?;
-            tape.tap(F[i], &x)?;
-        }
+        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
         let pooled = tape.global_avg_pool(&x)?; // [B, C]
         tape.tap("pooled", &pooled)?;
         tape.tap("embedding", &pooled)?;

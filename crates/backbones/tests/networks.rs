@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::{count, registry};
 use stillhouse_core::network::{Backbone, BackboneRequest};
 use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_ops::optim::{Adam, Hyper};
 use stillhouse_ops::{Kind, Mode};
 
 fn request(name: &str, variant: &str) -> BackboneRequest {
@@ -18,10 +19,28 @@ fn build(request: &BackboneRequest) -> (Box<dyn Backbone>, Params) {
 }
 
 fn images(size: usize) -> Tensor {
-    Tensor::rand(-1f32, 1f32, (2, 3, size, size), &Device::Cpu).unwrap()
+    several_images(2, size)
 }
 
-/// Shapes as specified, a finite gradient for every parameter, none kept that nobody asked for.
+fn several_images(count: usize, size: usize) -> Tensor {
+    let mut draw = Rng::new(4).at(0, 0);
+    let values: Vec<f32> = (0..count * 3 * size * size).map(|_| draw.uniform_in(-1.0, 1.0) as f32).collect();
+    Tensor::from_vec(values, (count, 3, size, size), &Device::Cpu).unwrap()
+}
+
+/// Every logits among the taps: exits have several.
+fn all_logits(net: &dyn Backbone) -> Vec<&str> {
+    net.taps().iter().map(|t| t.name.as_str()).filter(|name| name.ends_with("logits")).collect()
+}
+
+/// A bias whose shift the batch norm after it takes away again: the convolutions of `vgg*_bn`.
+fn before_batch_norm(name: &str, params: &Params) -> bool {
+    let place = |n: &str| n.strip_prefix("features.")?.strip_suffix(".bias")?.parse::<usize>().ok();
+    place(name).is_some_and(|n| params.id(&format!("features.{}.running_mean", n + 1)).is_some())
+}
+
+/// Shapes as specified, a gradient for every parameter that is finite and not zero, none kept that
+/// nobody asked for.
 fn battery(request: &BackboneRequest, size: usize) {
     let (net, params) = build(request);
     let what = format!("{} {:?}", request.name, request.variant);
@@ -38,7 +57,13 @@ fn battery(request: &BackboneRequest, size: usize) {
         };
         assert_eq!(features.shapes()[&tap.name], expected, "{what}: {}", tap.name);
     }
-    let loss = features.logits().unwrap().sqr().unwrap().sum_all().unwrap();
+    let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+    for name in all_logits(net.as_ref()) {
+        // Neither even nor odd in the logits, so that nothing cancels.
+        let logits = features.get(name).unwrap();
+        loss =
+            (loss + (logits.sqr().unwrap() + logits.powf(3.0).unwrap()).unwrap().sum_all().unwrap()).unwrap();
+    }
     let grads = tape.backward(&loss).unwrap();
     for param in params.all().into_iter().filter(|p| p.kind == Kind::Weight) {
         let grad = grads
@@ -46,8 +71,13 @@ fn battery(request: &BackboneRequest, size: usize) {
             .unwrap()
             .unwrap_or_else(|| panic!("{what}: no gradient for {}", param.name));
         assert_eq!(grad.dims(), param.shape, "{what}: {}", param.name);
-        let sum = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let sum = grad.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(sum.is_finite(), "{what}: gradient of {}", param.name);
+        assert!(
+            sum > 0.0 || before_batch_norm(&param.name, &params),
+            "{what}: no gradient in {}",
+            param.name
+        );
     }
     tape.want(&["logits"]);
     tape.begin(Rng::new(0), 1);
@@ -62,8 +92,61 @@ fn battery(request: &BackboneRequest, size: usize) {
     assert_eq!(counts.parameters, params.count_weights(), "{what}");
 }
 
+/// A row as it can run on images of 64 px, and its parameters.
+fn small(name: &str) -> (BackboneRequest, usize) {
+    let variant = match name {
+        "mksmt" => "backbone = 'swin_tiny_patch4_window7_224'\nk = 32\nimg_size = 64\ndrop_path = 0.0",
+        _ if name.starts_with("swin_") => "img_size = 64\ndrop_path = 0.0",
+        _ => "",
+    };
+    let request = request(name, variant);
+    let parameters = count(&request, 64, 64).unwrap().parameters;
+    (request, parameters)
+}
+
+/// The smallest of every family: rows are of one family if their names begin with the same letters.
+fn smallest() -> Vec<BackboneRequest> {
+    let family = |name: &str| name.chars().take_while(|c| c.is_alphabetic()).collect::<String>();
+    let mut found: Vec<(String, BackboneRequest, usize)> = Vec::new();
+    for row in registry().rows() {
+        let (request, parameters) = small(row.name);
+        match found.iter_mut().find(|(name, ..)| *name == family(row.name)) {
+            Some((_, least, fewest)) if parameters < *fewest => (*least, *fewest) = (request, parameters),
+            Some(_) => {}
+            None => found.push((family(row.name), request, parameters)),
+        }
+    }
+    found.into_iter().map(|(_, request, _)| request).collect()
+}
+
+/// Networks above this many parameters are left to the long test, but for the smallest of a family.
+const LARGE: usize = 50_000_000;
+
+fn run_rows(large: bool) {
+    let small_ones = smallest();
+    for row in registry().rows() {
+        let (request, parameters) = small(row.name);
+        let is_large = parameters > LARGE && small_ones.iter().all(|r| r.name != row.name);
+        if is_large == large {
+            battery(&request, 64);
+        }
+    }
+}
+
 #[test]
-fn every_row_runs_with_its_defaults() {
+fn every_row_runs() {
+    run_rows(false);
+}
+
+#[test]
+#[ignore = "minutes: the largest networks"]
+fn every_large_row_runs() {
+    run_rows(true);
+}
+
+/// The defaults that a row prints are those it has.
+#[test]
+fn printed_defaults_are_the_defaults() {
     for row in registry().rows() {
         let defaults = (row.defaults)();
         assert!(!row.summary.is_empty() && !row.source.is_empty(), "{}", row.name);
@@ -72,7 +155,13 @@ fn every_row_runs_with_its_defaults() {
             "{}: a default names its source",
             row.name
         );
-        battery(&request(row.name, &defaults), 64);
+        let outline = |variant: &str| {
+            let params = Params::outline();
+            let net = (row.build)(&request(row.name, variant), &params.builder(Rng::new(0))).unwrap();
+            let names: Vec<_> = params.all().into_iter().map(|p| (p.name, p.shape)).collect();
+            (names, net.taps().to_vec())
+        };
+        assert_eq!(outline(&defaults), outline(""), "{}", row.name);
     }
 }
 
@@ -83,6 +172,12 @@ fn variants_run() {
         ("resnet50", "output_stride = 8\nstride_in_1x1 = true"),
         ("mobilenetv2_035", "output_stride = 16\npadding = 'same'"),
         ("mobilenetv2_050", "output_stride = 8"),
+        ("deeplabv3plus", "backbone = 'mobilenetv2_035'\noutput_stride = 8\npadding = 'same'"),
+        ("deeplabv3plus", "backbone = 'resnet50'\noutput_stride = 32\ndropout = 0.0"),
+        ("exits", "backbone = 'resnet18'\nat = [2]\nkind = 'linear'"),
+        ("exits", "backbone = 'mobilenetv2_035'\nat = [1, 3]\nkind = 'opm'\nk = 24"),
+        ("exits", "backbone = 'cifar_resnet20'"),
+        ("swin_tiny_patch4_window7_224", "img_size = [64, 64]\ndrop_path = 0.0"),
     ] {
         battery(&request(name, variant), 64);
     }
@@ -116,33 +211,130 @@ fn mistakes_are_named() {
         ("resnet18", "output_stride = 4", "32, 16, 8"),
         ("mobilenetv2_100", "padding = 'sane'", "did you mean `same`"),
         ("mobilenetv2_100", "output_stride = 64", "32, 16, 8"),
+        ("cifar_resnet20", "output_stride = 8", "output_stride"),
+        ("vgg11", "dropout = 1.0", "dropout is 1"),
+        ("swin_tiny_patch4_window7_224", "img_size = 16", "img_size"),
+        ("swin_tiny_patch4_window7_224", "drop_path = -0.1", "drop_path is -0.1"),
+        ("deeplabv3plus", "backbone = 'mksmt'", "cannot be the backbone"),
+        ("deeplabv3plus", "backbone = 'resnet19'", "did you mean"),
+        ("deeplabv3plus", "backbone = 'vgg11'", "vgg11"),
+        ("deeplabv3plus", "output_stride = 12", "32, 16, 8"),
+        ("deeplabv3plus", "stride_in_1x = true", "stride_in_1x1"),
+        ("mksmt", "at = [1]", "`exits`"),
+        ("mksmt", "backbone = 'cifar_resnet20'", "cifar_resnet20"),
+        ("exits", "at = [2, 1]", "rising order"),
+        ("exits", "at = [4]", "stages 1 to 3"),
     ] {
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let params = Params::outline();
         let row = *registry().get(name).unwrap();
         let error =
             (row.build)(&request(name, variant), &params.builder(Rng::new(0))).err().unwrap().to_string();
-        assert!(error.contains(expected) && error.contains(name), "{name} {variant}: {error}");
+        let inner = variant.contains("backbone") || name == "deeplabv3plus";
+        assert!(error.contains(expected) && (inner || error.contains(name)), "{name} {variant}: {error}");
     }
 }
 
 /// Parameters of timm's networks with 1,000 classes, in millions to two places as timm's tables
-/// have them.
+/// have them; of the networks for small images with 100.
 #[test]
 fn parameters_of_the_sizes() {
-    for (name, millions) in [
-        ("resnet18", "11.69"),
-        ("resnet34", "21.80"),
-        ("resnet50", "25.56"),
-        ("resnet101", "44.55"),
-        ("resnet152", "60.19"),
-        ("mobilenetv2_035", "1.68"),
-        ("mobilenetv2_050", "1.97"),
-        ("mobilenetv2_075", "2.64"),
-        ("mobilenetv2_100", "3.50"),
-        ("mobilenetv2_140", "6.11"),
+    for (name, classes, millions) in [
+        ("resnet18", 1000, "11.69"),
+        ("resnet34", 1000, "21.80"),
+        ("resnet50", 1000, "25.56"),
+        ("resnet101", 1000, "44.55"),
+        ("resnet152", 1000, "60.19"),
+        ("mobilenetv2_035", 1000, "1.68"),
+        ("mobilenetv2_050", 1000, "1.97"),
+        ("mobilenetv2_075", 1000, "2.64"),
+        ("mobilenetv2_100", 1000, "3.50"),
+        ("mobilenetv2_140", 1000, "6.11"),
+        ("vgg11", 1000, "132.86"),
+        ("vgg11_bn", 1000, "132.87"),
+        ("vgg13", 1000, "133.05"),
+        ("vgg13_bn", 1000, "133.05"),
+        ("vgg16", 1000, "138.36"),
+        ("vgg16_bn", 1000, "138.37"),
+        ("vgg19", 1000, "143.67"),
+        ("vgg19_bn", 1000, "143.68"),
+        ("cifar_resnet20", 100, "0.28"),
+        ("cifar_resnet56", 100, "0.86"),
+        ("cifar_resnet110", 100, "1.74"),
+        ("cifar_resnet8x4", 100, "1.23"),
+        ("cifar_resnet32x4", 100, "7.43"),
+        ("swin_tiny_patch4_window7_224", 1000, "28.29"),
+        ("swin_small_patch4_window7_224", 1000, "49.61"),
+        ("swin_base_patch4_window7_224", 1000, "87.77"),
+        ("swin_base_patch4_window12_384", 1000, "87.90"),
+        ("swin_large_patch4_window7_224", 1000, "196.53"),
+        ("swin_large_patch4_window12_384", 1000, "196.74"),
     ] {
-        let request = BackboneRequest { classes: 1000, ..request(name, "") };
-        let parameters = count(&request, 32, 32).unwrap().parameters;
+        let side = if name.ends_with("_384") { 384 } else { 224 };
+        let request = BackboneRequest { classes, ..request(name, "") };
+        let parameters = count(&request, side, side).unwrap().parameters;
         assert_eq!(format!("{:.2}", parameters as f64 / 1e6), millions, "{name}");
+    }
+}
+
+/// MKSMT adds 1.1 % to the parameters of Swin-L with 200 classes, as the paper's Table 7 has it.
+#[test]
+fn mksmt_adds_a_hundredth() {
+    let parameters = |name: &str| {
+        let request = BackboneRequest { classes: 200, ..request(name, "") };
+        count(&request, 384, 384).unwrap().parameters as f64
+    };
+    let more = parameters("mksmt") / parameters("swin_large_patch4_window12_384") - 1.0;
+    assert_eq!(format!("{:.1}", 100.0 * more), "1.1");
+}
+
+/// Passes of a training step that nobody looks behind run nothing behind.
+#[test]
+fn exits_stop_at_the_last_wanted() {
+    let (net, params) = build(&small("mksmt").0);
+    let mut tape = Tape::new(&params, Mode::Train).unwrap();
+    tape.want(&["exit3.logits"]);
+    tape.begin(Rng::new(0), 0);
+    let features = net.forward(&images(64), &mut tape).unwrap();
+    let loss = features.get("exit3.logits").unwrap().sqr().unwrap().sum_all().unwrap();
+    let grads = tape.backward(&loss).unwrap();
+    for param in params.all() {
+        let behind = ["layers.3.", "opm4", "out4"].iter().any(|part| param.name.contains(part));
+        assert_eq!(grads.param(&param.name).unwrap().is_none(), behind, "{}", param.name);
+    }
+}
+
+/// One batch is learnt by heart by the smallest of every family.
+#[test]
+fn one_batch_is_overfitted() {
+    for request in smallest() {
+        let (net, params) = build(&request);
+        let mut tape = Tape::new(&params, Mode::Train).unwrap();
+        let logits = all_logits(net.as_ref());
+        tape.want(&logits);
+        let images = several_images(4, 64);
+        let mut adam = Adam::new([0.9, 0.99], 1e-8);
+        // Without batch norm the first steps must be small.
+        let lr = if params.all().iter().any(|p| p.kind == Kind::Buffer) { 1e-3 } else { 1e-4 };
+        let mut losses = Vec::new();
+        for step in 0..8 {
+            tape.begin(Rng::new(0), step);
+            let features = net.forward(&images, &mut tape).unwrap();
+            let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+            for name in &logits {
+                let mut logits = features.get(name).unwrap().clone();
+                if logits.rank() == 4 {
+                    logits = logits.flatten_from(2).unwrap().mean(2).unwrap(); // [B, 5]
+                }
+                let log_p =
+                    logits.broadcast_sub(&logits.log_sum_exp(1).unwrap().unsqueeze(1).unwrap()).unwrap();
+                let labels = Tensor::new(&[[1u32], [3], [0], [4]], &Device::Cpu).unwrap();
+                loss = (loss - log_p.gather(&labels, 1).unwrap().mean_all().unwrap()).unwrap();
+            }
+            losses.push(loss.to_scalar::<f32>().unwrap());
+            let grads = tape.backward(&loss).unwrap();
+            adam.step(&params, &grads, |_| Some(Hyper { lr, weight_decay: 0.0 })).unwrap();
+        }
+        println!("{}: {losses:?}", request.name);
+        assert!(losses[7] < 0.7 * losses[0], "{}: {losses:?}", request.name);
     }
 }

@@ -1,6 +1,5 @@
 //! `stillhouse explain`.
 
-use candle_core::{DType, Device};
 use serde_json::{Value, json};
 use stillhouse_core::network::BackboneRequest;
 use stillhouse_core::registry::{DatasetRequest, Entry, Registry};
@@ -175,8 +174,7 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
     };
     let request = BackboneRequest { name: entry.name.to_string(), classes: args.classes, variant };
     let counts = stillhouse_backbones::count(&request, args.size, args.size)?;
-    let params = Params::new(DType::F32, &Device::Cpu)?;
-    let network = (entry.build)(&request, &params.builder(Rng::new(0)))?;
+    let network = (entry.build)(&request, &Params::outline().builder(Rng::new(0)))?;
     let taps: Vec<Value> = network
         .taps()
         .iter()
@@ -188,6 +186,7 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
     value["taps"] = json!(taps);
     value["parameters"] = json!(counts.parameters);
     value["macs"] = json!(counts.macs);
+    value["attention_macs"] = json!(counts.attention_macs);
     value["table4_flops"] = json!(counts.table4_flops());
     value["weights"] = json!(
         manifests

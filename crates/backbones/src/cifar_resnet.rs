@@ -1,0 +1,207 @@
+//! Residual networks for images of 32 x 32.
+//!
+//! *Paper*: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
+//! DOI 10.1109/CVPR.2016.90, section 4.2; shortcuts where the shape changes are 1x1 convolutions, as
+//! the distillation literature has them (Tian, Krishnan, Isola, "Contrastive Representation
+//! Distillation", ICLR 2020, which also defines the wide ones, `8x4` and `32x4`).
+//!
+//! *Taps*: `F0` after the stem, `F1`..`F3` after the last ReLU of each stage, `F1_pre`..`F3_pre` the
+//! sums before it; `pooled`, the mean of `F3`, which is also the `embedding`; `logits`.
+//!
+//! *Names and initialisation*: those of the residual networks for larger images.
+
+use candle_core::Tensor;
+use stillhouse_core::config::from_table;
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node};
+
+use crate::body::{ALL, Body, last};
+use crate::count::Work;
+use crate::resnet::{Block, Place};
+use crate::{NoVariant, check_classes, conv};
+
+/// One row for each depth and width.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+    row("cifar_resnet20", "residual network for 32 x 32, 3 3 3 basic blocks, 0.28 M parameters"),
+    row("cifar_resnet32", "residual network for 32 x 32, 5 5 5 basic blocks, 0.47 M parameters"),
+    row("cifar_resnet44", "residual network for 32 x 32, 7 7 7 basic blocks, 0.67 M parameters"),
+    row("cifar_resnet56", "residual network for 32 x 32, 9 9 9 basic blocks, 0.86 M parameters"),
+    row("cifar_resnet110", "residual network for 32 x 32, 18 18 18 basic blocks, 1.7 M parameters"),
+    row("cifar_resnet8x4", "wide residual network for 32 x 32, 1 1 1 basic blocks, 1.2 M parameters"),
+    row("cifar_resnet32x4", "wide residual network for 32 x 32, 5 5 5 basic blocks, 7.4 M parameters"),
+];
+
+const fn row(name: &'static str, summary: &'static str) -> Entry<BackboneBuild> {
+    let source = "He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2";
+    Entry { name, summary, source, defaults: String::new, build }
+}
+
+fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    Ok(Box::new(CifarResNet::new(request, p)?))
+}
+
+pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+    CifarResNet::new(request, p)?.work(size)
+}
+
+pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+    Ok(Box::new(Stages::new(request, p)?))
+}
+
+/// Blocks per stage; channels of the stem and the stages.
+fn size(name: &str) -> Result<(usize, [usize; 4])> {
+    const NARROW: [usize; 4] = [16, 16, 32, 64];
+    const WIDE: [usize; 4] = [32, 64, 128, 256];
+    match name {
+        "cifar_resnet20" => Ok((3, NARROW)),
+        "cifar_resnet32" => Ok((5, NARROW)),
+        "cifar_resnet44" => Ok((7, NARROW)),
+        "cifar_resnet56" => Ok((9, NARROW)),
+        "cifar_resnet110" => Ok((18, NARROW)),
+        "cifar_resnet8x4" => Ok((1, WIDE)),
+        "cifar_resnet32x4" => Ok((5, WIDE)),
+        other => Err(Error::unfit(other, "is no residual network for small images of this crate")),
+    }
+}
+
+/// Everything before the average.
+#[derive(Debug)]
+struct Stages {
+    name: String,
+    taps: Vec<TapSpec>,
+    stem: ConvBnAct,
+    stages: Vec<Vec<Block>>,
+}
+
+const F: [&str; 3] = ["F1", "F2", "F3"];
+const F_PRE: [&str; 3] = ["F1_pre", "F2_pre", "F3_pre"];
+
+impl Stages {
+    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        let (blocks, [mut inputs, widths @ ..]) = size(&request.name)?;
+        let NoVariant {} = from_table(&request.variant, &format!("variant of {}", request.name))?;
+        let stem = conv(ConvSpec::new(3, inputs, 3), "conv1", "bn1", Act::Relu, p)?;
+        let (mut stages, mut taps) = (Vec::new(), vec![TapSpec::map("F0", inputs, 1)]);
+        for (i, width) in widths.into_iter().enumerate() {
+            let p = p.pp(format!("layer{}", i + 1));
+            let mut stage = Vec::new();
+            for b in 0..blocks {
+                let act = if b + 1 == blocks { Act::None } else { Act::Relu };
+                let stride = if b == 0 && i > 0 { 2 } else { 1 };
+                let at = Place { act, inputs, width, stride, first: 1, second: 1, stride_in_1x1: false };
+                stage.push(Block::basic(at, &p.pp(b))?);
+                inputs = width;
+            }
+            stages.push(stage);
+            taps.push(TapSpec::map(F[i], inputs, 1 << i));
+            taps.push(TapSpec::map(F_PRE[i], inputs, 1 << i));
+        }
+        Ok(Self { name: request.name.clone(), taps, stem, stages })
+    }
+}
+
+impl Body for Stages {
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+        let mut x = tape.input(images)?; // [B, 3, H, W]
+        x = self.stem.forward(&x, tape)?; // [B, 16, H, W]
+        tape.tap("F0", &x)?;
+        let mut maps = Vec::new();
+        for (i, stage) in self.stages.iter().enumerate().take(depth) {
+            for block in stage {
+                x = block.forward(x, tape)?;
+            }
+            tape.tap(F_PRE[i], &x)?;
+            x = tape.relu(&x)?;
+            tape.tap(F[i], &x)?;
+            maps.push(x.clone());
+        }
+        Ok(maps)
+    }
+
+    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
+        work.check(&self.name, size)?;
+        let mut size = work.conv_bn(&self.stem, size)?;
+        let mut sizes = Vec::new();
+        for stage in self.stages.iter().take(depth) {
+            size = stage.iter().try_fold(size, |size, block| block.work(size, work))?;
+            sizes.push(size);
+        }
+        Ok(sizes)
+    }
+}
+
+/// A residual network for small images.
+#[derive(Debug)]
+pub struct CifarResNet {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    body: Stages,
+    fc: Linear,
+    head: Vec<String>,
+}
+
+impl CifarResNet {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown name, a variant (there is none), no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        check_classes(request)?;
+        let body = Stages::new(request, p)?;
+        let mut taps = body.taps.clone();
+        let inputs = taps.last().map_or(0, |t| t.channels);
+        taps.push(TapSpec::vector("pooled", inputs));
+        taps.push(TapSpec::vector("embedding", inputs));
+        taps.push(TapSpec::vector("logits", request.classes));
+        let init = Init::fan_in_uniform(inputs);
+        let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;
+        let head = vec![p.full("fc.weight"), p.full("fc.bias")];
+        Ok(Self { name: request.name.clone(), taps, classes: request.classes, body, fc, head })
+    }
+
+    fn work(&self, size: (usize, usize)) -> Result<Work> {
+        let mut work = Work::default();
+        self.body.work(size, ALL, &mut work)?;
+        work.linear(&self.fc);
+        Ok(work)
+    }
+}
+
+impl Backbone for CifarResNet {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
+        let pooled = tape.global_avg_pool(&x)?; // [B, C]
+        tape.tap("pooled", &pooled)?;
+        tape.tap("embedding", &pooled)?;
+        let logits = self.fc.forward(&pooled, tape)?; // [B, classes]
+        tape.tap("logits", &logits)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        self.head.clone()
+    }
+
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(self.work((height, width))?.macs)
+    }
+}

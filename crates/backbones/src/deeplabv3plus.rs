@@ -1,0 +1,254 @@
+//! DeepLabV3+: dense prediction on any backbone that has maps at stride 4.
+//!
+//! *Paper*: Chen, Zhu, Papandreou, Schroff, Adam, "Encoder-Decoder with Atrous Separable Convolution
+//! for Semantic Image Segmentation", ECCV 2018, DOI 10.1007/978-3-030-01234-2_49. All convolutions
+//! are plain ones here; the paper's separable ones are an option of its larger model.
+//!
+//! Atrous spatial pyramid pooling on the last map: a 1x1 convolution, three dilated 3x3 ones and the
+//! mean of the map, 256 channels each, projected to 256. Upsampled to stride 4 beside the first map
+//! (projected to 48), two 3x3 convolutions and the classifier. Every convolution but the classifier
+//! has batch norm and ReLU and no bias; every upsampling is bilinear with `align_corners = false`.
+//!
+//! *Taps*: the backbone's (`F1`..`F4`); `aspp`, the decoder's input at stride 4 (48 channels of `F1`,
+//! then 256 of the pyramid); `decoder`, the classifier's input; `logits_low`, the logits before they
+//! are upsampled; `logits`, `[B, classes, H, W]` in the size of the image.
+//!
+//! *Variants*: `backbone`, `output_stride` 16, 8 or 32 (rates 6 12 18, twice and half of that),
+//! `dropout` after the pyramid; all others are the backbone's own.
+//!
+//! *Names*: timm's below `backbone.`, then `aspp.branch0`..`branch3`, `aspp.pool`, `aspp.project`,
+//! `low_project`, `fuse1`, `fuse2` (`.0` the convolution, `.1` its batch norm), `classifier`.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use stillhouse_core::config::from_table;
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Node, Padding};
+
+use crate::body::{ALL, Body, body, split};
+use crate::count::Work;
+use crate::{check_classes, conv};
+
+/// The one row: the backbone is a variant.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[Entry {
+    name: "deeplabv3plus",
+    summary: "dense prediction: atrous spatial pyramid and decoder on a backbone",
+    source: "Chen et al. 2018, Encoder-Decoder with Atrous Separable Convolution, section 3",
+    defaults,
+    build,
+}];
+
+fn defaults() -> String {
+    "backbone = \"resnet18\"  # any network with maps at stride 4\n\
+     output_stride = 16  # Chen et al. 2018, section 3.1; 8 or 32\n\
+     dropout = 0.1  # after the pyramid, as in the authors' code\n"
+        .into()
+}
+
+fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    Ok(Box::new(DeepLabV3Plus::new(request, p)?))
+}
+
+pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+    DeepLabV3Plus::new(request, p)?.work(size)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Variant {
+    backbone: String,
+    output_stride: usize,
+    dropout: f64,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self { backbone: "resnet18".into(), output_stride: 16, dropout: 0.1 }
+    }
+}
+
+const KEYS: [&str; 3] = ["backbone", "output_stride", "dropout"];
+/// Channels of the pyramid and the decoder, and of the projected first map.
+const WIDTH: usize = 256;
+const LOW: usize = 48;
+
+/// A convolution without bias, `<name>.0`, with batch norm, `<name>.1`, and ReLU.
+fn conv_bn(spec: ConvSpec, name: &str, p: &Builder) -> Result<ConvBnAct> {
+    conv(spec, "0", "1", Act::Relu, &p.pp(name))
+}
+
+/// Atrous spatial pyramid pooling.
+#[derive(Debug)]
+struct Pyramid {
+    branches: Vec<ConvBnAct>,
+    pool: ConvBnAct,
+    project: ConvBnAct,
+}
+
+impl Pyramid {
+    fn new(inputs: usize, output_stride: usize, p: &Builder) -> Result<Self> {
+        let mut branches = vec![conv_bn(ConvSpec::new(inputs, WIDTH, 1), "branch0", p)?];
+        for i in 1..=3 {
+            let rate = 6 * i * 16 / output_stride;
+            let spec = ConvSpec::new(inputs, WIDTH, 3).dilation(rate).padding(Padding::Symmetric(rate));
+            branches.push(conv_bn(spec, &format!("branch{i}"), p)?);
+        }
+        let pool = conv_bn(ConvSpec::new(inputs, WIDTH, 1), "pool", p)?;
+        let project = conv_bn(ConvSpec::new(5 * WIDTH, WIDTH, 1), "project", p)?;
+        Ok(Self { branches, pool, project })
+    }
+
+    /// `[B, C, h, w]` to `[B, 256, h, w]`.
+    fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
+        let mut parts = Vec::new();
+        for branch in &self.branches {
+            parts.push(branch.forward(x, tape)?);
+        }
+        let mean = tape.global_avg_pool(x)?;
+        let mean = self.pool.forward(&mean, tape)?; // [B, 256, 1, 1]
+        parts.push(tape.expand(&mean, x.size())?);
+        let x = tape.concat(&parts.iter().collect::<Vec<_>>())?;
+        Ok(self.project.forward(&x, tape)?)
+    }
+
+    fn work(&self, size: (usize, usize), work: &mut Work) -> Result<()> {
+        for branch in &self.branches {
+            work.conv_bn(branch, size)?;
+        }
+        work.conv_bn(&self.pool, (1, 1))?;
+        work.conv_bn(&self.project, size)?;
+        Ok(())
+    }
+}
+
+/// DeepLabV3+ on a backbone.
+#[derive(Debug)]
+pub struct DeepLabV3Plus {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    dropout: f64,
+    body: Box<dyn Body>,
+    pyramid: Pyramid,
+    low: ConvBnAct,
+    fuse: [ConvBnAct; 2],
+    classifier: ConvBnAct,
+    head: Vec<String>,
+}
+
+impl DeepLabV3Plus {
+    /// Makes the network, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown or unfit variant (a backbone without maps at stride 4, an output stride that it does
+    /// not have), no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        let name = request.name.clone();
+        check_classes(request)?;
+        let (own, mut inner) = split(&request.variant, &KEYS);
+        let variant: Variant = from_table(&own, &format!("variant of {name}"))?;
+        let stride = variant.output_stride;
+        if ![8, 16, 32].contains(&stride) {
+            return Err(Error::unfit(&name, format!("output_stride is {stride}; allowed are 32, 16, 8")));
+        }
+        if !(0.0..1.0).contains(&variant.dropout) {
+            let found = format!("dropout is {}; allowed is 0 up to, not including, 1", variant.dropout);
+            return Err(Error::unfit(&name, found));
+        }
+        if stride != 32 {
+            inner.insert("output_stride".into(), (stride as i64).into());
+        }
+        let inner = BackboneRequest { name: variant.backbone, classes: request.classes, variant: inner };
+        let body = body(&inner, &p.pp("backbone"))?;
+        let stages = body.stages();
+        let (first, last) = match (stages.first(), stages.last()) {
+            (Some(first), Some(last)) if first.stride == 4 && last.stride == stride => (first, last),
+            _ => {
+                let found: Vec<usize> = stages.iter().map(|s| s.stride).collect();
+                let what = format!(
+                    "needs a backbone with maps at strides 4 to {stride}; {} has {found:?}",
+                    inner.name
+                );
+                return Err(Error::unfit(&name, what));
+            }
+        };
+        let (low_channels, high_channels) = (first.channels, last.channels);
+        let pyramid = Pyramid::new(high_channels, stride, &p.pp("aspp"))?;
+        let low = conv_bn(ConvSpec::new(low_channels, LOW, 1), "low_project", p)?;
+        let fuse = [
+            conv_bn(ConvSpec::new(LOW + WIDTH, WIDTH, 3), "fuse1", p)?,
+            conv_bn(ConvSpec::new(WIDTH, WIDTH, 3), "fuse2", p)?,
+        ];
+        let init = Init::fan_in_uniform(WIDTH);
+        let spec = ConvSpec::new(WIDTH, request.classes, 1);
+        let classifier = ConvBnAct::biased(spec, "classifier", None, Act::None, (init, init), p)?;
+        let mut taps = body.taps().to_vec();
+        taps.push(TapSpec::map("aspp", LOW + WIDTH, 4));
+        taps.push(TapSpec::map("decoder", WIDTH, 4));
+        taps.push(TapSpec::map("logits_low", request.classes, 4));
+        taps.push(TapSpec::map("logits", request.classes, 1));
+        let head = vec![p.full("classifier.weight"), p.full("classifier.bias")];
+        let (classes, dropout) = (request.classes, variant.dropout);
+        Ok(Self { name, taps, classes, dropout, body, pyramid, low, fuse, classifier, head })
+    }
+
+    fn work(&self, size: (usize, usize)) -> Result<Work> {
+        let mut work = Work::default();
+        let sizes = self.body.work(size, ALL, &mut work)?;
+        if let (Some(first), Some(last)) = (sizes.first(), sizes.last()) {
+            self.pyramid.work(*last, &mut work)?;
+            for conv in [&self.low].into_iter().chain(&self.fuse) {
+                work.conv_bn(conv, *first)?;
+            }
+            work.conv(&self.classifier, *first)?;
+        }
+        Ok(work)
+    }
+}
+
+impl Backbone for DeepLabV3Plus {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let (_, _, height, width) = images.dims4()?;
+        let maps = self.body.forward(images, ALL, tape)?;
+        let (Some(low), Some(high)) = (maps.first(), maps.last()) else {
+            return Err(Error::unfit(&self.name, "its backbone has no stage"));
+        };
+        let mut x = self.pyramid.forward(high, tape)?; // [B, 256, H/16, W/16]
+        x = tape.dropout(&x, self.dropout)?;
+        let low = self.low.forward(low, tape)?; // [B, 48, H/4, W/4]
+        x = tape.resize_bilinear(&x, low.size(), false)?;
+        x = tape.concat(&[&low, &x])?; // [B, 304, H/4, W/4]
+        tape.tap("aspp", &x)?;
+        for conv in &self.fuse {
+            x = conv.forward(&x, tape)?; // [B, 256, H/4, W/4]
+        }
+        tape.tap("decoder", &x)?;
+        x = self.classifier.forward(&x, tape)?; // [B, classes, H/4, W/4]
+        tape.tap("logits_low", &x)?;
+        x = tape.resize_bilinear(&x, (height, width), false)?;
+        tape.tap("logits", &x)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        self.head.clone()
+    }
+
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(self.work((height, width))?.macs)
+    }
+}

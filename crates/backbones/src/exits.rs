@@ -1,0 +1,311 @@
+//! Networks with several exits, for self-distillation.
+//!
+//! `mksmt`: *paper* Yu, Wei, Tang, Qian, "Multi-Stage Training with Multi-Level Knowledge
+//! Self-Distillation for Fine-Grained Image Recognition", Journal of Computer Research and
+//! Development 60(8), 2023, DOI 10.7544/issn1000-1239.202330262: two exits, at the third and the
+//! fourth stage. The paper names an output-processing module that brings stages of any width to
+//! vectors of one length K; here it is layer norm, mean over the map, linear, GELU, then the output
+//! layer. `logits` are those of the fourth stage, at which the paper infers.
+//!
+//! `exits`: early exits at any stages of a network, and one at the last: *paper* Zhang et al.,
+//! "Be Your Own Teacher", ICCV 2019, DOI 10.1109/ICCV.2019.00381. `linear` is the mean over the map
+//! and a linear layer; `conv` first brings the map to the size and channels of the last stage by 3x3
+//! convolutions of stride 2 with batch norm and ReLU; `opm` is MKSMT's module.
+//!
+//! *Taps*: the backbone's (`F1`..); for an exit at `F<i>` `exit<i>.feat`, the vector before its output
+//! layer, and `exit<i>.logits`; `logits`, those of the last exit.
+//!
+//! *Names*: timm's below `backbone.`; `opm<i>.norm`, `opm<i>.fc`, `out<i>`; for convolutions
+//! `exit<i>.conv<j>` and `exit<i>.bn<j>`.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use stillhouse_core::config::from_table;
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node};
+
+use crate::body::{Body, body, split};
+use crate::count::Work;
+use crate::{check_classes, conv};
+
+/// Both rows.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+    Entry {
+        name: "mksmt",
+        summary: "a backbone with an exit at its third and one at its fourth stage",
+        source: "Yu et al. 2023, Multi-Stage Training with Multi-Level Knowledge Self-Distillation, section 2",
+        defaults: mksmt_defaults,
+        build,
+    },
+    Entry {
+        name: "exits",
+        summary: "a backbone with an exit at its last stage and early ones at any others",
+        source: "Zhang et al. 2019, Be Your Own Teacher, section 3",
+        defaults: exits_defaults,
+        build,
+    },
+];
+
+fn mksmt_defaults() -> String {
+    "backbone = \"swin_large_patch4_window12_384\"  # Yu et al. 2023, section 3\n\
+     k = 896  # ours: meets the paper's 1.1 % more parameters\n"
+        .into()
+}
+
+fn exits_defaults() -> String {
+    "backbone = \"resnet18\"  # Zhang et al. 2019\n\
+     at = [1, 2, 3]  # Zhang et al. 2019: after every stage\n\
+     kind = \"conv\"  # Zhang et al. 2019: convolutions down to the last stage's size; \"linear\", \"opm\"\n\
+     k = 256  # ours: length of the vectors of \"opm\"\n"
+        .into()
+}
+
+fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    Ok(Box::new(Exits::new(request, p)?))
+}
+
+pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+    Exits::new(request, p)?.work(size)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Linear,
+    Conv,
+    Opm,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Variant {
+    #[serde(default)]
+    backbone: Option<String>,
+    #[serde(default)]
+    at: Option<Vec<usize>>,
+    #[serde(default)]
+    kind: Option<Kind>,
+    #[serde(default)]
+    k: Option<usize>,
+}
+
+const KEYS: [&str; 4] = ["backbone", "at", "kind", "k"];
+
+/// What an exit does with a map before its output layer.
+#[derive(Debug)]
+enum Module {
+    /// Mean over the map.
+    Mean,
+    /// Convolutions of stride 2, then the mean.
+    Convs(Vec<ConvBnAct>),
+    /// Layer norm, mean over the map, linear, GELU.
+    Opm(LayerNorm, Linear),
+}
+
+/// One exit.
+#[derive(Debug)]
+struct Exit {
+    /// Place of its stage, from 0.
+    stage: usize,
+    feat: String,
+    logits: String,
+    module: Module,
+    out: Linear,
+}
+
+impl Exit {
+    fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
+        let feat = match &self.module {
+            Module::Mean => tape.global_avg_pool(x)?,
+            Module::Convs(convs) => {
+                let mut x = x.clone();
+                for conv in convs {
+                    x = conv.forward(&x, tape)?;
+                }
+                tape.global_avg_pool(&x)?
+            }
+            Module::Opm(norm, fc) => {
+                let x = norm.forward(x, tape)?;
+                let x = tape.global_avg_pool(&x)?;
+                let x = fc.forward(&x, tape)?;
+                tape.gelu(&x)?
+            }
+        };
+        tape.tap(&self.feat, &feat)?;
+        let logits = self.out.forward(&feat, tape)?;
+        tape.tap(&self.logits, &logits)?;
+        Ok(logits)
+    }
+
+    fn work(&self, mut size: (usize, usize), work: &mut Work) -> Result<()> {
+        match &self.module {
+            Module::Mean => {}
+            Module::Convs(convs) => {
+                for conv in convs {
+                    size = work.conv_bn(conv, size)?;
+                }
+            }
+            Module::Opm(_, fc) => work.linear(fc),
+        }
+        work.linear(&self.out);
+        Ok(())
+    }
+}
+
+/// A backbone with exits; the last one is at its last stage.
+#[derive(Debug)]
+pub struct Exits {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    body: Box<dyn Body>,
+    exits: Vec<Exit>,
+    head: Vec<String>,
+}
+
+impl Exits {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown or unfit variant (a stage that the backbone does not have), no classes, or parameter
+    /// names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        let name = request.name.clone();
+        check_classes(request)?;
+        let (own, inner) = split(&request.variant, &KEYS);
+        let Variant { backbone, at, kind, k } = from_table(&own, &format!("variant of {name}"))?;
+        let mksmt = name == "mksmt";
+        if mksmt && (at.is_some() || kind.is_some()) {
+            return Err(Error::unfit(
+                &name,
+                "its exits are given; `at` and `kind` are for the network `exits`",
+            ));
+        }
+        let default = if mksmt { "swin_large_patch4_window12_384" } else { "resnet18" };
+        let kind = kind.unwrap_or(if mksmt { Kind::Opm } else { Kind::Conv });
+        let k = k.unwrap_or(if mksmt { 896 } else { 256 });
+        if k == 0 {
+            return Err(Error::unfit(&name, "k is 0; expected at least 1"));
+        }
+        let backbone = backbone.unwrap_or_else(|| default.to_string());
+        let inner = BackboneRequest { name: backbone, classes: request.classes, variant: inner };
+        let body = body(&inner, &p.pp("backbone"))?;
+        let stages = body.stages();
+        let mut at = at.unwrap_or_else(|| if mksmt { vec![3] } else { (1..stages.len()).collect() });
+        let too_deep = at.iter().find(|i| **i == 0 || **i >= stages.len());
+        if mksmt && stages.len() != 4 || too_deep.is_some() || !at.is_sorted_by(|a, b| a < b) {
+            let found = format!(
+                "needs early exits in rising order at stages 1 to {} of {}, got {at:?}",
+                stages.len().saturating_sub(1),
+                inner.name
+            );
+            return Err(Error::unfit(&name, found));
+        }
+        at.push(stages.len());
+        let mut taps = body.taps().to_vec();
+        let mut exits = Vec::new();
+        for i in at {
+            let exit = exit(kind, k, i, &stages, request.classes, p)?;
+            taps.push(TapSpec::vector(&exit.feat, exit.out.inputs()));
+            taps.push(TapSpec::vector(&exit.logits, request.classes));
+            exits.push(exit);
+        }
+        taps.push(TapSpec::vector("logits", request.classes));
+        let outs = exits.iter().map(|e| format!("out{}", e.stage + 1));
+        let head =
+            outs.flat_map(|o| [p.full(&format!("{o}.weight")), p.full(&format!("{o}.bias"))]).collect();
+        Ok(Self { name, taps, classes: request.classes, body, exits, head })
+    }
+
+    fn work(&self, size: (usize, usize)) -> Result<Work> {
+        let mut work = Work::default();
+        let sizes = self.body.work(size, crate::body::ALL, &mut work)?;
+        for exit in &self.exits {
+            if let Some(size) = sizes.get(exit.stage) {
+                exit.work(*size, &mut work)?;
+            }
+        }
+        Ok(work)
+    }
+}
+
+/// The exit at stage `i`, from 1; the last stage has nothing to convolve.
+fn exit(kind: Kind, k: usize, i: usize, stages: &[TapSpec], classes: usize, p: &Builder) -> Result<Exit> {
+    let channels = stages[i - 1].channels;
+    let (module, inputs) = match kind {
+        Kind::Linear => (Module::Mean, channels),
+        Kind::Conv if i == stages.len() => (Module::Mean, channels),
+        Kind::Conv => {
+            let (mut convs, mut inputs) = (Vec::new(), channels);
+            let at = p.pp(format!("exit{i}"));
+            for (j, pair) in stages[i - 1..].windows(2).enumerate() {
+                let stride = pair[1].stride / pair[0].stride;
+                let spec = ConvSpec::new(inputs, pair[1].channels, 3).stride(stride);
+                convs.push(conv(spec, &format!("conv{}", j + 1), &format!("bn{}", j + 1), Act::Relu, &at)?);
+                inputs = pair[1].channels;
+            }
+            (Module::Convs(convs), inputs)
+        }
+        Kind::Opm => {
+            let at = p.pp(format!("opm{i}"));
+            let init = Init::fan_in_uniform(channels);
+            let norm = LayerNorm::new(channels, "norm", &at)?;
+            (Module::Opm(norm, Linear::new(channels, k, "fc", init, Some(init), &at)?), k)
+        }
+    };
+    let init = Init::fan_in_uniform(inputs);
+    let out = Linear::new(inputs, classes, &format!("out{i}"), init, Some(init), p)?;
+    let (feat, logits) = (format!("exit{i}.feat"), format!("exit{i}.logits"));
+    Ok(Exit { stage: i - 1, feat, logits, module, out })
+}
+
+impl Backbone for Exits {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Stages and exits behind the last wanted tap do not run.
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let deepest = |exit: &&Exit| tape.wants(&exit.feat) || tape.wants(&exit.logits);
+        let mut depth = self.exits.iter().filter(deepest).map(|exit| exit.stage + 1).max().unwrap_or(0);
+        for (i, stage) in self.body.stages().iter().enumerate() {
+            let inside = |tap: &TapSpec| tap.name.starts_with(&stage.name) && tape.wants(&tap.name);
+            if self.body.taps().iter().any(inside) {
+                depth = depth.max(i + 1);
+            }
+        }
+        if tape.wants("logits") {
+            depth = usize::MAX;
+        }
+        let maps = self.body.forward(images, depth, tape)?;
+        let count = self.body.stages().len();
+        for exit in &self.exits {
+            let wanted = tape.wants(&exit.feat) || tape.wants(&exit.logits) || exit.stage + 1 == count;
+            if let (Some(map), true) = (maps.get(exit.stage), wanted) {
+                let logits = exit.forward(map, tape)?;
+                if exit.stage + 1 == count {
+                    tape.tap("logits", &logits)?;
+                }
+            }
+        }
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        self.head.clone()
+    }
+
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(self.work((height, width))?.macs)
+    }
+}

@@ -1,0 +1,439 @@
+//! Swin Transformers.
+//!
+//! *Paper*: Liu, Lin, Cao, Hu, Wei, Zhang, Lin, Guo, "Swin Transformer: Hierarchical Vision
+//! Transformer using Shifted Windows", ICCV 2021, DOI 10.1109/ICCV48922.2021.00986, section 3.
+//!
+//! Patch merging stands at the start of a stage, as in timm, so a stage's map comes before the
+//! merging that leads to the next. Where a stage's map is not larger than the window, the window
+//! shrinks to it and is not shifted; a map that is no multiple of the window is rolled first and then
+//! filled up with zeros.
+//!
+//! *Taps*: `F1`..`F4` after each stage (strides 4, 8, 16, 32), before the last norm; `pooled`, the
+//! mean of the normalised last map, which is also the `embedding`; `logits`.
+//!
+//! *Variants*: `img_size`, rows and columns of the images that the windows are laid out for (one
+//! number, or two), as in the name by default; `drop_path`, the rate of the last block, rising
+//! linearly from 0 at the first.
+//!
+//! *Names and initialisation*: timm's names; linear layers and tables normal with 0.02 and zero
+//! biases, the patches' convolution uniform within `1 / sqrt(fan in)`, as in timm.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use stillhouse_core::config::from_table;
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node, Padding, WindowAttention};
+
+use crate::body::{ALL, Body, last};
+use crate::check_classes;
+use crate::count::Work;
+
+/// One row for each size, window and image size.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+    row(
+        "swin_tiny_patch4_window7_224",
+        "shifted windows of 7, 2 2 6 2 blocks, 28.3 M parameters",
+        small_images,
+    ),
+    row(
+        "swin_small_patch4_window7_224",
+        "shifted windows of 7, 2 2 18 2 blocks, 49.6 M parameters",
+        small_images,
+    ),
+    row(
+        "swin_base_patch4_window7_224",
+        "shifted windows of 7, 2 2 18 2 blocks, 87.8 M parameters",
+        small_images,
+    ),
+    row(
+        "swin_base_patch4_window12_384",
+        "shifted windows of 12, 2 2 18 2 blocks, 87.9 M parameters",
+        large_images,
+    ),
+    row(
+        "swin_large_patch4_window7_224",
+        "shifted windows of 7, 2 2 18 2 blocks, 196.5 M parameters",
+        small_images,
+    ),
+    row(
+        "swin_large_patch4_window12_384",
+        "shifted windows of 12, 2 2 18 2 blocks, 196.7 M parameters",
+        large_images,
+    ),
+];
+
+const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<BackboneBuild> {
+    let source =
+        "Liu et al. 2021, Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, Table 7";
+    Entry { name, summary, source, defaults, build }
+}
+
+fn small_images() -> String {
+    "img_size = 224  # as in the name\n".to_string() + DROP_PATH
+}
+
+fn large_images() -> String {
+    "img_size = 384  # as in the name\n".to_string() + DROP_PATH
+}
+
+const DROP_PATH: &str = "drop_path = 0.1  # timm; Liu et al. 2021 train with 0.2 to 0.5 by size\n";
+
+fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    Ok(Box::new(Swin::new(request, p)?))
+}
+
+pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+    Swin::new(request, p)?.work(size)
+}
+
+pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+    Ok(Box::new(Stages::new(request, p)?))
+}
+
+/// What a name stands for.
+struct Size {
+    width: usize,
+    depths: [usize; 4],
+    heads: [usize; 4],
+    window: usize,
+    image: usize,
+}
+
+/// Table 7 of the paper.
+fn size(name: &str) -> Result<Size> {
+    let other = || Error::unfit(name, "is no Swin Transformer of this crate");
+    let (family, rest) = name.strip_prefix("swin_").and_then(|n| n.split_once('_')).ok_or_else(other)?;
+    let (window, image) = match rest {
+        "patch4_window7_224" => (7, 224),
+        "patch4_window12_384" => (12, 384),
+        _ => return Err(other()),
+    };
+    let (width, deep, first) = match family {
+        "tiny" => (96, 6, 3),
+        "small" => (96, 18, 3),
+        "base" => (128, 18, 4),
+        "large" => (192, 18, 6),
+        _ => return Err(other()),
+    };
+    Ok(Size { width, depths: [2, 2, deep, 2], heads: [1, 2, 4, 8].map(|m| first * m), window, image })
+}
+
+/// Rows and columns: one number for both, or two.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ImageSize {
+    Square(usize),
+    Sides([usize; 2]),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Variant {
+    img_size: Option<ImageSize>,
+    drop_path: f64,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self { img_size: None, drop_path: 0.1 }
+    }
+}
+
+const INIT: Init = Init::Normal(0.02);
+
+fn linear(inputs: usize, outputs: usize, name: &str, p: &Builder) -> Result<Linear> {
+    Ok(Linear::new(inputs, outputs, name, INIT, Some(Init::Constant(0.0)), p)?)
+}
+
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))`: equation (3) of the paper.
+#[derive(Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attention: WindowAttention,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    drop_path: f64,
+}
+
+impl Block {
+    fn new(
+        channels: usize,
+        heads: usize,
+        (window, shift): ([usize; 2], [usize; 2]),
+        drop_path: f64,
+        p: &Builder,
+    ) -> Result<Self> {
+        let norm1 = LayerNorm::new(channels, "norm1", p)?;
+        let attention = WindowAttention::new(channels, heads, window, shift, INIT, &p.pp("attn"))?;
+        let norm2 = LayerNorm::new(channels, "norm2", p)?;
+        let fc1 = linear(channels, 4 * channels, "mlp.fc1", p)?;
+        let fc2 = linear(4 * channels, channels, "mlp.fc2", p)?;
+        Ok(Self { norm1, attention, norm2, fc1, fc2, drop_path })
+    }
+
+    fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
+        let drops = self.drop_path > 0.0 && tape.mode().trains();
+        let mut y = self.norm1.forward(x, tape)?;
+        let x = if drops {
+            y = self.attention.forward(&y, tape)?;
+            y = tape.drop_path(&y, self.drop_path)?;
+            tape.add(x, &y)?
+        } else {
+            self.attention.forward_add(&y, x, tape)?
+        };
+        let mut y = self.norm2.forward(&x, tape)?;
+        y = self.fc1.forward(&y, tape)?;
+        y = tape.gelu(&y)?;
+        Ok(if drops {
+            y = self.fc2.forward(&y, tape)?;
+            y = tape.drop_path(&y, self.drop_path)?;
+            tape.add(&x, &y)?
+        } else {
+            self.fc2.forward_add(&y, &x, tape)?
+        })
+    }
+
+    fn work(&self, size: (usize, usize), work: &mut Work) {
+        let (linear, products) = self.attention.macs(size);
+        work.macs += linear;
+        work.attention_macs += products;
+        work.linear_map(&self.fc1, size);
+        work.linear_map(&self.fc2, size);
+    }
+}
+
+/// Four neighbours to one token of twice the channels.
+#[derive(Debug)]
+struct Merging {
+    norm: LayerNorm,
+    reduction: Linear,
+}
+
+impl Merging {
+    fn new(channels: usize, p: &Builder) -> Result<Self> {
+        let norm = LayerNorm::new(4 * channels, "norm", p)?;
+        let reduction = Linear::new(4 * channels, 2 * channels, "reduction", INIT, None, p)?;
+        Ok(Self { norm, reduction })
+    }
+
+    fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
+        let x = tape.merge_patches(x)?;
+        let x = self.norm.forward(&x, tape)?;
+        Ok(self.reduction.forward(&x, tape)?)
+    }
+}
+
+#[derive(Debug)]
+struct Stage {
+    merging: Option<Merging>,
+    blocks: Vec<Block>,
+}
+
+/// Everything before the last norm.
+#[derive(Debug)]
+struct Stages {
+    name: String,
+    taps: Vec<TapSpec>,
+    image: [usize; 2],
+    patches: ConvBnAct,
+    norm: LayerNorm,
+    stages: Vec<Stage>,
+}
+
+const F: [&str; 4] = ["F1", "F2", "F3", "F4"];
+const PATCH: usize = 4;
+
+impl Stages {
+    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        let name = request.name.clone();
+        let size = size(&name)?;
+        let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
+        if !(0.0..1.0).contains(&variant.drop_path) {
+            let found = format!("drop_path is {}; allowed is 0 up to, not including, 1", variant.drop_path);
+            return Err(Error::unfit(&name, found));
+        }
+        let image = match variant.img_size {
+            None => [size.image; 2],
+            Some(ImageSize::Square(side)) => [side; 2],
+            Some(ImageSize::Sides(sides)) => sides,
+        };
+        if image.iter().any(|side| !(32..=1 << 14).contains(side)) {
+            return Err(Error::unfit(
+                &name,
+                format!("img_size is {image:?}; allowed are 32 to 16384 pixels"),
+            ));
+        }
+        let fan_in = Init::fan_in_uniform(3 * PATCH * PATCH);
+        let spec = ConvSpec::new(3, size.width, PATCH).stride(PATCH).padding(Padding::Symmetric(0));
+        let patches = ConvBnAct::biased(spec, "patch_embed.proj", None, Act::None, (fan_in, fan_in), p)?;
+        let norm = LayerNorm::new(size.width, "patch_embed.norm", p)?;
+        let (mut stages, mut taps) = (Vec::new(), Vec::new());
+        let (mut done, all) = (0, size.depths.iter().sum::<usize>());
+        for (i, tap) in F.into_iter().enumerate() {
+            let p = p.pp("layers").pp(i);
+            let channels = size.width << i;
+            let merging = if i == 0 { None } else { Some(Merging::new(channels / 2, &p.pp("downsample"))?) };
+            let map = image.map(|side| (side / PATCH) >> i);
+            let mut blocks = Vec::new();
+            for b in 0..size.depths[i] {
+                let layout = window(map, size.window, b % 2 == 1);
+                let drop_path = variant.drop_path * done as f64 / (all - 1) as f64;
+                blocks.push(Block::new(channels, size.heads[i], layout, drop_path, &p.pp("blocks").pp(b))?);
+                done += 1;
+            }
+            stages.push(Stage { merging, blocks });
+            taps.push(TapSpec::map(tap, channels, PATCH << i));
+        }
+        Ok(Self { name, taps, image, patches, norm, stages })
+    }
+
+    fn check(&self, size: (usize, usize)) -> Result<()> {
+        let [height, width] = self.image;
+        if size != (height, width) {
+            let found = format!(
+                "its windows are laid out for images of {height} x {width}, got {} x {}; set img_size",
+                size.0, size.1
+            );
+            return Err(Error::unfit(&self.name, found));
+        }
+        Ok(())
+    }
+}
+
+/// Window and shift on a map.
+fn window(map: [usize; 2], window: usize, shifted: bool) -> ([usize; 2], [usize; 2]) {
+    let shift = |side: usize| if shifted && side > window { window / 2 } else { 0 };
+    (map.map(|side| side.min(window)), map.map(shift))
+}
+
+impl Body for Stages {
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+        let mut x = tape.input(images)?; // [B, 3, H, W]
+        self.check(x.size())?;
+        x = self.patches.forward(&x, tape)?; // [B, C, H/4, W/4]
+        x = self.norm.forward(&x, tape)?;
+        let mut maps = Vec::new();
+        for (i, stage) in self.stages.iter().enumerate().take(depth) {
+            if let Some(merging) = &stage.merging {
+                x = merging.forward(&x, tape)?; // twice the channels, half the rows and columns
+            }
+            for block in &stage.blocks {
+                x = block.forward(&x, tape)?;
+            }
+            tape.tap(F[i], &x)?;
+            maps.push(x.clone());
+        }
+        Ok(maps)
+    }
+
+    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
+        work.check(&self.name, size)?;
+        self.check(size)?;
+        let mut size = work.conv(&self.patches, size)?;
+        let mut sizes = Vec::new();
+        for stage in self.stages.iter().take(depth) {
+            if let Some(merging) = &stage.merging {
+                size = (size.0.div_ceil(2), size.1.div_ceil(2));
+                work.linear_map(&merging.reduction, size);
+            }
+            for block in &stage.blocks {
+                block.work(size, work);
+            }
+            sizes.push(size);
+        }
+        Ok(sizes)
+    }
+}
+
+/// A Swin Transformer.
+#[derive(Debug)]
+pub struct Swin {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    body: Stages,
+    norm: LayerNorm,
+    fc: Linear,
+    head: Vec<String>,
+}
+
+impl Swin {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        check_classes(request)?;
+        let body = Stages::new(request, p)?;
+        let mut taps = body.taps.clone();
+        let channels = taps.last().map_or(0, |t| t.channels);
+        let norm = LayerNorm::new(channels, "norm", p)?;
+        let fc = linear(channels, request.classes, "head.fc", p)?;
+        taps.push(TapSpec::vector("pooled", channels));
+        taps.push(TapSpec::vector("embedding", channels));
+        taps.push(TapSpec::vector("logits", request.classes));
+        let head = vec![p.full("head.fc.weight"), p.full("head.fc.bias")];
+        Ok(Self { name: request.name.clone(), taps, classes: request.classes, body, norm, fc, head })
+    }
+
+    fn work(&self, size: (usize, usize)) -> Result<Work> {
+        let mut work = Work::default();
+        self.body.work(size, ALL, &mut work)?;
+        work.linear(&self.fc);
+        Ok(work)
+    }
+}
+
+impl Backbone for Swin {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
+        let x = self.norm.forward(&x, tape)?;
+        let pooled = tape.global_avg_pool(&x)?; // [B, 8C]
+        tape.tap("pooled", &pooled)?;
+        tape.tap("embedding", &pooled)?;
+        let logits = self.fc.forward(&pooled, tape)?; // [B, classes]
+        tape.tap("logits", &logits)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        self.head.clone()
+    }
+
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(self.work((height, width))?.macs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_shrink_to_the_map() {
+        assert_eq!(window([56, 56], 7, true), ([7, 7], [3, 3]));
+        assert_eq!(window([56, 56], 7, false), ([7, 7], [0, 0]));
+        assert_eq!(window([7, 7], 7, true), ([7, 7], [0, 0]));
+        assert_eq!(window([3, 14], 7, true), ([3, 7], [0, 3]));
+        assert_eq!(window([24, 12], 12, true), ([12, 12], [6, 0]));
+    }
+}

@@ -1,0 +1,279 @@
+//! VGG networks.
+//!
+//! *Paper*: Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
+//! Recognition", ICLR 2015, arXiv 1409.1556, Table 1 (A, B, D, E); the `_bn` networks have a batch
+//! norm after every 3x3 convolution (Ioffe, Szegedy, ICML 2015).
+//!
+//! The two large linear layers are convolutions, as in timm: a 7x7 and a 1x1, followed by the mean
+//! over what is left of the map. A map smaller than 7 is first brought to 7 by adaptive average
+//! pooling, so that small images work.
+//!
+//! *Taps*: `F1`..`F3`, the last ReLU before the third, fourth and fifth max pool (strides 4, 8, 16);
+//! `F4` after the fifth (stride 32); `pooled`, the mean of `F4`; `embedding`, the classifier's input;
+//! `logits`.
+//!
+//! *Variants*: `dropout`, in training after each of the two large layers (0.5 in the paper, 0 in
+//! timm).
+//!
+//! *Names and initialisation*: timm's names; convolutions He-normal over the outputs with zero
+//! biases, the classifier normal with 0.01, as in timm.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use stillhouse_core::config::from_table;
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::registry::Entry;
+use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
+
+use crate::body::{ALL, Body, last};
+use crate::count::Work;
+use crate::{NoVariant, check_classes};
+
+/// One row for each depth, with and without batch norm.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+    row("vgg11", "8 convolutions of 3x3 and 3 linear layers, 132.9 M parameters"),
+    row("vgg11_bn", "vgg11 with batch norm, 132.9 M parameters"),
+    row("vgg13", "10 convolutions of 3x3 and 3 linear layers, 133.0 M parameters"),
+    row("vgg13_bn", "vgg13 with batch norm, 133.1 M parameters"),
+    row("vgg16", "13 convolutions of 3x3 and 3 linear layers, 138.4 M parameters"),
+    row("vgg16_bn", "vgg16 with batch norm, 138.4 M parameters"),
+    row("vgg19", "16 convolutions of 3x3 and 3 linear layers, 143.7 M parameters"),
+    row("vgg19_bn", "vgg19 with batch norm, 143.7 M parameters"),
+];
+
+const fn row(name: &'static str, summary: &'static str) -> Entry<BackboneBuild> {
+    let source = "Simonyan and Zisserman 2015, Very Deep Convolutional Networks, Table 1";
+    Entry { name, summary, source, defaults, build }
+}
+
+fn defaults() -> String {
+    "dropout = 0.0  # timm; Simonyan and Zisserman train with 0.5\n".into()
+}
+
+fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+    Ok(Box::new(Vgg::new(request, p)?))
+}
+
+pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+    Vgg::new(request, p)?.work(size)
+}
+
+pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+    let NoVariant {} = from_table(&request.variant, &format!("variant of {}", request.name))?;
+    Ok(Box::new(Convs::new(&request.name, p)?))
+}
+
+/// Convolutions between the max pools, Table 1 of the paper.
+fn depth(name: &str) -> Result<[usize; 5]> {
+    match name.strip_suffix("_bn").unwrap_or(name) {
+        "vgg11" => Ok([1, 1, 2, 2, 2]),
+        "vgg13" => Ok([2, 2, 2, 2, 2]),
+        "vgg16" => Ok([2, 2, 3, 3, 3]),
+        "vgg19" => Ok([2, 2, 4, 4, 4]),
+        _ => Err(Error::unfit(name, "is no VGG network of this crate")),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Variant {
+    dropout: f64,
+}
+
+const WIDTHS: [usize; 5] = [64, 128, 256, 512, 512];
+/// Rows and columns of the map that the first linear layer sees.
+const SIDE: usize = 7;
+const HIDDEN: usize = 4096;
+
+/// `features`: convolutions and max pools.
+#[derive(Debug)]
+struct Convs {
+    name: String,
+    taps: Vec<TapSpec>,
+    groups: Vec<Vec<ConvBnAct>>,
+}
+
+impl Convs {
+    fn new(name: &str, p: &Builder) -> Result<Self> {
+        let bn = name.ends_with("_bn");
+        let p = p.pp("features");
+        // Convolution, batch norm, ReLU and max pool are numbered one after the other.
+        let (mut place, mut inputs, mut groups) = (0, 3, Vec::new());
+        for (count, width) in depth(name)?.into_iter().zip(WIDTHS) {
+            let mut group = Vec::new();
+            for _ in 0..count {
+                let spec = ConvSpec::new(inputs, width, 3);
+                let norm = bn.then(|| (place + 1).to_string());
+                group.push(layer(spec, &place.to_string(), norm.as_deref(), &p)?);
+                place += if bn { 3 } else { 2 };
+                inputs = width;
+            }
+            place += 1;
+            groups.push(group);
+        }
+        let maps = [("F1", 256, 4), ("F2", 512, 8), ("F3", 512, 16), ("F4", 512, 32)];
+        let taps = maps.map(|(tap, channels, stride)| TapSpec::map(tap, channels, stride)).to_vec();
+        Ok(Self { name: name.to_string(), taps, groups })
+    }
+}
+
+/// A convolution with bias, batch norm if it has a name, ReLU.
+fn layer(spec: ConvSpec, name: &str, bn: Option<&str>, p: &Builder) -> Result<ConvBnAct> {
+    let init = (Init::kaiming_out(&spec.weight_shape()), Init::Constant(0.0));
+    Ok(ConvBnAct::biased(spec, name, bn, Act::Relu, init, p)?)
+}
+
+/// A map before a 2x2 max pool that cannot take it.
+fn too_small(who: &str, size: (usize, usize)) -> Error {
+    let found =
+        format!("needs images of at least 32 x 32: a map of {} x {} comes to a max pool", size.0, size.1);
+    Error::unfit(who, found)
+}
+
+impl Body for Convs {
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+        let mut x = tape.input(images)?; // [B, 3, H, W]
+        let mut maps = Vec::new();
+        for (g, group) in self.groups.iter().enumerate() {
+            for conv in group {
+                x = conv.forward(&x, tape)?;
+            }
+            if let Some(stage) = g.checked_sub(2) {
+                tape.tap(&self.taps[stage].name, &x)?;
+                maps.push(x.clone());
+                if maps.len() >= depth {
+                    return Ok(maps);
+                }
+            }
+            if x.size().0.min(x.size().1) < 2 {
+                return Err(too_small(&self.name, x.size()));
+            }
+            x = tape.max_pool(&x, 2, 2, 0)?;
+        }
+        tape.tap("F4", &x)?; // [B, 512, H/32, W/32]
+        maps.push(x);
+        Ok(maps)
+    }
+
+    fn work(&self, mut size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
+        work.check(&self.name, size)?;
+        let bn = self.name.ends_with("_bn");
+        let mut sizes = Vec::new();
+        for (g, group) in self.groups.iter().enumerate() {
+            for conv in group {
+                size = if bn { work.conv_bn(conv, size)? } else { work.conv(conv, size)? };
+            }
+            if g >= 2 {
+                sizes.push(size);
+                if sizes.len() >= depth {
+                    return Ok(sizes);
+                }
+            }
+            if size.0.min(size.1) < 2 {
+                return Err(too_small(&self.name, size));
+            }
+            size = (size.0 / 2, size.1 / 2);
+        }
+        sizes.push(size);
+        Ok(sizes)
+    }
+}
+
+/// A VGG network.
+#[derive(Debug)]
+pub struct Vgg {
+    name: String,
+    taps: Vec<TapSpec>,
+    classes: usize,
+    dropout: f64,
+    body: Convs,
+    fc1: ConvBnAct,
+    fc2: ConvBnAct,
+    fc: Linear,
+    head: Vec<String>,
+}
+
+impl Vgg {
+    /// Makes the network that the request names, its parameters below `p`.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
+    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+        let name = request.name.clone();
+        check_classes(request)?;
+        let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
+        if !(0.0..1.0).contains(&variant.dropout) {
+            let found = format!("dropout is {}; allowed is 0 up to, not including, 1", variant.dropout);
+            return Err(Error::unfit(&name, found));
+        }
+        let body = Convs::new(&name, p)?;
+        let at = p.pp("pre_logits");
+        let whole = ConvSpec::new(512, HIDDEN, SIDE).padding(Padding::Symmetric(0));
+        let fc1 = layer(whole, "fc1", None, &at)?;
+        let fc2 = layer(ConvSpec::new(HIDDEN, HIDDEN, 1), "fc2", None, &at)?;
+        let (init, zero) = (Init::Normal(0.01), Some(Init::Constant(0.0)));
+        let fc = Linear::new(HIDDEN, request.classes, "head.fc", init, zero, p)?;
+        let mut taps = body.taps.clone();
+        taps.push(TapSpec::vector("pooled", 512));
+        taps.push(TapSpec::vector("embedding", HIDDEN));
+        taps.push(TapSpec::vector("logits", request.classes));
+        let head = vec![p.full("head.fc.weight"), p.full("head.fc.bias")];
+        let (classes, dropout) = (request.classes, variant.dropout);
+        Ok(Self { name, taps, classes, dropout, body, fc1, fc2, fc, head })
+    }
+
+    fn work(&self, size: (usize, usize)) -> Result<Work> {
+        let mut work = Work::default();
+        let sizes = self.body.work(size, ALL, &mut work)?;
+        if let Some(size) = sizes.last() {
+            let size = work.conv(&self.fc1, (size.0.max(SIDE), size.1.max(SIDE)))?;
+            work.conv(&self.fc2, size)?;
+        }
+        work.linear(&self.fc);
+        Ok(work)
+    }
+}
+
+impl Backbone for Vgg {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taps(&self) -> &[TapSpec] {
+        &self.taps
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
+        let mut x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
+        let pooled = tape.global_avg_pool(&x)?; // [B, 512]
+        tape.tap("pooled", &pooled)?;
+        let (height, width) = x.size();
+        x = tape.adaptive_avg_pool(&x, (height.max(SIDE), width.max(SIDE)))?; // [B, 512, 7, 7]
+        x = self.fc1.forward(&x, tape)?; // [B, 4096, 1, 1]
+        x = tape.dropout(&x, self.dropout)?;
+        x = self.fc2.forward(&x, tape)?;
+        x = tape.dropout(&x, self.dropout)?;
+        x = tape.global_avg_pool(&x)?; // [B, 4096]
+        tape.tap("embedding", &x)?;
+        let logits = self.fc.forward(&x, tape)?; // [B, classes]
+        tape.tap("logits", &logits)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        self.head.clone()
+    }
+
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(self.work((height, width))?.macs)
+    }
+}
