@@ -50,6 +50,9 @@ pub(crate) struct Tally {
     /// Connectors' weights that had a gradient other than 0 at some step.
     pub(crate) moved: BTreeSet<String>,
     pub(crate) seconds: f64,
+    /// Seconds of them in which training waited for the loader.
+    #[serde(default)]
+    pub(crate) waited: f64,
 }
 
 /// Sums go through the file bit by bit: a decimal that is read back may differ in its last digit.

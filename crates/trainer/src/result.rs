@@ -194,6 +194,9 @@ pub struct EpochLog {
     pub images_per_second: f64,
     /// Seconds of this epoch.
     pub seconds: f64,
+    /// Seconds of them in which training waited for the loader.
+    #[serde(default)]
+    pub waited: f64,
     /// Terms that did not run in this epoch, connectors that got no gradient.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

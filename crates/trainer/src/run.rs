@@ -256,6 +256,7 @@ impl<'a> Run<'a> {
             let what = format!("the loader ended before its {} batches", self.per_epoch);
             return Err(stillhouse_core::Error::unfit("loader", what).into());
         };
+        self.state.tally.waited += begun.elapsed().as_secs_f64();
         let batch = to_device(batch, &self.context.device)?;
         let (images, step) = (batch.ids.len() as u64, self.state.step);
         let at = Moment { step, per_epoch: self.per_epoch, lr: self.lr(step) };
@@ -330,6 +331,16 @@ impl<'a> Run<'a> {
             if self.warned.insert(warning.clone()) {
                 observer.message(self.cell, &format!("warning: epoch {epoch}: {warning}"));
             }
+        }
+        // Short epochs are ruled by their first batch.
+        let part = tally.waited / tally.seconds.max(f64::MIN_POSITIVE);
+        if tally.seconds > 10.0 && part > 0.25 && self.warned.insert("loader".to_string()) {
+            let what = format!(
+                "warning: epoch {epoch}: training waited {:.0} % of its time for images; the loader holds it up: \
+                 raise `data.cache_mib` or --threads, or store smaller images",
+                100.0 * part
+            );
+            observer.message(self.cell, &what);
         }
         let test_right = evaluation.as_ref().and_then(|e| e.right);
         let scores = evaluation.as_ref().map(Evaluation::score_map).unwrap_or_default();
@@ -438,6 +449,7 @@ impl Tally {
             scores: BTreeMap::new(),
             images_per_second: if self.seconds > 0.0 { images / self.seconds } else { 0.0 },
             seconds: self.seconds,
+            waited: self.waited,
             warnings: Vec::new(),
         }
     }

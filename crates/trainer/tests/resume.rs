@@ -70,8 +70,12 @@ struct Bench {
 /// The log without times.
 fn log(folder: &Path) -> Vec<EpochLog> {
     let text = fs::read_to_string(folder.join("log.jsonl")).unwrap();
-    let line =
-        |l: &str| EpochLog { seconds: 0.0, images_per_second: 0.0, ..serde_json::from_str(l).unwrap() };
+    let line = |l: &str| EpochLog {
+        seconds: 0.0,
+        waited: 0.0,
+        images_per_second: 0.0,
+        ..serde_json::from_str(l).unwrap()
+    };
     text.lines().map(line).collect()
 }
 
