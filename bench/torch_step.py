@@ -2,14 +2,16 @@
 
     python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS
 
-WORK is `train`, `frozen` or a distillation method (`kd`, `class_centre`). Reads a count a line and
+WORK is `train`, `frozen`, `load` or a distillation method (`kd`, `class_centre`). Reads a count a line and
 answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
 collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
 teacher, gradients set to none, the layout that is asked for.
 """
 
+import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torchvision
@@ -62,6 +64,39 @@ def class_centre(student, teacher, labels, stages=(0, 1, 2, 3)):
     return total
 
 
+class Files(torch.utils.data.Dataset):
+    """JPEG files below a folder, transformed as torchvision's v2 does it fastest: on tensors."""
+
+    def __init__(self, folder, size):
+        from torchvision.transforms import v2
+
+        self.files = sorted(str(p) for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            ]
+        )
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        data = torchvision.io.read_file(self.files[index])
+        return self.transform(torchvision.io.decode_jpeg(data, mode=torchvision.io.ImageReadMode.RGB))
+
+
+def load(batch, size, workers):
+    """Endless batches; one worker reads in this process, so that its CPU time counts."""
+    files = Files(os.environ["STILLHOUSE_BENCH_IMAGES"], size)
+    sampler = torch.utils.data.RandomSampler(files, replacement=True, num_samples=1 << 30)
+    return iter(
+        torch.utils.data.DataLoader(files, batch, sampler=sampler, num_workers=workers if workers > 1 else 0)
+    )
+
+
 def main():
     network, work, layout, batch, size, threads = sys.argv[1:]
     batch, size = int(batch), int(size)
@@ -69,6 +104,10 @@ def main():
     torch.manual_seed(0)
     libraries = status("VmRSS:")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    if work == "load":
+        batches = load(batch, size, int(threads))
+        serve(lambda: next(batches), libraries)
+        return
     names = {"mobilenetv2_100": "mobilenet_v2"}
     make = lambda name: getattr(torchvision.models, names.get(name, name))(num_classes=21).to(memory_format=memory_format)
     images = torch.randn(batch, 3, size, size).to(memory_format=memory_format)
@@ -109,6 +148,10 @@ def main():
             loss.backward()
             sgd.step()
 
+    serve(step, libraries)
+
+
+def serve(step, libraries):
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):

@@ -11,6 +11,8 @@ pub(crate) enum Work {
     Frozen,
     /// A frozen ResNet50 teaches by this method of the registry, with cross-entropy.
     Distil(&'static str),
+    /// JPEG files to a batch: decoded, cut at random, resized, mirrored, normalised.
+    Load,
 }
 
 /// One step on images of one size.
@@ -46,6 +48,7 @@ pub(crate) const CASES: &[Case] = &[
     case("centre-resnet18-224", "resnet18", Work::Distil("class_centre"), 8, 224),
     case("kd-mobilenetv2-64", "mobilenetv2_100", Work::Distil("kd"), 16, 64),
     case("centre-mobilenetv2-64", "mobilenetv2_100", Work::Distil("class_centre"), 16, 64),
+    case("loader-224", "loader", Work::Load, 32, 224),
 ];
 
 /// The case of this name.
@@ -60,6 +63,7 @@ impl Case {
             Work::Train => "training step".to_string(),
             Work::Frozen => "frozen, forward only".to_string(),
             Work::Distil(method) => format!("frozen ResNet50 teaches by {method}"),
+            Work::Load => "reads the JPEG files of STILLHOUSE_BENCH_IMAGES".to_string(),
         };
         format!("{} {work}, batch {} at {} px", self.network, self.batch, self.size)
     }

@@ -59,6 +59,7 @@ impl Contender {
             crate::cases::Work::Train => "train",
             crate::cases::Work::Frozen => "frozen",
             crate::cases::Work::Distil(method) => method,
+            crate::cases::Work::Load => "load",
         };
         let mut command = Command::new(python);
         command

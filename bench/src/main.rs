@@ -5,6 +5,7 @@
 
 mod cases;
 mod contender;
+mod load;
 mod steps;
 mod summary;
 
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use cases::{CASES, Case};
+use cases::{CASES, Case, Work};
 use contender::Contender;
 use summary::{Line, median};
 
@@ -58,6 +59,12 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(!chosen.is_empty(), "no case begins with `{wanted}`; --list shows them");
     if args.python.is_none() {
         eprintln!("no STILLHOUSE_PYTHON: PyTorch is not timed (bench/README.md tells how to get one)");
+    }
+    let (chosen, unread): (Vec<&Case>, Vec<&Case>) = chosen
+        .into_iter()
+        .partition(|case| case.work != Work::Load || std::env::var_os(load::IMAGES).is_some());
+    for case in unread {
+        eprintln!("no {}: {} is left out (bench/README.md tells what it names)", load::IMAGES, case.name);
     }
     let mut lines = summary::read(&args.output);
     summary::head();

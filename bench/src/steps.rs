@@ -28,6 +28,9 @@ fn network(name: &str, seed: u64) -> anyhow::Result<Network> {
 
 /// A step that can be run again and again.
 pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>> {
+    if case.work == Work::Load {
+        return crate::load::make(case);
+    }
     let mut draw = Rng::new(7).at(0, 0);
     let len = case.batch * 3 * case.size * case.size;
     let pixels: Vec<f32> = (0..len).map(|_| draw.normal() as f32).collect();
@@ -47,6 +50,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
         }
         Work::Train => train(case, None, images, target),
         Work::Distil(method) => train(case, Some(method), images, target),
+        Work::Load => anyhow::bail!("the loader needs no network"),
     }
 }
 

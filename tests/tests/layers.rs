@@ -30,7 +30,16 @@ const RULE: &[(&str, &[&str])] = &[
     ),
     ("stillhouse-testkit", &[]),
     ("stillhouse-tests", &[]),
-    ("stillhouse-bench", &["stillhouse-core", "stillhouse-ops", "stillhouse-backbones", "stillhouse-losses"]),
+    (
+        "stillhouse-bench",
+        &[
+            "stillhouse-core",
+            "stillhouse-ops",
+            "stillhouse-datasets",
+            "stillhouse-backbones",
+            "stillhouse-losses",
+        ],
+    ),
 ];
 
 #[test]
