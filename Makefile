@@ -52,8 +52,8 @@ deny: cargo
 kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
 
-fuzz: cargo ## Read FUZZ (2000) damaged images of all formats, lists, MATLAB files and archives
-	STILLHOUSE_FUZZ=$(or $(FUZZ),2000) $(CARGO) test --locked -p stillhouse-datasets --test mutations --test archives -- --nocapture
+fuzz: cargo ## Read FUZZ damaged files (8000: some 2,000 an image format) of all kinds, lists and archives too
+	STILLHOUSE_FUZZ=$(or $(FUZZ),8000) $(CARGO) test --locked -p stillhouse-datasets --lib --test mutations --test archives damaged
 
 golden: cargo ## Compare losses, metrics, networks and transforms with the stored values
 	$(CARGO) test --locked -p stillhouse-losses -p stillhouse-metrics -p stillhouse-backbones -p stillhouse-datasets --test golden -- --nocapture

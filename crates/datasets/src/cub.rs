@@ -67,7 +67,8 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         }
     }
     let known: BTreeSet<&str> = names.values().map(String::as_str).collect();
-    for folder in folders_in(&root.join("images"))? {
+    let images = root.join("images");
+    for folder in if images.is_dir() { folders_in(&images)? } else { Vec::new() } {
         if !known.contains(folder.as_str()) {
             notes.remark(
                 Kind::ExtraClass,

@@ -48,7 +48,8 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         let synset = name.get(..SYNSET)?;
         classes.iter().position(|c| c.starts_with(synset))
     };
-    for folder in folders_in(&root.join("Images"))? {
+    let images = root.join("Images");
+    for folder in if images.is_dir() { folders_in(&images)? } else { Vec::new() } {
         if class_of(&folder).is_none() {
             notes.remark(
                 Kind::ExtraClass,

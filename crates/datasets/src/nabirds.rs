@@ -61,7 +61,8 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
     let ids: Vec<u32> = used.into_iter().collect();
     let index = |id: u32| ids.binary_search(&id).ok().map(|i| i as u32);
     let (items, splits) = id_lists::items(&root, &rows, index, folder_id, notes)?;
-    for folder in folders_in(&root.join("images"))? {
+    let images = root.join("images");
+    for folder in if images.is_dir() { folders_in(&images)? } else { Vec::new() } {
         if folder.parse().ok().is_none_or(|id: u32| ids.binary_search(&id).is_err()) {
             notes.remark(
                 Kind::ExtraClass,

@@ -272,6 +272,14 @@ fn seeded() -> Vec<Fault> {
             &["n02085620_100.jpg"],
             false,
         ),
+        fault(
+            "nabirds",
+            nabirds,
+            |f| fs::remove_dir_all(f.join("images")).unwrap(),
+            Kind::MissingFile,
+            &["0817", "images.txt"],
+            false,
+        ),
         // A file that was cut off.
         fault("ucm", ucm, |f| cut(&f.join("river/river01.tif")), Kind::Broken, &["river01.tif"], true),
         fault(
