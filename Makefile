@@ -8,17 +8,18 @@ ARGS ?=
 # How many kills `make kill-test` survives.
 KILLS ?= 50
 
+REPRODUCE = $(CARGO) run --release --locked -p stillhouse-cli --bin stillhouse -- reproduce
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table3 test check fmt clippy docs deny kill-test fuzz golden bench clean
+.PHONY: help cargo reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 test check fmt clippy docs deny kill-test fuzz golden bench clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PROFILE=smoke|reduced|paper for reproduce-table3 (now: $(PROFILE)), ARGS=... for its command"
+	@echo "  PROFILE=smoke|reduced|paper for the tables (now: $(PROFILE)), ARGS=... for its command"
 
 cargo:
 	@command -v $(CARGO) >/dev/null 2>&1 || { \
@@ -27,7 +28,16 @@ cargo:
 	  exit 2; }
 
 reproduce-table3: cargo ## Run Table 3 of the class-centric paper and print it (PROFILE=smoke: minutes)
-	$(CARGO) run --release --locked -p stillhouse-cli --bin stillhouse -- reproduce table3 --profile $(PROFILE) $(ARGS)
+	$(REPRODUCE) table3 --profile $(PROFILE) $(ARGS)
+
+reproduce-table4: cargo ## Print Table 4: parameters and operations (counts, runs nothing)
+	$(REPRODUCE) table4 $(ARGS)
+
+reproduce-table5: cargo ## Run Table 5: RSC11, RSSCN7 and AID at 60 %
+	$(REPRODUCE) table5 --profile $(PROFILE) $(ARGS)
+
+reproduce-table6: cargo ## Run Table 6: NST, NST over the batch, class-centric
+	$(REPRODUCE) table6 --profile $(PROFILE) $(ARGS)
 
 test: cargo ## Run all tests of the workspace
 	$(CARGO) test --workspace --locked --no-run

@@ -10,6 +10,8 @@ use crate::problem::{Prepared, Problem};
 /// The repository's experiments, so that the binary works outside of the checkout.
 const BUILTIN: &[(&str, &str)] = &[
     ("table3", include_str!("../../../experiments/table3.toml")),
+    ("table5", include_str!("../../../experiments/table5.toml")),
+    ("table6", include_str!("../../../experiments/table6.toml")),
     ("quickstart", include_str!("../../../experiments/quickstart.toml")),
 ];
 

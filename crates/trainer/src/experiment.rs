@@ -14,8 +14,8 @@ use crate::{Error, Result};
 /// An experiment file and what the command line sets on top of it.
 ///
 /// Sections `[data] [teacher] [student] [[loss]] [train] [eval]` describe one run;
-/// `[profile.NAME]` lays other values on top; each `[matrix]` axis (`student`, `ratio`, `method`,
-/// `seed`) multiplies the runs; `[when.AXIS.VALUE]` lays values on the runs of one axis value.
+/// `[profile.NAME]` lays other values on top; each `[matrix]` axis (`student`, `dataset`,
+/// `ratio`, `method`, `seed`) multiplies the runs; `[when.AXIS.VALUE]` lays values on the runs of one axis value.
 #[derive(Debug, Clone)]
 pub struct Experiment {
     name: String,
@@ -29,6 +29,7 @@ pub struct Experiment {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Matrix {
     student: Option<Vec<String>>,
+    dataset: Option<Vec<String>>,
     ratio: Option<Vec<u32>>,
     method: Option<Vec<String>>,
     seed: Option<Vec<u64>>,
@@ -41,6 +42,8 @@ pub(crate) struct Written {
     pub(crate) method: String,
     /// Whether the matrix named the method: then it may be one that is not built yet.
     pub(crate) listed: bool,
+    /// Whether the matrix named the dataset: then it stands in the run's name.
+    pub(crate) by_dataset: bool,
     pub(crate) data: DataConfig,
     pub(crate) teacher: Option<TeacherSection>,
     pub(crate) student: NetworkConfig,
@@ -76,7 +79,17 @@ struct Sections {
 
 const SECTIONS: [&str; 6] = ["data", "teacher", "student", "loss", "train", "eval"];
 const ABOUT: [&str; 6] = ["name", "title", "matrix", "when", "profile", "published"];
-const AXES: [&str; 4] = ["student", "ratio", "method", "seed"];
+const AXES: [&str; 5] = ["student", "dataset", "ratio", "method", "seed"];
+
+/// One combination of the axes that there are.
+#[derive(Clone, Copy)]
+struct Point<'a> {
+    seed: Option<&'a u64>,
+    student: Option<&'a String>,
+    dataset: Option<&'a String>,
+    ratio: Option<&'a u32>,
+    method: Option<&'a String>,
+}
 
 impl Experiment {
     /// Reads a file; its name without `.toml` is the experiment's, unless it says `name = "..."`.
@@ -154,9 +167,12 @@ impl Experiment {
         let mut all = Vec::new();
         for seed in axis(&matrix.seed) {
             for student in axis(&matrix.student) {
-                for ratio in axis(&matrix.ratio) {
-                    for method in axis(&matrix.method) {
-                        all.push(self.one(&doc, &origin, &when, seed, student, ratio, method)?);
+                for dataset in axis(&matrix.dataset) {
+                    for ratio in axis(&matrix.ratio) {
+                        for method in axis(&matrix.method) {
+                            let point = Point { seed, student, dataset, ratio, method };
+                            all.push(self.one(&doc, &origin, &when, point)?);
+                        }
                     }
                 }
             }
@@ -203,16 +219,12 @@ impl Experiment {
         Ok((doc, origin))
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn one(
         &self,
         doc: &Table,
         origin: &str,
         when: &[(String, String, Table)],
-        seed: Option<&u64>,
-        student: Option<&String>,
-        ratio: Option<&u32>,
-        method: Option<&String>,
+        Point { seed, student, dataset, ratio, method }: Point,
     ) -> Result<Written> {
         let mut doc = doc.clone();
         for key in ABOUT {
@@ -229,6 +241,9 @@ impl Experiment {
         }
         if let Some(student) = student {
             put("student.backbone", Value::String(student.clone()));
+        }
+        if let Some(dataset) = dataset {
+            put("data.dataset", Value::String(dataset.clone()));
         }
         if let Some(ratio) = ratio {
             put("data.ratio", Value::Integer(i64::from(*ratio)));
@@ -247,6 +262,8 @@ impl Experiment {
         for (name, value, over) in when {
             let holds = match name.as_str() {
                 "student" => *value == student,
+                // Of `a|b` the first: that is the one which is meant.
+                "dataset" => dataset.is_some_and(|d| d.split('|').next() == Some(value)),
                 "ratio" => ratio.is_some_and(|r| r.to_string() == *value),
                 "seed" => seed.is_some_and(|s| s.to_string() == *value),
                 _ => method == Some(value),
@@ -271,7 +288,8 @@ impl Experiment {
             if names.is_empty() { "baseline".to_string() } else { names.join("+") }
         });
         let Sections { data, teacher, student, loss, train, eval } = sections;
-        let written = Written { method, listed, data, teacher, student, loss, train, eval };
+        let by_dataset = dataset.is_some();
+        let written = Written { method, listed, by_dataset, data, teacher, student, loss, train, eval };
         written.student_cell(None).check(origin)?;
         if let Some(cell) = written.teacher_cell() {
             cell.check(&format!("{origin} [teacher]"))?;
@@ -316,6 +334,7 @@ impl Matrix {
     fn check(&self, origin: &str) -> Result<()> {
         let lengths = [
             self.student.as_ref().map(Vec::len),
+            self.dataset.as_ref().map(Vec::len),
             self.ratio.as_ref().map(Vec::len),
             self.method.as_ref().map(Vec::len),
             self.seed.as_ref().map(Vec::len),

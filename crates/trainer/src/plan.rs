@@ -135,6 +135,13 @@ struct Planner<'a> {
     data: BTreeMap<String, Arc<Found>>,
 }
 
+/// Two values of an axis can come to the same run: `a|scenes` and `b|scenes` where neither is found.
+fn push(cells: &mut Vec<Cell>, cell: Cell) {
+    if cells.iter().all(|c| c.folder != cell.folder) {
+        cells.push(cell);
+    }
+}
+
 /// A dataset that was opened.
 struct Found {
     name: String,
@@ -152,7 +159,7 @@ impl Planner<'_> {
                 self.context.parts.losses.get(&loss.method)?;
             }
             let cell = self.cell(Role::Student, written, &found, None, None)?;
-            cells.push(cell);
+            push(cells, cell);
             return Ok(());
         }
         let mut config = written.student_cell(None);
@@ -179,7 +186,7 @@ impl Planner<'_> {
             config.teacher = Some(TeacherRef { backbone: cell.student.clone(), cell: folder });
             teacher = Some(place);
         }
-        cells.push(self.cell(Role::Student, written, &found, Some(config), teacher)?);
+        push(cells, self.cell(Role::Student, written, &found, Some(config), teacher)?);
         Ok(())
     }
 
@@ -196,7 +203,10 @@ impl Planner<'_> {
         let cut = if ratio == 0 { "official".to_string() } else { ratio.to_string() };
         let (method, name) = match role {
             Role::Teacher => ("teacher".to_string(), format!("{student}-{}-{cut}-s{seed}", found.name)),
-            Role::Student => (written.method.clone(), format!("{student}-{cut}-{}-s{seed}", written.method)),
+            Role::Student => {
+                let data = if written.by_dataset { format!("{}-", found.name) } else { String::new() };
+                (written.method.clone(), format!("{student}-{data}{cut}-{}-s{seed}", written.method))
+            }
         };
         let hash = match &config {
             Some(config) => hash(config, &found.identity)?,

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use serde_json::json;
+use stillhouse_core::network::BackboneRequest;
 use stillhouse_report::text::{Align, Grid};
-use stillhouse_report::{State, run::state};
+use stillhouse_report::{State, run::state, sizes};
 use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_plan};
 
 use crate::commands::{common, cost, table};
@@ -13,12 +14,16 @@ use crate::problem::{Ended, Outcome, Problem};
 use crate::progress::Progress;
 use crate::{experiments, interrupt, talk};
 
+/// The table of parameters and operations.
+const SIZES: &str = "table4";
+
 const EXAMPLES: &str = "\
 Examples:
   stillhouse reproduce table3                     smoke: all cells in minutes
   stillhouse reproduce table3 --profile reduced   real images, hours
   stillhouse reproduce table3 --list              what would run, and what is done
   stillhouse reproduce table3 --set matrix.seed='[0, 1, 2]' --set matrix.student='[\"resnet18\"]'
+  stillhouse reproduce table4                     parameters and operations: counts, runs nothing
   stillhouse reproduce my.toml --runs /big/disk/runs
 
 Finished runs are skipped, a stopped one goes on where it was: start the same command again. The
@@ -50,6 +55,9 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let Some(name) = &args.experiment else { return without_name(args) };
+    if name == SIZES {
+        return sizes(args.json);
+    }
     let experiment = experiments::load(name, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
     let stop = if args.list { Default::default() } else { interrupt::flag()? };
@@ -89,13 +97,37 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
 
 fn without_name(args: &Args) -> Outcome {
     let all = experiments::all();
-    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
+    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES]).collect();
     if args.list {
         talk::out(&if args.json { json!(names).to_string() } else { names.join("\n") });
         return Ok(Ended::Well);
     }
     Err(Problem::usage(format!("which experiment? known: {}", names.join(", ")))
         .hint("stillhouse reproduce table3"))
+}
+
+/// Table 4 needs no run: it counts.
+fn sizes(as_json: bool) -> Outcome {
+    let networks = [("resnet50", "ResNet50"), ("resnet18", "ResNet18"), ("mobilenetv2_100", "MobileNetV2")];
+    let mut counted = Vec::new();
+    for (network, title) in networks {
+        let request = BackboneRequest { name: network.into(), classes: 21, ..Default::default() };
+        let counts = stillhouse_backbones::count(&request, 224, 224)?;
+        counted.push(sizes::Counted {
+            network: network.into(),
+            title: title.into(),
+            parameters: counts.parameters as u64,
+            flops: counts.table4_flops(),
+            macs: counts.macs,
+        });
+    }
+    let rows = sizes::rows(&counted)?;
+    if as_json {
+        talk::json(&json!(rows));
+    } else {
+        talk::out(&sizes::terminal(&rows));
+    }
+    Ok(Ended::Well)
 }
 
 fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {

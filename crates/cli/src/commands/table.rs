@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use stillhouse_core::data::Sampler;
-use stillhouse_report::{Caption, Planned, Published, Table3, table3};
+use stillhouse_report::{AccuracyTable, Beside, Caption, Planned, accuracy};
 use stillhouse_trainer::{Cell, CellConfig, CellResult, Context, Experiment, Plan, Role};
 
 use crate::commands::common;
@@ -15,7 +15,7 @@ pub(crate) struct Maker<'a> {
     pub(crate) caption: Caption,
     plan: &'a Plan,
     context: &'a Context,
-    published: Option<Published>,
+    published: Option<Beside>,
 }
 
 impl<'a> Maker<'a> {
@@ -29,29 +29,32 @@ impl<'a> Maker<'a> {
     ) -> Result<Self, Problem> {
         let caption = caption(experiment, plan, context, sets, threads)?;
         let table = experiment.published().get("table").and_then(|t| t.as_str().map(str::to_string));
-        let published = match table.as_deref() {
-            Some(table3::TABLE) => Some(Published::builtin()?),
-            _ => None,
-        };
+        let published = table.as_deref().map(Beside::of).transpose()?.flatten();
         Ok(Self { caption, plan, context, published })
     }
 
     /// The table as it stands now.
-    pub(crate) fn make(&self) -> stillhouse_report::Result<Table3> {
+    pub(crate) fn make(&self) -> stillhouse_report::Result<AccuracyTable> {
         let students = self.plan.cells.iter().filter(|c| c.role == Role::Student);
         let planned: Vec<Planned> = students
             .map(|c| Planned {
                 method: c.method.clone(),
                 student: c.student.clone(),
+                dataset: c.dataset.clone(),
                 ratio: u64::from(c.ratio),
                 seed: c.seed,
                 folder: c.folder.clone(),
             })
             .collect();
         let built = |method: &str| self.context.parts.losses.get(method).is_ok();
-        let mut table = Table3::collect(&self.caption, &planned, built, self.published.as_ref())?;
+        let mut table = AccuracyTable::collect(&self.caption, &planned, built, self.published.as_ref())?;
         table.note(self.teachers());
         Ok(table)
+    }
+
+    fn by_dataset(&self) -> bool {
+        let first = self.plan.cells.first().map(|c| &c.dataset);
+        self.plan.cells.iter().any(|c| Some(&c.dataset) != first)
     }
 
     /// How good the finished teachers are.
@@ -62,7 +65,11 @@ impl<'a> Maker<'a> {
                 let result = CellResult::read(&c.folder.join("result.json")).ok()?;
                 let right = result.right?;
                 let percent = 100.0 * right as f64 / result.tested.max(1) as f64;
-                Some(format!("{} % seed {}: {percent:.2} ({right}/{})", c.ratio, c.seed, result.tested))
+                let of = if self.by_dataset() { format!("{} ", c.dataset) } else { String::new() };
+                let paper = self.published.as_ref().and_then(|p| p.teacher(&c.dataset));
+                let paper = paper.map_or_else(String::new, |v| format!(", paper {v:.2}"));
+                let (ratio, seed, tested) = (c.ratio, c.seed, result.tested);
+                Some(format!("{of}{ratio} % seed {seed}: {percent:.2} ({right}/{tested}{paper})"))
             })
             .collect();
         (!known.is_empty()).then(|| format!("Teachers: {}.", known.join("; ")))
@@ -81,27 +88,35 @@ fn caption(
         cells.filter_map(|c| c.config.as_ref().map(|config| (c, config))).collect()
     };
     let (students, teachers) = (of(Role::Student), of(Role::Teacher));
-    let Some((_, first)) = students.first() else {
+    if students.is_empty() {
         return Err(Problem::usage("none of the methods of this experiment is built"));
-    };
-    let dataset = common::open(context, first)?;
-    let mut data = dataset.info().title.clone();
-    if dataset.info().embedded {
-        data.push_str(", not real images");
     }
-    if let Some([train, test]) = first.data.per_class {
-        data.push_str(&format!(", only {train} training and {test} test images of each class"));
+    let (mut data, mut embedded) = (Vec::new(), false);
+    for (at, (cell, config)) in students.iter().enumerate() {
+        if students[..at].iter().any(|(c, _)| c.dataset == cell.dataset) {
+            continue;
+        }
+        let dataset = common::open(context, config)?;
+        let mut text = dataset.info().title.clone();
+        if dataset.info().embedded {
+            embedded = true;
+            text.push_str(", not real images");
+        }
+        if let Some([train, test]) = config.data.per_class {
+            text.push_str(&format!(", only {train} training and {test} test images of each class"));
+        }
+        data.push(text);
     }
     let mut seeds: Vec<u64> = students.iter().map(|(c, _)| c.seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
-    let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != table3::BELOW).copied().collect();
+    let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != accuracy::BELOW).copied().collect();
     let plain = if balanced.len() < students.len() { "; baseline_plain: shuffled" } else { "" };
     Ok(Caption {
         title: experiment.title().to_string(),
         profile: plan.profile.clone(),
-        data,
-        embedded: dataset.info().embedded,
+        data: data.join("; "),
+        embedded,
         resolution: common_value(&students, |c| c.data.image_size.to_string()),
         schedule: common_value(&students, schedule),
         seeds,

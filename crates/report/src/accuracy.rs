@@ -1,4 +1,5 @@
-//! Table 3 of the class-centric paper: overall accuracy by method, student and training ratio.
+//! Tables of accuracy: a row for each method, a column for each dataset and training ratio, a grid for
+//! each student; beside them the numbers of Tables 3, 5 and 6 of the class-centric paper.
 
 use std::path::{Path, PathBuf};
 
@@ -6,20 +7,36 @@ use serde::Serialize;
 use stillhouse_core::files;
 use stillhouse_metrics::seeds::Summary;
 
-use crate::published::{Published, PublishedCell};
+use crate::published::Published;
 use crate::run::{self, RunResult, State};
 use crate::text::{Align, Grid, wrap};
 use crate::{Error, Result};
 
-/// Id of the table among the published ones.
-pub const TABLE: &str = "p1.t3";
+/// A printed table of accuracies.
+#[derive(Debug, Clone, Copy)]
+struct Printed {
+    /// Id among the published ones.
+    id: &'static str,
+    /// Its methods in the order of print.
+    methods: &'static [&'static str],
+}
 
-/// Registry id and printed name of every row, in the order of print.
-pub const METHODS: [(&str, &str); 10] = [
+const ALL: &[&str] =
+    &["baseline", "kd", "dkd", "nst", "vid", "kdsvd", "reviewkd", "rkd", "sp", "class_centre"];
+
+const PRINTED: &[Printed] = &[
+    Printed { id: "p1.t3", methods: ALL },
+    Printed { id: "p1.t5", methods: ALL },
+    Printed { id: "p1.t6", methods: &["baseline", "nst", "nst_all", "class_centre"] },
+];
+
+/// Registry id of every method and its name in print.
+const METHODS: [(&str, &str); 11] = [
     ("baseline", "Baseline"),
     ("kd", "KD"),
     ("dkd", "DKD"),
     ("nst", "NST"),
+    ("nst_all", "NST_all"),
     ("vid", "VID"),
     ("kdsvd", "KDSVD"),
     ("reviewkd", "ReviewKD"),
@@ -33,6 +50,49 @@ pub const BELOW: &str = "baseline_plain";
 
 /// Registry id of the students and their names in print.
 const STUDENTS: [(&str, &str); 2] = [("resnet18", "ResNet18"), ("mobilenetv2_100", "MobileNetV2")];
+
+/// Registry id of the datasets of Table 5 and their names in print.
+const DATASETS: [(&str, &str); 3] = [("rsc11", "RSC11"), ("rsscn7", "RSSCN7"), ("aid", "AID")];
+
+fn title<'a>(names: &[(&'a str, &'a str)], id: &str) -> Option<&'a str> {
+    names.iter().find(|(known, _)| *known == id).map(|(_, title)| *title)
+}
+
+/// One printed table and its numbers.
+#[derive(Debug, Clone)]
+pub struct Beside {
+    table: Printed,
+    numbers: Published,
+}
+
+impl Beside {
+    /// The printed accuracies of this id (`p1.t3`, `p1.t5`, `p1.t6`); none if it has no such table.
+    pub fn of(id: &str) -> Result<Option<Self>> {
+        let Some(table) = PRINTED.iter().find(|t| t.id == id) else { return Ok(None) };
+        Ok(Some(Self { table: *table, numbers: Published::builtin()? }))
+    }
+
+    /// The printed accuracy of a method in percent.
+    fn number(&self, method: &str, student: &str, dataset: &str, ratio: u64) -> Option<f64> {
+        let name = title(&METHODS, method)?;
+        if self.table.id == "p1.t3" {
+            let column = format!("ResNet50-{}@{ratio}", title(&STUDENTS, student)?);
+            return self.numbers.cell(self.table.id, name, &column)?.value;
+        }
+        let name = if method == "baseline" { "Student" } else { name };
+        let row = self.row(dataset)?;
+        (student == "resnet18").then(|| self.numbers.cell(self.table.id, row, name)?.value)?
+    }
+
+    /// The printed accuracy of the teacher in percent.
+    pub fn teacher(&self, dataset: &str) -> Option<f64> {
+        self.numbers.cell(self.table.id, self.row(dataset)?, "Teacher")?.value
+    }
+
+    fn row(&self, dataset: &str) -> Option<&'static str> {
+        if self.table.id == "p1.t6" { Some("overall accuracy") } else { title(&DATASETS, dataset) }
+    }
+}
 
 /// What stands above the table. Every field is printed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,6 +166,8 @@ pub struct Planned {
     pub method: String,
     /// Registry id of the student.
     pub student: String,
+    /// Registry id of the dataset.
+    pub dataset: String,
     /// Training part in percent.
     pub ratio: u64,
     /// Seed.
@@ -114,13 +176,15 @@ pub struct Planned {
     pub folder: PathBuf,
 }
 
-/// One cell: all seeds of a method, a student and a ratio. These are the fields of `table.json`.
+/// One cell: all seeds of a method, a student, a dataset and a ratio. These are the fields of `table.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cell {
     /// Registry id of the method.
     pub method: String,
     /// Registry id of the student.
     pub student: String,
+    /// Registry id of the dataset.
+    pub dataset: String,
     /// Training part in percent.
     pub ratio: u64,
     /// Where it stands.
@@ -141,16 +205,18 @@ pub struct Cell {
 
 /// The whole table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Table3 {
+pub struct AccuracyTable {
     /// What was run on what.
     pub caption: String,
     /// The cells, row by row; `baseline_plain` comes last.
     pub cells: Vec<Cell>,
     #[serde(skip)]
+    title: String,
+    #[serde(skip)]
     notes: Vec<String>,
 }
 
-impl Table3 {
+impl AccuracyTable {
     /// Reads the runs' folders. With `published` the rows of the paper are there, each with its
     /// printed number; `built` tells whether a method exists in this program, and rows of methods
     /// that do not are in the table as not built. Other rows that were not planned are left out.
@@ -158,28 +224,28 @@ impl Table3 {
         caption: &Caption,
         planned: &[Planned],
         built: impl Fn(&str) -> bool,
-        published: Option<&Published>,
+        published: Option<&Beside>,
     ) -> Result<Self> {
-        let rows = if published.is_some() { METHODS.as_slice() } else { &[] };
-        let mut methods: Vec<&str> = rows.iter().map(|(id, _)| *id).collect();
+        let mut methods: Vec<&str> = published.map_or(&[][..], |p| p.table.methods).to_vec();
         for run in planned {
             if !methods.contains(&run.method.as_str()) && run.method != BELOW {
                 methods.push(&run.method);
             }
         }
         methods.push(BELOW);
-        let (students, ratios) = axes(planned);
-        let mut table = Self { caption: caption.text(), cells: Vec::new(), notes: Vec::new() };
+        let (students, columns) = axes(planned);
+        let title = caption.title.clone();
+        let mut table = Self { caption: caption.text(), cells: Vec::new(), title, notes: Vec::new() };
         for method in methods {
             for student in &students {
-                for &ratio in &ratios {
+                for column in &columns {
                     let runs: Vec<&Planned> = planned
                         .iter()
-                        .filter(|r| r.method == method && r.student == *student && r.ratio == ratio)
+                        .filter(|r| r.method == method && r.student == *student && Column::of(r) == *column)
                         .collect();
                     let exists = method == "baseline" || method == BELOW || built(method);
                     if !runs.is_empty() || !exists {
-                        let cell = cell(method, student, ratio, exists, &runs, published)?;
+                        let cell = cell(method, student, column, exists, &runs, published)?;
                         table.note_failures(&cell, &runs);
                         table.cells.push(cell);
                     }
@@ -227,7 +293,7 @@ impl Table3 {
 
     /// The table as a Markdown page.
     pub fn markdown(&self) -> String {
-        let mut text = format!("# Table 3\n\n{}\n", self.caption);
+        let mut text = format!("# {}\n\n{}\n", self.title, self.caption);
         for (student, grid, below) in self.grids() {
             text.push_str(&format!("\n## ResNet50 -> {student}\n\n{}", grid.markdown()));
             for line in below {
@@ -270,26 +336,21 @@ impl Table3 {
     fn grid(&self, student: &str) -> Grid {
         let cells: Vec<&Cell> =
             self.cells.iter().filter(|c| c.student == student && c.method != BELOW).collect();
-        let ratios = descending(cells.iter().map(|c| c.ratio));
-        let heads: Vec<String> = ratios.iter().map(|r| format!("{r} %: ours")).collect();
-        let mut columns = vec![("method", Align::Left)];
+        let columns = distinct(cells.iter().map(|c| Column { dataset: c.dataset.clone(), ratio: c.ratio }));
+        let heads: Vec<String> = columns.iter().map(|c| format!("{}: ours", self.head(c))).collect();
+        let mut widths = vec![("method", Align::Left)];
         for head in &heads {
-            columns.push((head, Align::Right));
-            columns.push(("right/tested", Align::Right));
-            columns.push(("n", Align::Right));
-            columns.push(("paper", Align::Right));
+            widths.push((head, Align::Right));
+            widths.push(("right/tested", Align::Right));
+            widths.push(("n", Align::Right));
+            widths.push(("paper", Align::Right));
         }
-        let mut grid = Grid::new(&columns);
-        let mut methods: Vec<&str> = Vec::new();
-        for cell in &cells {
-            if !methods.contains(&cell.method.as_str()) {
-                methods.push(&cell.method);
-            }
-        }
-        for method in methods {
-            let mut row = vec![method.to_string()];
-            for ratio in &ratios {
-                match cells.iter().find(|c| c.method == method && c.ratio == *ratio) {
+        let mut grid = Grid::new(&widths);
+        for method in distinct(cells.iter().map(|c| c.method.clone())) {
+            let mut row = vec![method.clone()];
+            for column in &columns {
+                let here = |c: &&&Cell| c.dataset == column.dataset && c.ratio == column.ratio;
+                match cells.iter().filter(here).find(|c| c.method == method) {
                     Some(cell) => row.extend(columns_of(cell)),
                     None => row.extend(["not planned", "", "", ""].map(String::from)),
                 }
@@ -297,6 +358,16 @@ impl Table3 {
             grid.row(row);
         }
         grid
+    }
+
+    /// `80 %`, with the dataset where there are several.
+    fn head(&self, column: &Column) -> String {
+        let part =
+            if column.ratio == 0 { "official split".to_string() } else { format!("{} %", column.ratio) };
+        match self.cells.iter().any(|c| c.dataset != column.dataset) {
+            true => format!("{} {part}", column.dataset),
+            false => part,
+        }
     }
 
     fn below(&self, student: &str) -> Vec<String> {
@@ -307,7 +378,8 @@ impl Table3 {
             .map(|c| {
                 let [ours, counts, n, _] = columns_of(c);
                 let of = if counts.is_empty() { String::new() } else { format!(" ({counts}, n = {n})") };
-                format!("{} %: {ours}{of}", c.ratio)
+                let column = Column { dataset: c.dataset.clone(), ratio: c.ratio };
+                format!("{}: {ours}{of}", self.head(&column))
             })
             .collect();
         if plain.is_empty() {
@@ -353,31 +425,53 @@ impl Table3 {
     }
 }
 
-fn axes(planned: &[Planned]) -> (Vec<String>, Vec<u64>) {
-    let known = STUDENTS.iter().map(|(id, _)| (*id).to_string());
-    let mut students: Vec<String> = known.filter(|id| planned.iter().any(|r| r.student == *id)).collect();
-    for run in planned {
-        if !students.contains(&run.student) {
-            students.push(run.student.clone());
-        }
-    }
-    (students, descending(planned.iter().map(|r| r.ratio)))
+/// What a column holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Column {
+    dataset: String,
+    ratio: u64,
 }
 
-fn descending(ratios: impl Iterator<Item = u64>) -> Vec<u64> {
-    let mut ratios: Vec<u64> = ratios.collect();
-    ratios.sort_unstable_by(|a, b| b.cmp(a));
-    ratios.dedup();
-    ratios
+impl Column {
+    fn of(run: &Planned) -> Self {
+        Self { dataset: run.dataset.clone(), ratio: run.ratio }
+    }
+}
+
+/// Students in the order of print, others behind; datasets in the order of the plan, the larger
+/// training part first.
+fn axes(planned: &[Planned]) -> (Vec<String>, Vec<Column>) {
+    let known = STUDENTS.iter().map(|(id, _)| (*id).to_string());
+    let known = known.filter(|id| planned.iter().any(|r| r.student == *id));
+    let students = distinct(known.chain(planned.iter().map(|r| r.student.clone())));
+    let mut columns = Vec::new();
+    for dataset in distinct(planned.iter().map(|r| r.dataset.clone())) {
+        let here = planned.iter().filter(|r| r.dataset == dataset);
+        let mut ratios = distinct(here.map(|r| r.ratio));
+        ratios.sort_unstable_by(|a, b| b.cmp(a));
+        columns.extend(ratios.into_iter().map(|ratio| Column { dataset: dataset.clone(), ratio }));
+    }
+    (students, columns)
+}
+
+/// Each value once, in the order of its first appearance.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = Vec::new();
+    for value in values {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+    }
+    seen
 }
 
 fn cell(
     method: &str,
     student: &str,
-    ratio: u64,
+    column: &Column,
     exists: bool,
     runs: &[&Planned],
-    published: Option<&Published>,
+    published: Option<&Beside>,
 ) -> Result<Cell> {
     let (mut results, mut percents) = (Vec::new(), Vec::new());
     let mut states = Vec::new();
@@ -398,11 +492,12 @@ fn cell(
     Ok(Cell {
         method: method.to_string(),
         student: student.to_string(),
-        ratio,
+        dataset: column.dataset.clone(),
+        ratio: column.ratio,
         state: if exists { together(&states) } else { State::NotBuilt },
         mean: defined(summary.mean),
         std: defined(summary.std),
-        published: published.and_then(|p| printed(method, student, ratio, p)).and_then(|c| c.value),
+        published: published.and_then(|p| p.number(method, student, &column.dataset, column.ratio)),
         n: results.len(),
         right: results.iter().map(|(right, _)| *right).collect(),
         tested: results.iter().map(|(_, tested)| *tested).collect(),
@@ -415,17 +510,6 @@ fn together(states: &[State]) -> State {
         .into_iter()
         .find(|s| states.contains(s))
         .unwrap_or(if states.is_empty() { State::Pending } else { State::Done })
-}
-
-fn printed<'a>(
-    method: &str,
-    student: &str,
-    ratio: u64,
-    published: &'a Published,
-) -> Option<&'a PublishedCell> {
-    let row = METHODS.iter().find(|(id, _)| *id == method)?.1;
-    let student = STUDENTS.iter().find(|(id, _)| *id == student)?.1;
-    published.cell(TABLE, row, &format!("ResNet50-{student}@{ratio}"))
 }
 
 fn columns_of(cell: &Cell) -> [String; 4] {
@@ -449,7 +533,7 @@ fn columns_of(cell: &Cell) -> [String; 4] {
 
 fn place(cell: &Cell, seed: Option<u64>) -> String {
     let seed = seed.map_or_else(String::new, |s| format!(" seed {s}"));
-    format!("{} {} {} %{seed}", cell.method, cell.student, cell.ratio)
+    format!("{} {} {} {} %{seed}", cell.method, cell.student, cell.dataset, cell.ratio)
 }
 
 fn student_title(id: &str) -> &str {

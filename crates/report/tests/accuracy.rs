@@ -1,11 +1,11 @@
-//! Table 3 from run folders made by hand.
+//! Tables of accuracy from run folders made by hand.
 
 use std::fs;
 use std::path::Path;
 
 use stillhouse_core::files::FolderLock;
 use stillhouse_report::run::FAILURE;
-use stillhouse_report::{Caption, Planned, Published, State, Table3};
+use stillhouse_report::{AccuracyTable, Beside, Caption, Planned, State};
 
 fn caption() -> Caption {
     Caption {
@@ -26,7 +26,7 @@ fn caption() -> Caption {
 
 fn run(root: &Path, method: &str, student: &str, ratio: u64, seed: u64) -> Planned {
     let folder = root.join(format!("{method}-{student}-{ratio}-{seed}"));
-    Planned { method: method.into(), student: student.into(), ratio, seed, folder }
+    Planned { method: method.into(), student: student.into(), dataset: "ucm".into(), ratio, seed, folder }
 }
 
 fn finish(run: &Planned, right: u64, tested: u64) {
@@ -72,8 +72,8 @@ fn ours_beside_the_papers() {
     let running = find("class_centre", "mobilenetv2_100", 80, 0);
     let lock = FolderLock::take(&running.folder).unwrap();
 
-    let published = Published::builtin().unwrap();
-    let table = Table3::collect(&caption(), &runs, built, Some(&published)).unwrap();
+    let published = Beside::of("p1.t3").unwrap();
+    let table = AccuracyTable::collect(&caption(), &runs, built, published.as_ref()).unwrap();
     drop(lock);
     assert_eq!(table.cells.len(), 44, "ten methods, two students, two ratios, and four below");
     assert!(table.failed());
@@ -105,8 +105,8 @@ fn ours_beside_the_papers() {
         "802/840",
         "plain shuffling",
         "93.10 (pending) (391/420, n = 1)",
-        "kd resnet18 80 %: 400/420 402/420",
-        "class_centre resnet18 60 % seed 1 failed: term `class_centre` is NaN",
+        "kd resnet18 ucm 80 %: 400/420 402/420",
+        "class_centre resnet18 ucm 60 % seed 1 failed: term `class_centre` is NaN",
         "28 not built",
     ] {
         assert!(flat.contains(part), "no `{part}` in\n{text}");
@@ -124,7 +124,19 @@ fn ours_beside_the_papers() {
     fields.sort();
     assert_eq!(
         fields,
-        ["mean", "method", "n", "published", "ratio", "right", "state", "std", "student", "tested"]
+        [
+            "dataset",
+            "mean",
+            "method",
+            "n",
+            "published",
+            "ratio",
+            "right",
+            "state",
+            "std",
+            "student",
+            "tested"
+        ]
     );
     let states: Vec<&str> =
         json["cells"].as_array().unwrap().iter().map(|c| c["state"].as_str().unwrap()).collect();
@@ -140,16 +152,16 @@ fn a_part_of_the_table_is_a_table() {
         run(root.path(), "baseline", "resnet18", 80, 0),
         run(root.path(), "my_method", "resnet18", 80, 0),
     ];
-    let published = Published::builtin().unwrap();
+    let published = Beside::of("p1.t3").unwrap();
     let known = |m: &str| m == "my_method" || built(m);
-    let table = Table3::collect(&caption(), &runs, known, Some(&published)).unwrap();
+    let table = AccuracyTable::collect(&caption(), &runs, known, published.as_ref()).unwrap();
     let methods: Vec<&str> = table.cells.iter().map(|c| c.method.as_str()).collect();
     assert_eq!(
         methods,
         ["baseline", "dkd", "nst", "vid", "kdsvd", "reviewkd", "rkd", "sp", "my_method"],
         "kd is built and was not planned; an own method has a row"
     );
-    let own = Table3::collect(&caption(), &runs, known, None).unwrap();
+    let own = AccuracyTable::collect(&caption(), &runs, known, None).unwrap();
     assert_eq!(own.cells.len(), 2, "an own experiment has no rows of the paper");
 }
 
@@ -163,4 +175,48 @@ fn only_the_papers_own_settings_go_without_a_label() {
     assert!(!caption.text().contains("not the paper's"));
     caption.changed = vec!["train.epochs=3".into()];
     assert!(caption.text().contains("not the paper's") && caption.text().contains("train.epochs=3"));
+}
+
+#[test]
+fn a_column_for_each_dataset() {
+    let root = tempfile::tempdir().unwrap();
+    let mut runs = Vec::new();
+    for dataset in ["rsc11", "scenes"] {
+        for method in ["baseline", "nst_all", "class_centre"] {
+            let like = run(root.path(), method, "resnet18", 60, 0);
+            let folder = root.path().join(dataset).join(method);
+            runs.push(Planned { dataset: dataset.into(), folder, ..like });
+        }
+    }
+    finish(&runs[0], 90, 100);
+    let built = |m: &str| built(m) || m == "nst_all";
+    let published = Beside::of("p1.t5").unwrap();
+    let table = AccuracyTable::collect(&caption(), &runs, built, published.as_ref()).unwrap();
+    let number = |method: &str, dataset: &str| {
+        let cell = table.cells.iter().find(|c| c.method == method && c.dataset == dataset);
+        cell.and_then(|c| c.published)
+    };
+    assert_eq!(number("baseline", "rsc11"), Some(90.14));
+    assert_eq!(number("class_centre", "rsc11"), Some(94.37));
+    assert_eq!((number("class_centre", "scenes"), number("nst_all", "rsc11")), (None, None));
+    assert_eq!(published.unwrap().teacher("rsc11"), Some(92.35));
+    let text = table.markdown();
+    assert!(
+        text.contains("| rsc11 60 %: ours |") && text.contains("| baseline | 90.00 | 90/100 | 1 | 90.14 |"),
+        "{text}"
+    );
+
+    let published = Beside::of("p1.t6").unwrap();
+    let table = AccuracyTable::collect(&caption(), &runs[..3], built, published.as_ref()).unwrap();
+    let numbers: Vec<_> = table.cells.iter().map(|c| (c.method.as_str(), c.published)).collect();
+    assert_eq!(
+        numbers,
+        [
+            ("baseline", Some(90.14)),
+            ("nst", Some(89.74)), // not built here
+            ("nst_all", Some(92.56)),
+            ("class_centre", Some(94.37))
+        ]
+    );
+    assert!(Beside::of("p1.t1").unwrap().is_none());
 }
