@@ -76,6 +76,22 @@ pub fn registry() -> Registry<BackboneBuild> {
     Registry::new("backbone", &rows)
 }
 
+/// Side of the square images that a network is made for, in pixels. Swin Transformers can run on no
+/// other without `img_size`.
+///
+/// ```
+/// assert_eq!(stillhouse_backbones::usual_size("resnet18"), 224);
+/// assert_eq!(stillhouse_backbones::usual_size("swin_base_patch4_window12_384"), 384);
+/// ```
+pub fn usual_size(name: &str) -> usize {
+    match name {
+        "mksmt" => 384,
+        _ if name.ends_with("_384") => 384,
+        _ if name.starts_with("cifar_") => 32,
+        _ => 224,
+    }
+}
+
 /// A convolution without bias, batch norm and activation, He-normal over its outputs (He et al.
 /// 2015) as torchvision initialises it.
 fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Act, p: &Builder) -> Result<ConvBnAct> {

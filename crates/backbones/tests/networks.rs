@@ -1,7 +1,7 @@
 //! The battery that every registered network goes through.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_backbones::{count, registry};
+use stillhouse_backbones::{count, registry, usual_size};
 use stillhouse_core::network::{Backbone, BackboneRequest};
 use stillhouse_core::{Params, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
@@ -162,6 +162,8 @@ fn printed_defaults_are_the_defaults() {
             (names, net.taps().to_vec())
         };
         assert_eq!(outline(&defaults), outline(""), "{}", row.name);
+        let side = usual_size(row.name);
+        assert!(count(&request(row.name, ""), side, side).unwrap().macs > 0, "{}", row.name);
     }
 }
 
@@ -269,7 +271,7 @@ fn parameters_of_the_sizes() {
         ("swin_large_patch4_window7_224", 1000, "196.53"),
         ("swin_large_patch4_window12_384", 1000, "196.74"),
     ] {
-        let side = if name.ends_with("_384") { 384 } else { 224 };
+        let side = usual_size(name);
         let request = BackboneRequest { classes, ..request(name, "") };
         let parameters = count(&request, side, side).unwrap().parameters;
         assert_eq!(format!("{:.2}", parameters as f64 / 1e6), millions, "{name}");

@@ -29,9 +29,9 @@ pub(crate) struct Args {
     /// Classes of a network's head
     #[arg(long, default_value_t = 21, value_name = "N")]
     classes: usize,
-    /// Side of a network's input in pixels
-    #[arg(long, default_value_t = 224, value_name = "PX")]
-    size: usize,
+    /// Side of a network's input in pixels [default: what the network is made for]
+    #[arg(long, value_name = "PX")]
+    size: Option<usize>,
     /// Pretrained weights whose variant of a network is meant, for example `imagenet`
     #[arg(long, value_name = "NAME")]
     weights: Option<String>,
@@ -173,7 +173,8 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
         },
     };
     let request = BackboneRequest { name: entry.name.to_string(), classes: args.classes, variant };
-    let counts = stillhouse_backbones::count(&request, args.size, args.size)?;
+    let size = args.size.unwrap_or_else(|| stillhouse_backbones::usual_size(entry.name));
+    let counts = stillhouse_backbones::count(&request, size, size)?;
     let network = (entry.build)(&request, &Params::outline().builder(Rng::new(0)))?;
     let taps: Vec<Value> = network
         .taps()
@@ -181,7 +182,7 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
         .map(|t| json!({"name": t.name, "channels": t.channels, "stride": t.stride}))
         .collect();
     value["classes"] = json!(args.classes);
-    value["size"] = json!(args.size);
+    value["size"] = json!(size);
     value["variant"] = json!(request.variant);
     value["taps"] = json!(taps);
     value["parameters"] = json!(counts.parameters);
