@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::Tensor;
 use stillhouse_core::{Builder, Params, Result};
-use stillhouse_ops::{Init, ParamId, graph};
+use stillhouse_ops::{ConvSpec, Init, ParamId, graph};
 
 /// How far the running statistics follow a batch (PyTorch's default).
 const MOMENTUM: f64 = 0.1;
@@ -17,8 +17,10 @@ pub(crate) fn pixels(maps: &Tensor) -> Result<Tensor> {
 
 /// A 1x1 convolution `[to, from, 1, 1]` of [`pixels`], `[M, from] -> [M, to]`.
 pub(crate) fn conv1x1(pixels: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (to, from, _, _) = weight.dims4()?;
-    Ok(pixels.matmul(&weight.reshape((to, from))?.t()?)?)
+    let (rows, from) = pixels.dims2()?;
+    let to = weight.dim(0)?;
+    let images = pixels.reshape((rows, from, 1, 1))?;
+    Ok(graph::conv2d(&images, weight, ConvSpec::new(from, to, 1))?.reshape((rows, to))?)
 }
 
 /// [`pixels`] with a bias `[C]` added to each.
