@@ -12,15 +12,16 @@
 
 use candle_core::Tensor;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node};
 
-use crate::body::{ALL, Body, last};
+use crate::body::Body;
+use crate::classifier::{Classifier, Neck};
 use crate::count::Work;
 use crate::resnet::{Block, Place};
-use crate::{NoVariant, check_classes, conv};
+use crate::{NoVariant, conv};
 
 /// One row for each depth and width.
 pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
@@ -39,11 +40,11 @@ const fn row(name: &'static str, summary: &'static str) -> Entry<BackboneBuild> 
 }
 
 fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
-    Ok(Box::new(CifarResNet::new(request, p)?))
+    Ok(Box::new(network(request, p)?))
 }
 
 pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
-    CifarResNet::new(request, p)?.work(size)
+    network(request, p)?.work(size)
 }
 
 pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
@@ -136,72 +137,11 @@ impl Body for Stages {
     }
 }
 
-/// A residual network for small images.
-#[derive(Debug)]
-pub struct CifarResNet {
-    name: String,
-    taps: Vec<TapSpec>,
-    classes: usize,
-    body: Stages,
-    fc: Linear,
-    head: Vec<String>,
-}
-
-impl CifarResNet {
-    /// Makes the network that the request names, its parameters below `p`.
-    ///
-    /// # Errors
-    /// An unknown name, a variant (there is none), no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
-        check_classes(request)?;
-        let body = Stages::new(request, p)?;
-        let mut taps = body.taps.clone();
-        let inputs = taps.last().map_or(0, |t| t.channels);
-        taps.push(TapSpec::vector("pooled", inputs));
-        taps.push(TapSpec::vector("embedding", inputs));
-        taps.push(TapSpec::vector("logits", request.classes));
+/// The network that the request names, its parameters below `p`.
+fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+    Classifier::new(request, p, body, "fc", |inputs| {
         let init = Init::fan_in_uniform(inputs);
         let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;
-        let head = vec![p.full("fc.weight"), p.full("fc.bias")];
-        Ok(Self { name: request.name.clone(), taps, classes: request.classes, body, fc, head })
-    }
-
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        self.body.work(size, ALL, &mut work)?;
-        work.linear(&self.fc);
-        Ok(work)
-    }
-}
-
-impl Backbone for CifarResNet {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn taps(&self) -> &[TapSpec] {
-        &self.taps
-    }
-
-    fn classes(&self) -> usize {
-        self.classes
-    }
-
-    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
-        let pooled = tape.global_avg_pool(&x)?; // [B, C]
-        tape.tap("pooled", &pooled)?;
-        tape.tap("embedding", &pooled)?;
-        let logits = self.fc.forward(&pooled, tape)?; // [B, classes]
-        tape.tap("logits", &logits)?;
-        Ok(tape.outputs()?.into_iter().collect())
-    }
-
-    fn head(&self) -> Vec<String> {
-        self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
-    }
+        Ok((Neck::None, inputs, fc))
+    })
 }

@@ -14,6 +14,7 @@ struct Readme;
 
 mod body;
 pub mod cifar_resnet;
+mod classifier;
 mod count;
 pub mod deeplabv3plus;
 mod dilate;

@@ -18,15 +18,16 @@
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::{ALL, Body, last};
+use crate::body::Body;
+use crate::classifier::{Classifier, Neck};
+use crate::conv;
 use crate::count::Work;
 use crate::dilate::Dilate;
-use crate::{check_classes, conv};
 
 /// One row for each width multiplier.
 pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
@@ -49,11 +50,11 @@ fn defaults() -> String {
 }
 
 fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
-    Ok(Box::new(MobileNetV2::new(request, p)?))
+    Ok(Box::new(network(request, p)?))
 }
 
 pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
-    MobileNetV2::new(request, p)?.work(size)
+    network(request, p)?.work(size)
 }
 
 pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
@@ -260,82 +261,15 @@ impl Body for Groups {
     }
 }
 
-/// A MobileNetV2.
-#[derive(Debug)]
-pub struct MobileNetV2 {
-    name: String,
-    taps: Vec<TapSpec>,
-    classes: usize,
-    body: Groups,
-    last: ConvBnAct,
-    classifier: Linear,
-    head: Vec<String>,
-}
-
-impl MobileNetV2 {
-    /// Makes the network that the request names, its parameters below `p`.
-    ///
-    /// # Errors
-    /// An unknown name, an unknown variant, no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
-        check_classes(request)?;
-        let body = Groups::new(request, p)?;
-        let mut taps = body.taps.clone();
-        let inputs = taps.last().map_or(0, |t| t.channels);
+/// The network that the request names, its parameters below `p`.
+fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+    Classifier::new(request, p, body, "classifier", |inputs| {
         let features = scaled(1280, width(&request.name)?).max(1280);
         let last = conv(ConvSpec::new(inputs, features, 1), "conv_head", "bn2", Act::Relu6, p)?;
         let zero = Some(Init::Constant(0.0));
-        let classifier = Linear::new(features, request.classes, "classifier", Init::Normal(0.01), zero, p)?;
-        taps.push(TapSpec::vector("pooled", features));
-        taps.push(TapSpec::vector("embedding", features));
-        taps.push(TapSpec::vector("logits", request.classes));
-        let head = vec![p.full("classifier.weight"), p.full("classifier.bias")];
-        let name = request.name.clone();
-        Ok(Self { name, taps, classes: request.classes, body, last, classifier, head })
-    }
-
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        let sizes = self.body.work(size, ALL, &mut work)?;
-        if let Some(size) = sizes.last() {
-            work.conv_bn(&self.last, *size)?;
-        }
-        work.linear(&self.classifier);
-        Ok(work)
-    }
-}
-
-impl Backbone for MobileNetV2 {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn taps(&self) -> &[TapSpec] {
-        &self.taps
-    }
-
-    fn classes(&self) -> usize {
-        self.classes
-    }
-
-    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
-        let x = self.last.forward(&x, tape)?; // [B, 1280, H/32, W/32]
-        let pooled = tape.global_avg_pool(&x)?; // [B, 1280]
-        tape.tap("pooled", &pooled)?;
-        tape.tap("embedding", &pooled)?;
-        let logits = self.classifier.forward(&pooled, tape)?; // [B, classes]
-        tape.tap("logits", &logits)?;
-        Ok(tape.outputs()?.into_iter().collect())
-    }
-
-    fn head(&self) -> Vec<String> {
-        self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
-    }
+        let fc = Linear::new(features, request.classes, "classifier", Init::Normal(0.01), zero, p)?;
+        Ok((Neck::Conv(last), features, fc))
+    })
 }
 
 #[cfg(test)]

@@ -18,15 +18,16 @@
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::{ALL, Body, last};
+use crate::body::Body;
+use crate::classifier::{Classifier, Neck};
+use crate::conv;
 use crate::count::Work;
 use crate::dilate::Dilate;
-use crate::{check_classes, conv};
 
 const SOURCE: &str = "He et al. 2016, Deep Residual Learning for Image Recognition, Table 1";
 
@@ -52,11 +53,11 @@ fn bottleneck_defaults() -> String {
 }
 
 fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
-    Ok(Box::new(ResNet::new(request, p)?))
+    Ok(Box::new(network(request, p)?))
 }
 
 pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
-    ResNet::new(request, p)?.work(size)
+    network(request, p)?.work(size)
 }
 
 pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
@@ -265,75 +266,14 @@ impl Body for Stages {
     }
 }
 
-/// A residual network.
-#[derive(Debug)]
-pub struct ResNet {
-    name: String,
-    taps: Vec<TapSpec>,
-    classes: usize,
-    body: Stages,
-    fc: Linear,
-    head: Vec<String>,
-}
-
-impl ResNet {
-    /// Makes the network that the request names, its parameters below `p`.
-    ///
-    /// # Errors
-    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
-        check_classes(request)?;
-        let body = Stages::new(request, p)?;
-        let mut taps = body.taps.clone();
-        let inputs = taps.last().map_or(0, |t| t.channels);
-        taps.push(TapSpec::vector("pooled", inputs));
-        taps.push(TapSpec::vector("embedding", inputs));
-        taps.push(TapSpec::vector("logits", request.classes));
-        let init = Init::fan_in_uniform(inputs);
-        let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;
-        let head = vec![p.full("fc.weight"), p.full("fc.bias")];
-        Ok(Self { name: request.name.clone(), taps, classes: request.classes, body, fc, head })
-    }
-
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        self.body.work(size, ALL, &mut work)?;
-        work.linear(&self.fc);
-        Ok(work)
-    }
-}
-
 const F: [&str; 4] = ["F1", "F2", "F3", "F4"];
 const F_PRE: [&str; 4] = ["F1_pre", "F2_pre", "F3_pre", "F4_pre"];
 
-impl Backbone for ResNet {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn taps(&self) -> &[TapSpec] {
-        &self.taps
-    }
-
-    fn classes(&self) -> usize {
-        self.classes
-    }
-
-    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
-        let pooled = tape.global_avg_pool(&x)?; // [B, C]
-        tape.tap("pooled", &pooled)?;
-        tape.tap("embedding", &pooled)?;
-        let logits = self.fc.forward(&pooled, tape)?; // [B, classes]
-        tape.tap("logits", &logits)?;
-        Ok(tape.outputs()?.into_iter().collect())
-    }
-
-    fn head(&self) -> Vec<String> {
-        self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
-    }
+/// The network that the request names, its parameters below `p`.
+fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+    Classifier::new(request, p, body, "fc", |inputs| {
+        let init = Init::fan_in_uniform(inputs);
+        let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;
+        Ok((Neck::None, inputs, fc))
+    })
 }

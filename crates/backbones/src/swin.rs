@@ -21,13 +21,13 @@
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node, Padding, WindowAttention};
 
-use crate::body::{ALL, Body, last};
-use crate::check_classes;
+use crate::body::Body;
+use crate::classifier::{Classifier, Neck};
 use crate::count::Work;
 
 /// One row for each size, window and image size.
@@ -81,11 +81,11 @@ fn large_images() -> String {
 const DROP_PATH: &str = "drop_path = 0.1  # timm; Liu et al. 2021 train with 0.2 to 0.5 by size\n";
 
 fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
-    Ok(Box::new(Swin::new(request, p)?))
+    Ok(Box::new(network(request, p)?))
 }
 
 pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
-    Swin::new(request, p)?.work(size)
+    network(request, p)?.work(size)
 }
 
 pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
@@ -352,76 +352,13 @@ impl Body for Stages {
     }
 }
 
-/// A Swin Transformer.
-#[derive(Debug)]
-pub struct Swin {
-    name: String,
-    taps: Vec<TapSpec>,
-    classes: usize,
-    body: Stages,
-    norm: LayerNorm,
-    fc: Linear,
-    head: Vec<String>,
-}
-
-impl Swin {
-    /// Makes the network that the request names, its parameters below `p`.
-    ///
-    /// # Errors
-    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
-        check_classes(request)?;
-        let body = Stages::new(request, p)?;
-        let mut taps = body.taps.clone();
-        let channels = taps.last().map_or(0, |t| t.channels);
+/// The network that the request names, its parameters below `p`.
+fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+    Classifier::new(request, p, body, "head.fc", |channels| {
         let norm = LayerNorm::new(channels, "norm", p)?;
         let fc = linear(channels, request.classes, "head.fc", p)?;
-        taps.push(TapSpec::vector("pooled", channels));
-        taps.push(TapSpec::vector("embedding", channels));
-        taps.push(TapSpec::vector("logits", request.classes));
-        let head = vec![p.full("head.fc.weight"), p.full("head.fc.bias")];
-        Ok(Self { name: request.name.clone(), taps, classes: request.classes, body, norm, fc, head })
-    }
-
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        self.body.work(size, ALL, &mut work)?;
-        work.linear(&self.fc);
-        Ok(work)
-    }
-}
-
-impl Backbone for Swin {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn taps(&self) -> &[TapSpec] {
-        &self.taps
-    }
-
-    fn classes(&self) -> usize {
-        self.classes
-    }
-
-    fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
-        let x = self.norm.forward(&x, tape)?;
-        let pooled = tape.global_avg_pool(&x)?; // [B, 8C]
-        tape.tap("pooled", &pooled)?;
-        tape.tap("embedding", &pooled)?;
-        let logits = self.fc.forward(&pooled, tape)?; // [B, classes]
-        tape.tap("logits", &logits)?;
-        Ok(tape.outputs()?.into_iter().collect())
-    }
-
-    fn head(&self) -> Vec<String> {
-        self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
-    }
+        Ok((Neck::Norm(norm), channels, fc))
+    })
 }
 
 #[cfg(test)]
