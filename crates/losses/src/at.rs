@@ -32,9 +32,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Builder, Result};
 
-use crate::sum::mean;
+use crate::sum::{self, mean};
 use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
@@ -119,16 +119,11 @@ impl Distiller for At {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let mut total = None;
-        for tap in &self.config.stages {
+        let values = self.config.stages.iter().map(|tap| {
             let (student, teacher) = fit::map_pair(step, tap, ROW.name)?;
-            let value = mean(&(self.attention(&student)? - self.attention(&teacher)?)?.sqr()?)?;
-            total = Some(match total {
-                Some(sum) => (sum + value)?,
-                None => value,
-            });
-        }
-        let value = total.ok_or_else(|| Error::unfit(ROW.name, "has no stages"))?;
+            mean(&(self.attention(&student)? - self.attention(&teacher)?)?.sqr()?)
+        });
+        let value = sum::stages(ROW.name, values)?;
         Ok(vec![Term::new("at", value, self.config.weight)])
     }
 

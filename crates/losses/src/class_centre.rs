@@ -54,7 +54,7 @@ use stillhouse_core::{Builder, Error, Params, Result};
 use crate::connector::Conv1x1Bn;
 use crate::mmd::{GroupWeight, Groups, Kernel, grouped_mmd2};
 use crate::unit::{EPS, safe_sqrt, unit};
-use crate::{fit, settings};
+use crate::{fit, settings, sum};
 
 /// The row of `class_centre`.
 pub const ROW: Entry<DistillerBuild> = Entry {
@@ -269,15 +269,9 @@ impl Distiller for ClassCentre {
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
         let classes = step.target.classes(ROW.name)?.to_vec1::<u32>()?;
         let groups = Groups::by_id(&classes)?;
-        let mut total = None;
-        for stage in &self.stages {
-            let value = (self.stage(stage, step, &groups)? * stage.weight)?;
-            total = Some(match total {
-                Some(sum) => (sum + value)?,
-                None => value,
-            });
-        }
-        Ok(total.map(|value| Term::new("class_centre", value, self.config.lambda)).into_iter().collect())
+        let values = self.stages.iter().map(|stage| Ok((self.stage(stage, step, &groups)? * stage.weight)?));
+        let value = sum::stages(ROW.name, values)?;
+        Ok(vec![Term::new("class_centre", value, self.config.lambda)])
     }
 
     fn after_step(&mut self, _step: &Step, _params: &Params) -> Result<()> {

@@ -39,7 +39,7 @@ use stillhouse_core::{Builder, Error, Params, Result};
 use stillhouse_ops::Init;
 
 use crate::connector::{BatchNorm, conv1x1, pixels, relu, with_bias};
-use crate::sum::mean;
+use crate::sum::{self, mean};
 use crate::{fit, settings};
 
 /// The row of `fitnet`.
@@ -184,16 +184,7 @@ impl Distiller for Fitnet {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let mut total = None;
-        for stage in &self.stages {
-            let value = stage.value(step)?;
-            total = Some(match total {
-                Some(sum) => (sum + value)?,
-                None => value,
-            });
-        }
-        let value = total
-            .ok_or_else(|| Error::unfit(ROW.name, "the regressors were not made: connect() comes first"))?;
+        let value = sum::stages(ROW.name, self.stages.iter().map(|stage| stage.value(step)))?;
         Ok(vec![Term::new("fitnet", value, self.config.weight)])
     }
 

@@ -48,7 +48,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result};
 use stillhouse_ops::graph::svd;
 
-use crate::sum::sum;
+use crate::sum::{self, sum};
 use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
@@ -213,20 +213,14 @@ impl Distiller for Kdsvd {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (mut total, mut before): (Option<Tensor>, Option<(Tensor, Tensor)>) = (None, None);
-        for tap in &self.config.stages {
-            let (student, teacher) = self.stage(tap, step)?;
-            if let Some((old_student, old_teacher)) = &before {
-                let difference = (relation(&student, old_student)? - relation(&teacher, old_teacher)?)?;
-                let value = (sum(&difference.sqr()?)? / student.dim(0)? as f64)?;
-                total = Some(match total {
-                    Some(sum) => (sum + value)?,
-                    None => value,
-                });
-            }
-            before = Some((student, teacher));
-        }
-        let value = total.ok_or_else(|| Error::unfit(ROW.name, "has no stages"))?;
+        let stages = self.config.stages.iter().map(|tap| self.stage(tap, step));
+        let stages = stages.collect::<Result<Vec<_>>>()?; // (student, teacher)
+        let values = stages.windows(2).map(|pair| {
+            let [shallow, deep] = pair else { return Err(Error::unfit(ROW.name, "needs two stages")) };
+            let difference = (relation(&deep.0, &shallow.0)? - relation(&deep.1, &shallow.1)?)?;
+            Ok((sum(&difference.sqr()?)? / deep.0.dim(0)? as f64)?)
+        });
+        let value = sum::stages(ROW.name, values)?;
         Ok(vec![Term::new("kdsvd", value, self.config.weight)])
     }
 

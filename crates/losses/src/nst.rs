@@ -31,11 +31,11 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Builder, Result};
 
 use crate::mmd::{GroupWeight, Groups, Kernel, grouped_mmd2};
 use crate::unit::{EPS, unit};
-use crate::{fit, settings};
+use crate::{fit, settings, sum};
 
 /// The row of `nst`.
 pub const ROW: Entry<DistillerBuild> = Entry {
@@ -108,19 +108,14 @@ impl Distiller for Nst {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let mut total = None;
-        for tap in &self.config.stages {
+        let values = self.config.stages.iter().map(|tap| {
             let (student, teacher) = fit::map_pair(step, tap, self.name)?;
             let groups = (self.grouping)(student.dim(0)?)?;
             let points = |map: &Tensor| unit(&map.flatten_from(2)?, EPS); // [B, C, H * W]
             let values = grouped_mmd2(&points(&teacher)?, &points(&student)?, &groups, self.config.kernel)?;
-            let value = groups.average(&values, GroupWeight::NOverB)?;
-            total = Some(match total {
-                Some(sum) => (sum + value)?,
-                None => value,
-            });
-        }
-        let value = total.ok_or_else(|| Error::unfit(self.name, "has no stages"))?;
+            groups.average(&values, GroupWeight::NOverB)
+        });
+        let value = sum::stages(self.name, values)?;
         Ok(vec![Term::new(self.name, value, self.config.weight)])
     }
 

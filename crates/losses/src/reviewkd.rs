@@ -52,7 +52,7 @@ use stillhouse_ops::{ConvSpec, Init, graph};
 
 use crate::connector::{BatchNorm, conv1x1, pixels};
 use crate::pool::{adaptive_avg_pool, nearest};
-use crate::sum::mean;
+use crate::sum::{self, mean};
 use crate::{fit, settings};
 
 /// The row of `reviewkd`.
@@ -238,17 +238,13 @@ impl Distiller for ReviewKd {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (mut total, mut deeper): (Option<Tensor>, Option<Tensor>) = (None, None);
-        for stage in &self.stages {
+        let mut deeper: Option<Tensor> = None;
+        let values = self.stages.iter().map(|stage| {
             let (value, fused) = stage.review(step, deeper.as_ref())?;
             deeper = Some(fused);
-            total = Some(match total {
-                Some(sum) => (sum + value)?,
-                None => value,
-            });
-        }
-        let value = total
-            .ok_or_else(|| Error::unfit(ROW.name, "the fusions were not made: connect() comes first"))?;
+            Ok(value)
+        });
+        let value = sum::stages(ROW.name, values)?;
         Ok(vec![Term::new("reviewkd", value, self.config.weight)])
     }
 

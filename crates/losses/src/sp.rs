@@ -29,9 +29,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Builder, Result};
 
-use crate::sum::sum;
+use crate::sum::{self, sum};
 use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
@@ -100,18 +100,13 @@ impl Distiller for Sp {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let mut total = None;
-        for tap in &self.config.stages {
+        let values = self.config.stages.iter().map(|tap| {
             let student = step.student.get(tap)?;
             let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
             let batch = student.dim(0)? as f64;
-            let value = (sum(&(similarity(&teacher)? - similarity(student)?)?.sqr()?)? / (batch * batch))?;
-            total = Some(match total {
-                Some(sum) => (sum + value)?,
-                None => value,
-            });
-        }
-        let value = total.ok_or_else(|| Error::unfit(ROW.name, "has no stages"))?;
+            Ok((sum(&(similarity(&teacher)? - similarity(student)?)?.sqr()?)? / (batch * batch))?)
+        });
+        let value = sum::stages(ROW.name, values)?;
         Ok(vec![Term::new("sp", value, self.config.weight)])
     }
 

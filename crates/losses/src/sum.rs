@@ -1,7 +1,7 @@
 //! Sums that do not lose digits.
 
 use candle_core::{DType, Tensor};
-use stillhouse_core::Result;
+use stillhouse_core::{Error, Result};
 
 /// The sum of all values, accumulated in f64, in the tensor's dtype.
 pub(crate) fn sum(x: &Tensor) -> Result<Tensor> {
@@ -11,6 +11,16 @@ pub(crate) fn sum(x: &Tensor) -> Result<Tensor> {
 /// The mean of all values, accumulated in f64, in the tensor's dtype.
 pub(crate) fn mean(x: &Tensor) -> Result<Tensor> {
     Ok((sum(x)? / x.elem_count() as f64)?)
+}
+
+/// The sum of one scalar for each stage, in their order.
+///
+/// # Errors
+/// The first error among them; no stage at all, which is what a method has before `connect`.
+pub(crate) fn stages(who: &str, values: impl IntoIterator<Item = Result<Tensor>>) -> Result<Tensor> {
+    let mut values = values.into_iter();
+    let first = values.next().ok_or_else(|| Error::unfit(who, "has no stages; connect() comes first"))?;
+    values.try_fold(first?, |total, value| Ok((total + value?)?))
 }
 
 /// The mean over the first axis, `[M, N] -> [N]`, as one product (candle's own reduction of a

@@ -35,12 +35,12 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Builder, Result};
 use stillhouse_ops::Init;
 
 use crate::connector::{self, pixels};
 use crate::softmax::log_sum_exp;
-use crate::sum::mean_rows;
+use crate::sum::{self, mean_rows};
 use crate::{fit, settings};
 
 /// The row of `vid`.
@@ -168,16 +168,8 @@ impl Distiller for Vid {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let mut total = None;
-        for stage in &self.stages {
-            let value = stage.value(step, self.config.eps)?;
-            total = Some(match total {
-                Some(sum) => (sum + value)?,
-                None => value,
-            });
-        }
-        let value = total
-            .ok_or_else(|| Error::unfit(ROW.name, "the regressors were not made: connect() comes first"))?;
+        let values = self.stages.iter().map(|stage| stage.value(step, self.config.eps));
+        let value = sum::stages(ROW.name, values)?;
         Ok(vec![Term::new("vid", value, self.config.weight)])
     }
 
