@@ -2,7 +2,7 @@
 
     python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS
 
-WORK is `train`, `frozen`, `load` or a distillation method (`kd`, `class_centre`). Reads a count a line and
+WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load` or a distillation method (`kd`, `class_centre`). Reads a count a line and
 answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
 collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
 teacher, gradients set to none, the layout that is asked for.
@@ -114,11 +114,11 @@ def main():
     labels = torch.arange(batch) // 4
     model = make(network)
 
-    if work == "frozen":
+    if work in ("frozen", "bf16"):
         model.eval()
 
         def step():
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=work == "bf16"):
                 return model(images)
 
     else:

@@ -9,6 +9,8 @@ pub(crate) enum Work {
     Train,
     /// A frozen network, forward only.
     Frozen,
+    /// The same in bf16: on our side by `Precision::Bf16`, on PyTorch's by autocast.
+    FrozenBf16,
     /// A frozen ResNet50 teaches by this method of the registry, with cross-entropy.
     Distil(&'static str),
     /// JPEG files to a batch: decoded, cut at random, resized, mirrored, normalised.
@@ -40,6 +42,7 @@ pub(crate) const CASES: &[Case] = &[
     case("vgg16-train-64", "vgg16", Work::Train, 8, 64),
     case("vgg16-train-224", "vgg16", Work::Train, 2, 224),
     case("resnet50-frozen-224", "resnet50", Work::Frozen, 8, 224),
+    case("resnet50-bf16-224", "resnet50", Work::FrozenBf16, 8, 224),
     case("resnet18-frozen-224", "resnet18", Work::Frozen, 8, 224),
     case("mobilenetv2-frozen-224", "mobilenetv2_100", Work::Frozen, 8, 224),
     case("kd-resnet18-64", "resnet18", Work::Distil("kd"), 16, 64),
@@ -62,6 +65,7 @@ impl Case {
         let work = match self.work {
             Work::Train => "training step".to_string(),
             Work::Frozen => "frozen, forward only".to_string(),
+            Work::FrozenBf16 => "frozen, forward only, in bf16".to_string(),
             Work::Distil(method) => format!("frozen ResNet50 teaches by {method}"),
             Work::Load => "reads the JPEG files of STILLHOUSE_BENCH_IMAGES".to_string(),
         };

@@ -5,8 +5,8 @@ use stillhouse_core::data::Target;
 use stillhouse_core::distiller::{Distiller, Shapes, Step};
 use stillhouse_core::network::{Backbone, BackboneRequest, Features};
 use stillhouse_core::{Params, Rng, Tape};
-use stillhouse_ops::Mode;
 use stillhouse_ops::optim::{Hyper, Sgd};
+use stillhouse_ops::{Mode, Precision};
 
 use crate::cases::{Case, Work};
 
@@ -39,9 +39,12 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
     let labels: Vec<u32> = (0..case.batch as u32).map(|i| i / 4).collect();
     let target = Target::Classes(Tensor::new(labels, &Device::Cpu)?);
     match case.work {
-        Work::Frozen => {
+        Work::Frozen | Work::FrozenBf16 => {
             let net = network(case.network, 1)?;
             let mut tape = Tape::new(&net.params, Mode::Frozen)?;
+            if case.work == Work::FrozenBf16 {
+                tape.set_precision(Precision::Bf16)?;
+            }
             Ok(Box::new(move || {
                 tape.begin(Rng::new(0), 0);
                 let features = net.backbone.forward(&images, &mut tape)?;

@@ -46,6 +46,16 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, o: Self) -> Self;
     /// The smaller one.
     unsafe fn min(self, o: Self) -> Self;
+    /// Asks for the memory at `p`, which need not be valid, to read it soon.
+    #[inline(always)]
+    unsafe fn prefetch(p: *const Self::T) {
+        let _ = p;
+    }
+    /// The same, to write it soon.
+    #[inline(always)]
+    unsafe fn prefetch_write(p: *const Self::T) {
+        let _ = p;
+    }
 }
 
 /// Sixteen values in an array: the scalar twin.
@@ -148,6 +158,14 @@ mod x86 {
     impl Lanes for Avx512 {
         type T = f32;
         const WIDE: bool = true;
+        #[inline(always)]
+        unsafe fn prefetch(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_write(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { Self(_mm512_set1_ps(x)) }

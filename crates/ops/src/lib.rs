@@ -30,4 +30,4 @@ pub use layers::linear::Linear;
 pub use params::{Builder, Init, Kind, Param, ParamId, Params};
 pub use real::{Isa, isa};
 pub use rng::{Draw, Rng};
-pub use tape::{Mode, Node, Tape};
+pub use tape::{Mode, Node, Precision, Spent, Tape};

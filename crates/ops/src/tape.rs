@@ -4,8 +4,9 @@
 //! network marks, the tape hands out candle tensors (`[B, C, H, W]` views); a loss is ordinary
 //! candle code, and [`Tape::backward`] joins the two graphs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -51,6 +52,31 @@ impl Mode {
 pub(crate) enum Data {
     F32(Arc<Buf<f32>>),
     F64(Arc<Buf<f64>>),
+    /// Of a frozen network in bf16.
+    Bf16(Arc<Buf<u16>>),
+}
+
+/// What a frozen network computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// The type of its parameters.
+    #[default]
+    Full,
+    /// Convolutions in bf16, summed in f32, on the tile unit of x86 (AMX).
+    Bf16,
+}
+
+/// What one kind of work has taken, while [`Tape::measure`] was on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spent {
+    /// Which layer, on maps of which size, and which part of its work.
+    pub work: String,
+    /// How often it ran.
+    pub calls: usize,
+    /// Wall clock of all calls together.
+    pub seconds: f64,
+    /// Multiply-accumulates of all calls together, by the plain sum; 0 where the work has none.
+    pub macs: u64,
 }
 
 /// A map or vector inside a network: the result of a layer.
@@ -199,6 +225,10 @@ pub struct Tape {
     taps: Vec<Tap>,
     geometry: HashMap<(ConvSpec, usize, usize), Arc<ConvGeo>>,
     winograd: bool,
+    precision: Precision,
+    pub(crate) halves: Arc<Pool<u16>>,
+    pub(crate) tiles: HashMap<ParamId, Arc<kernels::amx::Weights>>,
+    spent: Option<BTreeMap<String, Spent>>,
     f32: Lane<f32>,
     f64: Lane<f64>,
 }
@@ -224,6 +254,10 @@ impl Tape {
             taps: Vec::new(),
             geometry: HashMap::new(),
             winograd: std::env::var("STILLHOUSE_WINOGRAD").as_deref() != Ok("0"),
+            precision: Precision::Full,
+            halves: Arc::default(),
+            tiles: HashMap::new(),
+            spent: None,
             f32: Lane::default(),
             f64: Lane::default(),
         })
@@ -257,6 +291,54 @@ impl Tape {
         self.winograd = on;
     }
 
+    /// Lets a network in mode [`Mode::Frozen`] compute in less than it holds; its features then differ
+    /// by some 0.5 % of their size. An error says what the machine or the network lacks.
+    pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        if precision == Precision::Bf16 {
+            if self.dtype() != DType::F32 || self.mode != Mode::Frozen {
+                return Err(Error::usage("bf16", "only a frozen network of f32 parameters can run in bf16"));
+            }
+            if !kernels::amx::available() {
+                return Err(Error::usage(
+                    "bf16",
+                    "this machine has no AMX tiles for bf16 (or STILLHOUSE_ISA rules them out); use f32",
+                ));
+            }
+        }
+        self.precision = precision;
+        Ok(())
+    }
+
+    pub(crate) fn bf16(&self) -> bool {
+        self.precision == Precision::Bf16 && self.mode == Mode::Frozen
+    }
+
+    /// Starts to add up what each kind of work takes, from zero, or stops it.
+    pub fn measure(&mut self, on: bool) {
+        self.spent = on.then(BTreeMap::new);
+    }
+
+    /// What has been added up since [`Tape::measure`].
+    pub fn spent(&self) -> Vec<Spent> {
+        self.spent.iter().flat_map(|all| all.values().cloned()).collect()
+    }
+
+    pub(crate) fn started(&self) -> Option<Instant> {
+        self.spent.is_some().then(Instant::now)
+    }
+
+    /// Adds what was [`Tape::started`].
+    pub(crate) fn ended(&mut self, started: Option<Instant>, work: impl FnOnce() -> String, macs: u64) {
+        if let (Some(all), Some(started)) = (&mut self.spent, started) {
+            let seconds = started.elapsed().as_secs_f64();
+            let work = work();
+            let spent = all.entry(work.clone()).or_insert(Spent { work, calls: 0, seconds: 0.0, macs: 0 });
+            spent.calls += 1;
+            spent.seconds += seconds;
+            spent.macs += macs;
+        }
+    }
+
     pub(crate) fn winograd<T: Elem>(&self) -> bool {
         self.winograd && T::TYPE == DType::F32
     }
@@ -285,6 +367,7 @@ impl Tape {
         self.f64.pool.clear();
         self.f32.bytes.clear();
         self.f64.bytes.clear();
+        self.halves.clear();
     }
 
     fn forget(&mut self) {
@@ -318,17 +401,30 @@ impl Tape {
         values: Buf<T>,
     ) -> Node {
         debug_assert_eq!(values.len(), shape.iter().product::<usize>());
+        self.node_of(shape, flat, needs_grad, T::wrap(Arc::new(values)))
+    }
+
+    pub(crate) fn node_of(&mut self, shape: [usize; 4], flat: bool, needs_grad: bool, data: Data) -> Node {
         self.nodes += 1;
-        let data = T::wrap(Arc::new(values));
         Node { id: self.nodes - 1, pass: self.pass, shape, flat, needs_grad, data }
     }
 
     /// The values of a node of this pass.
-    pub(crate) fn values<'a, T: Elem>(&self, op: &'static str, x: &'a Node) -> Result<&'a Arc<Buf<T>>> {
+    pub(crate) fn values<T: Elem>(&mut self, op: &'static str, x: &Node) -> Result<Arc<Buf<T>>> {
         if x.pass != self.pass {
             return Err(Error::usage(op, "the node is of an earlier pass or of another tape"));
         }
-        T::data(&x.data).ok_or_else(|| Error::usage(op, "the node has another element type than the tape"))
+        if let Some(values) = T::data(&x.data) {
+            return Ok(Arc::clone(values));
+        }
+        if let Data::Bf16(halves) = &x.data {
+            let mut wide = self.f32.pool.take(halves.len());
+            kernels::amx::widen_all(halves, &mut wide);
+            if let Some(values) = T::data(&Data::F32(Arc::new(wide))) {
+                return Ok(Arc::clone(values));
+            }
+        }
+        Err(Error::usage(op, "the node has another element type than the tape"))
     }
 
     /// Images `[B, C, H, W]` as the first node. They get no gradient.
@@ -356,7 +452,7 @@ impl Tape {
         let [b, h, w, c] = x.shape;
         let shape = if x.flat { vec![b, c] } else { vec![b, h, w, c] };
         let values =
-            by_type!(self, T => Tensor::from_slice(self.values::<T>("tap", x)?, shape, &Device::Cpu)?);
+            by_type!(self, T => Tensor::from_slice(&self.values::<T>("tap", x)?, shape, &Device::Cpu)?);
         let (leaf, tensor) = if self.mode.records() && x.needs_grad {
             let leaf = Var::from_tensor(&values)?;
             (Some(leaf.clone()), leaf.as_tensor().clone())

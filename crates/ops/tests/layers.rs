@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::{
-    Act, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, Params, Result, Rng, Tape,
+    Act, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, Params, Precision, Result, Rng, Tape,
 };
 use stillhouse_testkit::diff::assert_close;
 
@@ -463,4 +463,61 @@ fn misuse_is_an_error() {
     let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
     let e = net.run(&random("one", &[1, 2, 1, 1], DType::F32), &mut tape).unwrap_err();
     assert!(text(e).contains("more than one value per channel"));
+}
+
+/// A frozen network in bf16 gives what f64 gives, to the precision of bf16, and the same bits for any
+/// thread count; where the machine has no tiles it says so.
+#[test]
+fn bf16_is_near_f64() {
+    let frozen = |net: &Net, bf16: bool, images: &Tensor| -> Result<Vec<f64>> {
+        let mut tape = Tape::new(&net.params, Mode::Frozen)?;
+        if bf16 {
+            tape.set_precision(Precision::Bf16)?;
+        }
+        Ok(net.run(images, &mut tape)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+    };
+    for (i, spec) in specs().into_iter().enumerate() {
+        for (act, bn) in [(Act::None, true), (Act::Relu6, i % 2 == 0)] {
+            let single = Net::new(spec, bn, act, DType::F32);
+            let images = random("images", &[3, 2, 9, 8], DType::F32);
+            let near = match frozen(&single, true, &images) {
+                Ok(near) => near,
+                Err(e) => {
+                    assert!(e.to_string().contains("AMX"), "{e}");
+                    return;
+                }
+            };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            assert_eq!(near, pool.install(|| frozen(&single, true, &images)).unwrap(), "{spec:?}");
+            let double = Net::new(spec, bn, act, DType::F64);
+            let exact = frozen(&double, false, &images.to_dtype(DType::F64).unwrap()).unwrap();
+            let size = (exact.iter().map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt();
+            let off = exact.iter().zip(&near).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+            let off = (off / exact.len() as f64).sqrt() / size;
+            assert!(off < 0.01, "{spec:?}, batch norm {bn}: off by {off}");
+        }
+    }
+    let net = Net::new(ConvSpec::new(6, 5, 1), true, Act::Relu, DType::F64);
+    let error = Tape::new(&net.params, Mode::Frozen).unwrap().set_precision(Precision::Bf16).unwrap_err();
+    assert!(error.to_string().contains("f32 parameters"), "{error}");
+}
+
+#[test]
+fn work_is_measured_on_demand() {
+    let net = Net::new(ConvSpec::new(6, 8, 3), true, Act::Relu, DType::F32);
+    let images = random("images", &[2, 2, 5, 7], DType::F32);
+    let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
+    net.run(&images, &mut tape).unwrap();
+    assert!(tape.spent().is_empty());
+    tape.measure(true);
+    let out = net.run(&images, &mut tape).unwrap();
+    tape.backward(&out.sum_all().unwrap()).unwrap();
+    let spent = tape.spent();
+    for (part, macs) in
+        [("forward", 2 * 5 * 7 * 6 * 8 * 9), ("weight gradient", 2 * 5 * 7 * 6 * 8 * 9), ("norm", 0)]
+    {
+        let work = format!("conv 6 to 8, 3x3, stride 1, on 5x7: {part}");
+        let found = spent.iter().find(|s| s.work == work).unwrap_or_else(|| panic!("{work} in {spent:?}"));
+        assert_eq!((found.calls, found.macs), (1, macs), "{work}");
+    }
 }

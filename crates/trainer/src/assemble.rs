@@ -7,7 +7,7 @@ use stillhouse_core::data::{Dataset, Split};
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::{Kind, Mode, Param};
 
-use crate::config::CellConfig;
+use crate::config::{CellConfig, Precision};
 use crate::folder::Folder;
 use crate::groups::Groups;
 use crate::plan::teacher_folder;
@@ -128,6 +128,9 @@ fn teacher(
         right: result.right,
         tested: result.tested,
     };
-    let tape = Tape::new(&network.params, Mode::Frozen)?;
+    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
+    if reference.precision == Precision::Bf16 {
+        tape.set_precision(stillhouse_ops::Precision::Bf16)?;
+    }
     Ok(Some((Teacher { network, tape, renormalise }, facts)))
 }

@@ -137,6 +137,26 @@ pub struct TeacherRef {
     pub backbone: String,
     /// Name and hash of its cell, a folder below `teachers/`.
     pub cell: String,
+    /// What it computes in while it teaches.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
+}
+
+/// What a frozen teacher computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// Convolutions in bf16, summed in 32 bits; needs a processor with AMX.
+    Bf16,
+}
+
+impl Precision {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One method among the terms of the loss.

@@ -61,6 +61,8 @@ pub(crate) struct TeacherSection {
     pub(crate) weights: String,
     #[serde(default)]
     pub(crate) variant: Table,
+    #[serde(default)]
+    pub(crate) precision: crate::config::Precision,
     pub(crate) train: TrainConfig,
 }
 

@@ -30,7 +30,7 @@ mod tensors;
 
 pub use config::{
     AdamConfig, CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig, Optimiser,
-    TeacherRef, TrainConfig,
+    Precision, TeacherRef, TrainConfig,
 };
 pub use context::{Context, Observer};
 pub use error::{Error, Result};

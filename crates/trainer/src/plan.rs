@@ -183,7 +183,8 @@ impl Planner<'_> {
             });
             let cell = &cells[place];
             let folder = format!("{}-{}", cell.name, cell.hash);
-            config.teacher = Some(TeacherRef { backbone: cell.student.clone(), cell: folder });
+            let precision = written.teacher.as_ref().map_or_else(Default::default, |t| t.precision);
+            config.teacher = Some(TeacherRef { backbone: cell.student.clone(), cell: folder, precision });
             teacher = Some(place);
         }
         push(cells, self.cell(Role::Student, written, &found, Some(config), teacher)?);

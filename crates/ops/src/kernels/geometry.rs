@@ -260,6 +260,25 @@ impl ConvGeo {
         phases
     }
 
+    /// A name for a part of the work of this convolution.
+    pub(crate) fn work(&self, part: &str) -> String {
+        let (s, [h, w]) = (&self.spec, self.input);
+        let groups = if s.groups > 1 { format!(" in {} groups", s.groups) } else { String::new() };
+        format!(
+            "conv {} to {}, {k}x{k}{groups}, stride {}, on {h}x{w}: {part}",
+            s.inputs,
+            s.outputs,
+            s.stride,
+            k = s.kernel
+        )
+    }
+
+    /// Multiply-accumulates for so many images.
+    pub(crate) fn macs(&self, images: usize) -> u64 {
+        let [o, i, kh, kw] = self.spec.weight_shape();
+        (images * self.output[0] * self.output[1] * o * i * kh * kw) as u64
+    }
+
     /// Values of one image of the forward source.
     pub(crate) fn source_len(&self) -> usize {
         let [h, w] = self.padded.unwrap_or(self.input);

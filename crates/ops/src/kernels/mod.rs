@@ -4,6 +4,7 @@
 //! Maps are NHWC. Work is split by shape only and partial sums are added in a fixed order, so a
 //! result does not depend on the number of threads.
 
+pub(crate) mod amx;
 pub(crate) mod attention;
 pub(crate) mod depthwise;
 pub(crate) mod elementwise;

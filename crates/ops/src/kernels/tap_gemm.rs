@@ -86,6 +86,8 @@ pub(crate) fn sum_tasks(rows: usize) -> usize {
 /// Rows in a task, and values of weights that stay in the cache while tasks go down the rows.
 const TASK_ROWS: usize = 48;
 const GROUP_VALUES: usize = 192 * 1024;
+/// Rows of weights that are asked for before they are read.
+const AHEAD: usize = 12;
 
 impl<T: Real> TapGemm<'_, T> {
     pub(crate) fn run(&self) {
@@ -213,6 +215,17 @@ impl<T: Real> Block<'_, '_, T> {
             // SAFETY: by the contract of this function.
             unsafe {
                 let weight = g.weight.as_ptr().add(panel.offset + v0 * LANES);
+                // What the tile touches at its end comes while the products run.
+                for i in 0..MR {
+                    let to = image[i] * g.target_len + *r.target.get_unchecked(at[i]) as usize;
+                    let to = to + g.target_first + panel.first + v0 * LANES;
+                    for v in 0..NV {
+                        L::prefetch_write(g.target.ptr().wrapping_add(to + v * LANES));
+                        if let Some(shortcut) = g.epilogue.shortcut {
+                            L::prefetch(shortcut.as_ptr().wrapping_add(to + v * LANES));
+                        }
+                    }
+                }
                 let mut acc = [[L::splat(T::ZERO); NV]; MR];
                 for (t, tap) in r.taps.iter().enumerate() {
                     let mut from = [zeros; MR];
@@ -226,6 +239,7 @@ impl<T: Real> Block<'_, '_, T> {
                     for k in 0..r.kc {
                         let mut b = [L::splat(T::ZERO); NV];
                         for v in 0..NV {
+                            L::prefetch(w.wrapping_add(AHEAD * width + v * LANES));
                             b[v] = L::load(w.add(v * LANES));
                         }
                         for i in 0..MR {

@@ -19,7 +19,7 @@ use crate::panels::LANES;
 /// Tiles that pay, times this, are at least the channels in times out; for a forward pass or data
 /// gradient, and for a weight gradient (measured).
 pub(crate) const FORWARD: usize = 600;
-pub(crate) const GRADIENT: usize = 200;
+pub(crate) const GRADIENT: usize = 600;
 /// Points of a transformed tile.
 const POINTS: usize = 36;
 /// Outputs of a tile in one direction.

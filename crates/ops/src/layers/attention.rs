@@ -82,7 +82,7 @@ impl WindowAttention {
 
     fn run<T: Elem>(&self, qkv: &Node, tape: &mut Tape) -> Result<Node> {
         let [images, h, w, _] = qkv.shape;
-        let values = Arc::clone(tape.values::<T>("window attention", qkv)?);
+        let values = tape.values::<T>("window attention", qkv)?;
         let windows = Windows::new([h, w], self.window, self.shift);
         let pool = Arc::clone(&T::lane(tape).pool);
         let inputs = self.inputs::<T>(&windows, tape)?;

@@ -1,7 +1,5 @@
 //! Maps side by side.
 
-use std::sync::Arc;
-
 use crate::buffers::Buf;
 use crate::kernels::elementwise::copy_columns;
 use crate::layers::Record;
@@ -54,7 +52,7 @@ impl Tape {
         let mut out = T::lane(self).pool.take(images * h * w * channels);
         let mut at = 0;
         for x in inputs {
-            let values = Arc::clone(self.values::<T>("concat", x)?);
+            let values = self.values::<T>("concat", x)?;
             copy_columns(&values, (x.channels(), 0), &mut out, (channels, at), x.channels());
             at += x.channels();
         }

@@ -48,7 +48,7 @@ impl Tape {
     }
 
     fn gelu_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
-        let values = Arc::clone(self.values::<T>("gelu", x)?);
+        let values = self.values::<T>("gelu", x)?;
         let mut out = T::lane(self).pool.take(values.len());
         gelu(&values, &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
@@ -74,7 +74,7 @@ impl Tape {
     }
 
     fn drop_path_t<T: Elem>(&mut self, x: &Node, p: f64) -> Result<Node> {
-        let values = Arc::clone(self.values::<T>("drop_path", x)?);
+        let values = self.values::<T>("drop_path", x)?;
         let (rng, step) = self.draw_key();
         let keep = 1.0 / (1.0 - p);
         let factor = |image: usize| if rng.at(step, image as u64).chance(p) { 0.0 } else { keep };

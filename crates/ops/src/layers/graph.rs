@@ -31,7 +31,7 @@ pub(crate) fn forward<T: Elem>(
     for x in inputs {
         let [b, h, w, c] = x.shape;
         let shape = if x.flat { vec![b, c] } else { vec![b, h, w, c] };
-        let values = Tensor::from_slice(tape.values::<T>("graph", x)?, shape, &Device::Cpu)?;
+        let values = Tensor::from_slice(&tape.values::<T>("graph", x)?, shape, &Device::Cpu)?;
         if records && x.needs_grad {
             let leaf = Var::from_tensor(&values)?;
             args.push(outside(leaf.as_tensor(), x.flat)?);

@@ -39,7 +39,7 @@ impl LayerNorm {
     }
 
     fn run<T: Elem>(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
-        let values = Arc::clone(tape.values::<T>("layer norm", x)?);
+        let values = tape.values::<T>("layer norm", x)?;
         let params = tape.params().clone();
         let pool = Arc::clone(&T::lane(tape).pool);
         let (mut out, mut stats) = (pool.take(values.len()), pool.take(values.len() / self.channels * 2));

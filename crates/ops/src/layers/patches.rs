@@ -1,7 +1,5 @@
 //! Neighbouring pixels as channels.
 
-use std::sync::Arc;
-
 use crate::Result;
 use crate::buffers::Buf;
 use crate::kernels::patches::{merge, split};
@@ -33,7 +31,7 @@ impl Tape {
     }
 
     fn merge_patches_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
-        let values = Arc::clone(self.values::<T>("merge_patches", x)?);
+        let values = self.values::<T>("merge_patches", x)?;
         let [b, h, w, c] = x.shape;
         let shape = [b, h.div_ceil(2), w.div_ceil(2), 4 * c];
         let mut out = T::lane(self).pool.take(shape.iter().product());

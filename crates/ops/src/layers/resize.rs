@@ -1,7 +1,5 @@
 //! Maps of another size: bilinear resizing, adaptive average pooling, a vector on every pixel.
 
-use std::sync::Arc;
-
 use crate::buffers::Buf;
 use crate::kernels::pool::{spread, sum_pixels};
 use crate::kernels::resample::{Along, resample};
@@ -85,7 +83,7 @@ impl Tape {
         columns: Along,
     ) -> Result<Node> {
         let [images, _, _, channels] = x.shape;
-        let values = Arc::clone(self.values::<T>(op, x)?);
+        let values = self.values::<T>(op, x)?;
         let shape = [images, rows.outputs(), columns.outputs(), channels];
         let mut out = T::lane(self).pool.take(shape.iter().product());
         resample(&values, &rows, &columns, channels, false, &mut out);
@@ -109,7 +107,7 @@ impl Tape {
 
     fn expand_t<T: Elem>(&mut self, x: &Node, (h, w): (usize, usize)) -> Result<Node> {
         let [images, _, _, channels] = x.shape;
-        let values = Arc::clone(self.values::<T>("expand", x)?);
+        let values = self.values::<T>("expand", x)?;
         let mut out = T::lane(self).pool.take(images * h * w * channels);
         spread(&values, h * w, channels, T::of(1.0), false, &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;

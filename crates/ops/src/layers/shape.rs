@@ -127,7 +127,7 @@ impl Tape {
     }
 
     fn max_pool_t<T: Elem>(&mut self, x: &Node, images: usize, geo: MaxPool) -> Result<Node> {
-        let values = Arc::clone(self.values::<T>("max_pool", x)?);
+        let values = self.values::<T>("max_pool", x)?;
         let len = images * geo.output[0] * geo.output[1] * geo.channels;
         let lane = T::lane(self);
         let (mut out, mut which) = (lane.pool.take(len), lane.bytes.take(len));
@@ -148,7 +148,7 @@ impl Tape {
 
     fn global_avg_pool_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
         let [b, h, w, c] = x.shape;
-        let values = Arc::clone(self.values::<T>("global_avg_pool", x)?);
+        let values = self.values::<T>("global_avg_pool", x)?;
         let mut out = T::lane(self).pool.take(b * c);
         sum_pixels(&values, h * w, c, T::of(1.0 / (h * w) as f64), &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
@@ -177,10 +177,10 @@ impl Tape {
     }
 
     fn sum_t<T: Elem>(&mut self, a: &Node, b: Option<&Node>, act: Act) -> Result<Node> {
-        let x = Arc::clone(self.values::<T>("add", a)?);
+        let x = self.values::<T>("add", a)?;
         let mut out = T::lane(self).pool.take(x.len());
         match b {
-            Some(b) => elementwise::add(&x, &Arc::clone(self.values::<T>("add", b)?), &mut out),
+            Some(b) => elementwise::add(&x, &self.values::<T>("add", b)?, &mut out),
             None => elementwise::clamp(&x, T::ZERO, T::of(f64::INFINITY), &mut out),
         }
         let inputs: Vec<usize> =
@@ -190,7 +190,7 @@ impl Tape {
         if needs_grad {
             let mask = match act {
                 Act::None => None,
-                act => Some((Arc::clone(self.values::<T>("add", &node)?), act)),
+                act => Some((self.values::<T>("add", &node)?, act)),
             };
             T::lane(self).records.push(Record::Add(AddRecord { out: node.id, inputs, mask }));
         }
@@ -211,7 +211,7 @@ impl Tape {
 
     fn dropout_t<T: Elem>(&mut self, x: &Node, p: f64) -> Result<Node> {
         const PART: usize = 4096;
-        let values = Arc::clone(self.values::<T>("dropout", x)?);
+        let values = self.values::<T>("dropout", x)?;
         let (rng, step) = self.draw_key();
         let len = values.len();
         let mut scale = T::lane(self).pool.take(len);

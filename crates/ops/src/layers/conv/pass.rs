@@ -1,0 +1,266 @@
+//! One pass of a convolution over maps of one size: which kernel serves, and its calls.
+
+use std::sync::Arc;
+
+use super::{ConvBnAct, NOMINAL_BATCH};
+use crate::buffers::Buf;
+use crate::kernels::Shared;
+use crate::kernels::depthwise::{self, Depthwise, DepthwiseGradient, gradient_scratch};
+use crate::kernels::geometry::{ConvGeo, pad_images};
+use crate::kernels::norm::Sums;
+use crate::kernels::tap_gemm::{self, Epilogue, TapGemm};
+use crate::kernels::wgrad::{self, WeightGradient};
+use crate::kernels::winograd::{self, Tiles};
+use crate::tape::{Elem, Tape};
+
+/// A layer on maps of one size.
+pub(super) struct Pass<'a> {
+    pub(super) layer: &'a ConvBnAct,
+    pub(super) geo: &'a ConvGeo,
+    pub(super) images: usize,
+}
+
+impl Pass<'_> {
+    /// The zero-padded copy that convolutions of few channels read.
+    pub(super) fn pad<T: Elem>(&self, values: &[T], tape: &mut Tape) -> Option<Buf<T>> {
+        let size = self.geo.padded?;
+        let mut copy = T::lane(tape).pool.take(self.images * self.geo.source_len());
+        pad_images(values, self.geo.input, self.geo.spec.inputs, self.geo.before, size, &mut copy);
+        Some(copy)
+    }
+
+    /// Tiles of the forward pass, where Winograd's algorithm serves; `per_weight` as in
+    /// [`Tiles::pay`].
+    pub(super) fn tiles<T: Elem>(&self, per_weight: usize, tape: &Tape) -> Option<Tiles> {
+        let spec = &self.geo.spec;
+        let fits = spec.kernel == 3 && spec.stride == 1 && spec.dilation == 1 && spec.groups == 1;
+        if !fits || self.geo.before != [1, 1] || self.geo.output != self.geo.input || !tape.winograd::<T>() {
+            return None;
+        }
+        let size = self.geo.input;
+        let (images, before) = (self.images, self.geo.before);
+        let tiles =
+            Tiles { images, source: size, target: size, before, inputs: spec.inputs, outputs: spec.outputs };
+        // Outside of training the choice must not depend on how many images there are, so that a
+        // single image gets the very logits that it has in a batch.
+        let nominal = if tape.mode().records() { images } else { NOMINAL_BATCH };
+        tiles.pay(nominal, per_weight).then_some(tiles)
+    }
+
+    /// Parts that the forward pass leaves in [`Sums`].
+    pub(super) fn sum_tasks<T: Elem>(&self, tape: &Tape) -> usize {
+        let rows = self.images * self.geo.forward.p;
+        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+            tiles.sum_tasks()
+        } else if self.layer.panels.depthwise() {
+            depthwise::sum_tasks(rows, self.geo.spec.outputs)
+        } else {
+            tap_gemm::sum_tasks(rows)
+        }
+    }
+
+    /// Winograd's convolution with transformed weights.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn convolve<T: Elem>(
+        &self,
+        tiles: Tiles,
+        source: &[T],
+        weight: &[T],
+        out: &mut [T],
+        epilogue: Epilogue<T>,
+        sums: Option<Sums<T>>,
+        tape: &mut Tape,
+    ) {
+        let mut scratch = T::lane(tape).pool.take(tiles.scratch_len());
+        let target_len = out.len();
+        let target = Shared::new(out);
+        let scratch = &mut scratch[..];
+        winograd::Convolution { tiles, source, weight, target, target_len, epilogue, sums, scratch }.run();
+    }
+
+    fn output_len(&self) -> usize {
+        self.geo.output[0] * self.geo.output[1] * self.geo.spec.outputs
+    }
+
+    pub(super) fn forward<T: Elem>(
+        &self,
+        source: &[T],
+        weight: &[T],
+        out: &mut [T],
+        epilogue: Epilogue<T>,
+        sums: Option<Sums<T>>,
+        tape: &mut Tape,
+    ) {
+        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+            let mut points = T::lane(tape).pool.take(tiles.weight_len());
+            winograd::transform_weight(weight, tiles.inputs, tiles.outputs, false, &mut points);
+            self.convolve(tiles, source, &points, out, epilogue, sums, tape);
+            return;
+        }
+        let target = Shared::new(out);
+        let (source_len, target_len) = (self.geo.source_len(), self.output_len());
+        if panels.depthwise() {
+            Depthwise {
+                images: self.images,
+                channels: spec.outputs,
+                rows: &self.geo.forward,
+                source,
+                source_len,
+                weight,
+                target,
+                target_len,
+                epilogue,
+                sums,
+            }
+            .run();
+            return;
+        }
+        let zeros = T::lane(tape).zeros(self.geo.forward.kc);
+        let cut = panels.panels();
+        for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
+            TapGemm {
+                images: self.images,
+                rows: &self.geo.forward,
+                source,
+                source_len,
+                source_first: g * spec.inputs / spec.groups,
+                target_first: g * spec.outputs / spec.groups,
+                weight,
+                panels: &cut,
+                target,
+                target_len,
+                epilogue,
+                zeros: &zeros,
+                sums,
+            }
+            .run();
+        }
+    }
+
+    /// Gradient of the input, added to what is there if `accumulate`.
+    pub(super) fn data_gradient<T: Elem>(
+        &self,
+        dy: &[T],
+        weight: &[T],
+        dx: &mut [T],
+        accumulate: bool,
+        tape: &mut Tape,
+    ) {
+        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let [h, w] = self.geo.input;
+        let (source_len, target_len) = (self.output_len(), h * w * spec.inputs);
+        // Pixels that no output reads: stride larger than the kernel, or the cut edge.
+        if !accumulate && self.geo.backward.iter().any(|r| r.taps.is_empty()) {
+            dx.fill(T::ZERO);
+        }
+        let target = Shared::new(dx);
+        if panels.depthwise() {
+            for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
+                Depthwise {
+                    images: self.images,
+                    channels: spec.inputs,
+                    rows,
+                    source: dy,
+                    source_len,
+                    weight,
+                    target,
+                    target_len,
+                    epilogue: Epilogue::store(accumulate),
+                    sums: None,
+                }
+                .run();
+            }
+            return;
+        }
+        let cut = panels.transposed_panels();
+        let mut turned = T::lane(tape).pool.take(panels.transposed_len());
+        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+            let tiles = Tiles { inputs: tiles.outputs, outputs: tiles.inputs, ..tiles };
+            panels.transpose(weight, &mut turned);
+            let mut points = T::lane(tape).pool.take(tiles.weight_len());
+            winograd::transform_weight(&turned, tiles.inputs, tiles.outputs, true, &mut points);
+            self.convolve(tiles, dy, &points, dx, Epilogue::store(accumulate), None, tape);
+            return;
+        }
+        let zeros = T::lane(tape).zeros(spec.outputs / spec.groups);
+        for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
+            panels.transpose(weight, &mut turned);
+            for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
+                TapGemm {
+                    images: self.images,
+                    rows,
+                    source: dy,
+                    source_len,
+                    source_first: g * spec.outputs / spec.groups,
+                    target_first: g * spec.inputs / spec.groups,
+                    weight: &turned,
+                    panels: &cut,
+                    target,
+                    target_len,
+                    epilogue: Epilogue::store(accumulate),
+                    zeros: &zeros,
+                    sums: None,
+                }
+                .run();
+            }
+        }
+    }
+
+    /// Gradient of the weight in panel order.
+    pub(super) fn weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], tape: &mut Tape) -> Buf<T> {
+        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let rows = self.images * self.geo.forward.p;
+        let pool = Arc::clone(&T::lane(tape).pool);
+        let mut gradient = pool.take(panels.stored());
+        let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
+        if panels.depthwise() {
+            let mut scratch = pool.take(gradient_scratch(rows, panels.stored()));
+            DepthwiseGradient {
+                images: self.images,
+                channels: spec.outputs,
+                rows: &self.geo.forward,
+                source,
+                source_len,
+                dy,
+                dy_len,
+                gradient: &mut gradient,
+                scratch: &mut scratch,
+            }
+            .run();
+            return gradient;
+        }
+        if let Some(tiles) = self.tiles::<T>(winograd::GRADIENT, tape) {
+            let mut scratch = pool.take(tiles.gradient_scratch_len());
+            let (gradient, scratch) = (&mut gradient[..], &mut scratch[..]);
+            winograd::WeightGradient { tiles, source, dy, gradient, scratch }.run();
+        } else {
+            self.direct_weight_gradient(source, dy, &mut gradient, tape);
+        }
+        gradient
+    }
+
+    fn direct_weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], gradient: &mut [T], tape: &mut Tape) {
+        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
+        let rows = self.images * self.geo.forward.p;
+        let mut scratch = T::lane(tape).pool.take(wgrad::scratch_len(rows, panels.group_len()));
+        let cut = panels.panels();
+        for (g, gradient) in gradient.chunks_exact_mut(panels.group_len()).enumerate() {
+            WeightGradient {
+                images: self.images,
+                rows: &self.geo.forward,
+                source,
+                source_len,
+                source_first: g * spec.inputs / spec.groups,
+                dy,
+                dy_len,
+                dy_first: g * spec.outputs / spec.groups,
+                panels: &cut,
+                gradient,
+                scratch: &mut scratch,
+            }
+            .run();
+        }
+    }
+}
