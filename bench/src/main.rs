@@ -5,6 +5,7 @@
 
 mod cases;
 mod contender;
+mod layers;
 mod load;
 mod steps;
 mod summary;
@@ -35,6 +36,9 @@ struct Args {
     /// Where the summary is written
     #[arg(long, default_value = "target/bench/summary.json")]
     output: PathBuf,
+    /// Print where the time of a step of this case goes, layer by layer
+    #[arg(long, value_name = "CASE")]
+    layers: Option<String>,
     /// List the cases
     #[arg(long)]
     list: bool,
@@ -49,6 +53,9 @@ fn main() -> anyhow::Result<()> {
     if let Some(name) = &args.serve {
         let case = cases::find(name)?;
         return contender::serve(|| steps::make(case));
+    }
+    if let Some(name) = &args.layers {
+        return layers::print(cases::find(name)?, args.rounds);
     }
     if args.list {
         CASES.iter().for_each(|case| println!("{:28} {}", case.name, case.what()));

@@ -13,12 +13,12 @@ use crate::cases::{Case, Work};
 /// Classes of the heads (UC Merced's).
 const CLASSES: usize = 21;
 
-struct Network {
-    backbone: Box<dyn Backbone>,
-    params: Params,
+pub(crate) struct Network {
+    pub(crate) backbone: Box<dyn Backbone>,
+    pub(crate) params: Params,
 }
 
-fn network(name: &str, seed: u64) -> anyhow::Result<Network> {
+pub(crate) fn network(name: &str, seed: u64) -> anyhow::Result<Network> {
     let params = Params::new(DType::F32, &Device::Cpu)?;
     let request = BackboneRequest { name: name.into(), classes: CLASSES, ..Default::default() };
     let row = *stillhouse_backbones::registry().get(name)?;
@@ -26,15 +26,20 @@ fn network(name: &str, seed: u64) -> anyhow::Result<Network> {
     Ok(Network { backbone, params })
 }
 
+/// Noise of the case's batch and size.
+pub(crate) fn images(case: &Case) -> anyhow::Result<Tensor> {
+    let mut draw = Rng::new(7).at(0, 0);
+    let len = case.batch * 3 * case.size * case.size;
+    let pixels: Vec<f32> = (0..len).map(|_| draw.normal() as f32).collect();
+    Ok(Tensor::from_vec(pixels, (case.batch, 3, case.size, case.size), &Device::Cpu)?)
+}
+
 /// A step that can be run again and again.
 pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>> {
     if case.work == Work::Load {
         return crate::load::make(case);
     }
-    let mut draw = Rng::new(7).at(0, 0);
-    let len = case.batch * 3 * case.size * case.size;
-    let pixels: Vec<f32> = (0..len).map(|_| draw.normal() as f32).collect();
-    let images = Tensor::from_vec(pixels, (case.batch, 3, case.size, case.size), &Device::Cpu)?;
+    let images = images(case)?;
     // Four images a class, as a class-balanced batch has.
     let labels: Vec<u32> = (0..case.batch as u32).map(|i| i / 4).collect();
     let target = Target::Classes(Tensor::new(labels, &Device::Cpu)?);

@@ -97,7 +97,7 @@ impl<T: Real> Kernel<T> for Span<'_, '_, T> {
             // SAFETY: this task has just written these rows; `run` saw that they follow one another.
             unsafe {
                 let from = d.target.ptr().add(self.first * d.channels);
-                sums.rows(task, from, self.last - self.first, 0, d.channels);
+                sums.rows(task, |i| from.wrapping_add(i * d.channels), self.last - self.first, 0, d.channels);
             }
         }
     }

@@ -41,16 +41,15 @@ pub(crate) struct Sums<'a, T> {
 }
 
 impl<T: Real> Sums<'_, T> {
-    /// Takes in rows of an output, columns `first..first + columns`.
+    /// Takes in `count` rows of an output, columns `first..first + columns`.
     ///
     /// # Safety
-    /// `rows` points to so many rows of `shift.len()` values, and no other task has these columns of
-    /// this part.
+    /// `row(i)` points to `shift.len()` values, and no other task has these columns of this part.
     #[inline(always)]
     pub(crate) unsafe fn rows(
         &self,
         task: usize,
-        rows: *const T,
+        row: impl Fn(usize) -> *const T,
         count: usize,
         first: usize,
         columns: usize,
@@ -65,9 +64,9 @@ impl<T: Real> Sums<'_, T> {
         sum.fill(T::ZERO);
         square.fill(T::ZERO);
         let shift = &self.shift[first..first + columns];
-        for row in 0..count {
+        for i in 0..count {
             // SAFETY: by the caller.
-            let row = unsafe { std::slice::from_raw_parts(rows.add(row * c + first), columns) };
+            let row = unsafe { std::slice::from_raw_parts(row(i).add(first), columns) };
             for (((s, q), x), shift) in sum.iter_mut().zip(square.iter_mut()).zip(row).zip(shift) {
                 let d = *x - *shift;
                 *s += d;

@@ -86,6 +86,9 @@ pub(crate) fn sum_tasks(rows: usize) -> usize {
 /// Rows in a task, and values of weights that stay in the cache while tasks go down the rows.
 const TASK_ROWS: usize = 48;
 const GROUP_VALUES: usize = 192 * 1024;
+/// Pixels of a map so small that rows go by pixel, not by image: the rows of a tile then lack the same
+/// taps, which are left out.
+const FEW_PIXELS: usize = 64;
 /// Rows of weights that are asked for before they are read.
 const AHEAD: usize = 12;
 
@@ -110,10 +113,11 @@ impl<T: Real> TapGemm<'_, T> {
             }
         }
         let blocks = rows.div_ceil(TASK_ROWS);
+        let by_pixel = self.rows.p <= FEW_PIXELS && self.rows.table.iter().any(|offset| *offset < 0);
         parallel(groups.len() * blocks, |task| {
             let first = task % blocks * TASK_ROWS;
             let last = (first + TASK_ROWS).min(rows);
-            T::run(Block { gemm: self, panels: groups[task / blocks], first, last });
+            T::run(Block { gemm: self, panels: groups[task / blocks], first, last, by_pixel });
         });
     }
 
@@ -153,6 +157,7 @@ struct Block<'a, 'b, T> {
     panels: &'a [Panel],
     first: usize,
     last: usize,
+    by_pixel: bool,
 }
 
 impl<T: Real> Kernel<T> for Block<'_, '_, T> {
@@ -184,15 +189,26 @@ impl<T: Real> Kernel<T> for Block<'_, '_, T> {
             // SAFETY: this task has just written these rows and columns; `check` saw that rows follow
             // one another.
             unsafe {
-                let from = self.gemm.target.ptr().add(self.first * sums.shift.len());
+                let c = sums.shift.len();
+                let row = |i: usize| {
+                    let (image, at) = self.place(self.first + i);
+                    self.gemm.target.ptr().add((image * self.gemm.rows.p + at) * c).cast_const()
+                };
                 let column = self.gemm.target_first + first.first;
-                sums.rows(self.first / TASK_ROWS, from, rows, column, columns);
+                sums.rows(self.first / TASK_ROWS, row, rows, column, columns);
             }
         }
     }
 }
 
 impl<T: Real> Block<'_, '_, T> {
+    /// Image and row in the image of a row.
+    #[inline(always)]
+    fn place(&self, row: usize) -> (usize, usize) {
+        let g = self.gemm;
+        if self.by_pixel { (row % g.images, row / g.images) } else { (row / g.rows.p, row % g.rows.p) }
+    }
+
     /// Columns of `NV` vectors of the panel, from vector `v0`.
     ///
     /// # Safety
@@ -209,8 +225,7 @@ impl<T: Real> Block<'_, '_, T> {
             let (mut image, mut at) = ([0usize; MR], [0usize; MR]);
             for i in 0..MR {
                 let k = row + i.min(count - 1);
-                image[i] = k / r.p;
-                at[i] = k % r.p;
+                (image[i], at[i]) = self.place(k);
             }
             // SAFETY: by the contract of this function.
             unsafe {
@@ -229,11 +244,16 @@ impl<T: Real> Block<'_, '_, T> {
                 let mut acc = [[L::splat(T::ZERO); NV]; MR];
                 for (t, tap) in r.taps.iter().enumerate() {
                     let mut from = [zeros; MR];
+                    let mut any = false;
                     for i in 0..MR {
                         let offset = *r.table.get_unchecked(t * r.p + at[i]);
                         if offset >= 0 {
+                            any = true;
                             from[i] = source.add(image[i] * g.source_len + g.source_first + offset as usize);
                         }
+                    }
+                    if !any {
+                        continue;
                     }
                     let mut w = weight.add(tap * r.kc * width);
                     for k in 0..r.kc {
