@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 test check fmt clippy docs deny kill-test fuzz golden bench clean
+.PHONY: help cargo reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 test test-long check fmt clippy docs deny kill-test fuzz golden bench clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ reproduce-table6: cargo ## Run Table 6: NST, NST over the batch, class-centric
 test: cargo ## Run all tests of the workspace
 	$(CARGO) test --workspace --locked --no-run
 	STILLHOUSE_TEST_BINARY="$(TARGET)/debug/stillhouse" $(CARGO) test --workspace --locked
+
+test-long: cargo ## Run the tests that take longer than `make test` may: every method on every network, the largest networks
+	$(CARGO) test --workspace --locked -- --ignored
 
 check: fmt clippy docs deny ## Format, clippy, rustdoc, licences, layers: what a change has to pass besides the tests
 	$(CARGO) test --locked -p stillhouse-tests --test layers --test documents

@@ -12,6 +12,11 @@ use anyhow::Context;
 
 use crate::cases::Case;
 
+/// The clock that counts with so many threads: alone, what other programs take does not matter.
+pub(crate) fn clock(threads: usize) -> &'static str {
+    if threads == 1 { "cpu" } else { "wall" }
+}
+
 /// What some steps took.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Took {
@@ -45,10 +50,10 @@ pub(crate) struct Contender {
 }
 
 impl Contender {
-    /// This program.
-    pub(crate) fn ours(case: &Case, threads: usize) -> anyhow::Result<Self> {
+    /// This program with the case of this name.
+    pub(crate) fn ours(case: &str, threads: usize) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--serve", case.name]).env("RAYON_NUM_THREADS", threads.to_string());
+        command.args(["--serve", case]).env("RAYON_NUM_THREADS", threads.to_string());
         Self::start(command, "ours")
     }
 

@@ -6,12 +6,12 @@ use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::{Mode, Precision};
 
 use crate::cases::{Case, Work};
-use crate::steps::{images, network};
+use crate::steps::{Model, images};
 
 /// Prints what each kind of work takes in a step of this case, with its share of the rate of a large
 /// matrix product that was measured in between.
 pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
-    let net = network(case.network, 1)?;
+    let net = Model::new(case.network, toml::Table::new()).build(1)?;
     let mode = match case.work {
         Work::Train => Mode::Train,
         Work::Frozen | Work::FrozenBf16 => Mode::Frozen,
@@ -21,7 +21,7 @@ pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
     if case.work == Work::FrozenBf16 {
         tape.set_precision(Precision::Bf16)?;
     }
-    let images = images(case)?;
+    let images = images(case.batch, case.size)?;
     let mut rates = vec![matrix_rate()?];
     for round in 0..rounds + 1 {
         if round == 1 {

@@ -7,6 +7,7 @@ mod cases;
 mod contender;
 mod layers;
 mod load;
+mod methods;
 mod steps;
 mod summary;
 
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use cases::{CASES, Case, Work};
-use contender::Contender;
+use contender::{Contender, clock};
 use summary::{Line, median};
 
 /// Time our steps and PyTorch's side by side
@@ -51,6 +52,9 @@ fn main() -> anyhow::Result<()> {
     let mut args = Args::parse();
     args.python = args.python.or_else(|| std::env::var_os("STILLHOUSE_PYTHON").map(PathBuf::from));
     if let Some(name) = &args.serve {
+        if name.starts_with(methods::PREFIX) {
+            return contender::serve(|| steps::train(methods::setting(name)?));
+        }
         let case = cases::find(name)?;
         return contender::serve(|| steps::make(case));
     }
@@ -59,9 +63,14 @@ fn main() -> anyhow::Result<()> {
     }
     if args.list {
         CASES.iter().for_each(|case| println!("{:28} {}", case.name, case.what()));
+        let beside = "beside cross-entropy alone and kd, only where it is asked for";
+        methods::names().iter().for_each(|name| println!("{name:28} {beside}"));
         return Ok(());
     }
     let wanted = args.case.as_deref().unwrap_or_default();
+    if wanted.starts_with(methods::PREFIX) {
+        return methods::measure(&args);
+    }
     let chosen: Vec<&Case> = CASES.iter().filter(|case| case.name.starts_with(wanted)).collect();
     anyhow::ensure!(!chosen.is_empty(), "no case begins with `{wanted}`; --list shows them");
     if args.python.is_none() {
@@ -89,7 +98,7 @@ fn main() -> anyhow::Result<()> {
 
 /// All rounds of one case.
 fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
-    let mut ours = Contender::ours(case, threads)?;
+    let mut ours = Contender::ours(case.name, threads)?;
     let mut theirs = Vec::new();
     if let Some(python) = &args.python {
         for layout in ["contiguous", "channels_last"] {
@@ -101,7 +110,7 @@ fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
     for (_, torch) in &mut theirs {
         torch.steps(3)?;
     }
-    let clock = if threads == 1 { "cpu" } else { "wall" };
+    let clock = clock(threads);
     let (mut mine, mut other) = (Vec::new(), vec![Vec::new(); theirs.len()]);
     for _ in 0..args.rounds {
         mine.push(ours.steps(1)?.of(clock));

@@ -1,79 +1,119 @@
 //! Our side: one step of a case, with the parts that the trainer uses.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_core::data::Target;
-use stillhouse_core::distiller::{Distiller, Shapes, Step};
+use stillhouse_core::data::{Target, Task};
+use stillhouse_core::distiller::{Distiller, OPPONENT, Shapes, Step, Term};
 use stillhouse_core::network::{Backbone, BackboneRequest, Features};
 use stillhouse_core::{Params, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
-use stillhouse_ops::{Mode, Precision};
+use stillhouse_ops::{Gradients, Mode, Param, Precision};
 
 use crate::cases::{Case, Work};
 
 /// Classes of the heads (UC Merced's).
 const CLASSES: usize = 21;
 
+/// A network by name and variant.
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    name: String,
+    variant: toml::Table,
+}
+
+impl Model {
+    pub(crate) fn new(name: &str, variant: toml::Table) -> Self {
+        Self { name: name.into(), variant }
+    }
+
+    pub(crate) fn build(&self, seed: u64) -> anyhow::Result<Network> {
+        let params = Params::new(DType::F32, &Device::Cpu)?;
+        let (name, variant) = (self.name.clone(), self.variant.clone());
+        let row = *stillhouse_backbones::registry().get(&name)?;
+        let request = BackboneRequest { name, classes: CLASSES, variant };
+        let backbone = (row.build)(&request, &params.builder(Rng::new(seed)))?;
+        Ok(Network { backbone, params })
+    }
+}
+
 pub(crate) struct Network {
     pub(crate) backbone: Box<dyn Backbone>,
     pub(crate) params: Params,
 }
 
-pub(crate) fn network(name: &str, seed: u64) -> anyhow::Result<Network> {
-    let params = Params::new(DType::F32, &Device::Cpu)?;
-    let request = BackboneRequest { name: name.into(), classes: CLASSES, ..Default::default() };
-    let row = *stillhouse_backbones::registry().get(name)?;
-    let backbone = (row.build)(&request, &params.builder(Rng::new(seed)))?;
-    Ok(Network { backbone, params })
+/// A step of training.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) student: Model,
+    pub(crate) teacher: Option<Model>,
+    /// Beside the cross-entropy, unless it brings that itself.
+    pub(crate) method: Option<String>,
+    pub(crate) batch: usize,
+    pub(crate) size: usize,
+    /// Labels for every pixel.
+    pub(crate) masks: bool,
 }
 
-/// Noise of the case's batch and size.
-pub(crate) fn images(case: &Case) -> anyhow::Result<Tensor> {
-    let mut draw = Rng::new(7).at(0, 0);
-    let len = case.batch * 3 * case.size * case.size;
-    let pixels: Vec<f32> = (0..len).map(|_| draw.normal() as f32).collect();
-    Ok(Tensor::from_vec(pixels, (case.batch, 3, case.size, case.size), &Device::Cpu)?)
-}
+type Run = Box<dyn FnMut() -> anyhow::Result<f64>>;
 
-/// A step that can be run again and again.
-pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>> {
-    if case.work == Work::Load {
-        return crate::load::make(case);
-    }
-    let images = images(case)?;
-    // Four images a class, as a class-balanced batch has.
-    let labels: Vec<u32> = (0..case.batch as u32).map(|i| i / 4).collect();
-    let target = Target::Classes(Tensor::new(labels, &Device::Cpu)?);
-    match case.work {
+/// A step of a case that can be run again and again.
+pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
+    let student = Model::new(case.network, toml::Table::new());
+    let (method, teacher) = match case.work {
+        Work::Load => return crate::load::make(case),
         Work::Frozen | Work::FrozenBf16 => {
-            let net = network(case.network, 1)?;
+            let images = images(case.batch, case.size)?;
+            let net = student.build(1)?;
             let mut tape = Tape::new(&net.params, Mode::Frozen)?;
             if case.work == Work::FrozenBf16 {
                 tape.set_precision(Precision::Bf16)?;
             }
-            Ok(Box::new(move || {
+            return Ok(Box::new(move || {
                 tape.begin(Rng::new(0), 0);
                 let features = net.backbone.forward(&images, &mut tape)?;
                 Ok(f64::from(features.logits()?.flatten_all()?.get(0)?.to_scalar::<f32>()?))
-            }))
+            }));
         }
-        Work::Train => train(case, None, images, target),
-        Work::Distil(method) => train(case, Some(method), images, target),
-        Work::Load => anyhow::bail!("the loader needs no network"),
-    }
+        Work::Train => (None, None),
+        Work::Distil(method) => (Some(method.to_string()), Some(Model::new("resnet50", toml::Table::new()))),
+    };
+    train(Setting { student, teacher, method, batch: case.batch, size: case.size, masks: false })
 }
 
-fn train(
-    case: &Case,
-    method: Option<&str>,
-    images: Tensor,
-    target: Target,
-) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>> {
-    let student = network(case.network, 1)?;
-    let mut methods = vec![build("ce")?];
-    let mut teacher = None;
-    if let Some(method) = method {
-        methods.push(build(method)?);
-        teacher = Some(network("resnet50", 2)?);
+/// Noise, `[B, 3, size, size]`.
+pub(crate) fn images(batch: usize, size: usize) -> anyhow::Result<Tensor> {
+    let mut draw = Rng::new(7).at(0, 0);
+    let pixels: Vec<f32> = (0..batch * 3 * size * size).map(|_| draw.normal() as f32).collect();
+    Ok(Tensor::from_vec(pixels, (batch, 3, size, size), &Device::Cpu)?)
+}
+
+/// Four images a class, as a class-balanced batch has; masks of squares, one corner ignored.
+fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<Target> {
+    if !masks {
+        let labels: Vec<u32> = (0..batch as u32).map(|i| i / 4).collect();
+        return Ok(Target::Classes(Tensor::new(labels, &Device::Cpu)?));
+    }
+    let label = |image: usize, y: usize, x: usize| match (y / 16, x / 16) {
+        (0, 0) => 255,
+        (row, column) => ((image + 3 * row + column) % CLASSES) as u32,
+    };
+    let pixels = (0..batch * size * size).map(|i| label(i / (size * size), i / size % size, i % size));
+    let labels: Vec<u32> = pixels.collect();
+    Ok(Target::Mask(Tensor::from_vec(labels, (batch, size, size), &Device::Cpu)?))
+}
+
+/// A training step that can be run again and again: a frozen teacher, the student, the terms, the
+/// gradients, the update, then an opponent's and what a method's state does.
+pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
+    let Setting { batch, size, .. } = setting;
+    let (images, target) = (images(batch, size)?, labels(batch, size, setting.masks)?);
+    let student = setting.student.build(1)?;
+    let mut methods = Vec::new();
+    if let Some(name) = &setting.method {
+        methods.push(build(name)?);
+    }
+    let brings_ce = |m: &dyn Distiller| m.weights().iter().any(|(name, _)| name.starts_with("ce"));
+    if !methods.iter().any(|method| brings_ce(method.as_ref())) {
+        methods.insert(0, build("ce")?);
     }
     let needs = |of: fn(&dyn Distiller) -> Vec<String>| {
         let mut taps: Vec<String> = methods.iter().flat_map(|m| of(m.as_ref())).collect();
@@ -84,8 +124,10 @@ fn train(
     };
     let mut tape = Tape::new(&student.params, Mode::Train)?;
     tape.want(&needs(|m| m.needs().student));
-    let mut teacher = teacher
-        .map(|net| {
+    let mut teacher = setting
+        .teacher
+        .map(|model| {
+            let net = model.build(2)?;
             let mut tape = Tape::new(&net.params, Mode::Frozen)?;
             tape.want(&needs(|m| m.needs().teacher));
             Ok::<_, anyhow::Error>((net, tape))
@@ -104,16 +146,16 @@ fn train(
         student: of_student,
         teacher: of_teacher,
         classes: CLASSES,
-        batch: case.batch,
-        samples: 1680,
-        ..Default::default()
+        batch,
+        samples: SAMPLES,
+        task: if setting.masks { Task::Segmentation } else { Task::Classification },
     };
     let builder = student.params.builder(Rng::new(3)).pp("connector");
     for method in &mut methods {
-        method.connect(&shapes, &builder)?;
+        method.connect(&shapes, &builder.pp(method.name().to_string()))?;
     }
     let mut sgd = Sgd::new(0.9, false);
-    let (nothing, ids) = (Features::default(), (0..case.batch as u64).collect::<Vec<_>>());
+    let nothing = Features::default();
     let mut step = 0;
     Ok(Box::new(move || {
         let of_teacher = match &mut teacher {
@@ -125,6 +167,7 @@ fn train(
         };
         tape.begin(Rng::new(0), step);
         let features = student.backbone.forward(&images, &mut tape)?;
+        let ids: Vec<u64> = (0..batch as u64).map(|i| (step * batch as u64 + i) % SAMPLES as u64).collect();
         let moment = Step {
             student: &features,
             teacher: &of_teacher,
@@ -137,22 +180,49 @@ fn train(
             train: true,
             rng: Rng::new(0),
         };
-        let mut total: Option<Tensor> = None;
+        let hyper = Hyper { lr: 1e-3, weight_decay: 1e-4 };
+        let mut terms = Vec::new();
         for method in &methods {
-            for term in method.terms(&moment)? {
-                let weighted = (term.value * term.weight)?;
-                total = Some(match total {
-                    Some(total) => (total + weighted)?,
-                    None => weighted,
-                });
-            }
+            terms.extend(method.terms(&moment)?);
         }
-        let Some(total) = total else { anyhow::bail!("no term") };
+        let total = add_up(terms)?.ok_or_else(|| anyhow::anyhow!("no term"))?;
         let gradients = tape.backward(&total)?;
-        sgd.step(&student.params, &gradients, |_| Some(Hyper { lr: 1e-3, weight_decay: 1e-4 }))?;
+        sgd.step(&student.params, &gradients, |p| (!is_opponents(p)).then_some(hyper))?;
+        let mut terms = Vec::new();
+        for method in &methods {
+            terms.extend(method.opponent(&moment)?);
+        }
+        if let Some(total) = add_up(terms)? {
+            let gradients = Gradients::of_graph(&student.params, &total)?;
+            sgd.step(&student.params, &gradients, |p| is_opponents(p).then_some(hyper))?;
+        }
+        for method in &mut methods {
+            method.after_step(&moment, &student.params)?;
+        }
         step += 1;
         Ok(f64::from(total.to_scalar::<f32>()?))
     }))
+}
+
+/// Training images of UC Merced at 80 %.
+const SAMPLES: usize = 1680;
+
+/// The weighted sum.
+fn add_up(terms: Vec<Term>) -> anyhow::Result<Option<Tensor>> {
+    let mut total: Option<Tensor> = None;
+    for term in terms {
+        let weighted = (term.value * term.weight)?;
+        total = Some(match total {
+            Some(total) => (total + weighted)?,
+            None => weighted,
+        });
+    }
+    Ok(total)
+}
+
+/// Whether it is `connector.<method>.d.<name>`.
+fn is_opponents(param: &Param) -> bool {
+    param.name.starts_with("connector.") && param.name.split('.').nth(2) == Some(OPPONENT)
 }
 
 fn build(name: &str) -> anyhow::Result<Box<dyn Distiller>> {

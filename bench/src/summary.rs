@@ -108,8 +108,8 @@ pub(crate) fn read(path: &Path) -> Vec<Line> {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
-/// Writes the summary whole.
-pub(crate) fn write(path: &Path, lines: &[Line]) -> anyhow::Result<()> {
+/// Writes a summary whole.
+pub(crate) fn write(path: &Path, lines: &[impl Serialize]) -> anyhow::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }

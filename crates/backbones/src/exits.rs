@@ -13,7 +13,7 @@
 //! convolutions of stride 2 with batch norm and ReLU; `opm` is MKSMT's module.
 //!
 //! *Taps*: the backbone's (`F1`..); for an exit at `F<i>` `exit<i>.feat`, the vector before its output
-//! layer, and `exit<i>.logits`; `logits`, those of the last exit.
+//! layer, and `exit<i>.logits`; `embedding` and `logits`, those of the last exit.
 //!
 //! *Names*: timm's below `backbone.`; `opm<i>.norm`, `opm<i>.fc`, `out<i>`; for convolutions
 //! `exit<i>.conv<j>` and `exit<i>.bn<j>`.
@@ -116,7 +116,8 @@ struct Exit {
 }
 
 impl Exit {
-    fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
+    /// The vector before the output layer, and the logits.
+    fn forward(&self, x: &Node, tape: &mut Tape) -> Result<(Node, Node)> {
         let feat = match &self.module {
             Module::Mean => tape.global_avg_pool(x)?,
             Module::Convs(convs) => {
@@ -136,7 +137,7 @@ impl Exit {
         tape.tap(&self.feat, &feat)?;
         let logits = self.out.forward(&feat, tape)?;
         tape.tap(&self.logits, &logits)?;
-        Ok(logits)
+        Ok((feat, logits))
     }
 
     fn work(&self, mut size: (usize, usize), work: &mut Work) -> Result<()> {
@@ -212,6 +213,9 @@ impl Exits {
             taps.push(TapSpec::vector(&exit.logits, request.classes));
             exits.push(exit);
         }
+        if let Some(last) = exits.last() {
+            taps.push(TapSpec::vector("embedding", last.out.inputs()));
+        }
         taps.push(TapSpec::vector("logits", request.classes));
         let outs = exits.iter().map(|e| format!("out{}", e.stage + 1));
         let head =
@@ -284,7 +288,7 @@ impl Backbone for Exits {
                 depth = depth.max(i + 1);
             }
         }
-        if tape.wants("logits") {
+        if tape.wants("logits") || tape.wants("embedding") {
             depth = usize::MAX;
         }
         let maps = self.body.forward(images, depth, tape)?;
@@ -292,8 +296,9 @@ impl Backbone for Exits {
         for exit in &self.exits {
             let wanted = tape.wants(&exit.feat) || tape.wants(&exit.logits) || exit.stage + 1 == count;
             if let (Some(map), true) = (maps.get(exit.stage), wanted) {
-                let logits = exit.forward(map, tape)?;
+                let (feat, logits) = exit.forward(map, tape)?;
                 if exit.stage + 1 == count {
+                    tape.tap("embedding", &feat)?;
                     tape.tap("logits", &logits)?;
                 }
             }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::data::{Dataset, Image, Task};
+use stillhouse_core::data::{Dataset, Image, Label, Task};
 use stillhouse_core::registry::DatasetRequest;
 
 use crate::findings::{Finding, Kind, Notes};
@@ -160,7 +160,12 @@ fn check_embedded(set: &dyn Dataset) -> Report {
     let look = |index: usize| {
         let mut look = Look::default();
         match set.sample(index) {
-            Ok(sample) => look.see(&sample.image),
+            Ok(sample) => {
+                look.see(&sample.image);
+                if let Label::Mask(mask) = sample.label {
+                    look.values.extend(mask.labels);
+                }
+            }
             Err(e) => look.found.push(Finding::new(Kind::Broken, format!("{}: {e}", set.key(index)))),
         }
         look

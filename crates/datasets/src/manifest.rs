@@ -137,7 +137,7 @@ pub struct Class {
     pub images: Option<usize>,
 }
 
-const TEXTS: [(&str, &str); 11] = [
+const TEXTS: [(&str, &str); 12] = [
     ("datasets/ucm.toml", include_str!("../../../datasets/ucm.toml")),
     ("datasets/rsc11.toml", include_str!("../../../datasets/rsc11.toml")),
     ("datasets/rsscn7.toml", include_str!("../../../datasets/rsscn7.toml")),
@@ -149,6 +149,7 @@ const TEXTS: [(&str, &str); 11] = [
     ("datasets/voc.toml", include_str!("../../../datasets/voc.toml")),
     ("datasets/camvid.toml", include_str!("../../../datasets/camvid.toml")),
     ("datasets/scenes.toml", include_str!("../../../datasets/scenes.toml")),
+    ("datasets/fields.toml", include_str!("../../../datasets/fields.toml")),
 ];
 
 static ALL: LazyLock<Vec<Manifest>> = LazyLock::new(|| {
@@ -219,14 +220,12 @@ mod tests {
             let listed = manifest.splits.iter().map(|s| s.images.unwrap()).sum::<usize>();
             assert!(listed == images || manifest.splits.is_empty(), "{name}");
         }
-        let request = DatasetRequest {
-            name: "scenes".to_string(),
-            roots: vec![],
-            path: None,
-            options: toml::Table::new(),
-        };
-        let set = (crate::registry().get("scenes").unwrap().build)(&request).unwrap();
-        assert_eq!(of("scenes"), set.info().classes);
-        assert_eq!(find("scenes").unwrap().total(), Some(set.len()));
+        for name in ["scenes", "fields"] {
+            let (roots, options) = (vec![], toml::Table::new());
+            let request = DatasetRequest { name: name.to_string(), roots, path: None, options };
+            let set = (crate::registry().get(name).unwrap().build)(&request).unwrap();
+            assert_eq!(of(name), set.info().classes);
+            assert_eq!(find(name).unwrap().total(), Some(set.len()));
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! An image follows from (seed, class, number) alone and is the same bytes on every machine.
 
 mod canvas;
+pub(crate) mod fields;
 mod land;
 mod palette;
 mod town;

@@ -1,17 +1,34 @@
-//! The embedded scenes: the same bytes everywhere, not to be told by colour.
+//! The embedded sets: scenes and fields are the same bytes everywhere; scenes are not to be told by
+//! colour, every class of the fields has its share of the pixels.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use stillhouse_core::data::{Dataset, SplitSpec};
+use stillhouse_core::data::{Dataset, Label, SplitMode, SplitSpec};
 use stillhouse_core::files::sha256;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_datasets::{check, registry, split};
 
-fn scenes(options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
+fn embedded(name: &str, options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
     let options = toml::from_str(options).unwrap();
-    let request = DatasetRequest { name: "scenes".to_string(), roots: vec![], path: None, options };
-    (registry().get("scenes")?.build)(&request)
+    let request = DatasetRequest { name: name.to_string(), roots: vec![], path: None, options };
+    (registry().get(name)?.build)(&request)
+}
+
+fn scenes(options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
+    embedded("scenes", options)
+}
+
+fn fields(options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
+    embedded("fields", options)
+}
+
+/// Image and labels of a field.
+fn field(set: &dyn Dataset, index: usize) -> (Vec<u8>, Vec<u8>) {
+    let sample = set.sample(index).unwrap();
+    let Label::Mask(mask) = sample.label else { panic!("fields have masks") };
+    assert_eq!((mask.width, mask.height), (sample.image.width, sample.image.height));
+    (sample.image.pixels, mask.labels)
 }
 
 /// Pinned: other bytes are another dataset and need another version in its identity.
@@ -26,6 +43,67 @@ fn the_bytes_are_fixed() {
     assert_ne!(set.identity().unwrap(), other.identity().unwrap());
 }
 
+/// Pinned, as those of the scenes are.
+#[test]
+fn the_bytes_of_the_fields_are_fixed() {
+    let set = fields("images = 20").unwrap();
+    let all: Vec<u8> =
+        (0..set.len()).map(|i| field(&*set, i)).flat_map(|(image, mask)| [image, mask].concat()).collect();
+    assert_eq!(sha256(&all), "2d68bfa58447dfd66bbf25a0bb6e0631bd703996fb3a5a963001e2514a26a821");
+    let other = fields("images = 20\nseed = 1").unwrap();
+    assert_ne!(field(&*set, 7), field(&*other, 7));
+    assert_ne!(set.identity().unwrap(), other.identity().unwrap());
+}
+
+/// No class is so rare that a network cannot meet it, none is all; edges are ignored, little else.
+#[test]
+fn every_class_of_the_fields_has_its_share() {
+    for size in [32, 72] {
+        let set = fields(&format!("images = 200\nsize = {size}")).unwrap();
+        let mut counts = [0usize; 256];
+        for i in 0..set.len() {
+            field(&*set, i).1.iter().for_each(|label| counts[usize::from(*label)] += 1);
+        }
+        let share = |label: usize| counts[label] as f64 / (set.len() * size * size) as f64;
+        let shares: Vec<f64> = (0..6).map(share).collect();
+        println!("{size} px: {shares:.3?}, ignored {:.3}", share(255));
+        assert!(shares.iter().all(|s| (0.02..0.6).contains(s)), "{shares:?}");
+        assert!((0.01..0.3).contains(&share(255)), "{}", share(255));
+        assert!((shares.iter().sum::<f64>() + share(255) - 1.0).abs() < 1e-9, "other labels");
+    }
+}
+
+/// A pixel is ignored only beside another class: inside of a shape every label is known.
+#[test]
+fn only_edges_of_the_fields_are_ignored() {
+    let set = fields("images = 30").unwrap();
+    let side = 72;
+    for i in 0..set.len() {
+        let (_, labels) = field(&*set, i);
+        for at in (0..labels.len()).filter(|at| labels[*at] == 255) {
+            let (row, column) = ((at / side) as isize, (at % side) as isize);
+            let near = (-3..=3).flat_map(|dy| (-3..=3).map(move |dx| (row + dy, column + dx)));
+            let inside =
+                near.filter(|(y, x)| (0..side as isize).contains(y) && (0..side as isize).contains(x));
+            let mut found: Vec<u8> = inside.map(|(y, x)| labels[y as usize * side + x as usize]).collect();
+            found.sort_unstable();
+            found.dedup();
+            found.retain(|label| *label != 255);
+            assert!(!found.is_empty(), "image {i}: nothing but ignored pixels around {row}, {column}");
+        }
+    }
+}
+
+#[test]
+fn fields_have_an_official_split() {
+    let set = fields("images = 23").unwrap();
+    let spec = SplitSpec { ratio: 0.0, mode: SplitMode::Official, seed: 0, per_class: None };
+    let cut = split(&*set, &spec).unwrap();
+    assert_eq!(cut.test, [4, 9, 14, 19]);
+    assert_eq!(cut.train.len(), 19);
+    assert!(cut.train.iter().all(|i| !cut.test.contains(i)));
+}
+
 #[test]
 fn settings_are_checked() {
     assert_eq!(scenes("").unwrap().len(), 21 * 200);
@@ -35,15 +113,23 @@ fn settings_are_checked() {
     assert!(error("size = 3").contains("16 to 1024"));
     assert!(error("per_class = 0").contains("per_class 0"));
     assert!(error("seed = -1").contains("seed"));
+    assert_eq!(fields("").unwrap().len(), 500);
+    let error = |options| fields(options).err().unwrap().to_string();
+    assert!(error("image = 3").contains("did you mean `images`"));
+    assert!(error("size = 3").contains("16 to 1024") && error("images = 4").contains("images 4"));
 }
 
 #[test]
 fn the_manifest_agrees_and_no_two_are_alike() {
-    let (name, roots, options) = ("scenes".to_string(), Vec::new(), toml::Table::new());
-    let report = check(&DatasetRequest { name, roots, path: None, options }, false).unwrap();
-    assert!(report.is_ok(), "{report}");
-    assert!(report.duplicates.is_empty());
-    assert_eq!(report.sizes.len(), 1);
+    for (name, values) in [("scenes", &[][..]), ("fields", &[0, 1, 2, 3, 4, 5, 255])] {
+        let (roots, options) = (Vec::new(), toml::Table::new());
+        let request = DatasetRequest { name: name.to_string(), roots, path: None, options };
+        let report = check(&request, false).unwrap();
+        assert!(report.is_ok(), "{report}");
+        assert!(report.duplicates.is_empty());
+        assert_eq!(report.sizes.len(), 1);
+        assert_eq!(report.mask_values, values);
+    }
 }
 
 /// Mean red, green and blue of an image, and its class.

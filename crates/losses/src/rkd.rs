@@ -127,8 +127,10 @@ impl Relations {
 
     fn pairs(&self, first: usize, n: usize) -> Result<Pairs> {
         let (b, dtype, device) = (self.images()?, self.features.dtype(), self.features.device());
-        let anchors = self.features.narrow(0, first, n)?.unsqueeze(1)?;
-        let difference = self.features.unsqueeze(0)?.broadcast_sub(&anchors)?;
+        // Anchor by anchor: candle takes one row from many at full speed, but not rows from rows.
+        let from = |anchor| self.features.broadcast_sub(&self.features.narrow(0, anchor, 1)?);
+        let difference =
+            Tensor::stack(&(first..first + n).map(from).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
         let square = difference.sqr()?.sum_keepdim(2)?; // [n, B, 1]
         let live = square.gt(self.eps)?;
         let root = live.where_cond(&square, &square.ones_like()?)?.sqrt()?;

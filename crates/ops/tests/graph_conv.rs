@@ -28,6 +28,8 @@ fn run(x: &Tensor, w: &Tensor, conv: impl Fn(&Tensor, &Tensor) -> Tensor) -> [Ve
 
 #[test]
 fn it_is_candles_convolution() {
+    // By Winograd's algorithm in f32: many tiles, and a last row and column of them in part.
+    let tiled = (ConvSpec::new(16, 32, 3), 23, 18);
     let specs = [
         (ConvSpec::new(18, 33, 3), 5, 4),
         (ConvSpec::new(5, 3, 3), 4, 6),
@@ -36,8 +38,11 @@ fn it_is_candles_convolution() {
         (ConvSpec::new(3, 7, 4).stride(2).padding(Padding::Symmetric(1)), 8, 6),
         (ConvSpec::new(16, 5, 3).dilation(2).padding(Padding::Symmetric(2)), 6, 5),
         (ConvSpec::new(16, 5, 2).padding(Padding::Symmetric(0)), 2, 2),
+        tiled,
     ];
     for (spec, h, w) in specs {
+        // Some five times the rounding errors.
+        let tolerance = if (spec, h, w) == tiled { 5e-4 } else { 1e-4 };
         let Padding::Symmetric(padding) = spec.padding else { panic!("symmetric in this test") };
         let (x, weight) = (random("x", &[3, spec.inputs, h, w]), random("w", &spec.weight_shape()));
         let want = run(&x, &weight, |x, w| x.conv2d(w, padding, spec.stride, spec.dilation, 1).unwrap());
@@ -47,7 +52,7 @@ fn it_is_candles_convolution() {
         for (i, what) in ["value", "map", "weight"].iter().enumerate() {
             let what = format!("{what} of {spec:?}");
             diff::assert_close(&got[i], &want[i], 1e-12, 1e-12, &what);
-            diff::assert_close(&rough[i], &want[i], 1e-4, 1e-4, &what);
+            diff::assert_close(&rough[i], &want[i], tolerance, tolerance, &what);
         }
     }
 }
@@ -72,15 +77,18 @@ fn views_and_shared_maps() {
 
 #[test]
 fn threads_change_nothing() {
-    let spec = ConvSpec::new(24, 40, 3);
-    let single = |t: Tensor| t.to_dtype(DType::F32).unwrap();
-    let (x, w) = (single(random("x", &[30, 24, 7, 6])), single(random("w", &spec.weight_shape())));
-    let bits = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let all = pool.install(|| run(&x, &w, |x, w| graph::conv2d(x, w, spec).unwrap()));
-        all.concat().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
-    };
-    assert_eq!(bits(1), bits(3));
+    // By direct sums, and by Winograd's algorithm.
+    for spec in [ConvSpec::new(24, 40, 3), ConvSpec::new(32, 48, 3)] {
+        let single = |t: Tensor| t.to_dtype(DType::F32).unwrap();
+        let (x, w) = (random("x", &[30, spec.inputs, 7, 6]), random("w", &spec.weight_shape()));
+        let (x, w) = (single(x), single(w));
+        let bits = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let all = pool.install(|| run(&x, &w, |x, w| graph::conv2d(x, w, spec).unwrap()));
+            all.concat().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(1), bits(3), "{spec:?}");
+    }
 }
 
 #[test]

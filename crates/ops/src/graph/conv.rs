@@ -8,13 +8,15 @@ use crate::kernels::Shared;
 use crate::kernels::geometry::{ConvGeo, ConvSpec, Padding, pad_images};
 use crate::kernels::tap_gemm::{Epilogue, TapGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
+use crate::kernels::winograd::{self, Tiles};
 use crate::panels::Panels;
 use crate::real::Real;
 use crate::{Error, Result};
 
 /// A convolution without bias, `[B, C, H, W]` with `weight [O, C, k, k]` to `[B, O, H', W']`; f32 and
 /// f64. Several times faster than candle's own, backward above all, and without the copies that the
-/// latter makes. Results do not depend on the number of threads.
+/// latter makes. Results do not depend on the number of threads. As on a tape, 3x3 convolutions in f32
+/// run by Winograd's algorithm where that pays, unless the environment says `STILLHOUSE_WINOGRAD=0`.
 ///
 /// Inside maps are NHWC: a map of a tape, or of this function, is taken without a copy.
 ///
@@ -36,7 +38,11 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
     if let (false, Padding::Symmetric(padding)) = (x.device().is_cpu(), spec.padding) {
         return Ok(x.conv2d(weight, padding, spec.stride, spec.dilation, 1)?);
     }
-    let op = Conv { geo: ConvGeo::new(spec, h, w)?, panels: Panels::new(&spec.weight_shape(), 1)? };
+    let op = Conv {
+        geo: ConvGeo::new(spec, h, w)?,
+        panels: Panels::new(&spec.weight_shape(), 1)?,
+        winograd: std::env::var("STILLHOUSE_WINOGRAD").as_deref() != Ok("0"),
+    };
     let y = x.permute((0, 2, 3, 1))?.contiguous()?.apply_op2(&weight.contiguous()?, op)?;
     Ok(y.permute((0, 3, 1, 2))?)
 }
@@ -45,6 +51,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
 struct Conv {
     geo: ConvGeo,
     panels: Panels,
+    /// Whether Winograd's algorithm may serve.
+    winograd: bool,
 }
 
 impl Conv {
@@ -58,6 +66,37 @@ impl Conv {
         self.geo.input[0] * self.geo.input[1] * self.geo.spec.inputs
     }
 
+    /// Tiles of the forward pass, where Winograd's algorithm serves; `per_weight` as in
+    /// [`Tiles::pay`].
+    fn tiles<T: Real>(&self, images: usize, per_weight: usize) -> Option<Tiles> {
+        let spec = &self.geo.spec;
+        let fits = spec.kernel == 3 && spec.stride == 1 && spec.dilation == 1 && self.geo.before == [1, 1];
+        if !(fits && self.winograd && T::TYPE == DType::F32 && self.geo.output == self.geo.input) {
+            return None;
+        }
+        let (size, before) = (self.geo.input, self.geo.before);
+        let tiles =
+            Tiles { images, source: size, target: size, before, inputs: spec.inputs, outputs: spec.outputs };
+        tiles.pay(images, per_weight).then_some(tiles)
+    }
+
+    /// Winograd's convolution; the weight in panel order, turned for the data gradient.
+    fn convolve<T: Real>(tiles: Tiles, source: &[T], weight: &[T], turned: bool, target: &mut [T]) {
+        let mut points = vec![T::ZERO; tiles.weight_len()];
+        winograd::transform_weight(weight, tiles.inputs, tiles.outputs, turned, &mut points);
+        winograd::Convolution {
+            tiles,
+            source,
+            weight: &points,
+            target_len: target.len(),
+            target: Shared::new(target),
+            epilogue: Epilogue::store(false),
+            sums: None,
+            scratch: &mut vec![T::ZERO; tiles.scratch_len()],
+        }
+        .run();
+    }
+
     /// The zero-padded copy that convolutions of few channels read.
     fn padded<T: Real>(&self, x: &[T], images: usize) -> Option<Vec<T>> {
         let size = self.geo.padded?;
@@ -68,8 +107,12 @@ impl Conv {
 
     fn forward<T: Real>(&self, x: &[T], weight: &[T]) -> Vec<T> {
         let images = x.len() / self.input_len();
-        let padded = self.padded(x, images);
         let mut y = vec![T::ZERO; images * self.output_len()];
+        if let Some(tiles) = self.tiles::<T>(images, winograd::FORWARD) {
+            Self::convolve(tiles, x, &self.panels.pack(weight), false, &mut y);
+            return y;
+        }
+        let padded = self.padded(x, images);
         TapGemm {
             images,
             rows: &self.geo.forward,
@@ -94,6 +137,11 @@ impl Conv {
         let mut dx = vec![T::ZERO; images * self.input_len()];
         let mut turned = vec![T::ZERO; self.panels.transposed_len()];
         self.panels.transpose(&self.panels.pack(weight), &mut turned);
+        if let Some(tiles) = self.tiles::<T>(images, winograd::FORWARD) {
+            let tiles = Tiles { inputs: tiles.outputs, outputs: tiles.inputs, ..tiles };
+            Self::convolve(tiles, dy, &turned, true, &mut dx);
+            return dx;
+        }
         let target = Shared::new(&mut dx);
         for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
             TapGemm {
@@ -118,9 +166,15 @@ impl Conv {
 
     fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
         let images = dy.len() / self.output_len();
-        let padded = self.padded(x, images);
         let stored = self.panels.stored();
         let mut gradient = vec![T::ZERO; stored];
+        if let Some(tiles) = self.tiles::<T>(images, winograd::GRADIENT) {
+            let mut scratch = vec![T::ZERO; tiles.gradient_scratch_len()];
+            let (gradient, scratch) = (&mut gradient[..], &mut scratch[..]);
+            winograd::WeightGradient { tiles, source: x, dy, gradient, scratch }.run();
+            return self.panels.unpack(gradient);
+        }
+        let padded = self.padded(x, images);
         let mut scratch = vec![T::ZERO; wgrad::scratch_len(images * self.geo.forward.p, stored)];
         WeightGradient {
             images,
