@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 test test-long check fmt clippy docs deny kill-test fuzz golden bench clean
+.PHONY: help cargo reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,8 +65,11 @@ deny: cargo
 kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
 
-fuzz: cargo ## Read FUZZ damaged files (8000: some 2,000 an image format) of all kinds, lists and archives too
-	STILLHOUSE_FUZZ=$(or $(FUZZ),8000) $(CARGO) test --locked -p stillhouse-datasets --lib --test mutations --test archives damaged
+fuzz: cargo ## Read FUZZ (2000) damaged files of each kind: image formats, lists and MAT files, parquet, archives
+	STILLHOUSE_FUZZ=$(or $(FUZZ),2000) $(CARGO) test --locked -p stillhouse-datasets --lib --test mutations --test archives damaged
+
+cargo-fuzz: cargo ## Run the fuzz targets (READER=... for one) for SECONDS (60) each; needs nightly and cargo-fuzz
+	fuzz/run.sh $(or $(SECONDS),60) $(READER)
 
 golden: cargo ## Compare losses, metrics, networks and transforms with the stored values
 	$(CARGO) test --locked -p stillhouse-losses -p stillhouse-metrics -p stillhouse-backbones -p stillhouse-datasets --test golden -- --nocapture

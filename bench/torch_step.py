@@ -88,13 +88,21 @@ class Files(torch.utils.data.Dataset):
         return self.transform(torchvision.io.decode_jpeg(data, mode=torchvision.io.ImageReadMode.RGB))
 
 
-def load(batch, size, workers):
-    """Endless batches; one worker reads in this process, so that its CPU time counts."""
-    files = Files(os.environ["STILLHOUSE_BENCH_IMAGES"], size)
-    sampler = torch.utils.data.RandomSampler(files, replacement=True, num_samples=1 << 30)
-    return iter(
-        torch.utils.data.DataLoader(files, batch, sampler=sampler, num_workers=workers if workers > 1 else 0)
+def load(folder, batch, size, workers):
+    """A step of 8 batches. One worker reads in this process, so that its CPU time counts; several
+    live on from step to step and have nothing left to do at the end of one."""
+    files = Files(Path(os.environ["STILLHOUSE_BENCH_IMAGES"]) / folder, size)
+    sampler = torch.utils.data.RandomSampler(files, replacement=True, num_samples=8 * batch)
+    workers = workers if workers > 1 else 0
+    batches = torch.utils.data.DataLoader(
+        files, batch, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
     )
+
+    def step():
+        for _ in batches:
+            pass
+
+    return step
 
 
 def main():
@@ -105,8 +113,7 @@ def main():
     libraries = status("VmRSS:")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     if work == "load":
-        batches = load(batch, size, int(threads))
-        serve(lambda: next(batches), libraries)
+        serve(load(network, batch, size, int(threads)), libraries)
         return
     names = {"mobilenetv2_100": "mobilenet_v2"}
     make = lambda name: getattr(torchvision.models, names.get(name, name))(num_classes=21).to(memory_format=memory_format)

@@ -13,7 +13,8 @@ pub(crate) enum Work {
     FrozenBf16,
     /// A frozen ResNet50 teaches by this method of the registry, with cross-entropy.
     Distil(&'static str),
-    /// JPEG files to a batch: decoded, cut at random, resized, mirrored, normalised.
+    /// JPEG files to batches: decoded, cut at random, resized, mirrored, normalised. `network` is
+    /// the folder of the files, named by their size.
     Load,
 }
 
@@ -51,7 +52,8 @@ pub(crate) const CASES: &[Case] = &[
     case("centre-resnet18-224", "resnet18", Work::Distil("class_centre"), 8, 224),
     case("kd-mobilenetv2-64", "mobilenetv2_100", Work::Distil("kd"), 16, 64),
     case("centre-mobilenetv2-64", "mobilenetv2_100", Work::Distil("class_centre"), 16, 64),
-    case("loader-224", "loader", Work::Load, 32, 224),
+    case("loader-256x256", "256x256", Work::Load, 32, 224),
+    case("loader-500x375", "500x375", Work::Load, 32, 224),
 ];
 
 /// The case of this name.
@@ -67,7 +69,7 @@ impl Case {
             Work::Frozen => "frozen, forward only".to_string(),
             Work::FrozenBf16 => "frozen, forward only, in bf16".to_string(),
             Work::Distil(method) => format!("frozen ResNet50 teaches by {method}"),
-            Work::Load => "reads the JPEG files of STILLHOUSE_BENCH_IMAGES".to_string(),
+            Work::Load => format!("JPEG files to {} batches", crate::load::BATCHES),
         };
         format!("{} {work}, batch {} at {} px", self.network, self.batch, self.size)
     }

@@ -78,9 +78,10 @@ fn main() -> anyhow::Result<()> {
     }
     let (chosen, unread): (Vec<&Case>, Vec<&Case>) = chosen
         .into_iter()
-        .partition(|case| case.work != Work::Load || std::env::var_os(load::IMAGES).is_some());
+        .partition(|case| case.work != Work::Load || load::folder(case).is_ok_and(|f| f.is_dir()));
     for case in unread {
-        eprintln!("no {}: {} is left out (bench/README.md tells what it names)", load::IMAGES, case.name);
+        let why = load::folder(case).map_or_else(|e| e.to_string(), |f| format!("no {}", f.display()));
+        eprintln!("{why}: {} is left out (bench/README.md tells how to make the images)", case.name);
     }
     let mut lines = summary::read(&args.output);
     summary::head();
@@ -101,7 +102,10 @@ fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
     let mut ours = Contender::ours(case.name, threads)?;
     let mut theirs = Vec::new();
     if let Some(python) = &args.python {
-        for layout in ["contiguous", "channels_last"] {
+        // Files have no layout.
+        let layouts =
+            if case.work == Work::Load { &["contiguous"][..] } else { &["contiguous", "channels_last"] };
+        for layout in layouts.iter().copied() {
             theirs.push((layout, Contender::torch(python, case, threads, layout)?));
         }
     }

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use stillhouse_core::data::{DatasetInfo, Task};
 use stillhouse_core::registry::{DatasetRequest, Entry};
 
-use crate::class_folders::folders_in;
 use crate::findings::{Kind, Notes};
 use crate::listing::{Listing, find, only_options};
 use crate::set::Set;
@@ -67,18 +66,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         }
     }
     let known: BTreeSet<&str> = names.values().map(String::as_str).collect();
-    let images = root.join("images");
-    for folder in if images.is_dir() { folders_in(&images)? } else { Vec::new() } {
-        if !known.contains(folder.as_str()) {
-            notes.remark(
-                Kind::ExtraClass,
-                format!(
-                    "{}: a folder that classes.txt does not name",
-                    root.join("images").join(folder).display()
-                ),
-            );
-        }
-    }
+    id_lists::extra_folders(&root, |f| known.contains(f), "a folder that classes.txt does not name", notes)?;
     let info = DatasetInfo {
         name: request.name.clone(),
         title: format!("CUB-200-2011, {} images", items.len()),

@@ -7,7 +7,7 @@
 pub mod archive;
 mod http;
 mod hub;
-mod parquet;
+pub(crate) mod parquet;
 mod table;
 
 use std::fs;

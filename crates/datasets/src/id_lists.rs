@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use crate::class_folders::folders_in;
 use crate::findings::{Kind, Notes};
 use crate::listing::{Item, Splits, Truth};
 use crate::lists::{is_below, pairs, wrong_line};
@@ -179,4 +180,21 @@ pub(crate) fn items(
         items.push(Item { key: row.path.clone(), path, truth: Truth::Class(class), bytes: meta.len() });
     }
     Ok((items, vec![("train".to_string(), train), ("test".to_string(), test)]))
+}
+
+/// Remarks the folders below `images/` that are not `known`, with the reason `why`.
+pub(crate) fn extra_folders(
+    root: &Path,
+    known: impl Fn(&str) -> bool,
+    why: &str,
+    notes: &mut Notes,
+) -> Result<()> {
+    let images = root.join("images");
+    if !images.is_dir() {
+        return Ok(());
+    }
+    for folder in folders_in(&images)?.into_iter().filter(|folder| !known(folder)) {
+        notes.remark(Kind::ExtraClass, format!("{}: {why}", images.join(folder).display()));
+    }
+    Ok(())
 }

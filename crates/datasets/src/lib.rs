@@ -13,6 +13,8 @@ mod fake;
 pub mod fetch;
 mod findings;
 mod folder;
+#[doc(hidden)]
+pub mod fuzz;
 mod id_lists;
 pub mod image;
 mod listing;

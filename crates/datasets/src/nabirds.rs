@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use stillhouse_core::data::{DatasetInfo, Task};
 use stillhouse_core::registry::{DatasetRequest, Entry};
 
-use crate::class_folders::folders_in;
 use crate::findings::{Kind, Notes};
 use crate::listing::{Listing, find, only_options};
 use crate::set::Set;
@@ -61,18 +60,8 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
     let ids: Vec<u32> = used.into_iter().collect();
     let index = |id: u32| ids.binary_search(&id).ok().map(|i| i as u32);
     let (items, splits) = id_lists::items(&root, &rows, index, folder_id, notes)?;
-    let images = root.join("images");
-    for folder in if images.is_dir() { folders_in(&images)? } else { Vec::new() } {
-        if folder.parse().ok().is_none_or(|id: u32| ids.binary_search(&id).is_err()) {
-            notes.remark(
-                Kind::ExtraClass,
-                format!(
-                    "{}: a folder that no listed image lies in",
-                    root.join("images").join(folder).display()
-                ),
-            );
-        }
-    }
+    let is_used = |folder: &str| folder.parse().is_ok_and(|id: u32| ids.binary_search(&id).is_ok());
+    id_lists::extra_folders(&root, is_used, "a folder that no listed image lies in", notes)?;
     let info = DatasetInfo {
         name: request.name.clone(),
         title: format!("NABirds, {} images", items.len()),

@@ -253,7 +253,11 @@ impl Transform {
             }
             Self::RandomResizedCrop { size, scale, ratio, filter } => {
                 let (at, cut) = random_box((w, h), scale, ratio, draw);
-                pair.cropped(at, cut, &[0]).resized((size, size), filter)
+                let one = |raster: &Raster, filter| t::resized_crop(raster, at, cut, (size, size), filter);
+                Pair {
+                    mask: pair.mask.as_ref().map(|mask| one(mask, Filter::Nearest)),
+                    image: one(&pair.image, filter),
+                }
             }
             Self::RandomCrop { size, padding } => {
                 let room = |n: usize| {

@@ -216,10 +216,14 @@ fn nothing_visible(root: &Path) {
     assert!(names.iter().all(|n| n == ".fetch"), "{names:?}");
 }
 
-fn whole(root: &Path) {
+fn whole_but_for_downloads(root: &Path) {
     assert_eq!(fs::read(root.join("Tiny/b.txt")).unwrap(), b"beta");
     assert_eq!(fs::metadata(root.join("Tiny/a.bin")).unwrap().len(), 300_000);
     assert!(root.join("Tiny").join(RECORD).is_file());
+}
+
+fn whole(root: &Path) {
+    whole_but_for_downloads(root);
     assert!(!root.join(".fetch/tiny/downloads").exists(), "the archives are gone");
 }
 
@@ -497,17 +501,62 @@ fn a_limit_of_requests_is_waited_for() {
     nothing_visible(root.path());
 }
 
+/// Two processes at once: one downloads, the other waits, and whoever looks sees no set or the
+/// whole of it.
 #[test]
-fn two_at_once_download_once() {
+fn two_processes_download_once() {
+    const CHILD: &str = "STILLHOUSE_TEST_FETCH";
+    let set = of_hub("");
+    if let Ok(child) = std::env::var(CHILD) {
+        let (address, root) = child.split_once(' ').unwrap();
+        let how = Fetch {
+            root: PathBuf::from(root),
+            endpoint: address.to_string(),
+            token: None,
+            offline: false,
+            keep: false,
+            tries: 1,
+            pause: Duration::ZERO,
+        };
+        println!("was there: {}", quiet(&set, &how).unwrap().was_there);
+        return;
+    }
     let (server, root) = (Server::new(), tempfile::tempdir().unwrap());
-    server.give(HUB, Page { pause: Duration::from_millis(300), ..Page::file(archive()) });
-    let (set, how) = (of_hub(""), how(&server, root.path()));
-    let done: Vec<Fetched> = std::thread::scope(|scope| {
-        let all: Vec<_> = (0..3).map(|_| scope.spawn(|| quiet(&set, &how).unwrap())).collect();
-        all.into_iter().map(|t| t.join().unwrap()).collect()
-    });
+    server.give(HUB, Page { pause: Duration::from_millis(500), ..Page::file(archive()) });
+    let start = || {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "two_processes_download_once", "--nocapture"])
+            .env(CHILD, format!("{} {}", server.address, root.path().display()))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let mut children = [start(), start()];
+    let mut looks = 0;
+    while children.iter_mut().any(|c| c.try_wait().unwrap().is_none()) {
+        if root.path().join("Tiny").exists() {
+            whole_but_for_downloads(root.path());
+        } else {
+            looks += 1;
+        }
+        // It may have come since.
+        let names = fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().file_name());
+        assert!(names.into_iter().all(|n| n == ".fetch" || n == "Tiny"));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(looks > 0, "it was there before anybody looked");
+    let mut said: Vec<String> = children
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success());
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.lines().filter_map(|l| l.split_once("was there: ")).map(|l| l.1.to_string()).collect()
+        })
+        .collect();
+    said.sort();
+    assert_eq!(said, ["false", "true"]);
     whole(root.path());
-    assert_eq!(done.iter().filter(|d| d.was_there).count(), 2);
     assert_eq!(server.asked(HUB).len(), 1);
 }
 

@@ -1,5 +1,7 @@
 //! The loader as a whole: the same batches for any number of workers and from any position.
 
+mod fixtures;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -167,4 +169,80 @@ fn the_cache_keeps_what_fits() {
         assert!((decodes..=decodes + 2 * 42).contains(&count), "{cache_bytes}: {count}");
         assert!(cache_bytes != 1 << 20 || count == decodes, "{count}");
     }
+}
+
+/// A cache of any size changes nothing but the time.
+#[test]
+fn a_cache_changes_no_batch() {
+    let run = |cache_bytes: usize| {
+        let spec = LoaderSpec {
+            indices: (0..42).collect(),
+            sampler: Sampler::Shuffle { batch: 8, drop_last: false },
+            transforms: augmented(),
+            rng: Rng::new(5),
+            cache_bytes,
+        };
+        take(&mut *loader_with_threads(scenes(2), &spec, 2).unwrap(), 21)
+    };
+    let without = run(0);
+    assert_eq!(without.iter().flatten().count(), 18);
+    // None fits, some, all.
+    for bytes in [100, 50_000, 1 << 20] {
+        assert_eq!(run(bytes), without, "{bytes}");
+    }
+}
+
+/// What the process holds after ten epochs it holds after a hundred, with a cache and without. A
+/// process of its own is asked, since other tests run in this one.
+#[test]
+fn memory_is_flat_over_100_epochs() {
+    const CHILD: &str = "STILLHOUSE_TEST_EPOCHS";
+    /// MiB; one epoch decodes 4.
+    const MORE: f64 = 4.0;
+    let Ok(cache) = std::env::var(CHILD) else {
+        for cache in [0, 300_000] {
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "memory_is_flat_over_100_epochs", "--nocapture"])
+                .env(CHILD, cache.to_string())
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&child.stdout);
+            println!("cache of {cache} bytes: {}", text.lines().find(|l| l.contains("MiB")).unwrap_or(&text));
+            assert!(child.status.success(), "{text}\n{}", String::from_utf8_lossy(&child.stderr));
+        }
+        return;
+    };
+    // The most that was ever held: what is given back in between does not hide anything.
+    let held = || {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.split_whitespace().next()?;
+        Some(kib.parse::<f64>().ok()? / 1024.0)
+    };
+    let root = tempfile::tempdir().unwrap();
+    for i in 0..42 {
+        let path = root.path().join(format!("class{}/{i}.jpg", i % 3));
+        fixtures::put(&path, fixtures::jpeg(224, 160, i));
+    }
+    let mut request = fixtures::request("folder", root.path());
+    request.path = Some(root.path().to_path_buf());
+    let set = (registry().get("folder").unwrap().build)(&request).unwrap();
+    let spec = LoaderSpec {
+        indices: (0..42).collect(),
+        sampler: Sampler::Shuffle { batch: 7, drop_last: false },
+        transforms: tables(r#"{op="random_resized_crop", size=64, scale=[0.5, 1.0]}, {op="hflip"}"#),
+        rng: Rng::new(0),
+        cache_bytes: cache.parse().unwrap(),
+    };
+    let mut loader = loader_with_threads(set, &spec, 2).unwrap();
+    let mut marks = Vec::new();
+    for epoch in 1..=100 {
+        while loader.next_batch().unwrap().is_some() {}
+        if [10, 100].contains(&epoch) {
+            marks.extend(held());
+        }
+    }
+    // Only Linux says how much that is.
+    let [early, late] = marks[..] else { return };
+    println!("{early:.1} MiB after 10 epochs, {late:.1} MiB after 100");
+    assert!(late - early < MORE, "{early:.1} MiB after 10 epochs, {late:.1} MiB after 100");
 }
