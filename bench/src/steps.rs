@@ -1,7 +1,7 @@
 //! Our side: one step of a case, with the parts that the trainer uses.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{Target, Task};
 use stillhouse_core::distiller::{Distiller, Shapes, Step};
 use stillhouse_core::network::{Backbone, BackboneRequest, Features};
 use stillhouse_core::{Params, Rng, Tape};
@@ -20,7 +20,13 @@ struct Network {
 
 fn network(name: &str, seed: u64) -> anyhow::Result<Network> {
     let params = Params::new(DType::F32, &Device::Cpu)?;
-    let request = BackboneRequest { name: name.into(), classes: CLASSES, ..Default::default() };
+    // Nothing is dropped, on either side.
+    let variant = match name {
+        "deeplabv3plus" => toml::from_str("dropout = 0.0")?,
+        _ if name.starts_with("swin_") => toml::from_str("drop_path = 0.0")?,
+        _ => toml::Table::new(),
+    };
+    let request = BackboneRequest { name: name.into(), classes: CLASSES, variant };
     let row = *stillhouse_backbones::registry().get(name)?;
     let backbone = (row.build)(&request, &params.builder(Rng::new(seed)))?;
     Ok(Network { backbone, params })
@@ -36,8 +42,16 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
     let pixels: Vec<f32> = (0..len).map(|_| draw.normal() as f32).collect();
     let images = Tensor::from_vec(pixels, (case.batch, 3, case.size, case.size), &Device::Cpu)?;
     // Four images a class, as a class-balanced batch has.
-    let labels: Vec<u32> = (0..case.batch as u32).map(|i| i / 4).collect();
-    let target = Target::Classes(Tensor::new(labels, &Device::Cpu)?);
+    let labels = Tensor::from_vec(
+        (0..case.batch as u32).map(|i| i / 4).collect::<Vec<_>>(),
+        (case.batch, 1, 1),
+        &Device::Cpu,
+    )?;
+    let target = if case.is_dense() {
+        Target::Mask(labels.broadcast_as((case.batch, case.size, case.size))?.contiguous()?)
+    } else {
+        Target::Classes(labels.flatten_all()?)
+    };
     match case.work {
         Work::Frozen | Work::FrozenBf16 => {
             let net = network(case.network, 1)?;
@@ -101,6 +115,7 @@ fn train(
         classes: CLASSES,
         batch: case.batch,
         samples: 1680,
+        task: if case.is_dense() { Task::Segmentation } else { Task::Classification },
         ..Default::default()
     };
     let builder = student.params.builder(Rng::new(3)).pp("connector");
