@@ -40,6 +40,41 @@ def taps(model, x):
     return features, model.classifier(x.mean((2, 3)))
 
 
+class DeepLabV3Plus(nn.Module):
+    """On timm's ResNet18 at output stride 16, as `crates/backbones/src/deeplabv3plus.rs`."""
+
+    def __init__(self, classes):
+        super().__init__()
+        import timm
+
+        self.backbone = timm.create_model("resnet18", features_only=True, output_stride=16, out_indices=(1, 4))
+        low, high = self.backbone.feature_info.channels()
+        conv = lambda i, o, k, rate=1: nn.Sequential(
+            nn.Conv2d(i, o, k, padding=rate * (k // 2), dilation=rate, bias=False), nn.BatchNorm2d(o), nn.ReLU(True)
+        )
+        self.branches = nn.ModuleList([conv(high, 256, 1)] + [conv(high, 256, 3, rate) for rate in (6, 12, 18)])
+        self.pool, self.project, self.low = conv(high, 256, 1), conv(5 * 256, 256, 1), conv(low, 48, 1)
+        self.fuse = nn.Sequential(conv(304, 256, 3), conv(256, 256, 3), nn.Conv2d(256, classes, 1))
+
+    def forward(self, images):
+        low, x = self.backbone(images)
+        mean = self.pool(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
+        x = self.project(torch.cat([branch(x) for branch in self.branches] + [mean], 1))
+        low = self.low(low)
+        x = F.interpolate(x, low.shape[2:], mode="bilinear", align_corners=False)
+        return F.interpolate(self.fuse(torch.cat([low, x], 1)), images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def make_network(name):
+    if name == "deeplabv3plus":
+        return DeepLabV3Plus(21)
+    if name.startswith("swin_"):
+        import timm
+
+        return timm.create_model(name, num_classes=21, drop_path_rate=0.0)
+    return getattr(torchvision.models, {"mobilenetv2_100": "mobilenet_v2"}.get(name, name))(num_classes=21)
+
+
 def kd(student, teacher, temperature=4.0):
     p = F.log_softmax(student / temperature, 1)
     q = F.softmax(teacher / temperature, 1)
@@ -115,10 +150,11 @@ def main():
     if work == "load":
         serve(load(network, batch, size, int(threads)), libraries)
         return
-    names = {"mobilenetv2_100": "mobilenet_v2"}
-    make = lambda name: getattr(torchvision.models, names.get(name, name))(num_classes=21).to(memory_format=memory_format)
+    make = lambda name: make_network(name).to(memory_format=memory_format)
     images = torch.randn(batch, 3, size, size).to(memory_format=memory_format)
     labels = torch.arange(batch) // 4
+    if network == "deeplabv3plus":
+        labels = labels[:, None, None].expand(batch, size, size).contiguous()
     model = make(network)
 
     if work in ("frozen", "bf16"):

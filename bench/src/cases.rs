@@ -42,6 +42,8 @@ pub(crate) const CASES: &[Case] = &[
     case("resnet50-train-224", "resnet50", Work::Train, 8, 224),
     case("vgg16-train-64", "vgg16", Work::Train, 8, 64),
     case("vgg16-train-224", "vgg16", Work::Train, 2, 224),
+    case("swin-train-224", "swin_tiny_patch4_window7_224", Work::Train, 2, 224),
+    case("deeplab-train-256", "deeplabv3plus", Work::Train, 2, 256),
     case("resnet50-frozen-224", "resnet50", Work::Frozen, 8, 224),
     case("resnet50-bf16-224", "resnet50", Work::FrozenBf16, 8, 224),
     case("resnet18-frozen-224", "resnet18", Work::Frozen, 8, 224),
@@ -62,6 +64,11 @@ pub(crate) fn find(name: &str) -> anyhow::Result<&'static Case> {
 }
 
 impl Case {
+    /// Whether every pixel has a class.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.network == "deeplabv3plus"
+    }
+
     /// In words.
     pub(crate) fn what(&self) -> String {
         let work = match self.work {

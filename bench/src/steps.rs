@@ -57,7 +57,13 @@ type Run = Box<dyn FnMut() -> anyhow::Result<f64>>;
 
 /// A step of a case that can be run again and again.
 pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
-    let student = Model::new(case.network, toml::Table::new());
+    // Nothing is dropped, on either side.
+    let variant = match case.network {
+        "deeplabv3plus" => toml::from_str("dropout = 0.0")?,
+        name if name.starts_with("swin_") => toml::from_str("drop_path = 0.0")?,
+        _ => toml::Table::new(),
+    };
+    let student = Model::new(case.network, variant);
     let (method, teacher) = match case.work {
         Work::Load => return crate::load::make(case),
         Work::Frozen | Work::FrozenBf16 => {
@@ -76,7 +82,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
         Work::Train => (None, None),
         Work::Distil(method) => (Some(method.to_string()), Some(Model::new("resnet50", toml::Table::new()))),
     };
-    train(Setting { student, teacher, method, batch: case.batch, size: case.size, masks: false })
+    train(Setting { student, teacher, method, batch: case.batch, size: case.size, masks: case.is_dense() })
 }
 
 /// Noise, `[B, 3, size, size]`.

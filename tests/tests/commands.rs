@@ -19,6 +19,11 @@ fn help_has_examples() {
         "data stats",
         "data split",
         "data fetch",
+        "weights fetch",
+        "weights check",
+        "weights import",
+        "weights export",
+        "weights diff",
         "doctor",
         "completions",
     ] {
@@ -53,6 +58,11 @@ fn wrong_usage_is_2() {
     run(folder.path(), &["explain", "backbone", "resnet19"]).code(2).tells(&["resnet18"]);
     run(folder.path(), &["data", "check", "ucn"]).code(2).tells(&["did you mean `ucm`"]);
     run(folder.path(), &["train", "no.toml", "--output", "o"]).code(2).tells(&["no.toml"]);
+    run(folder.path(), &["weights", "fetch", "resnet101", "--name", "imagenett"])
+        .code(2)
+        .tells(&["did you mean `imagenet`"]);
+    run(folder.path(), &["weights", "fetch", "resnet18"]).code(2).tells(&["cannot be downloaded", "hint: "]);
+    run(folder.path(), &["weights", "export", "none", "--output", "o"]).code(2).tells(&["none: no such"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
 }
 
@@ -152,6 +162,11 @@ fn what_cannot_be_fetched_is_told() {
     let said =
         stillhouse(folder.path(), &["data", "fetch", "ucm"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
     stillhouse_tests::Said::from(said).code(1).tells(&["HF_HUB_OFFLINE", "UCMerced_LandUse"]);
+    let said = stillhouse(folder.path(), &["weights", "fetch", "vgg16"])
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .unwrap();
+    stillhouse_tests::Said::from(said).code(1).tells(&["HF_HUB_OFFLINE", "vgg16-397923af.pth"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
 }
 
@@ -183,6 +198,27 @@ fn train_eval_predict() {
     let sum: f64 = classes.iter().map(|c| c["probability"].as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-5 && classes.len() == 2, "{said}");
     assert!(run(folder.path(), &["predict", "out", image]).code(0).stdout.contains(" %"));
+    // The student for other programs, and back.
+    let weights = |args: &[&str]| run(folder.path(), &[&["weights"], args].concat());
+    let export = ["export", "out", "--output", "exported", "--onnx", "--dtype", "f16", "--json"];
+    let exported = weights(&export).code(0).json();
+    assert_eq!((&exported["classes"], &exported["not_for_timm"]), (&2.into(), &serde_json::Value::Null));
+    for file in ["model.safetensors", "config.json", "README.md", "model.onnx"] {
+        assert!(folder.path().join("exported").join(file).is_file(), "{file}");
+    }
+    let card = fs::read_to_string(folder.path().join("exported/README.md")).unwrap();
+    assert!(card.contains("meadow, quarry") && card.contains("4 test images right"), "{card}");
+    weights(&export).code(2).tells(&["is there already"]);
+    let (half, whole) = ("exported/model.safetensors", "out/student.safetensors");
+    let import = ["import", half, "--arch", "mobilenetv2_100", "--output", "back.safetensors", "--json"];
+    let imported = weights(&import).code(0).json();
+    assert_eq!((&imported["classes"], &imported["fit"]["form"]), (&2.into(), &"timm".into()));
+    assert!(weights(&["diff", whole, "back.safetensors"]).code(1).stdout.contains("conv_stem.weight"));
+    let same = weights(&["diff", whole, "back.safetensors", "--tolerance", "0.1", "--json"]).code(0).json();
+    assert_eq!(same["same"], imported["fit"]["taken"]);
+    let other = weights(&["check", whole, "--arch", "mobilenetv2_140", "--json"]).code(1).json();
+    assert!(!other["fit"]["misshapen"].as_array().unwrap().is_empty());
+    assert!(weights(&["check"]).code(0).stdout.contains("resnet101.imagenet"));
     // An unreadable image does not keep the others from their answer.
     write(folder.path(), "no.jpg", "no image");
     let said = run(folder.path(), &["predict", "out", "no.jpg", image]).code(1).tells(&["no.jpg"]);

@@ -1,7 +1,8 @@
 //! Parameters and operations.
 
+use candle_core::{DType, Device, Tensor};
 use stillhouse_core::network::BackboneRequest;
-use stillhouse_core::{Error, Params, Result, Rng};
+use stillhouse_core::{Error, Params, Result, Rng, Tape};
 use stillhouse_ops::{ConvBnAct, Linear};
 
 use crate::FAMILIES;
@@ -18,6 +19,9 @@ pub struct Counts {
     pub attention_macs: u64,
     /// Values that batch norms put out for one image.
     pub batch_norm_outputs: u64,
+    /// Values that a training step keeps for the backward pass of one image: what all layers put out,
+    /// and what goes into batch norms. Four bytes each.
+    pub kept_values: u64,
 }
 
 impl Counts {
@@ -43,7 +47,7 @@ impl Counts {
 /// # Errors
 /// An unknown name, a variant that the network does not have, or an empty image.
 pub fn count(request: &BackboneRequest, height: usize, width: usize) -> Result<Counts> {
-    crate::registry().get(&request.name)?;
+    let row = *crate::registry().get(&request.name)?;
     let params = Params::outline();
     let builder = params.builder(Rng::new(0));
     let family = FAMILIES.iter().find(|f| f.rows.iter().any(|row| row.name == request.name));
@@ -51,7 +55,13 @@ pub fn count(request: &BackboneRequest, height: usize, width: usize) -> Result<C
         Some(family) => (family.work)(request, &builder, (height, width))?,
         None => return Err(Error::unfit(&request.name, "is registered without a way to count it")),
     };
+    let whole = Params::outline();
+    let network = (row.build)(request, &whole.builder(Rng::new(0)))?;
+    let mut tape = Tape::sketch(&whole);
+    network.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
+    let sketch = tape.take_sketch().unwrap_or_default();
     Ok(Counts {
+        kept_values: sketch.kept_values(),
         parameters: params.count_weights(),
         macs: work.macs,
         attention_macs: work.attention_macs,
@@ -119,6 +129,27 @@ mod tests {
             assert_eq!(counts.batch_norm_outputs, batch_norm_outputs, "{name}");
             assert!((counts.macs as f64 - macs).abs() < 0.5e6, "{name}: {}", counts.macs);
             assert!((counts.table4_flops() as f64 - flops).abs() < 0.5e6, "{name}");
+        }
+    }
+
+    /// What a tape really holds after a training step's forward pass, beside the estimate: padded copies
+    /// and the like come to it.
+    #[test]
+    fn kept_values_are_what_a_tape_keeps() {
+        for name in ["resnet18", "mobilenetv2_050", "cifar_resnet20"] {
+            let request = BackboneRequest { name: name.into(), classes: 3, ..Default::default() };
+            let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+            let row = *crate::registry().get(name).unwrap();
+            let network = (row.build)(&request, &params.builder(Rng::new(0))).unwrap();
+            let mut tape = Tape::new(&params, stillhouse_ops::Mode::Train).unwrap();
+            tape.set_winograd(false);
+            tape.begin(Rng::new(0), 0);
+            let images = Tensor::zeros((4, 3, 64, 64), DType::F32, &Device::Cpu).unwrap();
+            let features = network.forward(&images, &mut tape).unwrap();
+            let held = tape.memory_bytes() as f64;
+            let estimate = 4.0 * 4.0 * count(&request, 64, 64).unwrap().kept_values as f64;
+            assert!((0.8..1.3).contains(&(held / estimate)), "{name}: {held} held, {estimate} estimated");
+            drop(features);
         }
     }
 

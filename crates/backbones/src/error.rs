@@ -51,8 +51,8 @@ pub enum Error {
         /// How to get the right one.
         get: String,
     },
-    /// A file that is no safetensors file, or a damaged one.
-    #[error("{}: is no whole safetensors file: {what}", path.display())]
+    /// A file that is no file of weights, a damaged one, or one that asks for more than weights need.
+    #[error("{}: is no whole file of weights (safetensors, or PyTorch's state dict): {what}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

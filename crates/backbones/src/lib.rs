@@ -6,6 +6,7 @@
 //!
 //! - [`registry`]: the rows by which the rest of the workspace reaches the networks.
 //! - [`weights`], [`load_weights`], [`save`]: pretrained files, checked before they are believed.
+//! - [`export`], [`onnx`]: a trained network for other programs.
 //! - [`count`]: parameters, multiply-accumulates, and the FLOPs of the paper's table.
 
 #[cfg(doctest)]
@@ -20,19 +21,25 @@ pub mod deeplabv3plus;
 mod dilate;
 mod error;
 pub mod exits;
+mod export;
 mod load;
 pub mod mobilenetv2;
+mod names;
+pub mod onnx;
+mod protobuf;
 pub mod resnet;
 mod save;
 pub mod swin;
 pub mod vgg;
 mod weights;
+pub mod weights_file;
 
 pub use count::{Counts, count};
 pub use error::Error;
-pub use load::load_weights;
-pub use save::save;
-pub use weights::{Manifest, manifests, weights};
+pub use export::{Card, export};
+pub use load::{Fit, fit, load_weights};
+pub use save::{Precision, save, save_as};
+pub use weights::{Hub, Manifest, manifests, weights};
 
 use body::Body;
 use count::Work;

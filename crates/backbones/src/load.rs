@@ -1,30 +1,62 @@
-//! Weights from safetensors files into a network.
+//! Weights from files into a network.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use stillhouse_core::{Error as CoreError, Params, Result};
+use candle_core::{DType, Tensor};
+use serde::Serialize;
+use stillhouse_core::{Params, Result};
 use stillhouse_ops::Param;
 
 use crate::Error;
+use crate::names::{FORMS, Form, is_derived};
+use crate::weights_file::{Stored, WeightsFile};
 
-/// A header describes some hundred tensors; anything longer than this is not one.
-const MAX_HEADER: u64 = 16 << 20;
+/// Where the parameters of a network stand inside of another (DeepLabV3+, exits).
+const BACKBONE: &str = "backbone.";
 
-/// Loads a safetensors file into parameters by name; f16, bf16, f32 and f64 are converted.
+/// How a file's tensors and a network's parameters meet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Fit {
+    /// Whose names the file has.
+    pub form: String,
+    /// Parameters that the file gives.
+    pub taken: usize,
+    /// Names that the network has and the file has not.
+    pub missing: Vec<String>,
+    /// Names that the file has and the network has not.
+    pub unexpected: Vec<String>,
+    /// Names whose shape or element type cannot be used, with found and expected.
+    pub misshapen: Vec<String>,
+    /// Classes of the file's head, where it is not to be replaced and they are others.
+    pub classes: Option<usize>,
+    /// What stays new or unused although the file fits, a sentence each.
+    pub left: Vec<String>,
+}
+
+impl Fit {
+    /// Whether the file can be loaded.
+    pub fn fits(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+/// Compares a file with a network: nothing is loaded. `replace_head` as in [`load_weights`].
+pub fn fit(file: &WeightsFile, params: &Params, head: &[String], replace_head: bool) -> Fit {
+    Meeting::of(file, &params.all(), head, replace_head).fit
+}
+
+/// Loads a file of weights into parameters: safetensors, or what PyTorch has saved; in the names of
+/// timm, torchvision or Hugging Face (see `docs/weights.md`); f16, bf16, f32 and f64 are converted.
 ///
-/// Every entry of `params` must be in the file with its shape, and nothing else may be
-/// (`num_batches_tracked` aside): what does not fit is reported at once, and nothing is loaded. The
-/// names in `head` may be missing or have another number of classes if `replace_head` is set; then
-/// they stay as they are. Returns what was left so, a sentence each, for the log.
+/// Every entry of `params` must be in the file with its shape, and nothing else may be (counters and
+/// tables that a network computes by itself aside): what does not fit is reported at once, and nothing
+/// is loaded. With `replace_head` the names in `head` may be missing or have another number of classes,
+/// and a file of a network alone may serve one that stands on it (`backbone.*`), all else of which
+/// stays as it is. Returns what was left so, a sentence each, for the log.
 ///
 /// The file is read tensor by tensor: memory for one tensor is needed besides the network's own,
-/// whatever the file's header claims.
+/// whatever the file claims.
 ///
 /// # Errors
 /// [`Error::Malformed`], [`Error::Misfit`] and [`Error::Classes`], inside
@@ -35,121 +67,156 @@ pub fn load_weights(
     head: &[String],
     replace_head: bool,
 ) -> Result<Vec<String>> {
-    let mut file = Archive::open(path)?;
+    let mut file = WeightsFile::open(path)?;
     let entries = params.all();
-    let (mut missing, mut misshapen, mut left, mut take) = (vec![], vec![], vec![], vec![]);
-    let mut classes = None;
-    for param in &entries {
-        let replaceable = replace_head && head.contains(&param.name);
-        let Some(info) = file.header.info(&param.name).cloned() else {
-            if replaceable {
-                left.push(format!("{}: not in the file, stays new", param.name));
-            } else {
-                missing.push(param.name.clone());
-            }
-            continue;
-        };
-        let (found, expected) = (&info.shape, &param.shape);
-        if found == expected && dtype(info.dtype).is_some() {
-            take.push((param, info));
-        } else if replaceable {
-            left.push(format!("{}: {} in the file, stays new {expected:?}", param.name, shown(&info)));
-        } else if head.contains(&param.name) && only_classes_differ(found, expected) {
-            let (path, name) = (path.to_path_buf(), param.name.clone());
-            classes.get_or_insert(Error::Classes { path, name, expected: expected[0], found: found[0] });
-        } else {
-            misshapen.push(format!("{}: {}, expected {expected:?}", param.name, shown(&info)));
-        }
-    }
-    let known: HashSet<&str> = entries.iter().map(|p| p.name.as_str()).collect();
-    let unexpected: Vec<String> = file
-        .header
-        .offset_keys()
-        .into_iter()
-        .filter(|name| !known.contains(name.as_str()) && !name.ends_with("num_batches_tracked"))
-        .collect();
-    if !(missing.is_empty() && unexpected.is_empty() && misshapen.is_empty()) {
+    let Meeting { fit, take, form, classes } = Meeting::of(&file, &entries, head, replace_head);
+    if !fit.fits() {
+        let Fit { missing, unexpected, misshapen, .. } = fit;
         return Err(Error::Misfit { path: path.to_path_buf(), missing, unexpected, misshapen }.into());
     }
-    if let Some(error) = classes {
-        return Err(error.into());
+    if let Some(Classes { name, expected, found }) = classes {
+        return Err(Error::Classes { path: path.to_path_buf(), name, expected, found }.into());
     }
-    take.sort_by_key(|(_, info)| info.data_offsets);
-    for (param, info) in take {
-        file.read_into(params, param, &info)?;
+    for (place, parts) in take {
+        let param = &entries[place];
+        let mut values = Vec::new();
+        for part in parts {
+            values.push(file.read(&part)?);
+        }
+        let mut values = match values.as_slice() {
+            [whole] => whole.clone(),
+            parts => Tensor::cat(parts, 0)?,
+        };
+        if values.dims() != param.shape {
+            values = values.reshape(param.shape.as_slice())?;
+        }
+        if form.variance != 0.0 && param.name.ends_with(".running_var") {
+            values = (values.to_dtype(DType::F64)? + form.variance)?;
+        }
+        if let Some(id) = params.id(&param.name) {
+            params.import(id, &values)?;
+        }
     }
-    Ok(left)
+    Ok(fit.left)
 }
 
-fn shown(info: &TensorInfo) -> String {
-    format!("{:?} {:?}", info.dtype, info.shape)
+/// A head of another number of classes.
+struct Classes {
+    name: String,
+    expected: usize,
+    found: usize,
+}
+
+/// A file's tensors beside a network's parameters.
+struct Meeting {
+    fit: Fit,
+    form: &'static Form,
+    /// Place of a parameter, and its parts in the file.
+    take: Vec<(usize, Vec<Stored>)>,
+    /// A head that would fit with other classes, where it is not to be replaced.
+    classes: Option<Classes>,
+}
+
+impl Meeting {
+    fn of(file: &WeightsFile, entries: &[Param], head: &[String], replace_head: bool) -> Self {
+        let names: HashSet<&str> = entries.iter().map(|p| p.name.as_str()).collect();
+        let inside = replace_head && entries.iter().any(|p| p.name.starts_with(BACKBONE));
+        let scopes: &[&str] = if inside { &["", BACKBONE] } else { &[""] };
+        let mut best = (0, "", &FORMS[0]);
+        for scope in scopes {
+            for form in FORMS {
+                let named = |t: &&Stored| {
+                    let name = (form.rename)(&t.name).map(|r| format!("{scope}{}", r.name));
+                    name.is_some_and(|n| names.contains(n.as_str()))
+                };
+                let hits = file.tensors().iter().filter(named).count();
+                if hits > best.0 {
+                    best = (hits, scope, form);
+                }
+            }
+        }
+        let (_, scope, form) = best;
+        Self::in_form(file, entries, (head, replace_head), scope, form)
+    }
+
+    fn in_form(
+        file: &WeightsFile,
+        entries: &[Param],
+        (head, replace_head): (&[String], bool),
+        scope: &str,
+        form: &'static Form,
+    ) -> Self {
+        let mut parts: HashMap<String, BTreeMap<usize, &Stored>> = HashMap::new();
+        let mut fit = Fit { form: form.name.into(), ..Fit::default() };
+        for tensor in file.tensors().iter().filter(|t| !is_derived(&t.name)) {
+            match (form.rename)(&tensor.name) {
+                Some(to) => {
+                    let name = format!("{scope}{}", to.name);
+                    let twin = parts.entry(name).or_default().insert(to.part.unwrap_or(0), tensor);
+                    fit.unexpected.extend(twin.map(|t| t.name.clone()));
+                }
+                None => fit.unexpected.push(tensor.name.clone()),
+            }
+        }
+        let (mut take, mut classes, mut apart) = (Vec::new(), None, 0);
+        for (place, param) in entries.iter().enumerate() {
+            let replaceable = replace_head && head.contains(&param.name);
+            let Some(found) = parts.remove(&param.name) else {
+                if !param.name.starts_with(scope) {
+                    apart += 1;
+                } else if replaceable {
+                    fit.left.push(format!("{}: not in the file, stays new", param.name));
+                } else {
+                    fit.missing.push(param.name.clone());
+                }
+                continue;
+            };
+            let found: Vec<Stored> = found.into_values().cloned().collect();
+            let (shape, expected) = (joined(&found), &param.shape);
+            let shown = found.first().map(Stored::shown).unwrap_or_default();
+            if same_values(&shape, expected) && found.iter().all(|t| t.float().is_some()) {
+                take.push((place, found));
+            } else if replaceable {
+                fit.left.push(format!("{}: {shown} in the file, stays new {expected:?}", param.name));
+            } else if head.contains(&param.name) && only_classes_differ(&shape, expected) {
+                let name = param.name.clone();
+                classes.get_or_insert(Classes { name, expected: expected[0], found: shape[0] });
+            } else {
+                fit.misshapen.push(format!("{}: {shown}, expected {expected:?}", param.name));
+            }
+        }
+        fit.taken = take.len();
+        fit.classes = classes.as_ref().map(|c: &Classes| c.found);
+        let mut unused: Vec<String> = parts.into_values().flatten().map(|(_, t)| t.name.clone()).collect();
+        unused.append(&mut fit.unexpected);
+        unused.sort();
+        if scope.is_empty() {
+            fit.unexpected = unused;
+        } else {
+            fit.left.push(format!("{apart} parameters outside of `{scope}*` stay new"));
+            if !unused.is_empty() {
+                fit.left.push(format!("not used of the file: {}", unused.join(", ")));
+            }
+        }
+        Self { fit, form, take, classes }
+    }
+}
+
+/// The shape of parts one below the other.
+fn joined(parts: &[Stored]) -> Vec<usize> {
+    let mut shape = parts.first().map_or_else(Vec::new, |t| t.shape.clone());
+    if let Some(first) = shape.first_mut() {
+        *first = parts.iter().map(|t| t.shape.first().copied().unwrap_or(0)).sum();
+    }
+    shape
+}
+
+/// The same shape, or a linear layer's weight for a convolution that covers the whole map.
+fn same_values(found: &[usize], expected: &[usize]) -> bool {
+    let linear = found.len() == 2 && expected.len() == 4 && found[0] == expected[0];
+    found == expected || linear && found[1] == expected[1..].iter().product::<usize>()
 }
 
 fn only_classes_differ(found: &[usize], expected: &[usize]) -> bool {
     found.len() == expected.len() && found.first() != expected.first() && found[1..] == expected[1..]
-}
-
-/// The element types that weights come in.
-fn dtype(found: Dtype) -> Option<DType> {
-    match found {
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F64 => Some(DType::F64),
-        _ => None,
-    }
-}
-
-/// An open file whose header was checked: offsets, sizes and shapes agree with each other and with
-/// the file's length.
-struct Archive<'a> {
-    path: &'a Path,
-    file: File,
-    header: Metadata,
-    data: u64,
-}
-
-impl<'a> Archive<'a> {
-    fn open(path: &'a Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(CoreError::io(path))?;
-        let length = file.metadata().map_err(CoreError::io(path))?.len();
-        let malformed = |what: String| Error::Malformed { path: path.to_path_buf(), what };
-        if length < 8 {
-            return Err(malformed(format!("{length} bytes long")).into());
-        }
-        let mut size = [0; 8];
-        file.read_exact(&mut size).map_err(CoreError::io(path))?;
-        let size = u64::from_le_bytes(size);
-        if size > MAX_HEADER || size > length - 8 {
-            let what =
-                format!("a header of {size} bytes in a file of {length}; at most {MAX_HEADER} are read");
-            return Err(malformed(what).into());
-        }
-        let mut text = vec![0; size as usize];
-        file.read_exact(&mut text).map_err(CoreError::io(path))?;
-        let header: Metadata =
-            serde_json::from_slice(&text).map_err(|e| malformed(format!("its header: {e}")))?;
-        let (expected, data) = (header.data_len() as u64, 8 + size);
-        if expected != length - data {
-            let what =
-                format!("expected {expected} bytes of values after its header, found {}", length - data);
-            return Err(malformed(what).into());
-        }
-        Ok(Self { path, file, header, data })
-    }
-
-    /// Reads one tensor, whose shape is that of `param`.
-    fn read_into(&mut self, params: &Params, param: &Param, info: &TensorInfo) -> Result<()> {
-        let (Some(id), Some(dtype)) = (params.id(&param.name), dtype(info.dtype)) else {
-            return Ok(());
-        };
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        self.file
-            .seek(SeekFrom::Start(self.data + start as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes))
-            .map_err(CoreError::io(self.path))?;
-        let values = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?;
-        Ok(params.import(id, &values)?)
-    }
 }

@@ -21,6 +21,16 @@ struct Header<'a> {
     tensors: BTreeMap<&'a str, TensorInfo>,
 }
 
+/// Element type of a written file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits: half of the size, values to three digits.
+    F16,
+}
+
 /// Writes all weights and buffers as f32 in PyTorch's order, under timm's names: a file that timm
 /// loads, and [`load_weights`](crate::load_weights) does.
 ///
@@ -30,12 +40,29 @@ struct Header<'a> {
 /// # Errors
 /// I/O errors with the path.
 pub fn save(params: &Params, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+    save_as(params, path, metadata, Precision::F32)
+}
+
+/// As [`save`], in another element type.
+///
+/// # Errors
+/// I/O errors with the path; a value that is too large for f16.
+pub fn save_as(
+    params: &Params,
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    precision: Precision,
+) -> Result<()> {
     let mut entries = params.all();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let (mut tensors, mut at) = (BTreeMap::new(), 0);
     for param in &entries {
-        let end = at + 4 * param.count();
-        let info = TensorInfo { dtype: Dtype::F32, shape: param.shape.clone(), data_offsets: (at, end) };
+        let (dtype, bytes) = match precision {
+            Precision::F32 => (Dtype::F32, 4),
+            Precision::F16 => (Dtype::F16, 2),
+        };
+        let end = at + bytes * param.count();
+        let info = TensorInfo { dtype, shape: param.shape.clone(), data_offsets: (at, end) };
         tensors.insert(param.name.as_str(), info);
         at = end;
     }
@@ -46,14 +73,26 @@ pub fn save(params: &Params, path: &Path, metadata: &BTreeMap<String, String>) -
         file.write_all(&header)?;
         for param in &entries {
             let values = floats(params, &param.name).map_err(std::io::Error::other)?;
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let bytes: Vec<u8> = match precision {
+                Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                Precision::F16 => halves(&param.name, &values)?,
+            };
             file.write_all(&bytes)?;
         }
         Ok(())
     })
 }
 
-fn floats(params: &Params, name: &str) -> Result<Vec<f32>> {
+fn halves(name: &str, values: &[f32]) -> std::io::Result<Vec<u8>> {
+    let narrow = values.iter().map(|v| half::f16::from_f32(*v));
+    if let Some((v, _)) = values.iter().zip(narrow.clone()).find(|(v, h)| v.is_finite() && !h.is_finite()) {
+        return Err(std::io::Error::other(format!("`{name}` has {v}, which f16 cannot hold; write f32")));
+    }
+    Ok(narrow.flat_map(half::f16::to_le_bytes).collect())
+}
+
+/// The values of a parameter in PyTorch's order.
+pub(crate) fn floats(params: &Params, name: &str) -> Result<Vec<f32>> {
     let Some(id) = params.id(name) else { return Ok(Vec::new()) };
     let values = params.export(id)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
     Ok(values.flatten_all()?.to_vec1()?)

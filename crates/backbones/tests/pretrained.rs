@@ -66,7 +66,7 @@ fn sample_images_give_the_expected_logits() {
         ("resnet50", &["resnet50_stride1x1", "resnet50_timm"]),
         ("mobilenetv2_100", &["mobilenetv2_100_same", "mobilenetv2_100_timm"]),
     ] {
-        let info = weights(arch, "imagenet", std::slice::from_ref(&files)).unwrap();
+        let info = weights(arch, &toml::Table::new(), "imagenet", std::slice::from_ref(&files)).unwrap();
         // The manifest names the arrangement that the weights were trained in: the first column.
         assert_eq!(info.variant, plain(columns[0]), "{arch}");
         let batch: Vec<Tensor> = order.split(',').map(|name| image(&exact.join(name), &info)).collect();

@@ -27,8 +27,8 @@ Examples:
 
 Environment:
   STILLHOUSE_DATA      folder of datasets (then ./datasets)
-  HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE   of the hub, for `data fetch`
-  STILLHOUSE_WEIGHTS   folder of pretrained weights (then ./weights)
+  HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE   of the hub, for `data fetch` and `weights fetch`
+  STILLHOUSE_WEIGHTS   folder of pretrained weights (then ./weights, then the cache of the hub)
   STILLHOUSE_RUNS      folder of runs (default ./runs)
   STILLHOUSE_THREADS   threads (as --threads)
   STILLHOUSE_WINOGRAD  0: no Winograd convolutions
@@ -76,6 +76,8 @@ enum Command {
     Explain(commands::explain::Args),
     #[command(subcommand)]
     Data(commands::data::Args),
+    #[command(subcommand)]
+    Weights(commands::weights::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
 }
@@ -123,6 +125,7 @@ fn run(cli: Cli) -> Outcome {
         Command::List(args) => commands::list::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Data(args) => commands::data::run(&args),
+        Command::Weights(args) => commands::weights::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args, threads),
         Command::Completions(args) => commands::completions::run(&args),
     }

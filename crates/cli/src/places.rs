@@ -17,12 +17,19 @@ impl Places {
     /// From the environment, then below the current folder; `runs` is the flag of that name.
     pub(crate) fn new(runs: Option<&Path>) -> Self {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let roots =
-            |name: &str, below: &str| variable(name).into_iter().chain([PathBuf::from(below)]).collect();
+        let roots = |name: &str, below: &str| -> Vec<PathBuf> {
+            variable(name).into_iter().chain([PathBuf::from(below)]).collect()
+        };
+        // What the hub's own tools have downloaded.
+        let hub = variable("HF_HUB_CACHE")
+            .or_else(|| Some(variable("HF_HOME")?.join("hub")))
+            .or_else(|| Some(variable("HOME")?.join(".cache/huggingface/hub")));
+        let mut weights = roots("STILLHOUSE_WEIGHTS", "weights");
+        weights.extend(hub.filter(|cache| cache.is_dir()));
         let runs = runs.map(Path::to_path_buf).or_else(|| variable("STILLHOUSE_RUNS"));
         Self {
             data: roots("STILLHOUSE_DATA", "datasets"),
-            weights: roots("STILLHOUSE_WEIGHTS", "weights"),
+            weights,
             runs: runs.unwrap_or_else(|| PathBuf::from("runs")),
         }
     }

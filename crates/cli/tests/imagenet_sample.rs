@@ -53,7 +53,7 @@ fn two_hundred_images_are_classified_as_expected() {
     ] {
         let at = |what: &str| head.iter().position(|h| *h == format!("{column}.{what}")).unwrap();
         let (argmax, margin) = (at("argmax"), at("margin"));
-        let info = weights(arch, "imagenet", std::slice::from_ref(&files)).unwrap();
+        let info = weights(arch, &toml::Table::new(), "imagenet", std::slice::from_ref(&files)).unwrap();
         let params = Params::new(DType::F32, &Device::Cpu).unwrap();
         let variant = toml::from_str(variant).unwrap();
         let request = BackboneRequest { name: arch.into(), classes: 1000, variant };

@@ -34,6 +34,12 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::
     sync_folder(folder)
 }
 
+/// Gives a finished file its name in one step, and makes it last through a power cut.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io(to))?;
+    sync_folder(parent(to))
+}
+
 /// Makes a finished folder visible under its name in one step: everything inside was written and
 /// fsynced before.
 pub fn rename_folder(from: &Path, to: &Path) -> Result<()> {

@@ -107,8 +107,8 @@ pub struct Parts {
     pub split: fn(&dyn Dataset, &SplitSpec) -> Result<Split>,
     /// Makes a loader.
     pub loader: LoaderBuild,
-    /// Finds pretrained weights: architecture, weights' name (`imagenet`) or file, folders.
-    pub weights: fn(&str, &str, &[PathBuf]) -> Result<WeightsInfo>,
+    /// Finds pretrained weights.
+    pub weights: FindWeights,
     /// Loads a weights file into a network's parameters; heads of another class count stay new.
     pub load_weights: LoadWeights,
 }
@@ -116,7 +116,10 @@ pub struct Parts {
 /// Makes a loader over a dataset.
 pub type LoaderBuild = fn(Arc<dyn Dataset>, &LoaderSpec) -> Result<Box<dyn BatchSource>>;
 
-/// Loads a safetensors file into parameters; the named head parameters may be missing or of
+/// Finds pretrained weights: architecture, its variant, weights' name (`imagenet`) or file, folders.
+pub type FindWeights = fn(&str, &toml::Table, &str, &[PathBuf]) -> Result<WeightsInfo>;
+
+/// Loads a file of weights into parameters; the named head parameters may be missing or of
 /// another shape when `replace_head` is set. Returns what was left out, for the log.
 pub type LoadWeights =
     fn(&std::path::Path, &stillhouse_ops::Params, head: &[String], replace_head: bool) -> Result<Vec<String>>;

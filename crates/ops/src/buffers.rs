@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Free vectors by length. A forward and backward pass of the same shapes finds all its memory
@@ -9,13 +10,18 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug, Default)]
 pub(crate) struct Pool<T> {
     free: Mutex<HashMap<usize, Vec<Vec<T>>>>,
+    /// Values of all vectors, in use and free.
+    owned: AtomicUsize,
 }
 
 impl<T: Copy + Default> Pool<T> {
     /// A buffer of that length with unspecified (but initialised) values.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buf<T> {
         let found = self.free.lock().ok().and_then(|mut f| f.get_mut(&len).and_then(Vec::pop));
-        let values = found.unwrap_or_else(|| vec![T::default(); len]);
+        let values = found.unwrap_or_else(|| {
+            self.owned.fetch_add(len, Ordering::Relaxed);
+            vec![T::default(); len]
+        });
         Buf { values, pool: Arc::clone(self) }
     }
 }
@@ -24,8 +30,15 @@ impl<T> Pool<T> {
     /// Gives all free memory back to the system.
     pub(crate) fn clear(&self) {
         if let Ok(mut free) = self.free.lock() {
+            let values = free.values().flatten().map(Vec::len).sum();
+            self.owned.fetch_sub(values, Ordering::Relaxed);
             free.clear();
         }
+    }
+
+    /// Bytes of all vectors, in use and free.
+    pub(crate) fn bytes(&self) -> usize {
+        self.owned.load(Ordering::Relaxed) * size_of::<T>()
     }
 }
 

@@ -17,6 +17,7 @@ mod panels;
 mod params;
 mod real;
 mod rng;
+pub mod sketch;
 mod tape;
 
 pub use error::{Error, Result};

@@ -1,8 +1,10 @@
 //! Optimisers, in place.
 
 mod adam;
+mod average;
 
 pub use adam::Adam;
+pub use average::Average;
 
 use std::collections::HashMap;
 
@@ -71,7 +73,7 @@ fn moment_tensor(moment: &Moment) -> Result<Tensor> {
     })
 }
 
-/// A moment of the parameter of that name, from a checkpoint.
+/// Values of the parameter of that name in stored order, from a checkpoint.
 fn read_moment(params: &Params, name: &str, tensor: &Tensor) -> Result<(ParamId, Moment)> {
     let Some(id) = params.id(name) else {
         return Err(Error::Param { name: name.into(), what: "in the state, not in the store".into() });

@@ -235,6 +235,9 @@ impl Params {
     /// The values in PyTorch's shape and order, copied.
     pub fn export(&self, id: ParamId) -> Result<Tensor> {
         let param = self.get(id);
+        if self.outline {
+            return Err(Error::Param { name: param.name, what: "is of an outline, without values".into() });
+        }
         match &param.layout {
             Layout::Plain => Ok(param.var.as_tensor().copy()?),
             Layout::Panels(panels) => {

@@ -18,6 +18,7 @@ use crate::layers::Record;
 use crate::params::{Kind, Params};
 use crate::real::{Real, with_values};
 use crate::rng::Rng;
+use crate::sketch::{Op, Sketching};
 use crate::{Error, ParamId, Result};
 
 /// What a forward pass is for.
@@ -229,6 +230,8 @@ pub struct Tape {
     pub(crate) halves: Arc<Pool<u16>>,
     pub(crate) tiles: HashMap<ParamId, Arc<kernels::amx::Weights>>,
     spent: Option<BTreeMap<String, Spent>>,
+    /// Steps in place of values, on a tape that only sketches.
+    sketching: Option<Sketching>,
     f32: Lane<f32>,
     f64: Lane<f64>,
 }
@@ -243,7 +246,18 @@ impl Tape {
         if params.is_outline() {
             return Err(Error::usage("Tape::new", "the parameters are an outline without values"));
         }
-        Ok(Self {
+        Ok(Self::empty(params, mode, None))
+    }
+
+    /// A tape on which nothing is computed: a network that runs on it leaves its steps, which
+    /// [`Tape::take_sketch`] gives. The parameters may be an outline; of the images only the shape
+    /// counts.
+    pub fn sketch(params: &Params) -> Self {
+        Self::empty(params, Mode::Eval, Some(Sketching::default()))
+    }
+
+    fn empty(params: &Params, mode: Mode, sketching: Option<Sketching>) -> Self {
+        Self {
             params: params.clone(),
             mode,
             wanted: vec!["logits".into()],
@@ -258,9 +272,14 @@ impl Tape {
             halves: Arc::default(),
             tiles: HashMap::new(),
             spent: None,
+            sketching,
             f32: Lane::default(),
             f64: Lane::default(),
-        })
+        }
+    }
+
+    pub(crate) fn sketching_mut(&mut self) -> Option<&mut Sketching> {
+        self.sketching.as_mut()
     }
 
     /// The parameters it runs on.
@@ -370,10 +389,20 @@ impl Tape {
         self.halves.clear();
     }
 
+    /// Bytes of all maps and gradients that the tape holds, in use and kept for the next pass;
+    /// parameters and what the taps hand out not counted.
+    pub fn memory_bytes(&self) -> usize {
+        self.f32.pool.bytes() + self.f64.pool.bytes() + self.f32.bytes.bytes() + self.f64.bytes.bytes()
+            + self.halves.bytes()
+    }
+
     fn forget(&mut self) {
         self.pass += 1;
         self.nodes = 0;
         self.taps.clear();
+        if let Some(sketching) = &mut self.sketching {
+            sketching.clear();
+        }
         self.f32.records.clear();
         self.f64.records.clear();
     }
@@ -435,6 +464,9 @@ impl Tape {
         if b * c * h * w == 0 {
             return Err(Error::shape("input", "at least one value", images.dims()));
         }
+        if let Some(node) = self.sketched(|| Op::Input, &[], [b, h, w, c], false) {
+            return Ok(node);
+        }
         by_type!(self, T => {
             let images = images.to_dtype(T::TYPE)?;
             let mut buf = T::lane(self).pool.take(b * c * h * w);
@@ -451,6 +483,12 @@ impl Tape {
         }
         let [b, h, w, c] = x.shape;
         let shape = if x.flat { vec![b, c] } else { vec![b, h, w, c] };
+        if let Some(sketching) = &mut self.sketching {
+            sketching.tap(name, x.id);
+            let tensor = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
+            self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
+            return Ok(());
+        }
         let values =
             by_type!(self, T => Tensor::from_slice(&self.values::<T>("tap", x)?, shape, &Device::Cpu)?);
         let (leaf, tensor) = if self.mode.records() && x.needs_grad {
@@ -482,6 +520,9 @@ impl Tape {
         inputs: &[&Node],
         f: impl FnOnce(&[Tensor]) -> candle_core::Result<Tensor>,
     ) -> Result<Node> {
+        if self.sketching.is_some() {
+            return Err(Error::usage("graph", "a candle expression cannot be sketched"));
+        }
         by_type!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))
     }
 

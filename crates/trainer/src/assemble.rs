@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use stillhouse_core::data::{Dataset, Split};
 use stillhouse_core::{Rng, Tape};
+use stillhouse_ops::optim::Average;
 use stillhouse_ops::{Kind, Mode, Param};
 
 use crate::config::{CellConfig, Precision};
@@ -76,6 +77,8 @@ pub(crate) fn learner(
     }
     let mode = if config.train.frozen_bn { Mode::TrainFrozenBn } else { Mode::Train };
     let plan = StepPlan { taps, methods: (0..methods.len()).collect(), moves: vec!["*".into()] };
+    let average = config.train.ema.map(|decay| Average::new(decay, &student.params, |p| is_own(&p.name)));
+    let average = average.transpose()?;
     let learner = Learner {
         tape: Tape::new(&student.params, mode)?,
         student,
@@ -85,6 +88,7 @@ pub(crate) fn learner(
         groups,
         connectors,
         rule: config.train.optimiser.rule(),
+        average,
         clip_norm: config.train.clip_norm,
         rng: root.stream("step"),
     };

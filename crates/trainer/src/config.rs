@@ -203,6 +203,10 @@ pub struct TrainConfig {
     /// The largest norm of all gradients together; larger ones are scaled down to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// The student is tested and saved as the moving average of its weights over the steps; this share
+    /// of the average stays at every step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     /// When checkpoints are written.
     #[serde(default)]
     pub checkpoint: Every,
@@ -468,6 +472,11 @@ impl TrainConfig {
             && !(most > 0.0 && most.is_finite())
         {
             return bad("clip_norm", &most, "a number above 0");
+        }
+        if let Some(decay) = self.ema
+            && !(decay > 0.0 && decay < 1.0)
+        {
+            return bad("ema", &decay, "a number above 0 and below 1, as 0.999");
         }
         let sizes = match self.sampler {
             Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,

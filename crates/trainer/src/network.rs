@@ -37,7 +37,8 @@ impl Network {
     /// new.
     pub(crate) fn start(&self, context: &Context, config: &NetworkConfig) -> Result<Vec<String>> {
         let Some(sha256) = &config.weights_sha256 else { return Ok(Vec::new()) };
-        let weights = (context.parts.weights)(&config.backbone, &config.init, &context.weight_roots)?;
+        let weights =
+            (context.parts.weights)(&config.backbone, &config.variant, &config.init, &context.weight_roots)?;
         if weights.sha256 != *sha256 {
             let what = format!("sha256 is {}, this run was planned with {sha256}", weights.sha256);
             return Err(Error::folder(weights.path, what));

@@ -269,7 +269,10 @@ impl Planner<'_> {
     fn resolve_network(&self, network: &mut NetworkConfig, data: &mut DataConfig) -> Result<()> {
         let (name, weights) = first_found(self.context, &network.init, |name| match name {
             "scratch" => Ok(None),
-            _ => (self.context.parts.weights)(&network.backbone, name, &self.context.weight_roots).map(Some),
+            _ => {
+                let roots = &self.context.weight_roots;
+                (self.context.parts.weights)(&network.backbone, &network.variant, name, roots).map(Some)
+            }
         })?;
         network.init = name;
         if let Some(weights) = weights {

@@ -211,6 +211,9 @@ impl<'a> Run<'a> {
                 return Err(Error::folder(&self.folder.0, what));
             }
             self.learner.rule.load_state(params, loaded.group("optimiser"))?;
+            if let Some(average) = &mut self.learner.average {
+                average.load_state(params, loaded.group("average"))?;
+            }
             self.state = loaded.state;
         }
         self.folder.rewind_log(self.state.step)?;
@@ -298,7 +301,10 @@ impl<'a> Run<'a> {
         let (own, connectors): (Vec<_>, Vec<_>) =
             params.export_all()?.into_iter().partition(|(name, _)| is_own(name));
         let optimiser = self.learner.rule.state(params)?;
-        let groups = [("student", own), ("connectors", connectors), ("optimiser", optimiser)];
+        let mut groups = vec![("student", own), ("connectors", connectors), ("optimiser", optimiser)];
+        if let Some(average) = &self.learner.average {
+            groups.push(("average", average.state(params)?));
+        }
         self.checkpoints.save(&self.state, &groups)
     }
 
@@ -315,8 +321,10 @@ impl<'a> Run<'a> {
             let mut loader = test_loader(self.context, self.dataset.clone(), &self.split, self.config)?;
             let cell = self.cell;
             let mut progress = |done, total| observer.testing(cell, done, total);
-            let (student, count) = (&self.learner.student, self.split.test.len());
-            let tested = test(student, loader.as_mut(), metrics, count, self.context, &mut progress)?;
+            let (count, context) = (self.split.test.len(), self.context);
+            let tested = self.learner.averaged(|learner| {
+                test(&learner.student, loader.as_mut(), metrics, count, context, &mut progress)
+            })?;
             self.state.seconds.test += begun.elapsed().as_secs_f64();
             if let Some(right) = tested.right
                 && self.state.best.is_none_or(|best| right > best.right)
@@ -351,10 +359,12 @@ impl<'a> Run<'a> {
     }
 
     /// Writes what is left, `result.json` last, and removes the checkpoints.
-    fn finish(&self, line: &EpochLog, evaluation: &Evaluation) -> Result<CellResult> {
+    fn finish(&mut self, line: &EpochLog, evaluation: &Evaluation) -> Result<CellResult> {
+        let own: Vec<(String, Tensor)> = self.learner.averaged(|learner| {
+            let all = learner.student.params.export_all()?;
+            Ok(all.into_iter().filter(|(name, _)| is_own(name)).collect())
+        })?;
         let params = &self.learner.student.params;
-        let own: Vec<(String, Tensor)> =
-            params.export_all()?.into_iter().filter(|(name, _)| is_own(name)).collect();
         let student_sha256 = self.folder.write_student(&own)?;
         evaluation.write(&self.folder.predictions())?;
         let (cell, config, size) = (self.cell, self.config, self.config.data.image_size);

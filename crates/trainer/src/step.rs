@@ -7,7 +7,7 @@ use stillhouse_core::data::{Batch, Target, Task};
 use stillhouse_core::distiller::{Distiller, OPPONENT, Shapes, Step, Term};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::optim::Rule;
+use stillhouse_ops::optim::{Average, Rule};
 use stillhouse_ops::{Gradients, Mode, Param};
 
 use crate::evaluate::count_right;
@@ -82,6 +82,8 @@ pub(crate) struct Learner {
     /// Names of the connectors' weights that are to move.
     pub(crate) connectors: Vec<String>,
     pub(crate) rule: Rule,
+    /// The moving average of the student's weights, where it is asked for.
+    pub(crate) average: Option<Average>,
     /// The largest norm of the gradients of a step.
     pub(crate) clip_norm: Option<f64>,
     /// Random numbers of dropout and the like, addressed by step.
@@ -130,7 +132,25 @@ impl Learner {
         for place in 0..self.plans.len() {
             self.step(&self.plans[place].clone(), batch, &teacher, at, &mut told, moved)?;
         }
+        if let Some(average) = &mut self.average {
+            average.update(&self.student.params)?;
+        }
         Ok(told)
+    }
+
+    /// Runs `f` while the student has the averages of its weights, if it has some.
+    pub(crate) fn averaged<T>(&mut self, f: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        self.swap_average()?;
+        let result = f(self);
+        self.swap_average()?;
+        result
+    }
+
+    fn swap_average(&mut self) -> Result<()> {
+        match &mut self.average {
+            Some(average) => Ok(average.swap(&self.student.params)?),
+            None => Ok(()),
+        }
     }
 
     /// What did nothing in an epoch (from 1) although it was to: terms that are not among `ran`,

@@ -189,6 +189,28 @@ fn every_optimiser_goes_on_alike() {
     assert_eq!(different.len(), 5, "every setting trains another student");
 }
 
+/// The moving average is part of a checkpoint; it is what is tested and saved, and training goes on from
+/// the weights themselves.
+#[test]
+fn averages_go_on_alike() {
+    let plain = Bench::new(&[]);
+    let bench = Bench::new(&["train.ema=0.5"]);
+    assert_ne!(bench.expected.student_sha256, plain.expected.student_sha256);
+    let losses = |bench: &Bench| bench.log.iter().map(|line| line.total).collect::<Vec<_>>();
+    assert_eq!(losses(&bench), losses(&plain), "an average moves no weight");
+    for step in [1, 8, 17] {
+        let cell = bench.cell(&format!("kill-{step}"));
+        bench.die(&cell, At { die: Some(step), ..At::default() });
+        bench.finish(&cell);
+    }
+    let cell = bench.cell("stop-testing");
+    let mut at = At { stop_testing: Some((1, bench.context.stop.clone())), ..At::default() };
+    assert!(bench.run(&cell, &mut at).unwrap_err().is_interrupted());
+    bench.finish(&cell);
+    let e = plan(&toy::experiment(&["train.ema=1.0"]), None, &bench.context).unwrap_err().to_string();
+    assert!(e.contains("train.ema") && e.contains("below 1"), "{e}");
+}
+
 #[test]
 fn killed_after_every_step() {
     let bench = Bench::new(&[]);

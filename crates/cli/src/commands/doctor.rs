@@ -157,8 +157,13 @@ fn weights(roots: &[PathBuf]) -> Vec<Value> {
     {
         // Hashing 100 MB is left to the run that loads them.
         Some(path) => match std::fs::metadata(&path) {
-            Ok(data) if data.len() == m.bytes => (true, format!("found: {}", path.display())),
-            _ => (false, format!("another file: {}, expected {} bytes", path.display(), m.bytes)),
+            Ok(data) if m.bytes.is_none_or(|bytes| data.len() == bytes) => {
+                (true, format!("found: {}", path.display()))
+            }
+            _ => {
+                let expected = m.bytes.unwrap_or_default();
+                (false, format!("another file: {}, expected {expected} bytes", path.display()))
+            }
         },
         None => (false, format!("not found ({})", m.file)),
     };

@@ -188,6 +188,7 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
     value["parameters"] = json!(counts.parameters);
     value["macs"] = json!(counts.macs);
     value["attention_macs"] = json!(counts.attention_macs);
+    value["training_bytes_per_image"] = json!(4 * counts.kept_values);
     value["table4_flops"] = json!(counts.table4_flops());
     value["weights"] = json!(
         manifests
@@ -260,13 +261,15 @@ fn network_figures(value: &Value, taps: &[Value]) -> String {
     let mut text = format!(
         "\nwith {} classes at {size} x {size} px:\n  parameters            {:.2} M ({})\n  \
          multiply-accumulates  {:.3} G\n  FLOPs                 {:.3} G (two for each multiply-accumulate)\n  \
-         as the paper's table  {:.2} G (its Table 4, eight images)\n\n{}",
+         as the paper's table  {:.2} G (its Table 4, eight images)\n  \
+         activations           {} for each image of a training step\n\n{}",
         value["classes"],
         number("parameters") / 1e6,
         value["parameters"],
         number("macs") / 1e9,
         2.0 * number("macs") / 1e9,
         number("table4_flops") / 1e9,
+        talk::size(value["training_bytes_per_image"].as_u64().unwrap_or_default()),
         grid.terminal()
     );
     for weights in value["weights"].as_array().into_iter().flatten() {

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use stillhouse_datasets::fetch::{Fetch, Progress, fetch};
+use stillhouse_datasets::fetch::{Fetch, Progress, Tell, fetch};
 use stillhouse_datasets::manifest;
 
 use crate::places::Places;
@@ -53,13 +53,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if let Some(manifest) = manifest::find(&args.name) {
         talk::say(&format!("{}: {}", manifest.title, manifest.licence));
     }
-    let bar = Mutex::new(Bar::default());
-    let tell = |progress: Progress| {
-        if let Ok(mut bar) = bar.lock() {
-            bar.show(progress);
-        }
-    };
-    let done = fetch(&args.name, &how, &tell).map_err(stillhouse_core::Error::from)?;
+    let done = with_bar(|tell| fetch(&args.name, &how, tell)).map_err(stillhouse_core::Error::from)?;
     if args.json {
         let mut value = serde_json::to_value(&done)?;
         value["check"] = json!(format!("stillhouse data check {}", args.name));
@@ -77,6 +71,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     talk::out(&format!("{}\nnext: stillhouse data check {}", done.folder.display(), args.name));
     Ok(Ended::Well)
+}
+
+/// Runs a download and shows how far it is.
+pub(super) fn with_bar<T>(run: impl FnOnce(Tell) -> T) -> T {
+    let bar = Mutex::new(Bar::default());
+    run(&|progress: Progress| {
+        if let Ok(mut bar) = bar.lock() {
+            bar.show(progress);
+        }
+    })
 }
 
 /// One bar at a time, on stderr; where nobody looks, a line at the beginning and at the end.

@@ -14,3 +14,7 @@ pub(crate) mod predict;
 pub(crate) mod reproduce;
 pub(crate) mod table;
 pub(crate) mod train;
+pub(crate) mod weights;
+mod weights_diff;
+mod weights_export;
+mod weights_fetch;

@@ -167,6 +167,26 @@ impl Client {
         })
     }
 
+    /// Downloads a single file to `path`, which exists afterwards only if it is whole: of this size and
+    /// this SHA-256, where they are known. A part that was downloaded before, beside it, is gone on
+    /// with. Returns the SHA-256.
+    ///
+    /// # Errors
+    ///
+    /// An address that refuses, a download that stays cut off, a wrong size or hash (what was
+    /// downloaded is removed), a full disk.
+    pub fn file(
+        &self,
+        url: &str,
+        path: &Path,
+        size: Option<u64>,
+        sha256: Option<String>,
+        tell: Tell,
+    ) -> Result<String> {
+        let wanted = Wanted { size, sha256, is_archive: true, ..Wanted::default() };
+        Ok(self.download(url, path, &wanted, tell)?.sha256)
+    }
+
     /// Downloads to `path`, which exists afterwards only if all of it is right. A part that was
     /// downloaded before, beside it, is gone on with.
     pub(crate) fn download(&self, url: &str, path: &Path, wanted: &Wanted, tell: Tell) -> Result<Got> {

@@ -8,6 +8,7 @@ use crate::layers::Record;
 use crate::layers::linear::Linear;
 use crate::params::{Builder, Init};
 use crate::real::with_values;
+use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 use crate::{Error, ParamId, Result};
 
@@ -77,6 +78,11 @@ impl WindowAttention {
 
     fn attend(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         let qkv = self.qkv.forward(x, tape)?;
+        let [images, h, w, _] = qkv.shape;
+        let shape = [images, h, w, self.channels];
+        if let Some(node) = tape.sketched(|| Op::WindowAttention, &[&qkv], shape, false) {
+            return Ok(node);
+        }
         by_type!(tape, T => self.run::<T>(&qkv, tape))
     }
 

@@ -3,6 +3,7 @@
 use crate::buffers::Buf;
 use crate::kernels::elementwise::copy_columns;
 use crate::layers::Record;
+use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 use crate::{Error, Result};
 
@@ -42,6 +43,11 @@ impl Tape {
                 let expected = format!("maps of one batch and size, as the first, {:?}", first.shape);
                 return Err(Error::shape("concat", expected, x.shape));
             }
+        }
+        let [images, h, w, _] = first.shape;
+        let shape = [images, h, w, inputs.iter().map(|x| x.channels()).sum()];
+        if let Some(node) = self.sketched(|| Op::Concat, inputs, shape, first.flat) {
+            return Ok(node);
         }
         by_type!(self, T => self.concat_t::<T>(inputs, first))
     }

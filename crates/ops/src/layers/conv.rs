@@ -15,6 +15,7 @@ use crate::layers::Record;
 use crate::panels::Panels;
 use crate::params::{Builder, Init};
 use crate::real::with_values;
+use crate::sketch::{NormIds, Op};
 use crate::tape::{Elem, Folded, Mode, Node, Tape};
 use crate::{Error, ParamId, Result};
 
@@ -133,6 +134,18 @@ impl ConvBnAct {
         self.spec.macs(h, w)
     }
 
+    /// What it is in a sketch.
+    fn op(&self) -> Op {
+        let norm = self.norm.map(|n| NormIds {
+            weight: n.weight,
+            bias: n.bias,
+            mean: n.mean,
+            variance: n.variance,
+            eps: n.eps,
+        });
+        Op::Conv { spec: self.spec, weight: self.weight, bias: self.bias, norm, act: self.act }
+    }
+
     /// Runs the block.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         crate::tape::by_type!(tape, T => self.run::<T>(x, None, tape))
@@ -154,6 +167,11 @@ impl ConvBnAct {
             && s.shape != shape
         {
             return Err(Error::shape("conv + shortcut", format!("a shortcut of shape {shape:?}"), s.shape));
+        }
+        let inputs: Vec<&Node> = [Some(x), shortcut].into_iter().flatten().collect();
+        let flat = x.flat && tape.params().get(self.weight).shape.len() == 2;
+        if let Some(node) = tape.sketched(|| self.op(), &inputs, shape, flat) {
+            return Ok(node);
         }
         if tape.bf16() && self.spec.groups == 1 && !x.flat {
             return self.run_halves(x, shortcut, shape, &geo, tape);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::buffers::Buf;
 use crate::kernels::elementwise::{self, gelu, gelu_backward};
 use crate::layers::Record;
+use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 use crate::{Error, Result};
 
@@ -44,6 +45,9 @@ impl Tape {
     /// `x * P(normal <= x)`, the exact form with the error function (Hendrycks and Gimpel, "Gaussian
     /// Error Linear Units", 2016, arXiv 1606.08415).
     pub fn gelu(&mut self, x: &Node) -> Result<Node> {
+        if let Some(node) = self.sketched(|| Op::Gelu, &[x], x.shape, x.flat) {
+            return Ok(node);
+        }
         by_type!(self, T => self.gelu_t::<T>(x))
     }
 

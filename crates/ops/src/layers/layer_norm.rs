@@ -7,6 +7,7 @@ use crate::kernels::layer_norm;
 use crate::layers::Record;
 use crate::params::{Builder, Init};
 use crate::real::with_values;
+use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 use crate::{Error, ParamId, Result};
 
@@ -34,6 +35,10 @@ impl LayerNorm {
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         if x.channels() != self.channels {
             return Err(Error::shape("layer norm", format!("{} channels", self.channels), x.shape));
+        }
+        let op = || Op::LayerNorm { weight: self.weight, bias: self.bias, eps: EPS };
+        if let Some(node) = tape.sketched(op, &[x], x.shape, x.flat) {
+            return Ok(node);
         }
         by_type!(tape, T => self.run::<T>(x, tape))
     }

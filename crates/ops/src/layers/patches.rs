@@ -4,6 +4,7 @@ use crate::Result;
 use crate::buffers::Buf;
 use crate::kernels::patches::{merge, split};
 use crate::layers::Record;
+use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 
 #[derive(Debug)]
@@ -27,6 +28,11 @@ impl Tape {
     /// order (row 0, column 0), (1, 0), (0, 1), (1, 1); an odd edge is filled up with zeros. The first
     /// half of Swin's patch merging.
     pub fn merge_patches(&mut self, x: &Node) -> Result<Node> {
+        let [b, h, w, c] = x.shape;
+        let shape = [b, h.div_ceil(2), w.div_ceil(2), 4 * c];
+        if let Some(node) = self.sketched(|| Op::MergePatches, &[x], shape, false) {
+            return Ok(node);
+        }
         by_type!(self, T => self.merge_patches_t::<T>(x))
     }
 

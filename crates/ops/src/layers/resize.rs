@@ -4,6 +4,7 @@ use crate::buffers::Buf;
 use crate::kernels::pool::{spread, sum_pixels};
 use crate::kernels::resample::{Along, resample};
 use crate::layers::Record;
+use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 use crate::{Error, Result};
 
@@ -49,18 +50,20 @@ impl Tape {
     /// `align_corners` corner pixels lie on each other, without it the edges of the maps do
     /// (`source = (i + 0.5) * in / out - 0.5`, not below 0). `[B, C, H, W]` to `[B, C, size.0, size.1]`.
     pub fn resize_bilinear(&mut self, x: &Node, size: (usize, usize), align_corners: bool) -> Result<Node> {
-        self.resample("resize_bilinear", x, size, |from, to| Along::bilinear(from, to, align_corners))
+        let op = Op::Resize { align_corners };
+        self.resample("resize_bilinear", op, x, size, |from, to| Along::bilinear(from, to, align_corners))
     }
 
     /// Means over bins: `[B, C, H, W]` to `[B, C, size.0, size.1]`; bin `i` of `n` covers
     /// `floor(i * H / n) .. ceil((i + 1) * H / n)`.
     pub fn adaptive_avg_pool(&mut self, x: &Node, size: (usize, usize)) -> Result<Node> {
-        self.resample("adaptive_avg_pool", x, size, Along::adaptive_average)
+        self.resample("adaptive_avg_pool", Op::AdaptiveAveragePool, x, size, Along::adaptive_average)
     }
 
     fn resample(
         &mut self,
         op: &'static str,
+        step: Op,
         x: &Node,
         size: (usize, usize),
         along: impl Fn(usize, usize) -> Along,
@@ -70,6 +73,10 @@ impl Tape {
         }
         if size == x.size() {
             return Ok(x.clone());
+        }
+        let shape = [x.shape[0], size.0, size.1, x.shape[3]];
+        if let Some(node) = self.sketched(|| step, &[x], shape, false) {
+            return Ok(node);
         }
         let (rows, columns) = (along(x.shape[1], size.0), along(x.shape[2], size.1));
         by_type!(self, T => self.resample_t::<T>(op, x, rows, columns))
@@ -101,6 +108,10 @@ impl Tape {
         if x.size() != (1, 1) || size.0 * size.1 == 0 {
             let expected = format!("a vector [B, C] and a size of at least one pixel, not {size:?}");
             return Err(Error::shape("expand", expected, x.shape));
+        }
+        let shape = [x.shape[0], size.0, size.1, x.shape[3]];
+        if let Some(node) = self.sketched(|| Op::Expand, &[x], shape, false) {
+            return Ok(node);
         }
         by_type!(self, T => self.expand_t::<T>(x, size))
     }

@@ -7,6 +7,7 @@ use crate::kernels::pool::{MaxPool, spread, sum_pixels};
 use crate::kernels::tap_gemm::Act;
 use crate::kernels::{self, elementwise};
 use crate::layers::Record;
+use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 use crate::{Error, Result};
 
@@ -123,6 +124,11 @@ impl Tape {
         };
         let geo =
             MaxPool { input: [h, w], output: [along(h), along(w)], channels: c, kernel, stride, padding };
+        let shape = [b, geo.output[0], geo.output[1], c];
+        let op = || Op::MaxPool { kernel, stride, padding };
+        if let Some(node) = self.sketched(op, &[x], shape, false) {
+            return Ok(node);
+        }
         by_type!(self, T => self.max_pool_t::<T>(x, b, geo))
     }
 
@@ -143,6 +149,10 @@ impl Tape {
 
     /// Mean over all pixels: `[B, C, H, W]` to the vector `[B, C]`.
     pub fn global_avg_pool(&mut self, x: &Node) -> Result<Node> {
+        let shape = [x.shape[0], 1, 1, x.shape[3]];
+        if let Some(node) = self.sketched(|| Op::GlobalAveragePool, &[x], shape, true) {
+            return Ok(node);
+        }
         by_type!(self, T => self.global_avg_pool_t::<T>(x))
     }
 
@@ -168,11 +178,17 @@ impl Tape {
         if a.shape != b.shape {
             return Err(Error::shape("add", format!("two maps of shape {:?}", a.shape), b.shape));
         }
+        if let Some(node) = self.sketched(|| Op::Add, &[a, b], a.shape, a.flat) {
+            return Ok(node);
+        }
         by_type!(self, T => self.sum_t::<T>(a, Some(b), Act::None))
     }
 
     /// `max(x, 0)`; the derivative at 0 is 0.
     pub fn relu(&mut self, x: &Node) -> Result<Node> {
+        if let Some(node) = self.sketched(|| Op::Relu, &[x], x.shape, x.flat) {
+            return Ok(node);
+        }
         by_type!(self, T => self.sum_t::<T>(x, None, Act::Relu))
     }
 

@@ -478,7 +478,7 @@ fn row<B>(name: &'static str, build: B) -> Entry<B> {
     Entry { name, summary: "", source: "", defaults: String::new, build }
 }
 
-fn weights(_arch: &str, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
+fn weights(_arch: &str, _variant: &toml::Table, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
     let path = roots.iter().map(|r| r.join(format!("{name}.safetensors"))).find(|p| p.is_file());
     let path = path.ok_or_else(|| Error::unfit(name, "is nowhere"))?;
     let sha256 = files::sha256_file(&path)?;

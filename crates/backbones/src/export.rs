@@ -1,0 +1,212 @@
+//! A trained network as a folder in the hub's layout: weights, timm's configuration, a model card.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use stillhouse_core::files::write_atomic;
+use stillhouse_core::{Error as CoreError, Params, Result};
+
+use crate::save::{Precision, save_as};
+
+/// What a person has to know of a network to use it.
+#[derive(Debug, Clone, Default)]
+pub struct Card {
+    /// Registry name.
+    pub arch: String,
+    /// Architecture variant.
+    pub variant: toml::Table,
+    /// Classes of its head.
+    pub class_count: usize,
+    /// Their names in the order of the logits; empty where they are not known.
+    pub classes: Vec<String>,
+    /// Side of the square images that it was trained on, in pixels.
+    pub size: usize,
+    /// Input mean per channel, of RGB in [0, 1].
+    pub mean: [f32; 3],
+    /// Input standard deviation per channel.
+    pub std: [f32; 3],
+    /// Licence of the values, as the hub spells it.
+    pub licence: Option<String>,
+    /// What else is known: where the weights come from, how they were trained, what they reach.
+    pub facts: Vec<(String, String)>,
+}
+
+impl Card {
+    /// The arguments with which timm builds the same function, or why it has none.
+    fn timm(&self) -> std::result::Result<Map<String, Value>, String> {
+        let in_timm = ["resnet", "mobilenetv2_", "vgg", "swin_"].iter().any(|f| self.arch.starts_with(f));
+        if !in_timm {
+            return Err(format!("timm has no `{}`", self.arch));
+        }
+        let mut arguments = Map::new();
+        for (key, value) in &self.variant {
+            match (key.as_str(), value) {
+                ("output_stride", toml::Value::Integer(32))
+                | ("stride_in_1x1", toml::Value::Boolean(false))
+                | ("dropout" | "drop_path", _) => {}
+                ("output_stride", toml::Value::Integer(stride)) => {
+                    arguments.insert("output_stride".into(), json!(stride));
+                }
+                ("padding", toml::Value::String(padding)) if padding == "same" => {
+                    arguments.insert("pad_type".into(), json!("same"));
+                }
+                ("padding", _) => {}
+                ("img_size", size) => {
+                    arguments.insert("img_size".into(), json!(size));
+                }
+                (key, value) => return Err(format!("timm has no `{key} = {value}`")),
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// `config.json`, as timm reads it from the hub or from a folder.
+    fn config(&self, arguments: Map<String, Value>) -> Value {
+        let mut config = json!({
+            "architecture": self.arch,
+            "num_classes": self.class_count,
+            "pretrained_cfg": {
+                "tag": "stillhouse",
+                "input_size": [3, self.size, self.size],
+                "num_classes": self.class_count,
+                "mean": self.mean.map(decimal),
+                "std": self.std.map(decimal),
+            },
+        });
+        if !arguments.is_empty() {
+            config["model_args"] = Value::Object(arguments);
+        }
+        if !self.classes.is_empty() {
+            config["label_names"] = json!(self.classes);
+        }
+        config
+    }
+
+    /// Entries of the header of the weights file.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let three = |values: &[f32; 3]| values.map(|v| v.to_string()).join(" ");
+        let mut all = BTreeMap::from([
+            // What readers of PyTorch's collection look for.
+            ("format".to_string(), "pt".to_string()),
+            ("arch".to_string(), self.arch.clone()),
+            ("classes".to_string(), self.class_count.to_string()),
+            ("mean".to_string(), three(&self.mean)),
+            ("std".to_string(), three(&self.std)),
+        ]);
+        if !self.variant.is_empty() {
+            all.insert("variant".into(), self.variant.to_string().trim().replace('\n', "; "));
+        }
+        all
+    }
+
+    /// `README.md` with the hub's front matter.
+    fn text(&self, timm: &std::result::Result<Map<String, Value>, String>, precision: Precision) -> String {
+        let mut text = String::from("---\n");
+        if let Some(licence) = &self.licence {
+            text.push_str(&format!("license: {}\n", json!(licence)));
+        }
+        if timm.is_ok() {
+            text.push_str("library_name: timm\n");
+        }
+        let task = if self.arch == "deeplabv3plus" { "image-segmentation" } else { "image-classification" };
+        text.push_str(&format!(
+            "pipeline_tag: {task}\ntags: [knowledge-distillation]\n---\n\n# {}\n\n",
+            self.arch
+        ));
+        let [m0, m1, m2] = self.mean;
+        let [s0, s1, s2] = self.std;
+        let variant = match self.variant.is_empty() {
+            true => "none".to_string(),
+            false => format!("`{}`", self.variant.to_string().trim().replace('\n', ", ")),
+        };
+        let kind = match precision {
+            Precision::F32 => "f32",
+            Precision::F16 => "f16",
+        };
+        let mut rows = vec![
+            ("classes".to_string(), self.class_count.to_string()),
+            ("input".to_string(), format!("RGB in [0, 1], {0} x {0} px", self.size)),
+            ("mean, standard deviation".to_string(), format!("{m0} {m1} {m2}, {s0} {s1} {s2}")),
+            ("architecture variant".to_string(), variant),
+            ("weights".to_string(), format!("`model.safetensors`, {kind}, timm's parameter names")),
+        ];
+        rows.extend(self.facts.iter().cloned());
+        text.push_str("| | |\n|---|---|\n");
+        for (what, value) in rows {
+            text.push_str(&format!("| {what} | {} |\n", value.replace('|', "\\|").replace('\n', " ")));
+        }
+        match timm {
+            Ok(_) => text.push_str(
+                "\n```python\nimport timm\nmodel = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()\n```\n",
+            ),
+            Err(why) => text.push_str(&format!("\n{why}: it cannot be loaded there.\n")),
+        }
+        if !self.classes.is_empty() {
+            text.push_str(&format!("\nClasses in the order of the logits: {}.\n", self.classes.join(", ")));
+        }
+        text
+    }
+}
+
+/// The shortest decimals of a value.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// Writes `model.safetensors`, `README.md` and, where timm has the network, `config.json` into a
+/// folder, with which `timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same
+/// logits. Returns the files, and why timm cannot load them if it cannot.
+///
+/// # Errors
+/// I/O errors with the path; a value that is too large for f16.
+pub fn export(
+    params: &Params,
+    card: &Card,
+    folder: &Path,
+    precision: Precision,
+) -> Result<(Vec<PathBuf>, Option<String>)> {
+    let timm = card.timm();
+    let weights = folder.join("model.safetensors");
+    save_as(params, &weights, &card.metadata(), precision)?;
+    let mut files = vec![weights];
+    let mut put = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        write_atomic(&path, bytes)?;
+        files.push(path);
+        Ok::<_, CoreError>(())
+    };
+    if let Ok(arguments) = &timm {
+        let config = card.config(arguments.clone());
+        put("config.json", &serde_json::to_vec_pretty(&config).map_err(CoreError::other)?)?;
+    }
+    put("README.md", card.text(&timm, precision).as_bytes())?;
+    Ok((files, timm.err()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(arch: &str, variant: &str) -> Card {
+        Card { arch: arch.into(), variant: toml::from_str(variant).unwrap_or_default(), ..Card::default() }
+    }
+
+    #[test]
+    fn variants_become_arguments_of_timm_or_a_reason() {
+        let same = card("mobilenetv2_100", "padding = 'same'").timm();
+        assert_eq!(same.map(Value::Object), Ok(json!({"pad_type": "same"})));
+        let dilated = card("resnet50", "output_stride = 16\nstride_in_1x1 = false").timm();
+        assert_eq!(dilated.map(Value::Object), Ok(json!({"output_stride": 16})));
+        assert!(card("resnet50", "stride_in_1x1 = true").timm().is_err_and(|e| e.contains("stride_in_1x1")));
+        assert!(card("deeplabv3plus", "").timm().is_err_and(|e| e.contains("deeplabv3plus")));
+        assert!(card("cifar_resnet20", "").timm().is_err());
+    }
+
+    #[test]
+    fn a_table_in_a_card_stays_a_table() {
+        let facts = vec![("data".to_string(), "a|b\nc".to_string())];
+        let text = Card { facts, ..card("resnet18", "") }.text(&Ok(Map::new()), Precision::F16);
+        assert!(text.contains("| data | a\\|b c |") && text.contains("f16"), "{text}");
+    }
+}

@@ -1,0 +1,408 @@
+//! A trained network as an ONNX file, for other runtimes.
+//!
+//! Operation set 17. Batch norms stay nodes of their own, runtimes fold them. Weights have their
+//! names; the batch is free, rows and columns are those that were asked for. Networks with window
+//! attention cannot be written.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use stillhouse_core::files::write_atomic;
+use stillhouse_core::network::Backbone;
+use stillhouse_core::{Error as CoreError, Params, Result, Tape};
+use stillhouse_ops::sketch::{NormIds, Op, Step};
+use stillhouse_ops::{Act, ConvSpec, Padding, ParamId};
+
+use crate::protobuf::Message;
+use crate::save::floats;
+
+/// The operation set that files are written in.
+pub const OPSET: i64 = 17;
+/// The format's version that belongs to it.
+const IR_VERSION: i64 = 8;
+/// `TensorProto.DataType`
+const FLOAT: i64 = 1;
+const INT64: i64 = 7;
+
+/// What is written beside the network.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// Name of the graph.
+    pub name: String,
+    /// Entries of `metadata_props`.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Writes a network for images `[batch, 3, size.0, size.1]`: input `images`, outputs the taps of
+/// these names. The file is whole or not there.
+///
+/// # Errors
+/// A network with an operation that ONNX lacks, a tap that it does not have, a size that it cannot
+/// take; I/O errors with the path.
+pub fn write(
+    network: &dyn Backbone,
+    params: &Params,
+    (height, width): (usize, usize),
+    taps: &[&str],
+    about: &About,
+    path: &Path,
+) -> Result<()> {
+    let bytes = model(network, params, (height, width), taps, about)?;
+    write_atomic(path, &bytes)
+}
+
+/// The bytes of [`write`].
+///
+/// # Errors
+/// As there, without those of the file.
+pub fn model(
+    network: &dyn Backbone,
+    params: &Params,
+    (height, width): (usize, usize),
+    taps: &[&str],
+    about: &About,
+) -> Result<Vec<u8>> {
+    let mut tape = Tape::sketch(params);
+    tape.want(taps);
+    network.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
+    let sketch = tape.take_sketch().unwrap_or_default();
+    let mut graph = Graph {
+        who: network.name(),
+        params,
+        nodes: Vec::new(),
+        initializers: Vec::new(),
+        values: HashMap::new(),
+        shapes: HashMap::new(),
+        count: 0,
+    };
+    if sketch.steps.iter().any(|step| matches!(step.op, Op::WindowAttention | Op::MergePatches)) {
+        return Err(not_in_onnx(network.name()));
+    }
+    for step in &sketch.steps {
+        graph.step(step)?;
+    }
+    let mut message = Message::new();
+    let mut outputs = Vec::new();
+    for (tap, number) in &sketch.taps {
+        let from = graph.value(*number)?;
+        graph.node("Identity", &[&from], tap, &[]);
+        outputs.push(value_info(tap, &graph.shapes[number]));
+    }
+    for node in &graph.nodes {
+        message = message.message(1, node);
+    }
+    message = message.bytes(2, &about.name);
+    for initializer in &graph.initializers {
+        message = message.message(5, initializer);
+    }
+    message = message.message(11, &value_info(IMAGES, &[3, height, width]));
+    for output in &outputs {
+        message = message.message(12, output);
+    }
+    let opset = Message::new().bytes(1, "").int(2, OPSET);
+    let mut file = Message::new()
+        .int(1, IR_VERSION)
+        .bytes(2, "stillhouse")
+        .bytes(3, env!("CARGO_PKG_VERSION"))
+        .message(7, &message)
+        .message(8, &opset);
+    for (key, value) in &about.metadata {
+        file = file.message(14, &Message::new().bytes(1, key).bytes(2, value));
+    }
+    Ok(file.into_bytes())
+}
+
+const IMAGES: &str = "images";
+
+fn not_in_onnx(who: &str) -> CoreError {
+    let what = "cannot be written as ONNX: window attention is not among what is written; its weights \
+                can be exported without it";
+    CoreError::unfit(who, what)
+}
+
+/// `ValueInfoProto` of floats `[batch, shape...]`.
+fn value_info(name: &str, shape: &[usize]) -> Message {
+    let batch = Message::new().bytes(2, "batch");
+    let shape = shape.iter().fold(Message::new().message(1, &batch), |m, side| {
+        m.message(1, &Message::new().int(1, *side as i64))
+    });
+    let tensor = Message::new().int(1, FLOAT).message(2, &shape);
+    Message::new().bytes(1, name).message(2, &Message::new().message(1, &tensor))
+}
+
+/// An attribute of a node, with its `AttributeProto.AttributeType`.
+enum Attribute<'a> {
+    Int(&'a str, i64),
+    Ints(&'a str, &'a [i64]),
+    Float(&'a str, f32),
+    Text(&'a str, &'a str),
+}
+
+impl Attribute<'_> {
+    fn message(&self) -> Message {
+        match self {
+            Self::Float(name, value) => Message::new().bytes(1, name).float(2, *value).int(20, 1),
+            Self::Int(name, value) => Message::new().bytes(1, name).int(3, *value).int(20, 2),
+            Self::Text(name, value) => Message::new().bytes(1, name).bytes(4, value).int(20, 3),
+            Self::Ints(name, values) => Message::new().bytes(1, name).ints(8, values).int(20, 7),
+        }
+    }
+}
+
+struct Graph<'a> {
+    who: &'a str,
+    params: &'a Params,
+    nodes: Vec<Message>,
+    initializers: Vec<Message>,
+    /// Names of results.
+    values: HashMap<usize, String>,
+    /// Their shapes without the batch: `[C, H, W]` or `[D]`.
+    shapes: HashMap<usize, Vec<usize>>,
+    /// Values that have been named.
+    count: usize,
+}
+
+impl Graph<'_> {
+    fn value(&self, number: usize) -> Result<String> {
+        let found = self.values.get(&number).cloned();
+        found.ok_or_else(|| CoreError::unfit(self.who, format!("step {number} is used before it is made")))
+    }
+
+    fn fresh(&mut self) -> String {
+        self.count += 1;
+        format!("v{}", self.count)
+    }
+
+    /// A node with one output, which is given back.
+    fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Attribute]) -> String {
+        let mut node = inputs.iter().fold(Message::new(), |m, input| m.bytes(1, input));
+        node = node.bytes(2, output).bytes(3, format!("{op}_{output}")).bytes(4, op);
+        self.nodes.push(attributes.iter().fold(node, |m, a| m.message(5, &a.message())));
+        output.to_string()
+    }
+
+    /// A node whose output has a new name.
+    fn apply(&mut self, op: &str, inputs: &[&str], attributes: &[Attribute]) -> String {
+        let output = self.fresh();
+        self.node(op, inputs, &output, attributes)
+    }
+
+    /// A parameter under its own name; with a shape of four dimensions where `four` asks for it.
+    fn param(&mut self, id: ParamId, four: bool) -> Result<String> {
+        let param = self.params.get(id);
+        let mut dims: Vec<i64> = param.shape.iter().map(|side| *side as i64).collect();
+        if four {
+            dims.resize(4, 1);
+        }
+        let values = floats(self.params, &param.name)?;
+        self.floats(&param.name, &dims, &values);
+        Ok(param.name)
+    }
+
+    fn floats(&mut self, name: &str, dims: &[i64], values: &[f32]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let tensor = Message::new().ints(1, dims).int(2, FLOAT).bytes(8, name).bytes(9, bytes);
+        self.initializers.push(tensor);
+    }
+
+    fn constant(&mut self, dims: &[i64], values: &[f32]) -> String {
+        let name = self.fresh();
+        self.floats(&name, dims, values);
+        name
+    }
+
+    fn constant_ints(&mut self, values: &[i64]) -> String {
+        let name = self.fresh();
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let dims = [values.len() as i64];
+        let tensor = Message::new().ints(1, &dims).int(2, INT64).bytes(8, &name).bytes(9, bytes);
+        self.initializers.push(tensor);
+        name
+    }
+
+    fn step(&mut self, step: &Step) -> Result<()> {
+        let [_, height, width, channels] = step.shape;
+        let mut inputs = Vec::new();
+        for input in &step.inputs {
+            inputs.push(self.value(*input)?);
+        }
+        // Vectors have two dimensions; what works on maps needs four.
+        let vector = step.inputs.first().is_some_and(|input| self.shapes[input].len() == 1);
+        let x = match inputs.first() {
+            Some(x) if vector && !step.flat => {
+                let shape = self.constant_ints(&[0, -1, 1, 1]);
+                self.apply("Reshape", &[&x.clone(), &shape], &[])
+            }
+            Some(x) => x.clone(),
+            None => String::new(),
+        };
+        let result = match &step.op {
+            Op::Input => IMAGES.to_string(),
+            Op::Conv { spec, weight, bias, norm, act } => {
+                let layer = Layer { spec, weight: *weight, bias: *bias, norm: *norm, act: *act };
+                self.conv(&x, inputs.get(1), &layer, step.flat)?
+            }
+            Op::MaxPool { kernel, stride, padding } => {
+                let [kernel, stride, padding] = [*kernel, *stride, *padding].map(|n| n as i64);
+                let attributes = [
+                    Attribute::Ints("kernel_shape", &[kernel; 2]),
+                    Attribute::Ints("strides", &[stride; 2]),
+                    Attribute::Ints("pads", &[padding; 4]),
+                ];
+                self.apply("MaxPool", &[&x], &attributes)
+            }
+            Op::GlobalAveragePool => {
+                let mean = self.apply("GlobalAveragePool", &[&x], &[]);
+                self.apply("Flatten", &[&mean], &[Attribute::Int("axis", 1)])
+            }
+            Op::Relu => self.apply("Relu", &[&x], &[]),
+            Op::Add => self.apply("Add", &[&inputs[0], &inputs[1]], &[]),
+            Op::Concat => {
+                let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+                self.apply("Concat", &inputs, &[Attribute::Int("axis", 1)])
+            }
+            Op::Resize { align_corners } => self.resize(&x, (height, width), *align_corners),
+            Op::AdaptiveAveragePool => {
+                let from = &self.shapes[&step.inputs[0]];
+                let from = (from[1], from[2]);
+                self.adaptive_average(&x, from, (height, width))
+            }
+            Op::Expand => {
+                let shape = self.constant_ints(&[1, 1, height as i64, width as i64]);
+                self.apply("Expand", &[&x, &shape], &[])
+            }
+            Op::LayerNorm { weight, bias, eps } => {
+                let (weight, bias) = (self.param(*weight, false)?, self.param(*bias, false)?);
+                let attributes = [Attribute::Int("axis", -1), Attribute::Float("epsilon", *eps as f32)];
+                if step.flat {
+                    self.apply("LayerNormalization", &[&x, &weight, &bias], &attributes)
+                } else {
+                    let last = self.apply("Transpose", &[&x], &[Attribute::Ints("perm", &[0, 2, 3, 1])]);
+                    let normal = self.apply("LayerNormalization", &[&last, &weight, &bias], &attributes);
+                    self.apply("Transpose", &[&normal], &[Attribute::Ints("perm", &[0, 3, 1, 2])])
+                }
+            }
+            Op::Gelu => {
+                let root = self.constant(&[], &[std::f32::consts::SQRT_2]);
+                let (one, half) = (self.constant(&[], &[1.0]), self.constant(&[], &[0.5]));
+                let scaled = self.apply("Div", &[&x, &root], &[]);
+                let erf = self.apply("Erf", &[&scaled], &[]);
+                let sum = self.apply("Add", &[&erf, &one], &[]);
+                let product = self.apply("Mul", &[&x, &sum], &[]);
+                self.apply("Mul", &[&product, &half], &[])
+            }
+            Op::WindowAttention | Op::MergePatches => return Err(not_in_onnx(self.who)),
+        };
+        self.values.insert(step.output, result);
+        let shape = if step.flat { vec![channels] } else { vec![channels, height, width] };
+        self.shapes.insert(step.output, shape);
+        Ok(())
+    }
+
+    fn conv(&mut self, x: &str, shortcut: Option<&String>, layer: &Layer, flat: bool) -> Result<String> {
+        let weight = self.param(layer.weight, !flat)?;
+        let bias = layer.bias.map(|id| self.param(id, false)).transpose()?;
+        let inputs: Vec<&str> =
+            [Some(x), Some(weight.as_str()), bias.as_deref()].into_iter().flatten().collect();
+        let mut y = if flat {
+            self.apply("Gemm", &inputs, &[Attribute::Int("transB", 1)])
+        } else {
+            let spec = layer.spec;
+            let two = |n: usize| [n as i64; 2];
+            let (kernel, stride, dilation) = (two(spec.kernel), two(spec.stride), two(spec.dilation));
+            let pads;
+            let padding = match spec.padding {
+                Padding::Symmetric(n) => {
+                    pads = [n as i64; 4];
+                    Attribute::Ints("pads", &pads)
+                }
+                Padding::Same => Attribute::Text("auto_pad", "SAME_UPPER"),
+            };
+            let attributes = [
+                Attribute::Ints("kernel_shape", &kernel),
+                Attribute::Ints("strides", &stride),
+                Attribute::Ints("dilations", &dilation),
+                Attribute::Int("group", spec.groups as i64),
+                padding,
+            ];
+            self.apply("Conv", &inputs, &attributes)
+        };
+        if let Some(norm) = layer.norm {
+            let mut inputs = vec![y];
+            for id in [norm.weight, norm.bias, norm.mean, norm.variance] {
+                inputs.push(self.param(id, false)?);
+            }
+            let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+            y = self.apply("BatchNormalization", &inputs, &[Attribute::Float("epsilon", norm.eps as f32)]);
+        }
+        if let Some(shortcut) = shortcut {
+            y = self.apply("Add", &[&y, shortcut], &[]);
+        }
+        Ok(match layer.act {
+            Act::None => y,
+            Act::Relu => self.apply("Relu", &[&y], &[]),
+            Act::Relu6 => {
+                let (low, high) = (self.constant(&[], &[0.0]), self.constant(&[], &[6.0]));
+                self.apply("Clip", &[&y, &low, &high], &[])
+            }
+        })
+    }
+
+    /// To fixed rows and columns, whatever the batch is.
+    fn resize(&mut self, x: &str, (height, width): (usize, usize), align_corners: bool) -> String {
+        let ends = [Attribute::Int("start", 0), Attribute::Int("end", 2)];
+        let batch = self.apply("Shape", &[x], &ends);
+        let size = self.constant_ints(&[height as i64, width as i64]);
+        let sizes = self.apply("Concat", &[&batch, &size], &[Attribute::Int("axis", 0)]);
+        let how = if align_corners { "align_corners" } else { "half_pixel" };
+        let attributes =
+            [Attribute::Text("mode", "linear"), Attribute::Text("coordinate_transformation_mode", how)];
+        self.apply("Resize", &[x, "", "", &sizes], &attributes)
+    }
+
+    /// Means over bins as two matrix products, `rows * x * columns`, for ONNX has no such operation.
+    fn adaptive_average(&mut self, x: &str, from: (usize, usize), to: (usize, usize)) -> String {
+        let rows = self.constant(&[to.0 as i64, from.0 as i64], &bins(from.0, to.0));
+        let columns = transposed(&bins(from.1, to.1), from.1);
+        let columns = self.constant(&[from.1 as i64, to.1 as i64], &columns);
+        let y = self.apply("MatMul", &[&rows, x], &[]);
+        self.apply("MatMul", &[&y, &columns], &[])
+    }
+}
+
+/// A convolution or linear layer.
+struct Layer<'a> {
+    spec: &'a ConvSpec,
+    weight: ParamId,
+    bias: Option<ParamId>,
+    norm: Option<NormIds>,
+    act: Act,
+}
+
+/// The matrix `[to, from]` of means over bins; see `Tape::adaptive_avg_pool`.
+fn bins(from: usize, to: usize) -> Vec<f32> {
+    let mut matrix = vec![0.0; to * from];
+    for (i, row) in matrix.chunks_exact_mut(from).enumerate() {
+        let bin = &mut row[i * from / to..((i + 1) * from).div_ceil(to)];
+        let share = 1.0 / bin.len() as f32;
+        bin.fill(share);
+    }
+    matrix
+}
+
+fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|c| matrix.iter().skip(c).step_by(columns)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_overlap_as_they_do_in_the_network() {
+        assert_eq!(bins(2, 3), [1.0, 0.0, 0.5, 0.5, 0.0, 1.0]);
+        assert_eq!(bins(4, 2), [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5]);
+        assert_eq!(transposed(&bins(2, 3), 2), [1.0, 0.5, 0.0, 0.0, 0.5, 1.0]);
+    }
+}

@@ -1,0 +1,172 @@
+//! `stillhouse weights export`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+use stillhouse_backbones::weights_file::WeightsFile;
+use stillhouse_backbones::{Card, Precision, export, load_weights, onnx, usual_size};
+use stillhouse_core::network::Backbone;
+use stillhouse_core::{Params, Rng};
+use stillhouse_trainer::{CellResult, Network as Trained, RunInfo};
+
+use super::common;
+use super::weights::{Network, build, must_be_new};
+use crate::places::Places;
+use crate::problem::{Ended, Outcome, Prepared, Problem};
+use crate::talk;
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse weights export runs/mine --output exported
+  stillhouse weights export runs/mine --output exported --onnx --dtype f16
+  stillhouse weights export weights/resnet18.safetensors --arch resnet18 --output exported
+
+Writes model.safetensors under timm's names, README.md (a model card) and, for networks that timm has,
+config.json: timm.create_model('local-dir:exported', pretrained=True) gives the same logits. With --onnx also
+model.onnx, in f32.";
+
+/// Write a trained network for other programs: timm, ONNX
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Run folder, or a file of weights with --arch
+    from: PathBuf,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Element type of model.safetensors
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
+    /// Write model.onnx too
+    #[arg(long)]
+    onnx: bool,
+    /// Side of the images of model.onnx in pixels [default: that of the run]
+    #[arg(long, value_name = "PX")]
+    size: Option<usize>,
+    /// Licence for the model card, as the hub spells it (mit, apache-2.0, cc-by-nc-4.0)
+    #[arg(long, value_name = "NAME")]
+    licence: Option<String>,
+    #[command(flatten)]
+    network: Network,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Dtype {
+    /// 32 bits
+    F32,
+    /// 16 bits
+    F16,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Outcome {
+    must_be_new(&args.output)?;
+    let (network, params, mut card) = if args.from.is_dir() { of_run(&args.from)? } else { of_file(args)? };
+    card.licence.clone_from(&args.licence);
+    card.size = args.size.unwrap_or(card.size);
+    let precision = match args.dtype {
+        Dtype::F32 => Precision::F32,
+        Dtype::F16 => Precision::F16,
+    };
+    let onnx = if args.onnx {
+        // What ONNX lacks is told before anything is written.
+        let about = onnx::About {
+            name: card.arch.clone(),
+            metadata: vec![
+                ("mean".into(), card.mean.map(|v| v.to_string()).join(" ")),
+                ("std".into(), card.std.map(|v| v.to_string()).join(" ")),
+                ("classes".into(), card.classes.join("\n")),
+            ],
+        };
+        Some(onnx::model(network.as_ref(), &params, (card.size, card.size), &["logits"], &about)?)
+    } else {
+        None
+    };
+    let (mut files, missing) = export(&params, &card, &args.output, precision)?;
+    if let Some(bytes) = onnx {
+        let path = args.output.join("model.onnx");
+        stillhouse_core::files::write_atomic(&path, &bytes)?;
+        files.push(path);
+    }
+    if args.json {
+        talk::json(
+            &json!({"files": files, "network": card.arch, "classes": card.class_count, "not_for_timm": missing}),
+        );
+        return Ok(Ended::Well);
+    }
+    if let Some(why) = missing {
+        talk::say(&format!("note: {why}: timm cannot load it"));
+    }
+    let lines: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    talk::out(&lines.join("\n"));
+    Ok(Ended::Well)
+}
+
+/// The student of a finished run.
+fn of_run(folder: &Path) -> Result<(Box<dyn Backbone>, Params, Card), Problem> {
+    let (config, result) = (folder.join("config.toml"), folder.join("result.json"));
+    if !result.is_file() {
+        return Err(Problem::usage(format!("{}: no such file: is the run finished?", result.display())));
+    }
+    let info = RunInfo::read(&config).prepared()?;
+    let result = CellResult::read(&result).prepared()?;
+    let context = common::context(&Places::new(None), Arc::default());
+    let network = Trained::new(&context, &info.run.student, info.classes.len(), Rng::new(0)).prepared()?;
+    let file = folder.join("student.safetensors");
+    load_weights(&file, &network.params, &network.backbone.head(), false).prepared()?;
+    let right = result.right.map(|right| format!("{right} of {} test images right", result.tested));
+    let mut facts = vec![
+        ("method".to_string(), info.method.clone()),
+        (
+            "data".to_string(),
+            format!("{} ({} training images)", result.facts.title, result.facts.train_images),
+        ),
+        ("epochs".to_string(), result.epochs.to_string()),
+        ("schedule".to_string(), result.facts.schedule.clone()),
+        ("started from".to_string(), result.facts.init.clone()),
+        ("seed".to_string(), result.seed.to_string()),
+        ("run".to_string(), format!("{} {}, profile {}", info.cell, info.hash, info.profile)),
+    ];
+    facts.extend(right.map(|right| ("test".to_string(), right)));
+    if let Some(teacher) = &result.facts.teacher {
+        facts.push(("teacher".to_string(), teacher.backbone.clone()));
+    }
+    let card = Card {
+        arch: info.run.student.backbone.clone(),
+        variant: info.run.student.variant.clone(),
+        class_count: info.classes.len(),
+        classes: info.classes.clone(),
+        size: info.run.data.image_size,
+        mean: info.run.data.mean,
+        std: info.run.data.std,
+        licence: None,
+        facts,
+    };
+    Ok((network.backbone, network.params, card))
+}
+
+/// A file of weights of a network that is named.
+fn of_file(args: &Args) -> Result<(Box<dyn Backbone>, Params, Card), Problem> {
+    if !args.from.is_file() {
+        return Err(Problem::usage(format!("{}: no such file or folder", args.from.display())));
+    }
+    let file = WeightsFile::open(&args.from).prepared()?;
+    let request = args.network.request_for(&file)?;
+    let params = Params::new(candle_core::DType::F32, &candle_core::Device::Cpu)?;
+    let network = build(&request, &params)?;
+    load_weights(&args.from, &params, &network.head(), false)?;
+    let card = Card {
+        size: usual_size(&request.name),
+        arch: request.name,
+        variant: request.variant,
+        class_count: request.classes,
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+        ..Card::default()
+    };
+    Ok((network, params, card))
+}
