@@ -1,6 +1,7 @@
 //! The stillhouse binary: knowledge distillation from the command line.
 
 mod commands;
+mod environment;
 mod experiments;
 mod interrupt;
 mod parts;
@@ -22,6 +23,8 @@ Examples:
   stillhouse list                               methods, networks, datasets, metrics, experiments
   stillhouse explain class_centre               a method, its defaults and their sources
   stillhouse reproduce table3                   Table 3 of the class-centric paper, in minutes
+  stillhouse report runs/table3/smoke           its table and page again, from the run folders
+  stillhouse runs ls                            all runs and where they stand
   stillhouse train my.toml --output runs/mine   one run; start it again to go on with it
   stillhouse predict runs/mine image.jpg        classes with probabilities
 
@@ -72,6 +75,9 @@ enum Command {
     Eval(commands::eval::Args),
     Predict(commands::predict::Args),
     Reproduce(commands::reproduce::Args),
+    Report(commands::report::Args),
+    #[command(subcommand)]
+    Runs(commands::runs::Args),
     List(commands::list::Args),
     Explain(commands::explain::Args),
     #[command(subcommand)]
@@ -120,6 +126,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Eval(args) => commands::eval::run(&args, threads),
         Command::Predict(args) => commands::predict::run(&args),
         Command::Reproduce(args) => commands::reproduce::run(&args, threads),
+        Command::Report(args) => commands::report::run(&args),
+        Command::Runs(args) => commands::runs::run(&args),
         Command::List(args) => commands::list::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Data(args) => commands::data::run(&args),

@@ -5,17 +5,18 @@ use std::path::PathBuf;
 use serde_json::json;
 use stillhouse_core::network::BackboneRequest;
 use stillhouse_report::text::{Align, Grid};
-use stillhouse_report::{State, run::state, sizes};
+use stillhouse_report::{State, run::state, sets, sizes};
 use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_plan};
 
-use crate::commands::{common, cost, table};
+use crate::commands::{common, cost, report, table};
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Problem};
 use crate::progress::Progress;
 use crate::{experiments, interrupt, talk};
 
-/// The table of parameters and operations.
+/// The table of parameters and operations, and that of the datasets: both need no run.
 const SIZES: &str = "table4";
+const DATASETS: &str = "table1";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,11 +24,13 @@ Examples:
   stillhouse reproduce table3 --profile reduced   real images, hours
   stillhouse reproduce table3 --list              what would run, and what is done
   stillhouse reproduce table3 --set matrix.seed='[0, 1, 2]' --set matrix.student='[\"resnet18\"]'
+  stillhouse reproduce table1                     the datasets, as their manifests have them
   stillhouse reproduce table4                     parameters and operations: counts, runs nothing
   stillhouse reproduce my.toml --runs /big/disk/runs
 
 Finished runs are skipped, a stopped one goes on where it was: start the same command again. The
-table is printed and written to <runs>/<experiment>/<profile>/table.md and table.json.";
+table is printed and written to <runs>/<experiment>/<profile> as table.md, table.json and the page
+report.html, which needs no network.";
 
 /// Run all cells of an experiment and print its table
 #[derive(Debug, clap::Args)]
@@ -58,6 +61,9 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     if name == SIZES {
         return sizes(args.json);
     }
+    if name == DATASETS {
+        return datasets(args.json);
+    }
     let experiment = experiments::load(name, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
     let stop = if args.list { Default::default() } else { interrupt::flag()? };
@@ -68,18 +74,18 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         return Ok(Ended::Well);
     }
     let maker = table::Maker::new(&experiment, &plan, &context, &args.set, threads)?;
-    talk::say(&maker.caption.text());
+    talk::say(&maker.asked.caption.text());
     cost::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || {
-        if let Err(e) = maker.make().and_then(|t| t.write(&plan.folder)) {
+        if let Err(e) = maker.write(&plan.folder) {
             talk::say(&format!("warning: the table was not written: {e}"));
         }
     });
     let outcome = run_plan(&plan, &context, &mut progress);
     progress.end();
     drop(progress);
-    let made = maker.make()?;
-    made.write(&plan.folder)?;
+    let made = maker.write(&plan.folder)?;
+    let page = report::write_page(&maker.asked, &made, &plan.folder, &figures(&experiment), &context)?;
     match outcome {
         Err(e) if e.is_interrupted() => {
             talk::say(&e.to_string());
@@ -88,22 +94,46 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         Err(e) => Err(e.into()),
         Ok(outcomes) => {
             talk::out(&if args.json { made.json()? } else { made.terminal(talk::width()) });
-            talk::say(&format!("\nwritten to {}", plan.folder.join("table.md").display()));
+            let folder = plan.folder.display();
+            talk::say(&format!("\nwritten to {folder}: table.md, table.json and the page {}", page.display()));
             let failed = outcomes.iter().any(|o| matches!(o, Run::Failed(_)));
             Ok(if failed { Ended::Findings } else { Ended::Well })
         }
     }
 }
 
+/// What the experiment says that its page shows of features; nothing of an experiment that was
+/// stopped half-way.
+fn figures(experiment: &Experiment) -> report::Figures {
+    let methods = experiment.published().get("features").and_then(|f| f.as_array().cloned()).unwrap_or_default();
+    let methods = methods.iter().filter_map(|m| m.as_str().map(str::to_string));
+    report::Figures { features: methods.collect(), samples: None }
+}
+
 fn without_name(args: &Args) -> Outcome {
     let all = experiments::all();
-    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES]).collect();
+    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES, DATASETS]).collect();
     if args.list {
         talk::out(&if args.json { json!(names).to_string() } else { names.join("\n") });
         return Ok(Ended::Well);
     }
     Err(Problem::usage(format!("which experiment? known: {}", names.join(", ")))
         .hint("stillhouse reproduce table3"))
+}
+
+/// Table 1 needs no run: the manifests tell.
+fn datasets(as_json: bool) -> Outcome {
+    let known = |name: &str| {
+        let manifest = stillhouse_datasets::manifest::find(name)?;
+        Some((manifest.class_count()?, manifest.total()?))
+    };
+    let lines = sets::lines(known)?;
+    if as_json {
+        talk::json(&json!(lines));
+    } else {
+        talk::out(&sets::terminal(&lines));
+    }
+    Ok(Ended::Well)
 }
 
 /// Table 4 needs no run: it counts.
