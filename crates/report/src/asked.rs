@@ -8,7 +8,7 @@ use stillhouse_core::files;
 
 use crate::record::{About, Record};
 use crate::run::{Facts, RunResult};
-use crate::{AccuracyTable, Beside, Caption, Error, Planned, Result, confusion_rows, page};
+use crate::{AccuracyTable, Beside, Caption, Error, Planned, Result, confusion_rows, networks, page};
 
 /// Version of `plan.json`.
 const FORMAT: u32 = 1;
@@ -33,7 +33,12 @@ pub struct Asked {
 
 impl Asked {
     /// What a program asks for.
-    pub fn new(caption: Caption, published: Option<String>, not_built: Vec<String>, runs: Vec<Planned>) -> Self {
+    pub fn new(
+        caption: Caption,
+        published: Option<String>,
+        not_built: Vec<String>,
+        runs: Vec<Planned>,
+    ) -> Self {
         Self { format: FORMAT, caption, published, not_built, runs }
     }
 
@@ -76,10 +81,12 @@ impl Asked {
         let published = self.published.as_deref().map(Beside::of).transpose()?.flatten();
         let built = |method: &str| !self.not_built.iter().any(|m| m == method);
         let mut table = AccuracyTable::collect(&self.caption, &self.runs, built, published.as_ref())?;
+        let runs = self.records()?;
+        let teachers = page::teachers(&runs)?;
         if self.published.as_deref() == Some(confusion_rows::TABLE) {
-            let runs = self.records()?;
-            table.published.extend(confusion_rows::lines(&runs, &page::teachers(&runs)?)?);
+            table.published.extend(confusion_rows::lines(&runs, &teachers)?);
         }
+        table.networks = networks::rows(&runs, &teachers);
         Ok(table)
     }
 

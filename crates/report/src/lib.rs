@@ -12,6 +12,7 @@ pub mod compare;
 pub mod confusion_rows;
 mod error;
 pub mod facts;
+pub mod networks;
 pub mod page;
 pub mod published;
 pub mod record;

@@ -125,10 +125,8 @@ impl Predictions {
 
     /// Truth against prediction.
     pub fn confusion(&self) -> Result<ConfusionMatrix> {
-        ConfusionMatrix::of(self.classes, &self.labels, &self.predicted).map_err(|e| Error::Unreadable {
-            path: "predictions.safetensors".into(),
-            message: e.to_string(),
-        })
+        ConfusionMatrix::of(self.classes, &self.labels, &self.predicted)
+            .map_err(|e| Error::Unreadable { path: "predictions.safetensors".into(), message: e.to_string() })
     }
 
     /// Reads `predictions.safetensors`; `None` if it is not there or holds no logits of images.
@@ -138,7 +136,10 @@ impl Predictions {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(stillhouse_core::Error::io(&path)(e).into()),
             Ok(about) if about.len() > MOST_BYTES => {
-                return Err(unreadable(&path, format!("{} bytes, expected at most {MOST_BYTES}", about.len())));
+                return Err(unreadable(
+                    &path,
+                    format!("{} bytes, expected at most {MOST_BYTES}", about.len()),
+                ));
             }
             Ok(_) => {}
         }
@@ -226,4 +227,53 @@ fn text(path: &Path) -> Result<Option<String>> {
 
 fn unreadable(path: &Path, message: impl std::fmt::Display) -> Error {
     Error::Unreadable { path: path.display().to_string(), message: message.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, labels: &[u32], logits: &[f32], classes: usize) {
+        let bytes = |words: Vec<[u8; 4]>| words.concat();
+        let (n, m) = (labels.len(), logits.len() / classes);
+        let labels_bytes = bytes(labels.iter().map(|l| l.to_le_bytes()).collect());
+        let logits_bytes = bytes(logits.iter().map(|l| l.to_le_bytes()).collect());
+        let indices: Vec<u8> = (0..n as i64).flat_map(|i| i.to_le_bytes()).collect();
+        let all = [
+            ("indices", TensorView::new(Dtype::I64, vec![n], &indices).unwrap()),
+            ("labels", TensorView::new(Dtype::U32, vec![n], &labels_bytes).unwrap()),
+            ("logits", TensorView::new(Dtype::F32, vec![m, classes], &logits_bytes).unwrap()),
+        ];
+        fs::write(folder.join("predictions.safetensors"), safetensors::serialize(all, None).unwrap())
+            .unwrap();
+    }
+
+    #[test]
+    fn predictions_are_read_and_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        assert_eq!(Predictions::read(folder).unwrap(), None);
+        write(folder, &[1, 0, 2], &[0.0, 1.0, 0.5, 3.0, 3.0, 1.0, 0.1, 0.2, 0.0], 3);
+        let read = Predictions::read(folder).unwrap().unwrap();
+        assert_eq!(
+            (read.predicted.as_slice(), read.indices.as_slice()),
+            ([1, 0, 1].as_slice(), [0, 1, 2].as_slice())
+        );
+        assert_eq!(read.right(), [true, true, false]);
+        assert_eq!(read.confusion().unwrap().right(), 2);
+        write(folder, &[1, 3], &[0.0; 6], 3);
+        assert!(Predictions::read(folder).unwrap_err().to_string().contains("label 3 of 3 classes"));
+        write(folder, &[1], &[0.0; 6], 3);
+        assert!(Predictions::read(folder).unwrap_err().to_string().contains("expected [n, classes]"));
+        fs::write(folder.join("predictions.safetensors"), b"{").unwrap();
+        assert!(Predictions::read(folder).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_is_no_run() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Record::read(folder.path()).unwrap().is_none());
+        fs::write(folder.path().join("config.toml"), "cell = 3").unwrap();
+        assert!(Record::read(folder.path()).unwrap_err().to_string().contains("config.toml"));
+    }
 }

@@ -150,9 +150,9 @@ mod tests {
         let y = tsne(&clouds(), 10.0, 0).unwrap();
         let distance = |a: &[f64; 2], b: &[f64; 2]| (a[0] - b[0]).hypot(a[1] - b[1]);
         for i in 0..60 {
-            let nearest = (0..60).filter(|j| *j != i).min_by(|a, b| {
-                distance(&y[i], &y[*a]).total_cmp(&distance(&y[i], &y[*b]))
-            });
+            let nearest = (0..60)
+                .filter(|j| *j != i)
+                .min_by(|a, b| distance(&y[i], &y[*a]).total_cmp(&distance(&y[i], &y[*b])));
             assert_eq!(nearest.unwrap() % 3, i % 3, "the nearest of {i} is of another cloud");
         }
         assert_eq!(tsne(&clouds(), 10.0, 0).unwrap(), y, "the same points, the same picture");

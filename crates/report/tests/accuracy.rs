@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use stillhouse_core::files::FolderLock;
-use stillhouse_report::run::FAILURE;
 use stillhouse_report::beside::page_of;
 use stillhouse_report::published::PublishedCell;
+use stillhouse_report::run::FAILURE;
 use stillhouse_report::{AccuracyTable, Beside, Caption, Planned, Published, State};
 
 fn caption() -> Caption {
@@ -122,7 +122,7 @@ fn ours_beside_the_papers() {
     let json: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(out.join("table.json")).unwrap()).unwrap();
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["caption", "cells", "published", "tests"]);
+    assert_eq!(keys, ["caption", "cells", "networks", "published", "tests"]);
     let mut fields: Vec<&String> = json["cells"][0].as_object().unwrap().keys().collect();
     fields.sort();
     assert_eq!(

@@ -5,10 +5,10 @@ mod plots;
 mod tables;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde::{Deserialize, Serialize};
 use stillhouse_core::files;
 
 use crate::record::Record;
@@ -64,8 +64,10 @@ pub fn teachers(runs: &[(Planned, Record)]) -> Result<Vec<Record>> {
         if found.contains_key(&teacher.cell) || teacher.cell.contains(['/', '\\']) || teacher.cell == ".." {
             continue;
         }
+        // A finished run that teaches as it is says where it lies.
+        let given = record.about.run.get("teacher").and_then(|t| t.get("run")?.as_str()).map(PathBuf::from);
         let folders = record.folder.ancestors().map(|a| a.join("teachers").join(&teacher.cell));
-        for folder in folders {
+        for folder in given.into_iter().chain(folders) {
             if let Some(record) = Record::read(&folder)? {
                 found.insert(teacher.cell.clone(), record);
                 break;
@@ -229,8 +231,12 @@ impl Page<'_> {
 
     /// `ResNet50 -> ResNet18, ucm 80 %`.
     fn place(&self, (student, dataset, ratio): (&str, &str, u64)) -> String {
-        let part = if ratio == 0 { "official split".to_string() } else { format!("{ratio} %") };
-        format!("{}, {dataset} {part}", self.table.heading(student))
+        format!("{}, {}", self.table.heading(student), Self::part(dataset, ratio))
+    }
+
+    /// `ucm 80 %`.
+    fn part(dataset: &str, ratio: u64) -> String {
+        if ratio == 0 { format!("{dataset}, official split") } else { format!("{dataset} {ratio} %") }
     }
 
     /// The few methods of a column that are worth a figure each: the student alone, the leading
@@ -240,7 +246,10 @@ impl Page<'_> {
         let mean = |m: &&str| {
             let (student, dataset, ratio) = column;
             let here = self.table.cells.iter().filter(|c| c.student == student && c.dataset == dataset);
-            here.filter(|c| c.ratio == ratio).find(|c| c.method == **m).and_then(|c| c.mean).unwrap_or_default()
+            here.filter(|c| c.ratio == ratio)
+                .find(|c| c.method == **m)
+                .and_then(|c| c.mean)
+                .unwrap_or_default()
         };
         let leading = methods.iter().rev().copied().max_by(|a, b| mean(a).total_cmp(&mean(b)));
         // A table of few methods shows all.
@@ -300,7 +309,14 @@ mod tests {
     /// The examples of RFC 4648, section 10.
     #[test]
     fn base64_by_the_book() {
-        let cases = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")];
+        let cases = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
+        ];
         for (plain, coded) in cases {
             assert_eq!(base64(plain.as_bytes()), coded);
         }

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::Page;
-use crate::accuracy::BELOW;
+use crate::accuracy::{BELOW, network_title};
 use crate::record::{Epoch, Record};
 use crate::svg::{Line, Series, bars, heat_map, lines};
 
@@ -43,15 +43,14 @@ fn of_methods(
         let runs = page.runs_of(at, method);
         let Some(first) = runs.first() else { return Vec::new() };
         let mean = |epoch: u64| -> Option<f64> {
-            let of = |run: &&Record| {
-                run.log.iter().find(|e| e.epoch == epoch).and_then(|e| value(run, e))
-            };
+            let of = |run: &&Record| run.log.iter().find(|e| e.epoch == epoch).and_then(|e| value(run, e));
             let values: Option<Vec<f64>> = runs.iter().map(of).collect();
             values.map(|v| v.iter().sum::<f64>() / v.len() as f64)
         };
         first.log.iter().filter_map(|e| Some((e.epoch as f64, mean(e.epoch)?))).collect()
     };
-    let lines = methods.iter().map(|m| Line { name: (*m).to_string(), points: curve(m), strong: *m == strong });
+    let lines =
+        methods.iter().map(|m| Line { name: (*m).to_string(), points: curve(m), strong: *m == strong });
     lines.filter(|l| !l.points.is_empty()).collect()
 }
 
@@ -71,7 +70,13 @@ pub(super) fn confusions(page: &Page) -> Markup {
         Some(heat_map(&title, &record.about.classes, &matrix))
     };
     for teacher in page.teachers.iter().take(4) {
-        figures.extend(map(format!("{} (teacher)", words(teacher)), teacher));
+        let about = &teacher.about;
+        let whose = format!(
+            "{} (teacher), {}",
+            network_title(&about.student()),
+            Page::part(&about.dataset(), about.ratio())
+        );
+        figures.extend(map(format!("{whose}, {}", words(teacher)), teacher));
     }
     for at in page.columns() {
         for method in page.chosen(at) {

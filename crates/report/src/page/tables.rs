@@ -1,13 +1,11 @@
 //! The tables of a page: accuracies with their deltas, tests, printed numbers, networks.
 
-use std::collections::BTreeMap;
-
 use maud::{Markup, html};
 
 use super::{Page, grid};
-use crate::accuracy::{BELOW, Cell, lines_grid, network_title};
+use crate::accuracy::{BELOW, Cell, lines_grid};
 use crate::run::State;
-use crate::{AccuracyTable, Record};
+use crate::{AccuracyTable, networks};
 
 /// A table for each student: mean, counts, difference from the student alone, and the printed number.
 pub(super) fn tables(page: &Page) -> Markup {
@@ -79,7 +77,7 @@ fn accuracies(page: &Page, student: &str) -> Markup {
                                 (method)
                                 @if let Some(sampler) = sampler(page, student, method) { br; small { (sampler) } }
                             }
-                            @for at in &columns { (four(find(method, *at), find("baseline", *at), largest, best(&cells, *at))) }
+                            @for at in &columns { (four(page, find(method, *at), find("baseline", *at), largest, best(&cells, *at))) }
                         }
                     }
                 }
@@ -99,19 +97,27 @@ fn sampler(page: &Page, student: &str, method: &str) -> Option<String> {
     Some(record.result.facts.as_ref()?.sampler.clone())
 }
 
-fn four(cell: Option<&Cell>, baseline: Option<&Cell>, largest: f64, best: Option<f64>) -> Markup {
+fn four(
+    page: &Page,
+    cell: Option<&Cell>,
+    baseline: Option<&Cell>,
+    largest: f64,
+    best: Option<f64>,
+) -> Markup {
     let Some(cell) = cell else { return html! { td { "not planned" } td {} td {} td {} } };
     let lead = match (cell.mean, baseline.and_then(|b| b.mean)) {
         (Some(own), Some(base)) if cell.method != "baseline" => Some(own - base),
         _ => None,
     };
-    let from_paper = cell.mean.zip(cell.published).map(|(own, paper)| own - paper);
+    // Procedural images are no other measurement of what the paper measured.
+    let paper = cell.published.filter(|_| !page.asked.caption.embedded);
+    let from_paper = cell.mean.zip(paper).map(|(own, paper)| own - paper);
     html! {
         td {
             @match cell.mean {
                 Some(mean) => {
                     @let number = format!("{mean:.2}");
-                    @if cell.mean == best { b { (number) } } @else { (number) }
+                    @if cell.mean == best && cell.method != BELOW { b { (number) } } @else { (number) }
                     @if let Some(std) = cell.std { " ± " (format!("{std:.2}")) }
                     br;
                     small {
@@ -162,38 +168,13 @@ pub(super) fn printed(page: &Page) -> Markup {
     }
 }
 
-/// Size and speed of each network; the teacher is what the part that remains is of.
+/// Size and speed of each network.
 pub(super) fn networks(page: &Page) -> Markup {
-    let mut known: BTreeMap<(String, u64), &Record> = BTreeMap::new();
-    let teachers = page.teachers.iter();
-    for record in teachers.chain(page.runs.iter().map(|(_, record)| record)) {
-        let size = record.result.facts.as_ref().map_or(0, |f| f.image_size);
-        known.entry((record.about.student(), size)).or_insert(record);
-    }
-    let of = page.teachers.iter().map(|r| r.result.parameters).max().filter(|p| *p > 0);
     html! {
-        @if !known.is_empty() {
+        @if !page.table.networks.is_empty() {
             h2 { "Size and speed" }
-            div.scroll { table {
-                thead { tr {
-                    th { "network" } th { "parameters" } th { "of the teacher" } th { "MACs" } th { "one image" } th { "in batches of 32" }
-                } }
-                tbody { @for ((name, size), record) in &known { tr {
-                    @let result = &record.result;
-                    td { (network_title(name)) " " small { (size) " px" } }
-                    td { (format!("{:.2} M", result.parameters as f64 / 1e6)) }
-                    td { @match of { Some(of) => (format!("{:.1} %", 100.0 * result.parameters as f64 / of as f64)), None => "-" } }
-                    td { (format!("{:.3} G", result.macs as f64 / 1e9)) }
-                    @match result.speed {
-                        Some(speed) => {
-                            td { (format!("{:.1} ms", speed.latency_ms)) }
-                            td { (format!("{:.0} images/s", speed.images_per_second)) }
-                        },
-                        None => { td { "-" } td { "-" } },
-                    }
-                } } }
-            } }
-            p.small { "Speed: the trained network on the machine of its run, while that machine did whatever else it did." }
+            (grid(&networks::grid(&page.table.networks)))
+            p.small { (networks::BELOW) }
         }
     }
 }

@@ -23,7 +23,8 @@ pub fn bars(title: &str, classes: &[String], series: &[Series]) -> Markup {
     let left = longest * LETTERS * 0.56 + 8.0;
     let scale = (WIDTH - left - 34.0) / 100.0;
     let height = group * classes.len() as f64 + 22.0;
-    let entries: Vec<(String, &str)> = series.iter().enumerate().map(|(i, s)| (s.name.clone(), colour(i))).collect();
+    let entries: Vec<(String, &str)> =
+        series.iter().enumerate().map(|(i, s)| (s.name.clone(), colour(i))).collect();
     html! {
         figure {
             figcaption { (title) }

@@ -28,7 +28,8 @@ pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> Marku
     let y = Axis::around(all().map(|p| p.1), 5);
     let across = |v: f64| x.place(v, LEFT, WIDTH - RIGHT);
     let up = |v: f64| y.place(v, HEIGHT - BOTTOM, TOP);
-    let entries: Vec<(String, &str)> = lines.iter().enumerate().map(|(i, l)| (l.name.clone(), colour(i))).collect();
+    let entries: Vec<(String, &str)> =
+        lines.iter().enumerate().map(|(i, l)| (l.name.clone(), colour(i))).collect();
     html! {
         figure {
             figcaption { (title) }

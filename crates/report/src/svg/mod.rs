@@ -18,8 +18,8 @@ const WIDTH: f64 = 460.0;
 
 /// Colours that stay apart for most eyes (Okabe and Ito), then darker ones of the same.
 pub const COLOURS: [&str; 12] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a", "#5e3c99", "#b2182b",
-    "#35978f", "#bcbd22",
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a", "#5e3c99",
+    "#b2182b", "#35978f", "#bcbd22",
 ];
 
 /// The colour of the n-th thing.

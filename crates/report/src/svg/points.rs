@@ -25,7 +25,8 @@ pub fn points(title: &str, groups: &[Group]) -> Markup {
     let (x, y) = (ends(0), ends(1));
     let across = |v: f64| x.place(v, 10.0, SIDE - 10.0);
     let up = |v: f64| y.place(v, SIDE - 10.0, 10.0);
-    let entries: Vec<(String, &str)> = groups.iter().enumerate().map(|(i, g)| (g.name.clone(), colour(i))).collect();
+    let entries: Vec<(String, &str)> =
+        groups.iter().enumerate().map(|(i, g)| (g.name.clone(), colour(i))).collect();
     html! {
         figure {
             figcaption { (title) }
