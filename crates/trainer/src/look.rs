@@ -107,7 +107,10 @@ pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInf
         let probability = probability.to_vec2::<f32>()?[0][predicted as usize];
         let gradients = tape.backward(&logits.narrow(1, predicted as usize, 1)?.sum_all()?)?;
         let Some(gradient) = gradients.tap("F4") else {
-            return Err(Error::folder(folder, format!("`{}` has no gradient at F4", info.run.student.backbone)));
+            return Err(Error::folder(
+                folder,
+                format!("`{}` has no gradient at F4", info.run.student.backbone),
+            ));
         };
         let weights = gradient.mean_keepdim((2, 3))?; // [1, C, 1, 1]
         let map = maps.broadcast_mul(&weights)?.sum_keepdim(1)?.relu()?;
