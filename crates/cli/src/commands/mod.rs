@@ -1,9 +1,11 @@
 //! One file per command.
 
+pub(crate) mod budget;
 pub(crate) mod common;
 pub(crate) mod completions;
 pub(crate) mod cost;
 pub(crate) mod data;
+pub(crate) mod distill;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod explain;
@@ -15,5 +17,6 @@ pub(crate) mod predict;
 pub(crate) mod report;
 pub(crate) mod reproduce;
 pub(crate) mod runs;
+pub(crate) mod submit;
 pub(crate) mod table;
 pub(crate) mod train;

@@ -67,6 +67,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return Err(Problem::usage(format!("{}: no runs of students here", names.join(", ")))
             .hint("a run folder has a config.toml; `stillhouse runs ls` lists those there are"));
     }
+    for method in args.features.iter().chain(&args.samples) {
+        if !all.iter().any(|a| a.runs.iter().any(|r| r.method == *method)) {
+            let mut known: Vec<&str> = all.iter().flat_map(|a| &a.runs).map(|r| r.method.as_str()).collect();
+            known.sort_unstable();
+            known.dedup();
+            return Err(Problem::usage(format!(
+                "no run of `{method}` here; there are: {}",
+                known.join(", ")
+            )));
+        }
+    }
     let first = args.output.clone().unwrap_or_else(|| args.folders[0].clone());
     let figures = Figures { features: args.features.clone(), samples: args.samples.clone() };
     for asked in &all {

@@ -157,7 +157,8 @@ fn open(folder: &Path) -> Result<Flat, Problem> {
         figures.extend(scores);
         if let Some(speed) = result.speed {
             figures.insert("one image, ms".to_string(), format!("{:.1}", speed.latency_ms));
-            figures.insert("images/s in batches of 32".to_string(), format!("{:.0}", speed.images_per_second));
+            figures
+                .insert("images/s in batches of 32".to_string(), format!("{:.0}", speed.images_per_second));
         }
     }
     Ok(Flat { about, settings, figures })
@@ -209,18 +210,16 @@ fn show(folder: &Path, as_json: bool) -> Outcome {
 
 fn diff(a: &Path, b: &Path, as_json: bool) -> Outcome {
     let (left, right) = (open(a)?, open(b)?);
-    let mut grid = Grid::new(&[
-        ("", Align::Left),
-        (&left.about.cell, Align::Left),
-        (&right.about.cell, Align::Left),
-    ]);
+    let mut grid =
+        Grid::new(&[("", Align::Left), (&left.about.cell, Align::Left), (&right.about.cell, Align::Left)]);
     let mut list = Vec::new();
     for (kind, left, right) in
         [("setting", &left.settings, &right.settings), ("figure", &left.figures, &right.figures)]
     {
         let names: std::collections::BTreeSet<&String> = left.keys().chain(right.keys()).collect();
         for name in names.into_iter().filter(|n| left.get(*n) != right.get(*n)) {
-            let word = |side: &BTreeMap<String, String>| side.get(name).cloned().unwrap_or_else(|| "-".into());
+            let word =
+                |side: &BTreeMap<String, String>| side.get(name).cloned().unwrap_or_else(|| "-".into());
             grid.row([name.clone(), word(left), word(right)]);
             list.push(json!({"kind": kind, "name": name, "a": left.get(name), "b": right.get(name)}));
         }

@@ -90,6 +90,8 @@ fn caption(
     seeds.dedup();
     let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != accuracy::BELOW).copied().collect();
     let plain = if balanced.len() < students.len() { "; baseline_plain: shuffled" } else { "" };
+    // A run that was there before teaches and is no cell of the plan.
+    let given = students.iter().find_map(|(_, config)| config.teacher.as_ref());
     Ok(Caption {
         title: experiment.title().to_string(),
         profile: plan.profile.clone(),
@@ -104,10 +106,14 @@ fn caption(
             Some(((first, _), rest)) if rest.iter().all(|(c, _)| c.student == first.student) => {
                 first.student.clone()
             }
+            None => given.map(|t| t.backbone.clone()).unwrap_or_default(),
             _ => String::new(),
         },
         teacher: match teachers.is_empty() {
-            true => "none".to_string(),
+            true => given.map_or_else(
+                || "none".to_string(),
+                |t| format!("{}, a finished run ({})", t.backbone, t.cell),
+            ),
             false => common_value(&teachers, |c| format!("{}, {}", start(c), schedule(c))),
         },
         student: common_value(&students, start),
