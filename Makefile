@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ cargo:
 	  echo "hint: install Rust with rustup (https://rustup.rs), then open a new shell and try again"; \
 	  exit 2; }
 
+reproduce-table1: cargo ## Print Table 1: the datasets (counts, runs nothing)
+	$(REPRODUCE) table1 $(ARGS)
+
 reproduce-table3: cargo ## Run Table 3 of the class-centric paper and print it (PROFILE=smoke: minutes)
 	$(REPRODUCE) table3 --profile $(PROFILE) $(ARGS)
 
@@ -38,6 +41,12 @@ reproduce-table5: cargo ## Run Table 5: RSC11, RSSCN7 and AID at 60 %
 
 reproduce-table6: cargo ## Run Table 6: NST, NST over the batch, class-centric
 	$(REPRODUCE) table6 --profile $(PROFILE) $(ARGS)
+
+reproduce-table7: cargo ## Run Table 7: confusion matrices, error under training, features in the plane
+	$(REPRODUCE) table7 --profile $(PROFILE) $(ARGS)
+
+reproduce-landuse: cargo ## Run VGG16 to MobileNetV2 with KL, cosine and both (land use)
+	$(REPRODUCE) landuse --profile $(PROFILE) $(ARGS)
 
 test: cargo ## Run all tests of the workspace
 	$(CARGO) test --workspace --locked --no-run
@@ -64,6 +73,10 @@ deny: cargo
 
 kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
+
+slurm-test: cargo ## A small grid through a real Slurm on this machine, a task killed (needs slurm-wlm, munge, root)
+	$(CARGO) build --release --locked -p stillhouse-cli --bin stillhouse
+	tests/slurm.sh $(TARGET)/release/stillhouse
 
 fuzz: cargo ## Read FUZZ (2000) damaged files of each kind: image formats, lists and MAT files, parquet, archives
 	STILLHOUSE_FUZZ=$(or $(FUZZ),2000) $(CARGO) test --locked -p stillhouse-datasets --lib --test mutations --test archives damaged

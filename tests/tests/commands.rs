@@ -12,7 +12,11 @@ fn help_has_examples() {
         "train",
         "eval",
         "predict",
+        "distill",
         "reproduce",
+        "report",
+        "runs",
+        "submit slurm",
         "list",
         "explain",
         "data check",
@@ -247,4 +251,60 @@ fn make_help_lists_the_doors() {
     for door in ["reproduce-table3", "test", "check", "kill-test"] {
         assert!(text.contains(&format!("make {door}")), "{text}");
     }
+}
+
+/// Own images from nothing to a prediction; the second start goes on, other arguments are refused.
+#[test]
+fn own_images_in_one_command() {
+    let folder = tempfile::tempdir().unwrap();
+    images(&folder.path().join("mine"));
+    let args = [
+        "distill",
+        "mine",
+        "--output",
+        "out",
+        "--teacher",
+        "resnet18",
+        "--method",
+        "kd",
+        "--epochs",
+        "2",
+        "--size",
+        "32",
+    ];
+    let said = run(folder.path(), &args).code(0);
+    assert!(said.stdout.contains("stillhouse predict out"), "{}", said.stdout);
+    for file in ["student.safetensors", "config.toml", "report.html", "table.json", "distill.toml"] {
+        assert!(folder.path().join("out").join(file).is_file(), "{file}");
+    }
+    let page = std::fs::read_to_string(folder.path().join("out/report.html")).unwrap();
+    assert!(page.contains("data:image/png;base64,") && page.contains("Grad-CAM"), "no samples on the page");
+    let said = run(folder.path(), &["predict", "out", "mine/quarry/jpeg_422.image.png"]).code(0);
+    assert!(said.stdout.contains("meadow") && said.stdout.contains("quarry"), "{}", said.stdout);
+
+    let student = std::fs::read(folder.path().join("out/student.safetensors")).unwrap();
+    run(folder.path(), &args).code(0).tells(&["goes on with"]);
+    assert_eq!(std::fs::read(folder.path().join("out/student.safetensors")).unwrap(), student);
+    let other = ["distill", "mine", "--output", "out", "--teacher", "resnet18", "--epochs", "3"];
+    run(folder.path(), &other).code(2).tells(&["is of another start", "--method kd"]);
+
+    // The finished student teaches as it is: the plan has no teacher to train.
+    let given = [
+        "distill",
+        "mine",
+        "--output",
+        "second",
+        "--teacher",
+        "out",
+        "--method",
+        "kd",
+        "--epochs",
+        "1",
+        "--size",
+        "32",
+    ];
+    run(folder.path(), &given).code(0);
+    assert!(!folder.path().join("second/teachers").exists());
+    run(folder.path(), &["distill", "nowhere", "--output", "x"]).code(2).tells(&["nowhere: no such folder"]);
+    run(folder.path(), &["distill", "mine", "--output", "x", "--budget", "soon"]).code(2);
 }

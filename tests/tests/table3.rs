@@ -51,7 +51,88 @@ fn a_tiny_table_3() {
     assert_eq!(cell("class_centre")["published"], 94.76);
     assert_eq!(cell("baseline_plain")["published"], serde_json::Value::Null);
 
-    // Nothing is left to do, and the table is the same.
+    for network in json["networks"].as_array().unwrap() {
+        assert!(network["latency_ms"].as_f64().unwrap() > 0.0, "{network}");
+    }
+    let test = json["tests"].as_array().unwrap().iter().find(|t| t["method"] == "kd").unwrap();
+    assert_eq!(test["seeds"].as_array().unwrap().len(), 1, "paired on the same images: {test}");
+
+    // The page stands alone: it loads nothing and runs nothing.
+    let page = fs::read_to_string(table.join("report.html")).unwrap();
+    for part in
+        ["SMOKE RUN", "<svg", "Confusion matrices", "(teacher)", "class_centre", "revision", "McNemar"]
+    {
+        assert!(page.contains(part), "no `{part}` on the page");
+    }
+    for part in ["<script", "src=\"http", "href=\"http", "url(", "@import"] {
+        assert!(!page.contains(part), "`{part}` on the page");
+    }
+
+    // Nothing is left to do, and the table is the same; so it is from the run folders alone.
     run(folder.path(), &args).code(0);
     assert_eq!(fs::read_to_string(table.join("table.json")).unwrap(), text);
+    fs::remove_file(table.join("report.html")).unwrap();
+    run(folder.path(), &["report", "runs/table3/smoke"]).code(0);
+    assert_eq!(fs::read_to_string(table.join("table.json")).unwrap(), text);
+    assert_eq!(fs::read_to_string(table.join("report.html")).unwrap(), page);
+    // Without the plan the caption is read off the runs; the numbers are the same.
+    fs::remove_file(table.join("plan.json")).unwrap();
+    let said = run(folder.path(), &["report", "runs/table3/smoke", "--output", "again", "--json"]).code(0);
+    let again = said.json();
+    let means = |json: &serde_json::Value| -> Vec<(String, String)> {
+        let cells = json["cells"].as_array().unwrap().iter().filter(|c| c["state"] == "done");
+        cells.map(|c| (c["method"].to_string(), c["right"].to_string())).collect()
+    };
+    assert_eq!(means(&again), means(&json));
+
+    looking_around(folder.path(), &args);
+}
+
+/// Lists, differences and single cells of what has run.
+fn looking_around(folder: &std::path::Path, args: &[&str]) {
+    let all = run(folder, &["runs", "ls", "--json"]).code(0).json();
+    let all = all.as_array().unwrap();
+    assert_eq!(all.len(), 6, "a teacher and five students: {all:?}");
+    let path = |method: &str| {
+        let found = all.iter().find(|r| r["method"] == method).unwrap();
+        assert_eq!(found["state"], "done");
+        found["folder"].as_str().unwrap().to_string()
+    };
+    let (a, b) = (path("kd"), path("class_centre"));
+    let events = folder.join(&a).join("events/events.out.tfevents.0.stillhouse");
+    assert!(fs::read(events).unwrap().windows(10).any(|w| w == b"train/loss"), "no scalar for TensorBoard");
+    let shown = run(folder, &["runs", "show", &a]).code(0).stdout;
+    assert!(shown.contains("train.epochs") && shown.contains("accuracy, %"), "{shown}");
+    let different = run(folder, &["runs", "diff", &a, &b, "--json"]).code(0).json();
+    let names: Vec<&str> =
+        different.as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"loss.1.method") && !names.contains(&"train.epochs"), "{names:?}");
+    run(folder, &["runs", "show", "nowhere"]).code(2).tells(&["nowhere", "config.toml"]);
+
+    let with = |more: &[&str]| -> Vec<String> { args.iter().chain(more).map(|a| (*a).to_string()).collect() };
+    let call = |more: &[&str]| {
+        let args = with(more);
+        run(folder, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let plan = call(&["--plan", "--json"]).code(0).json();
+    let cells = plan["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 6);
+    let kd = cells.iter().find(|c| c["method"] == "kd").unwrap();
+    let teacher = &cells[kd["needs"].as_u64().unwrap() as usize - 1];
+    assert_eq!(teacher["role"], "teacher");
+    let said = call(&["--cell", &format!("{}/6", kd["cell"])]).code(0);
+    assert!(said.stdout.contains("done (before)"), "{}", said.stdout);
+    call(&["--cell", "1/7"]).code(2).tells(&["the plan has 6 cells"]);
+    call(&["--cell", "0/6"]).code(2);
+
+    // The jobs of a cluster: nothing is left, until a student is taken away.
+    let submit: Vec<String> = with(&["--dry-run"]).into_iter().skip(1).collect();
+    let submit: Vec<&str> =
+        ["submit", "slurm"].into_iter().chain(submit.iter().map(String::as_str)).collect();
+    run(folder, &submit).code(0).tells(&["all cells are finished"]);
+    fs::remove_file(folder.join(&a).join("result.json")).unwrap();
+    let scripts = run(folder, &submit).code(0).stdout;
+    let script = fs::read_to_string(std::path::Path::new(scripts.trim()).join("students.sh")).unwrap();
+    assert!(script.contains(&format!("CELLS=({})", kd["cell"])), "its teacher is done: {script}");
+    assert!(script.contains("#SBATCH --array=1-1%8") && script.contains("--cell \"$CELL/6\""), "{script}");
 }

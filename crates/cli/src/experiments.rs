@@ -12,6 +12,8 @@ const BUILTIN: &[(&str, &str)] = &[
     ("table3", include_str!("../../../experiments/table3.toml")),
     ("table5", include_str!("../../../experiments/table5.toml")),
     ("table6", include_str!("../../../experiments/table6.toml")),
+    ("table7", include_str!("../../../experiments/table7.toml")),
+    ("landuse", include_str!("../../../experiments/landuse.toml")),
     ("quickstart", include_str!("../../../experiments/quickstart.toml")),
 ];
 

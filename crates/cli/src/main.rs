@@ -1,6 +1,7 @@
 //! The stillhouse binary: knowledge distillation from the command line.
 
 mod commands;
+mod environment;
 mod experiments;
 mod interrupt;
 mod parts;
@@ -21,7 +22,10 @@ Examples:
   stillhouse doctor                             what this machine has, where things are looked for
   stillhouse list                               methods, networks, datasets, metrics, experiments
   stillhouse explain class_centre               a method, its defaults and their sources
+  stillhouse distill my/images --output out     own images: a small network with the help of a large one
   stillhouse reproduce table3                   Table 3 of the class-centric paper, in minutes
+  stillhouse report runs/table3/smoke           its table and page again, from the run folders
+  stillhouse runs ls                            all runs and where they stand
   stillhouse train my.toml --output runs/mine   one run; start it again to go on with it
   stillhouse predict runs/mine image.jpg        classes with probabilities
 
@@ -71,7 +75,13 @@ enum Command {
     Train(commands::train::Args),
     Eval(commands::eval::Args),
     Predict(commands::predict::Args),
+    Distill(commands::distill::Args),
     Reproduce(commands::reproduce::Args),
+    Report(commands::report::Args),
+    #[command(subcommand)]
+    Submit(commands::submit::Args),
+    #[command(subcommand)]
+    Runs(commands::runs::Args),
     List(commands::list::Args),
     Explain(commands::explain::Args),
     #[command(subcommand)]
@@ -122,6 +132,10 @@ fn run(cli: Cli) -> Outcome {
         Command::Eval(args) => commands::eval::run(&args, threads),
         Command::Predict(args) => commands::predict::run(&args),
         Command::Reproduce(args) => commands::reproduce::run(&args, threads),
+        Command::Distill(args) => commands::distill::run(&args, threads),
+        Command::Submit(args) => commands::submit::run(&args, threads),
+        Command::Report(args) => commands::report::run(&args),
+        Command::Runs(args) => commands::runs::run(&args),
         Command::List(args) => commands::list::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Data(args) => commands::data::run(&args),

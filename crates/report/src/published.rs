@@ -4,6 +4,7 @@ use serde::Deserialize;
 use stillhouse_core::config;
 
 use crate::Result;
+use crate::confusion_rows::ConfusionRow;
 
 /// The file of the repository, embedded, so that the binary works outside of the checkout.
 const TEXT: &str = include_str!("../../../experiments/published_tables.toml");
@@ -75,6 +76,9 @@ pub struct Published {
     /// Their numbers.
     #[serde(rename = "cell")]
     pub cells: Vec<PublishedCell>,
+    /// The rows of printed confusion matrices.
+    #[serde(rename = "confusion_row")]
+    pub confusion_rows: Vec<ConfusionRow>,
 }
 
 impl Published {

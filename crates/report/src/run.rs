@@ -1,5 +1,6 @@
 //! What a run folder tells.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
@@ -42,14 +43,111 @@ impl std::fmt::Display for State {
 /// Newest version of `result.json` that is understood.
 const FORMAT: u32 = 1;
 
-/// The part of a `result.json` that tables read.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// The part of a `result.json` that reports read. What an older program did not write is empty.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct RunResult {
     /// Version of the file.
     pub format: u32,
     /// Test images that the network of the last epoch classifies right; none for label masks.
     pub right: Option<u64>,
     /// Test images.
+    pub tested: u64,
+    /// Figures of the metrics.
+    #[serde(default)]
+    pub scores: BTreeMap<String, Option<f64>>,
+    /// The best tested epoch, which no table shows as the result.
+    #[serde(default)]
+    pub best: Option<Best>,
+    /// Seconds taken.
+    #[serde(default)]
+    pub seconds: Seconds,
+    /// Weights of the trained network.
+    #[serde(default)]
+    pub parameters: u64,
+    /// Multiply-accumulates of one image.
+    #[serde(default)]
+    pub macs: u64,
+    /// How fast the trained network classifies.
+    #[serde(default)]
+    pub speed: Option<Speed>,
+    /// What a caption states.
+    #[serde(default)]
+    pub facts: Option<Facts>,
+}
+
+/// The best tested epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Best {
+    /// Epoch, from 1.
+    pub epoch: u64,
+    /// Test images right.
+    pub right: u64,
+}
+
+/// Seconds taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+pub struct Seconds {
+    /// In training steps.
+    pub train: f64,
+    /// In tests.
+    pub test: f64,
+}
+
+/// How fast a network classifies on the machine of its run.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Speed {
+    /// Milliseconds for one image alone, the median of several.
+    pub latency_ms: f64,
+    /// Images per second in batches of 32.
+    pub images_per_second: f64,
+}
+
+/// What a run says about its data, its recipe and its machine.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Facts {
+    /// The dataset in words.
+    pub title: String,
+    /// Whether its images are procedural.
+    pub embedded: bool,
+    /// Training images.
+    pub train_images: u64,
+    /// Test images.
+    pub test_images: u64,
+    /// Side of the images in pixels.
+    pub image_size: u64,
+    /// Epochs.
+    pub epochs: u64,
+    /// Learning rate and schedule in words.
+    pub schedule: String,
+    /// Batches in words.
+    pub sampler: String,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// `scratch`, or the weights' name.
+    pub init: String,
+    /// The teacher, where there is one.
+    pub teacher: Option<TeacherFacts>,
+    /// Version of the program.
+    pub version: String,
+    /// The program's revision, the processor, threads and the like.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+}
+
+/// The teacher of a student.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct TeacherFacts {
+    /// Registry name.
+    pub backbone: String,
+    /// Its folder below the folder of teachers.
+    pub cell: String,
+    /// `scratch`, or the weights' name.
+    pub init: String,
+    /// Its epochs.
+    pub epochs: u64,
+    /// Its test images right.
+    pub right: Option<u64>,
+    /// Its test images.
     pub tested: u64,
 }
 

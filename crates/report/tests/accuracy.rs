@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use stillhouse_core::files::FolderLock;
+use stillhouse_report::beside::page_of;
+use stillhouse_report::published::PublishedCell;
 use stillhouse_report::run::FAILURE;
-use stillhouse_report::{AccuracyTable, Beside, Caption, Planned, State};
+use stillhouse_report::{AccuracyTable, Beside, Caption, Planned, Published, State};
 
 fn caption() -> Caption {
     Caption {
@@ -18,6 +20,7 @@ fn caption() -> Caption {
         seeds: vec![0, 1],
         device: "CPU, 2 threads".into(),
         sampler: "21 classes x 3".into(),
+        teacher_network: "resnet50".into(),
         teacher: "from scratch".into(),
         student: "from scratch".into(),
         changed: vec![],
@@ -119,7 +122,7 @@ fn ours_beside_the_papers() {
     let json: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(out.join("table.json")).unwrap()).unwrap();
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["caption", "cells"]);
+    assert_eq!(keys, ["caption", "cells", "networks", "published", "tests"]);
     let mut fields: Vec<&String> = json["cells"][0].as_object().unwrap().keys().collect();
     fields.sort();
     assert_eq!(
@@ -219,4 +222,72 @@ fn a_column_for_each_dataset() {
         ]
     );
     assert!(Beside::of("p1.t1").unwrap().is_none());
+}
+
+/// Every number that papers 1 and 4 print stands beside ours in some table: each belongs to a page,
+/// and with all runs done each accuracy, gain and count of the pages of accuracies has ours.
+#[test]
+fn every_printed_number_of_papers_1_and_4_has_a_page() {
+    let published = Published::builtin().unwrap();
+    let mine = |c: &&PublishedCell| c.table.starts_with("p1.") || c.table.starts_with("p4.");
+    let pages = ["p1.t1", "p1.t3", "p1.t4", "p1.t5", "p1.t6", "p4.text"];
+    for cell in published.cells.iter().filter(mine) {
+        assert!(pages.contains(&page_of(cell)), "{cell:?}");
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (all, both) = (
+        ["baseline", "kd", "dkd", "nst", "vid", "kdsvd", "reviewkd", "rkd", "sp", "class_centre"].as_slice(),
+        ["resnet18", "mobilenetv2_100"].as_slice(),
+    );
+    let of_6 = ["baseline", "nst", "nst_all", "class_centre"].as_slice();
+    let of_4 = ["baseline", "kl", "cosine", "kl_cosine"].as_slice();
+    let one = ["resnet18"].as_slice();
+    let land = ["ucm", "aid", "rsscn7"].as_slice();
+    let grids = [
+        ("p1.t3", all, both, ["ucm"].as_slice(), [80, 60].as_slice()),
+        ("p1.t5", all, one, ["rsc11", "rsscn7", "aid"].as_slice(), [60].as_slice()),
+        ("p1.t6", of_6, one, ["rsc11"].as_slice(), [60].as_slice()),
+        ("p4.text", of_4, ["mobilenetv2_100"].as_slice(), land, [80].as_slice()),
+    ];
+    for (page, methods, students, datasets, ratios) in grids {
+        let mut runs = Vec::new();
+        for method in methods {
+            for student in students {
+                for dataset in datasets {
+                    for ratio in ratios {
+                        let like = run(&root.path().join(page).join(dataset), method, student, *ratio, 0);
+                        let planned = Planned { dataset: (*dataset).into(), ..like };
+                        fs::create_dir_all(&planned.folder).unwrap();
+                        let text = r#"{"format": 1, "right": 90, "tested": 100, "facts": {"title": "x",
+                            "embedded": false, "train_images": 1, "test_images": 100, "image_size": 64, "epochs": 1,
+                            "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0",
+                            "teacher": {"backbone": "resnet50", "cell": "t", "init": "scratch", "epochs": 1,
+                            "right": 80, "tested": 100}}}"#;
+                        fs::write(planned.folder.join("result.json"), text).unwrap();
+                        runs.push(planned);
+                    }
+                }
+            }
+        }
+        let beside = Beside::of(page).unwrap();
+        let table = AccuracyTable::collect(&caption(), &runs, |_| true, beside.as_ref()).unwrap();
+        let expected: Vec<&PublishedCell> = published.cells.iter().filter(|c| page_of(c) == page).collect();
+        assert_eq!(table.published.len(), expected.len());
+        for (line, cell) in table.published.iter().zip(expected) {
+            assert_eq!((&line.table, &line.row, &line.col), (&cell.table, &cell.row, &cell.col));
+            assert!(line.ours.is_some(), "{page}: no number of ours beside {line:?}");
+            let value = match cell {
+                c if c.col == "Teacher" => 80.0,
+                c if c.row.starts_with("gain") || c.col.starts_with("gain") => 0.0,
+                c if c.unit == "%" && c.col != "ratio" => 90.0,
+                _ => continue,
+            };
+            assert_eq!(line.ours, Some(value), "{line:?}");
+        }
+        let (markdown, json) = (table.markdown(), table.json().unwrap());
+        for line in &table.published {
+            assert!(markdown.contains(&format!("| {} |", line.printed)), "{page}: {line:?}\n{markdown}");
+            assert!(json.contains(&line.printed));
+        }
+    }
 }

@@ -137,6 +137,9 @@ pub struct TeacherRef {
     pub backbone: String,
     /// Name and hash of its cell, a folder below `teachers/`.
     pub cell: String,
+    /// Its run folder, where it is one that was there before; changes no number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<std::path::PathBuf>,
     /// What it computes in while it teaches.
     #[serde(default, skip_serializing_if = "Precision::is_default")]
     pub precision: Precision,

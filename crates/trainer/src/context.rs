@@ -1,5 +1,6 @@
 //! Where a run takes place and who watches it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ pub struct Context {
     pub runs: PathBuf,
     /// Where the networks run.
     pub device: Device,
+    /// Revision of the program, processor, threads and the like, for `result.json`.
+    pub environment: BTreeMap<String, String>,
     /// Set it (as Ctrl-C does), and a run writes a checkpoint at its next step and returns
     /// [`crate::Error::Interrupted`].
     pub stop: Arc<AtomicBool>,
@@ -40,6 +43,7 @@ impl Context {
             missing: |_| false,
             runs: runs.into(),
             device: Device::Cpu,
+            environment: BTreeMap::new(),
             stop: Arc::default(),
         }
     }

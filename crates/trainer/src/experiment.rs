@@ -56,6 +56,9 @@ pub(crate) struct Written {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TeacherSection {
+    /// The folder of a finished run: that network teaches as it is, and nothing else is needed.
+    pub(crate) run: Option<std::path::PathBuf>,
+    #[serde(default)]
     pub(crate) backbone: String,
     #[serde(default = "scratch")]
     pub(crate) weights: String,
@@ -63,7 +66,7 @@ pub(crate) struct TeacherSection {
     pub(crate) variant: Table,
     #[serde(default)]
     pub(crate) precision: crate::config::Precision,
-    pub(crate) train: TrainConfig,
+    pub(crate) train: Option<TrainConfig>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -291,6 +294,14 @@ impl Experiment {
         });
         let Sections { data, teacher, student, loss, train, eval } = sections;
         let by_dataset = dataset.is_some();
+        if let Some(teacher) = &teacher
+            && teacher.run.is_none()
+            && (teacher.backbone.is_empty() || teacher.train.is_none())
+        {
+            let what = "[teacher] needs `backbone` and a section [teacher.train], or `run`, the folder of a \
+                        finished run";
+            return Err(Error::config(origin, what));
+        }
         let written = Written { method, listed, by_dataset, data, teacher, student, loss, train, eval };
         written.student_cell(None).check(origin)?;
         if let Some(cell) = written.teacher_cell() {
@@ -313,9 +324,11 @@ impl Written {
         }
     }
 
-    /// The teacher's run: the same data, cross-entropy alone, the same seed.
+    /// The teacher's run: the same data, cross-entropy alone, the same seed; none where a finished run
+    /// teaches.
     pub(crate) fn teacher_cell(&self) -> Option<CellConfig> {
-        let teacher = self.teacher.as_ref()?;
+        let teacher = self.teacher.as_ref().filter(|t| t.run.is_none())?;
+        let train = teacher.train.clone()?;
         Some(CellConfig {
             data: self.data.clone(),
             student: NetworkConfig {
@@ -326,7 +339,7 @@ impl Written {
             },
             teacher: None,
             loss: Vec::new(),
-            train: TrainConfig { seed: self.train.seed, ..teacher.train.clone() },
+            train: TrainConfig { seed: self.train.seed, ..train },
             eval: self.eval.clone(),
         })
     }

@@ -97,21 +97,30 @@ impl Folder {
         Ok(files::write_atomic(&self.split(), &text)?)
     }
 
-    /// Cuts the log back to the lines of `steps` steps: what came later is run again.
-    pub(crate) fn rewind_log(&self, steps: u64) -> Result<()> {
+    /// Cuts the log back to the lines of `steps` steps: what came later is run again. Gives what stays.
+    pub(crate) fn rewind_log(&self, steps: u64) -> Result<Vec<EpochLog>> {
         let path = self.log();
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(CoreError::io(&path)(e).into()),
         };
         // The last line may be cut off where the process was killed.
-        let keep = |line: &&str| serde_json::from_str::<EpochLog>(line).is_ok_and(|l| l.step <= steps);
-        let kept: String = text.lines().filter(keep).flat_map(|line| [line, "\n"]).collect();
+        let mut lines = Vec::new();
+        let mut kept = String::new();
+        for line in text.lines() {
+            if let Ok(epoch) = serde_json::from_str::<EpochLog>(line)
+                && epoch.step <= steps
+            {
+                kept.push_str(line);
+                kept.push('\n');
+                lines.push(epoch);
+            }
+        }
         if kept != text {
             files::write_atomic(&path, kept.as_bytes())?;
         }
-        Ok(())
+        Ok(lines)
     }
 
     /// Appends a line to the log.

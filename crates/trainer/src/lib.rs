@@ -6,7 +6,7 @@
 //! this crate names no dataset, network, method or metric.
 //!
 //! A run folder holds `config.toml` (the resolved configuration), `split.json`, `log.jsonl`,
-//! checkpoints while it runs, then `student.safetensors`, `predictions.safetensors` and, last,
+//! `events/` for TensorBoard, checkpoints while it runs, then `student.safetensors`, `predictions.safetensors` and, last,
 //! `result.json`. A run that is killed at any moment and started again ends with the same bytes in
 //! `student.safetensors` as one that was never stopped.
 
@@ -16,15 +16,18 @@ mod config;
 mod context;
 mod error;
 mod evaluate;
+mod events;
 mod experiment;
 mod folder;
 mod groups;
+mod look;
 mod losses;
 mod network;
 mod plan;
 mod result;
 mod run;
 mod schedule;
+mod speed;
 mod step;
 mod tensors;
 
@@ -37,8 +40,10 @@ pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use experiment::Experiment;
 pub use folder::{RunInfo, open_run};
+pub use look::{Looked, Seen, features, grad_cam};
 pub use network::Network;
 pub use plan::{Cell, Plan, plan, plan_single};
 pub use result::{Best, CellResult, EpochLog, Facts, RESULT_FORMAT, Role, Seconds, TeacherFacts};
 pub use run::{Outcome, run_cell, run_plan};
 pub use schedule::Schedule;
+pub use speed::Speed;

@@ -10,9 +10,9 @@ use stillhouse_core::registry::DatasetRequest;
 use stillhouse_core::{Error as CoreError, files};
 use toml::Table;
 
-use crate::config::{CellConfig, DataConfig, NetworkConfig, TeacherRef, overlay};
+use crate::config::{CellConfig, DataConfig, NetworkConfig, Precision, TeacherRef, overlay};
 use crate::experiment::Written;
-use crate::{Context, Error, Experiment, Result, Role, losses};
+use crate::{Context, Error, Experiment, Result, Role, RunInfo, losses};
 
 /// Name of the folder of teachers below the folder of all runs.
 const TEACHERS: &str = "teachers";
@@ -145,7 +145,7 @@ fn push(cells: &mut Vec<Cell>, cell: Cell) {
 /// A dataset that was opened.
 struct Found {
     name: String,
-    classes: usize,
+    classes: Vec<String>,
     identity: String,
 }
 
@@ -169,7 +169,11 @@ impl Planner<'_> {
             reads_teacher |= !losses::build(&self.context.parts, loss)?.needs().teacher.is_empty();
         }
         let mut teacher = None;
-        if reads_teacher {
+        let precision = written.teacher.as_ref().map_or_else(Default::default, |t| t.precision);
+        let given = written.teacher.as_ref().and_then(|t| t.run.as_deref());
+        if reads_teacher && let Some(run) = given {
+            config.teacher = Some(self.given(run, precision, &found)?);
+        } else if reads_teacher {
             let Some(mut own) = written.teacher_cell() else {
                 let what = format!("`{}` reads a teacher, but there is no [teacher] section", written.method);
                 return Err(Error::config(self.experiment.name(), what));
@@ -183,12 +187,35 @@ impl Planner<'_> {
             });
             let cell = &cells[place];
             let folder = format!("{}-{}", cell.name, cell.hash);
-            let precision = written.teacher.as_ref().map_or_else(Default::default, |t| t.precision);
-            config.teacher = Some(TeacherRef { backbone: cell.student.clone(), cell: folder, precision });
+            config.teacher = Some(TeacherRef { backbone: cell.student.clone(), cell: folder, run: None, precision });
             teacher = Some(place);
         }
         push(cells, self.cell(Role::Student, written, &found, Some(config), teacher)?);
         Ok(())
+    }
+
+    /// A finished run as the teacher; its classes are those of the dataset.
+    fn given(&self, run: &Path, precision: Precision, found: &Found) -> Result<TeacherRef> {
+        let info = RunInfo::read(&run.join("config.toml"))?;
+        if info.classes != found.classes {
+            let other = info.classes.iter().zip(&found.classes).find(|(a, b)| a != b);
+            let first =
+                other.map_or_else(String::new, |(a, b)| format!(", the first other one is `{a}` for `{b}`"));
+            let what = format!(
+                "knows {} classes, the dataset `{}` has {}{first}: it cannot teach it",
+                info.classes.len(),
+                found.name,
+                found.classes.len()
+            );
+            return Err(Error::folder(run, what));
+        }
+        let run = std::path::absolute(run).map_err(CoreError::io(run))?;
+        Ok(TeacherRef {
+            backbone: info.run.student.backbone,
+            cell: format!("{}-{}", info.cell, info.hash),
+            run: Some(run),
+            precision,
+        })
     }
 
     fn cell(
@@ -245,7 +272,7 @@ impl Planner<'_> {
         let (name, dataset) = first_found(self.context, &data.dataset, |name| {
             open_dataset(self.context, &DataConfig { dataset: name.into(), ..data.clone() })
         })?;
-        let classes = dataset.info().classes.len();
+        let classes = dataset.info().classes.clone();
         let found = Arc::new(Found { name, classes, identity: dataset.identity()? });
         self.data.insert(key, found.clone());
         Ok(found)
@@ -255,7 +282,7 @@ impl Planner<'_> {
     fn resolve(&self, config: &mut CellConfig, found: &Found) -> Result<()> {
         config.data.dataset.clone_from(&found.name);
         if let Sampler::ClassBalanced { classes, .. } = &mut config.train.sampler {
-            *classes = (*classes).min(found.classes);
+            *classes = (*classes).min(found.classes.len());
         }
         self.context.parts.backbones.get(&config.student.backbone)?;
         for metric in &config.eval.metrics {
@@ -305,7 +332,7 @@ fn first_found<T>(
 
 /// The run folder of a teacher.
 pub(crate) fn teacher_folder(context: &Context, teacher: &TeacherRef) -> PathBuf {
-    context.runs.join(TEACHERS).join(&teacher.cell)
+    teacher.run.clone().unwrap_or_else(|| context.runs.join(TEACHERS).join(&teacher.cell))
 }
 
 /// Opens the dataset of a resolved configuration.
@@ -328,6 +355,9 @@ fn hash(config: &CellConfig, identity: &str) -> Result<String> {
     let mut config = config.clone();
     config.data.path = None;
     config.data.cache_mib = 0;
+    if let Some(teacher) = &mut config.teacher {
+        teacher.run = None;
+    }
     config.train.checkpoint = Default::default();
     let text = format!("format = {HASH_FORMAT}\nidentity = {identity}\n{}", config.to_toml()?);
     Ok(files::sha256(text.as_bytes())[..8].to_string())

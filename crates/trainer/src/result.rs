@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use stillhouse_core::files;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Speed};
 
 /// Version of `result.json`; readers refuse a newer one.
 pub const RESULT_FORMAT: u32 = 1;
@@ -66,6 +66,9 @@ pub struct CellResult {
     pub parameters: u64,
     /// Multiply-accumulates of one image.
     pub macs: u64,
+    /// How fast the trained network classifies; none for label masks.
+    #[serde(default)]
+    pub speed: Option<Speed>,
     /// SHA-256 of `student.safetensors`.
     pub student_sha256: String,
     /// What a caption states.
@@ -123,6 +126,9 @@ pub struct Facts {
     pub teacher: Option<TeacherFacts>,
     /// Version of the program.
     pub version: String,
+    /// Its revision, the processor, threads and the like.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
 }
 
 /// The teacher of a student in a caption.
@@ -192,6 +198,9 @@ pub struct EpochLog {
     pub scores: BTreeMap<String, Option<f64>>,
     /// Images per second.
     pub images_per_second: f64,
+    /// When it ended, in seconds since 1970.
+    #[serde(default)]
+    pub time: f64,
     /// Seconds of this epoch.
     pub seconds: f64,
     /// Seconds of them in which training waited for the loader.

@@ -15,8 +15,10 @@ use crate::assemble::learner;
 use crate::checkpoint::{Checkpoints, State, Tally};
 use crate::config::{CellConfig, Every};
 use crate::evaluate::{named, test, test_loader, to_device};
+use crate::events::{Events, now};
 use crate::folder::Folder;
 use crate::plan::open_dataset;
+use crate::speed::speed;
 use crate::step::{Learner, Moment, Told, is_own};
 use crate::{
     Best, Cell, CellResult, Context, EpochLog, Error, Evaluation, Facts, Observer, Plan, RESULT_FORMAT,
@@ -126,6 +128,7 @@ struct Run<'a> {
     learner: Learner,
     teacher: Option<TeacherFacts>,
     state: State,
+    events: Events,
     /// Warnings that this process has told; the log has them in every epoch.
     warned: BTreeSet<String>,
     per_epoch: u64,
@@ -169,6 +172,7 @@ impl<'a> Run<'a> {
         }
         let (learner, teacher) = learner(cell, config, context, &dataset, &split, root, observer)?;
         let checkpoints = Checkpoints::new(&folder.0, &cell.hash);
+        let events = Events::open(&folder.0, &[], 0)?;
         let mut run = Self {
             cell,
             config,
@@ -181,6 +185,7 @@ impl<'a> Run<'a> {
             learner,
             teacher,
             state: State::default(),
+            events,
             warned: BTreeSet::new(),
             per_epoch,
         };
@@ -216,7 +221,8 @@ impl<'a> Run<'a> {
             }
             self.state = loaded.state;
         }
-        self.folder.rewind_log(self.state.step)?;
+        let lines = self.folder.rewind_log(self.state.step)?;
+        self.events = Events::open(&self.folder.0, &lines, self.split.test.len() as u64)?;
         self.loader.seek(self.state.position)?;
         Ok(())
     }
@@ -354,6 +360,7 @@ impl<'a> Run<'a> {
         let scores = evaluation.as_ref().map(Evaluation::score_map).unwrap_or_default();
         let line = EpochLog { warnings, test_right, scores, ..tally.line(epoch, self.state.step, lr) };
         self.folder.append_log(&line)?;
+        self.events.add(&line, self.split.test.len() as u64)?;
         observer.epoch(self.cell, &line);
         Ok(if is_last { evaluation.map(|e| (line, e)) } else { None })
     }
@@ -391,6 +398,7 @@ impl<'a> Run<'a> {
             seconds: self.state.seconds,
             parameters: weights.map(|p| p.count() as u64).sum(),
             macs: self.learner.student.backbone.macs(size, size)?,
+            speed: speed(&self.learner.student, size, self.dataset.info().task, self.context)?,
             student_sha256,
             facts: self.facts(),
         };
@@ -425,6 +433,7 @@ impl<'a> Run<'a> {
             init: config.student.init.clone(),
             teacher: self.teacher.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
+            environment: self.context.environment.clone(),
         }
     }
 }
@@ -460,6 +469,7 @@ impl Tally {
             images_per_second: if self.seconds > 0.0 { images / self.seconds } else { 0.0 },
             seconds: self.seconds,
             waited: self.waited,
+            time: now(),
             warnings: Vec::new(),
         }
     }

@@ -73,6 +73,7 @@ fn log(folder: &Path) -> Vec<EpochLog> {
     let line = |l: &str| EpochLog {
         seconds: 0.0,
         waited: 0.0,
+        time: 0.0,
         images_per_second: 0.0,
         ..serde_json::from_str(l).unwrap()
     };

@@ -7,9 +7,9 @@ use stillhouse_core::data::Dataset;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_trainer::{CellConfig, Context, Experiment, Plan, plan};
 
-use crate::parts;
 use crate::places::Places;
 use crate::problem::{Prepared, Problem};
+use crate::{environment, parts};
 
 /// Where runs take place.
 pub(crate) fn context(places: &Places, stop: Arc<AtomicBool>) -> Context {
@@ -18,6 +18,7 @@ pub(crate) fn context(places: &Places, stop: Arc<AtomicBool>) -> Context {
     context.weight_roots.clone_from(&places.weights);
     context.missing = parts::is_missing;
     context.stop = stop;
+    context.environment = environment::environment();
     context
 }
 

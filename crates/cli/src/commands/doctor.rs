@@ -8,7 +8,7 @@ use stillhouse_report::text::wrap;
 
 use crate::places::{Places, free_bytes};
 use crate::problem::{Ended, Outcome};
-use crate::{parts, talk};
+use crate::{environment, parts, talk};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         "version": env!("CARGO_PKG_VERSION"),
         "revision": env!("STILLHOUSE_REVISION"),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        "cpu": cpu_name(),
+        "cpu": environment::cpu_name(),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "threads": threads,
         "instructions": stillhouse_ops::isa().to_string(),
@@ -201,13 +201,6 @@ fn not_writable(folder: &Path) -> Option<String> {
         }
         Err(e) => Some(e.to_string()),
     }
-}
-
-fn cpu_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find(|l| l.starts_with("model name"));
-    line.and_then(|l| l.split_once(':'))
-        .map_or_else(|| "unknown processor".to_string(), |(_, n)| n.trim().to_string())
 }
 
 fn memory(key: &str) -> Option<u64> {

@@ -5,29 +5,34 @@ use std::path::PathBuf;
 use serde_json::json;
 use stillhouse_core::network::BackboneRequest;
 use stillhouse_report::text::{Align, Grid};
-use stillhouse_report::{State, run::state, sizes};
-use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_plan};
+use stillhouse_report::{State, run::state, sets, sizes};
+use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_cell, run_plan};
 
-use crate::commands::{common, cost, table};
+use crate::commands::{common, cost, report, table};
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Problem};
 use crate::progress::Progress;
 use crate::{experiments, interrupt, talk};
 
-/// The table of parameters and operations.
+/// The table of parameters and operations, and that of the datasets: both need no run.
 const SIZES: &str = "table4";
+const DATASETS: &str = "table1";
 
 const EXAMPLES: &str = "\
 Examples:
   stillhouse reproduce table3                     smoke: all cells in minutes
   stillhouse reproduce table3 --profile reduced   real images, hours
   stillhouse reproduce table3 --list              what would run, and what is done
+  stillhouse reproduce table3 --plan              the cells by number, and what each waits for
+  stillhouse reproduce table3 --cell 3/46         one of them: for many machines, see `stillhouse submit`
   stillhouse reproduce table3 --set matrix.seed='[0, 1, 2]' --set matrix.student='[\"resnet18\"]'
+  stillhouse reproduce table1                     the datasets, as their manifests have them
   stillhouse reproduce table4                     parameters and operations: counts, runs nothing
   stillhouse reproduce my.toml --runs /big/disk/runs
 
 Finished runs are skipped, a stopped one goes on where it was: start the same command again. The
-table is printed and written to <runs>/<experiment>/<profile>/table.md and table.json.";
+table is printed and written to <runs>/<experiment>/<profile> as table.md, table.json and the page
+report.html, which needs no network.";
 
 /// Run all cells of an experiment and print its table
 #[derive(Debug, clap::Args)]
@@ -41,6 +46,12 @@ pub(crate) struct Args {
     /// Print the runs and where they stand, and run nothing
     #[arg(long)]
     list: bool,
+    /// Print the cells with their numbers and what they wait for, and run nothing
+    #[arg(long, conflicts_with = "list")]
+    plan: bool,
+    /// Run one cell, as numbered by --plan, and make no table: for many machines
+    #[arg(long, value_name = "I/N", value_parser = one_of, conflicts_with_all = ["list", "plan"])]
+    cell: Option<(usize, usize)>,
     /// Change a setting, as in train.epochs=3
     #[arg(long, value_name = "A.B=VALUE")]
     set: Vec<String>,
@@ -58,28 +69,39 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     if name == SIZES {
         return sizes(args.json);
     }
+    if name == DATASETS {
+        return datasets(args.json);
+    }
     let experiment = experiments::load(name, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
-    let stop = if args.list { Default::default() } else { interrupt::flag()? };
+    let stop = if args.list || args.plan { Default::default() } else { interrupt::flag()? };
     let context = common::context(&Places::new(args.runs.as_deref()), stop);
     let plan = common::planned(&experiment, profile.as_deref(), &context)?;
     if args.list {
         list(&experiment, &plan, args.json);
         return Ok(Ended::Well);
     }
+    if args.plan {
+        show_plan(&plan, args.json);
+        return Ok(Ended::Well);
+    }
+    if let Some((at, of)) = args.cell {
+        return one_cell(&plan, at, of, &context);
+    }
     let maker = table::Maker::new(&experiment, &plan, &context, &args.set, threads)?;
-    talk::say(&maker.caption.text());
+    talk::say(&maker.asked.caption.text());
     cost::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || {
-        if let Err(e) = maker.make().and_then(|t| t.write(&plan.folder)) {
+        if let Err(e) = maker.write(&plan.folder) {
             talk::say(&format!("warning: the table was not written: {e}"));
         }
     });
     let outcome = run_plan(&plan, &context, &mut progress);
     progress.end();
     drop(progress);
-    let made = maker.make()?;
-    made.write(&plan.folder)?;
+    let made = maker.write(&plan.folder)?;
+    let figures = if outcome.is_ok() { figures(&experiment) } else { report::Figures::default() };
+    let page = report::write_page(&maker.asked, &made, &plan.folder, &figures, &context)?;
     match outcome {
         Err(e) if e.is_interrupted() => {
             talk::say(&e.to_string());
@@ -88,22 +110,112 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         Err(e) => Err(e.into()),
         Ok(outcomes) => {
             talk::out(&if args.json { made.json()? } else { made.terminal(talk::width()) });
-            talk::say(&format!("\nwritten to {}", plan.folder.join("table.md").display()));
+            let folder = plan.folder.display();
+            talk::say(&format!(
+                "\nwritten to {folder}: table.md, table.json and the page {}",
+                page.display()
+            ));
             let failed = outcomes.iter().any(|o| matches!(o, Run::Failed(_)));
             Ok(if failed { Ended::Findings } else { Ended::Well })
         }
     }
 }
 
+/// Reads `3/44`.
+fn one_of(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match numbers {
+        Some((i, n)) if 1 <= i && i <= n => Ok((i, n)),
+        _ => Err(format!("`{text}` is no cell, expected I/N with I from 1 to N, as `--plan` numbers them")),
+    }
+}
+
+/// Runs one cell; its teacher must be finished.
+fn one_cell(plan: &Plan, at: usize, of: usize, context: &stillhouse_trainer::Context) -> Outcome {
+    if of != plan.cells.len() {
+        return Err(Problem::usage(format!("--cell {at}/{of}: the plan has {} cells", plan.cells.len()))
+            .hint("give the same experiment, profile and settings as for --plan"));
+    }
+    let cell = &plan.cells[at - 1];
+    let mut progress = Progress::new(plan, || ());
+    let outcome = run_cell(cell, context, &mut progress);
+    if let Ok(outcome) = &outcome {
+        stillhouse_trainer::Observer::cell_finished(&mut progress, cell, outcome);
+    }
+    progress.end();
+    match outcome {
+        Ok(outcome) => {
+            let before = if matches!(outcome, Run::Finished(_)) { " (before)" } else { "" };
+            let state = if outcome.result().is_some() { "done" } else { "not built" };
+            talk::out(&format!("{at}/{of} {}: {state}{before}", cell.name));
+            Ok(if outcome.result().is_some() { Ended::Well } else { Ended::Findings })
+        }
+        Err(e) if e.is_interrupted() => {
+            talk::say(&e.to_string());
+            Ok(Ended::Interrupted)
+        }
+        Err(e) => Err(Problem::from(e).hint(format!("cell {at}/{of} is {}", cell.folder.display()))),
+    }
+}
+
+/// The cells in the order of their numbers, with what each waits for.
+fn show_plan(plan: &Plan, as_json: bool) {
+    let of =
+        |cell: &stillhouse_trainer::Cell| if cell.is_built() { state(&cell.folder) } else { State::NotBuilt };
+    if as_json {
+        let cells = plan.cells.iter().enumerate().map(|(i, c)| {
+            json!({
+                "cell": i + 1, "name": c.name, "role": c.role, "method": c.method, "state": of(c),
+                "needs": c.teacher.map(|t| t + 1), "folder": c.folder,
+            })
+        });
+        let cells: Vec<_> = cells.collect();
+        talk::json(&json!({"experiment": plan.experiment, "profile": plan.profile, "cells": cells}));
+        return;
+    }
+    let columns =
+        [("cell", Align::Right), ("run", Align::Left), ("waits for", Align::Right), ("state", Align::Left)];
+    let mut grid = Grid::new(&columns);
+    for (i, cell) in plan.cells.iter().enumerate() {
+        let role = if cell.role == Role::Teacher { "teacher " } else { "" };
+        let needs = cell.teacher.map_or_else(String::new, |t| (t + 1).to_string());
+        grid.row([(i + 1).to_string(), format!("{role}{}", cell.name), needs, of(cell).to_string()]);
+    }
+    talk::out(&grid.terminal());
+}
+
+/// What the experiment says that its page shows of features.
+fn figures(experiment: &Experiment) -> report::Figures {
+    let methods =
+        experiment.published().get("features").and_then(|f| f.as_array().cloned()).unwrap_or_default();
+    let methods = methods.iter().filter_map(|m| m.as_str().map(str::to_string));
+    report::Figures { features: methods.collect(), samples: None }
+}
+
 fn without_name(args: &Args) -> Outcome {
     let all = experiments::all();
-    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES]).collect();
+    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES, DATASETS]).collect();
     if args.list {
         talk::out(&if args.json { json!(names).to_string() } else { names.join("\n") });
         return Ok(Ended::Well);
     }
     Err(Problem::usage(format!("which experiment? known: {}", names.join(", ")))
         .hint("stillhouse reproduce table3"))
+}
+
+/// Table 1 needs no run: the manifests tell.
+fn datasets(as_json: bool) -> Outcome {
+    let known = |name: &str| {
+        let manifest = stillhouse_datasets::manifest::find(name)?;
+        Some((manifest.class_count()?, manifest.total()?))
+    };
+    let lines = sets::lines(known)?;
+    if as_json {
+        talk::json(&json!(lines));
+    } else {
+        talk::out(&sets::terminal(&lines));
+    }
+    Ok(Ended::Well)
 }
 
 /// Table 4 needs no run: it counts.

@@ -1,79 +1,57 @@
 //! Makes the table of a plan: what the caption states, and which run belongs to which cell.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use stillhouse_core::data::Sampler;
-use stillhouse_report::{AccuracyTable, Beside, Caption, Planned, accuracy};
-use stillhouse_trainer::{Cell, CellConfig, CellResult, Context, Experiment, Plan, Role};
+use stillhouse_report::{AccuracyTable, Asked, Caption, Planned, accuracy};
+use stillhouse_trainer::{Cell, CellConfig, Context, Experiment, Plan, Role};
 
 use crate::commands::common;
 use crate::problem::Problem;
 
 /// Makes the table again and again while runs go on.
-pub(crate) struct Maker<'a> {
-    /// What stands above the table.
-    pub(crate) caption: Caption,
-    plan: &'a Plan,
-    context: &'a Context,
-    published: Option<Beside>,
+pub(crate) struct Maker {
+    /// What is asked for.
+    pub(crate) asked: Asked,
 }
 
-impl<'a> Maker<'a> {
-    /// Reads what the caption states off the plan.
+impl Maker {
+    /// Reads what the caption states, and which runs there are, off the plan.
     pub(crate) fn new(
         experiment: &Experiment,
-        plan: &'a Plan,
-        context: &'a Context,
+        plan: &Plan,
+        context: &Context,
         sets: &[String],
         threads: usize,
     ) -> Result<Self, Problem> {
         let caption = caption(experiment, plan, context, sets, threads)?;
-        let table = experiment.published().get("table").and_then(|t| t.as_str().map(str::to_string));
-        let published = table.as_deref().map(Beside::of).transpose()?.flatten();
-        Ok(Self { caption, plan, context, published })
+        let published = published(experiment);
+        let students = plan.cells.iter().filter(|c| c.role == Role::Student);
+        let runs = students.map(|c| Planned {
+            method: c.method.clone(),
+            student: c.student.clone(),
+            dataset: c.dataset.clone(),
+            ratio: u64::from(c.ratio),
+            seed: c.seed,
+            folder: c.folder.clone(),
+        });
+        let missing = plan.cells.iter().filter(|c| !c.is_built()).map(|c| c.method.clone());
+        Ok(Self { asked: Asked::new(caption, published, missing.collect(), runs.collect()) })
     }
 
-    /// The table as it stands now.
-    pub(crate) fn make(&self) -> stillhouse_report::Result<AccuracyTable> {
-        let students = self.plan.cells.iter().filter(|c| c.role == Role::Student);
-        let planned: Vec<Planned> = students
-            .map(|c| Planned {
-                method: c.method.clone(),
-                student: c.student.clone(),
-                dataset: c.dataset.clone(),
-                ratio: u64::from(c.ratio),
-                seed: c.seed,
-                folder: c.folder.clone(),
-            })
-            .collect();
-        let built = |method: &str| self.context.parts.losses.get(method).is_ok();
-        let mut table = AccuracyTable::collect(&self.caption, &planned, built, self.published.as_ref())?;
-        table.note(self.teachers());
+    /// Writes what was asked for, and the table as it stands now, into the experiment's folder.
+    pub(crate) fn write(&self, folder: &Path) -> stillhouse_report::Result<AccuracyTable> {
+        self.asked.write(folder)?;
+        let table = self.asked.table()?;
+        table.write(folder)?;
         Ok(table)
     }
+}
 
-    fn by_dataset(&self) -> bool {
-        let first = self.plan.cells.first().map(|c| &c.dataset);
-        self.plan.cells.iter().any(|c| Some(&c.dataset) != first)
-    }
-
-    /// How good the finished teachers are.
-    fn teachers(&self) -> Option<String> {
-        let teachers = self.plan.cells.iter().filter(|c| c.role == Role::Teacher);
-        let known: Vec<String> = teachers
-            .filter_map(|c| {
-                let result = CellResult::read(&c.folder.join("result.json")).ok()?;
-                let right = result.right?;
-                let percent = 100.0 * right as f64 / result.tested.max(1) as f64;
-                let of = if self.by_dataset() { format!("{} ", c.dataset) } else { String::new() };
-                let paper = self.published.as_ref().and_then(|p| p.teacher(&c.dataset));
-                let paper = paper.map_or_else(String::new, |v| format!(", paper {v:.2}"));
-                let (ratio, seed, tested) = (c.ratio, c.seed, result.tested);
-                Some(format!("{of}{ratio} % seed {seed}: {percent:.2} ({right}/{tested}{paper})"))
-            })
-            .collect();
-        (!known.is_empty()).then(|| format!("Teachers: {}.", known.join("; ")))
-    }
+/// Id of the printed table that an experiment names.
+pub(crate) fn published(experiment: &Experiment) -> Option<String> {
+    experiment.published().get("table").and_then(|t| t.as_str().map(str::to_string))
 }
 
 fn caption(
@@ -112,6 +90,8 @@ fn caption(
     seeds.dedup();
     let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != accuracy::BELOW).copied().collect();
     let plain = if balanced.len() < students.len() { "; baseline_plain: shuffled" } else { "" };
+    // A run that was there before teaches and is no cell of the plan.
+    let given = students.iter().find_map(|(_, config)| config.teacher.as_ref());
     Ok(Caption {
         title: experiment.title().to_string(),
         profile: plan.profile.clone(),
@@ -122,8 +102,18 @@ fn caption(
         seeds,
         device: format!("CPU, {threads} threads, {}", stillhouse_ops::isa()),
         sampler: common_value(if balanced.is_empty() { &students } else { &balanced }, sampler) + plain,
+        teacher_network: match teachers.split_first() {
+            Some(((first, _), rest)) if rest.iter().all(|(c, _)| c.student == first.student) => {
+                first.student.clone()
+            }
+            None => given.map(|t| t.backbone.clone()).unwrap_or_default(),
+            _ => String::new(),
+        },
         teacher: match teachers.is_empty() {
-            true => "none".to_string(),
+            true => given.map_or_else(
+                || "none".to_string(),
+                |t| format!("{}, a finished run ({})", t.backbone, t.cell),
+            ),
             false => common_value(&teachers, |c| format!("{}, {}", start(c), schedule(c))),
         },
         student: common_value(&students, start),

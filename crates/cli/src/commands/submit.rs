@@ -1,0 +1,270 @@
+//! `stillhouse submit`: the cells of an experiment as jobs of a cluster.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use stillhouse_core::files;
+use stillhouse_trainer::{Plan, Role};
+
+use crate::commands::{common, table};
+use crate::places::Places;
+use crate::problem::{Ended, Outcome, Problem};
+use crate::{experiments, talk};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse submit slurm table3 --profile reduced --most 8
+  stillhouse submit slurm table3 --profile paper --sbatch=--partition=gpu --sbatch=--time=24:00:00
+  stillhouse submit slurm table3 --dry-run          writes the scripts and submits nothing
+
+One job array for the teachers, one for the students of each teacher, which waits for it, and a last
+job that makes table and page. The folder of runs is shared by all machines. Finished cells are left
+out; submit again after a failure: what was begun goes on where it stood.";
+
+/// Run the cells of an experiment on many machines
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Args {
+    /// As job arrays of Slurm
+    Slurm(Slurm),
+}
+
+/// Submit an experiment to Slurm
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Slurm {
+    /// Experiment: a name or a file
+    experiment: String,
+    /// Profile of the experiment; smoke where it is left out
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Change a setting, as in train.epochs=3
+    #[arg(long, value_name = "A.B=VALUE")]
+    set: Vec<String>,
+    /// Folder of runs, shared by all machines [env: STILLHOUSE_RUNS] [default: runs]
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    /// Tasks of an array at one time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    most: u16,
+    /// Cores of a task; its threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    cpus: u16,
+    /// A further option of sbatch, as --sbatch=--partition=gpu
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    sbatch: Vec<String>,
+    /// Come back when the last job has ended
+    #[arg(long)]
+    wait: bool,
+    /// Write the scripts and submit nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the jobs as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Cells that wait for the same thing: numbers as `--cell` takes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Array {
+    /// `teachers`, or `students-of-3`, or `students`.
+    name: String,
+    cells: Vec<usize>,
+    /// Number of the teacher's cell that must be done before.
+    after: Option<usize>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
+    let Args::Slurm(args) = args;
+    let experiment = experiments::load(&args.experiment, &args.set)?;
+    let profile = common::profile(&experiment, args.profile.as_deref())?;
+    let context = common::context(&Places::new(args.runs.as_deref()), Default::default());
+    let plan = common::planned(&experiment, profile.as_deref(), &context)?;
+    // The last job makes the table of what is written here.
+    table::Maker::new(&experiment, &plan, &context, &args.set, threads)?.write(&plan.folder)?;
+    let arrays = arrays(&plan);
+    if arrays.is_empty() {
+        talk::say("all cells are finished");
+        return Ok(Ended::Well);
+    }
+    let scripts = plan.folder.join("slurm");
+    let scripts = std::path::absolute(&scripts).map_err(stillhouse_core::Error::io(&scripts))?;
+    let command = command(args, profile.as_deref(), &plan)?;
+    for array in &arrays {
+        let text = script(args, array, &command, &scripts)?;
+        files::write_atomic(&scripts.join(format!("{}.sh", array.name)), text.as_bytes())?;
+    }
+    let last = last_script(args, &plan, &scripts)?;
+    files::write_atomic(&scripts.join("report.sh"), last.as_bytes())?;
+    if args.dry_run {
+        talk::out(&scripts.display().to_string());
+        return Ok(Ended::Well);
+    }
+    submit(args, &plan, &arrays, &scripts)
+}
+
+/// The cells that are left, by what they wait for. A finished teacher is waited for no more.
+fn arrays(plan: &Plan) -> Vec<Array> {
+    let left = |i: &usize| plan.cells[*i].is_built() && !plan.cells[*i].is_done();
+    let all: Vec<usize> = (0..plan.cells.len()).filter(left).collect();
+    let teachers: Vec<usize> = all.iter().copied().filter(|i| plan.cells[*i].role == Role::Teacher).collect();
+    let mut students: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    for i in all.iter().filter(|i| plan.cells[**i].role == Role::Student) {
+        students.entry(plan.cells[*i].teacher.filter(left)).or_default().push(i + 1);
+    }
+    let mut arrays = Vec::new();
+    if !teachers.is_empty() {
+        let cells = teachers.iter().map(|i| i + 1).collect();
+        arrays.push(Array { name: "teachers".into(), cells, after: None });
+    }
+    arrays.extend(students.into_iter().map(|(after, cells)| {
+        let after = after.map(|t| t + 1);
+        let name = after.map_or("students".to_string(), |t| format!("students-of-{t}"));
+        Array { name, cells, after }
+    }));
+    arrays
+}
+
+/// The command of a task, up to the number of its cell.
+fn command(args: &Slurm, profile: Option<&str>, plan: &Plan) -> Result<String, Problem> {
+    let program =
+        std::env::current_exe().map_err(|e| Problem::failed(format!("this program's path: {e}")))?;
+    let mut words = vec![program.display().to_string(), "reproduce".into(), args.experiment.clone()];
+    words.extend(profile.into_iter().flat_map(|p| ["--profile".to_string(), p.to_string()]));
+    words.extend(args.set.iter().flat_map(|s| ["--set".to_string(), s.clone()]));
+    words.extend(args.runs.iter().flat_map(|r| ["--runs".to_string(), r.display().to_string()]));
+    words.extend(["--threads".to_string(), args.cpus.to_string()]);
+    let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
+    Ok(format!("{} --cell \"$CELL/{}\"", words.join(" "), plan.cells.len()))
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_string();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// The head of a script.
+fn head(args: &Slurm, name: &str, scripts: &Path, array: Option<usize>) -> Result<String, Problem> {
+    let here = std::env::current_dir().map_err(|e| Problem::failed(format!("the current folder: {e}")))?;
+    let mut text = format!(
+        "#!/bin/bash\n#SBATCH --job-name=stillhouse-{name}\n#SBATCH --chdir={}\n#SBATCH --cpus-per-task={}\n\
+         #SBATCH --requeue\n#SBATCH --open-mode=append\n",
+        here.display(),
+        args.cpus
+    );
+    let log = if array.is_some() { "%x-%a.log" } else { "%x.log" };
+    text.push_str(&format!("#SBATCH --output={}/{log}\n", scripts.display()));
+    if let Some(tasks) = array {
+        text.push_str(&format!("#SBATCH --array=1-{tasks}%{}\n", args.most));
+    }
+    for option in &args.sbatch {
+        if option.contains('\n') {
+            return Err(Problem::usage("an option of sbatch has no line breaks"));
+        }
+        text.push_str(&format!("#SBATCH {option}\n"));
+    }
+    Ok(text)
+}
+
+fn script(args: &Slurm, array: &Array, command: &str, scripts: &Path) -> Result<String, Problem> {
+    let cells: Vec<String> = array.cells.iter().map(usize::to_string).collect();
+    Ok(format!(
+        "{}\n# Cells of this array, as `stillhouse reproduce --plan` numbers them.\nCELLS=({})\n\
+         CELL=${{CELLS[$((SLURM_ARRAY_TASK_ID - 1))]}}\nexec {command}\n",
+        head(args, &array.name, scripts, Some(array.cells.len()))?,
+        cells.join(" ")
+    ))
+}
+
+fn last_script(args: &Slurm, plan: &Plan, scripts: &Path) -> Result<String, Problem> {
+    let program =
+        std::env::current_exe().map_err(|e| Problem::failed(format!("this program's path: {e}")))?;
+    let words = [program.display().to_string(), "report".into(), plan.folder.display().to_string()];
+    let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
+    Ok(format!("{}\nexec {}\n", head(args, "report", scripts, None)?, words.join(" ")))
+}
+
+fn submit(args: &Slurm, plan: &Plan, arrays: &[Array], scripts: &Path) -> Outcome {
+    let mut jobs: Vec<(String, String)> = Vec::new();
+    for array in arrays {
+        let mut options = Vec::new();
+        if let Some(teacher) = array.after {
+            // The teacher is one task of the first array.
+            let place = arrays[0].cells.iter().position(|c| *c == teacher);
+            let (Some(place), Some((_, job))) = (place, jobs.first()) else {
+                return Err(Problem::failed(format!("cell {teacher} is waited for and not submitted")));
+            };
+            options.push(format!("--dependency=afterok:{job}_{}", place + 1));
+            // A task whose teacher failed would wait for ever.
+            options.push("--kill-on-invalid-dep=yes".to_string());
+        }
+        let job = sbatch(&options, &scripts.join(format!("{}.sh", array.name)))?;
+        talk::say(&format!("job {job}: {}, {} cells", array.name, array.cells.len()));
+        jobs.push((array.name.clone(), job));
+    }
+    let ids: Vec<&str> = jobs.iter().map(|(_, job)| job.as_str()).collect();
+    let mut options = vec![format!("--dependency=afterany:{}", ids.join(":"))];
+    if args.wait {
+        options.push("--wait".to_string());
+    }
+    let job = sbatch(&options, &scripts.join("report.sh"))?;
+    jobs.push(("report".to_string(), job));
+    if args.json {
+        let jobs: BTreeMap<_, _> = jobs.into_iter().collect();
+        talk::json(&json!({"scripts": scripts, "folder": plan.folder, "jobs": jobs}));
+    } else {
+        talk::out(&format!(
+            "table and page will be in {}; logs in {}",
+            plan.folder.display(),
+            scripts.display()
+        ));
+    }
+    if !args.wait {
+        return Ok(Ended::Well);
+    }
+    // All have ended: a cell that is not done is named.
+    let open = plan.cells.iter().filter(|c| c.is_built() && !c.is_done());
+    let open: Vec<&str> = open.map(|c| c.name.as_str()).collect();
+    if open.is_empty() {
+        return Ok(Ended::Well);
+    }
+    talk::say(&format!("not finished: {}; the same command submits them again", open.join(", ")));
+    Ok(Ended::Findings)
+}
+
+/// Submits a script; gives the job's number.
+fn sbatch(options: &[String], script: &Path) -> Result<String, Problem> {
+    let output =
+        Command::new("sbatch").arg("--parsable").args(options).arg(script).output().map_err(|e| {
+            Problem::failed(format!("sbatch: {e}"))
+                .hint("run this on a machine that submits to Slurm, or take --dry-run")
+        })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // `--parsable` prints the number, and the cluster's name after a semicolon. With `--wait` the code
+    // is that of the job.
+    let job = text.trim().split(';').next().unwrap_or_default().to_string();
+    if job.is_empty() || !job.chars().all(|c| c.is_ascii_digit()) {
+        let why = String::from_utf8_lossy(&output.stderr);
+        return Err(Problem::failed(format!("sbatch refused {}: {}", script.display(), why.trim())));
+    }
+    Ok(job)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_shell() {
+        assert_eq!(quoted("runs/a-b.toml"), "runs/a-b.toml");
+        assert_eq!(quoted("matrix.seed=[0, 1]"), "'matrix.seed=[0, 1]'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,140 @@
+//! Whether a method is ahead by more than chance: paired tests against the best other method.
+
+use serde::Serialize;
+use stillhouse_metrics::mcnemar::McNemar;
+use stillhouse_metrics::paired::t_test;
+
+/// One finished seed of a cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seed {
+    /// The seed.
+    pub seed: u64,
+    /// Images right in percent.
+    pub percent: f64,
+    /// Dataset index of each test image and whether it is classified rightly, where that is known.
+    pub images: Option<(Vec<i64>, Vec<bool>)>,
+}
+
+/// A method beside the best other one of the same student and column, on the same images.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Registry id of the method.
+    pub method: String,
+    /// The other method with the highest mean; `baseline` counts, `baseline_plain` does not.
+    pub other: String,
+    /// Registry id of the student.
+    pub student: String,
+    /// Registry id of the dataset.
+    pub dataset: String,
+    /// Training part in percent.
+    pub ratio: u64,
+    /// Mean difference over the seeds that both have, in percentage points.
+    pub difference: f64,
+    /// McNemar's exact test, seed by seed.
+    pub seeds: Vec<SeedTest>,
+    /// Student's paired t over the seeds; none below two seeds.
+    pub t: Option<f64>,
+    /// Its two-sided p-value.
+    pub p: Option<f64>,
+}
+
+/// McNemar's exact test on the test images of one seed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SeedTest {
+    /// The seed.
+    pub seed: u64,
+    /// Images that only the method gets right.
+    pub only_method: u64,
+    /// Images that only the other one gets right.
+    pub only_other: u64,
+    /// Two-sided p-value.
+    pub p: f64,
+}
+
+/// The figures of the comparison of two methods: mean difference over shared seeds, McNemar's tests
+/// where the test images are the same, t and its p-value. None without a shared seed.
+pub fn compare(a: &[Seed], b: &[Seed]) -> Option<(f64, Vec<SeedTest>, Option<f64>, Option<f64>)> {
+    let shared: Vec<(&Seed, &Seed)> =
+        a.iter().filter_map(|x| Some((x, b.iter().find(|y| y.seed == x.seed)?))).collect();
+    let (of_a, of_b): (Vec<f64>, Vec<f64>) = shared.iter().map(|(x, y)| (x.percent, y.percent)).unzip();
+    let t = t_test(&of_a, &of_b).ok().filter(|t| t.pairs > 0)?;
+    let seeds = shared.iter().filter_map(|(x, y)| {
+        let ((at, right), (other_at, other_right)) = (x.images.as_ref()?, y.images.as_ref()?);
+        // Other images are another test: nothing is paired.
+        if at != other_at {
+            return None;
+        }
+        let test = McNemar::of(right, other_right).ok()?;
+        Some(SeedTest { seed: x.seed, only_method: test.only_a, only_other: test.only_b, p: test.p })
+    });
+    let finite = |v: f64| v.is_finite().then_some(v);
+    Some((t.mean_difference, seeds.collect(), finite(t.t), finite(t.p)))
+}
+
+/// Each method of one student and column beside the best other one; the cells are given by name.
+pub fn against_best(
+    cells: &[(String, Vec<Seed>)],
+    student: &str,
+    dataset: &str,
+    ratio: u64,
+) -> Vec<Comparison> {
+    let mean = |seeds: &[Seed]| seeds.iter().map(|s| s.percent).sum::<f64>() / seeds.len() as f64;
+    let done: Vec<_> = cells.iter().filter(|(_, seeds)| !seeds.is_empty()).collect();
+    let comparisons = done.iter().filter_map(|(method, seeds)| {
+        // Of equal ones the first counts.
+        let others = done.iter().rev().filter(|(other, _)| other != method);
+        let (other, theirs) = others.max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1)))?;
+        let (difference, tests, t, p) = compare(seeds, theirs)?;
+        Some(Comparison {
+            method: method.clone(),
+            other: other.clone(),
+            student: student.into(),
+            dataset: dataset.into(),
+            ratio,
+            difference,
+            seeds: tests,
+            t,
+            p,
+        })
+    });
+    comparisons.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seed(seed: u64, right: &[bool]) -> Seed {
+        let percent = 100.0 * right.iter().filter(|r| **r).count() as f64 / right.len() as f64;
+        Seed { seed, percent, images: Some(((0..right.len() as i64).collect(), right.to_vec())) }
+    }
+
+    #[test]
+    fn each_beside_the_best_other() {
+        let (t, f) = (true, false);
+        let cells = vec![
+            ("a".to_string(), vec![seed(0, &[t, t, t, f]), seed(1, &[t, t, f, f])]),
+            ("b".to_string(), vec![seed(0, &[t, f, f, f]), seed(1, &[f, t, f, f])]),
+            ("c".to_string(), vec![seed(0, &[f, f, f, f])]),
+            ("d".to_string(), vec![]),
+        ];
+        let all = against_best(&cells, "s", "x", 80);
+        let who: Vec<_> = all.iter().map(|c| (c.method.as_str(), c.other.as_str())).collect();
+        assert_eq!(who, [("a", "b"), ("b", "a"), ("c", "a")]);
+        assert_eq!(all[0].difference, (50.0 + 25.0) / 2.0);
+        assert_eq!((all[0].seeds[0].only_method, all[0].seeds[0].only_other), (2, 0));
+        assert!((all[0].seeds[0].p - 0.5).abs() < 1e-12, "two of two: 2 / 4");
+        // d = 50, 25: t = mean / (std / sqrt 2) = 37.5 / 12.5
+        assert!((all[0].t.unwrap() - 3.0).abs() < 1e-12);
+        assert_eq!((all[2].t, all[2].seeds.len(), all[2].difference), (None, 1, -75.0));
+    }
+
+    #[test]
+    fn other_images_are_not_paired() {
+        let mut b = seed(0, &[true, false]);
+        b.images.as_mut().unwrap().0 = vec![7, 8];
+        let (_, tests, ..) = compare(&[seed(0, &[true, true])], &[b]).unwrap();
+        assert!(tests.is_empty());
+        assert!(compare(&[seed(0, &[true])], &[seed(1, &[true])]).is_none());
+    }
+}

@@ -1,0 +1,324 @@
+//! One self-contained HTML page of a table: its numbers beside the printed ones, tests, curves,
+//! confusion matrices, bars by class, settings. It needs no network and no script.
+
+mod plots;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde::{Deserialize, Serialize};
+use stillhouse_core::files;
+
+use crate::record::Record;
+use crate::svg::{Group, points};
+use crate::text::Grid;
+use crate::{AccuracyTable, Asked, Planned, Result, accuracy};
+
+const STYLE: &str = include_str!("style.css");
+
+/// Everything that a page shows.
+#[derive(Debug)]
+pub struct Page<'a> {
+    /// What was asked for.
+    pub asked: &'a Asked,
+    /// The table.
+    pub table: &'a AccuracyTable,
+    /// The finished runs.
+    pub runs: &'a [(Planned, Record)],
+    /// The finished teachers.
+    pub teachers: &'a [Record],
+    /// Features in the plane, a figure for each network.
+    pub features: &'a [Plane],
+    /// Sample images with maps of what moved the network, if the page is made beside the data.
+    pub samples: &'a [Sample],
+    /// Version and revision of the program that makes the page.
+    pub program: &'a str,
+}
+
+/// Features of one network, brought into the plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plane {
+    /// Whose features they are.
+    pub title: String,
+    /// The points of each class.
+    pub groups: Vec<Group>,
+}
+
+/// One sample image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// What it shows, what was predicted.
+    pub title: String,
+    /// Pictures as PNG files, each with its name.
+    pub pictures: Vec<(String, Vec<u8>)>,
+}
+
+/// The finished teachers of runs: their folders lie in `teachers/` beside the experiments.
+pub fn teachers(runs: &[(Planned, Record)]) -> Result<Vec<Record>> {
+    let mut found: BTreeMap<String, Record> = BTreeMap::new();
+    for (_, record) in runs {
+        let Some(teacher) = record.result.facts.as_ref().and_then(|f| f.teacher.as_ref()) else { continue };
+        if found.contains_key(&teacher.cell) || teacher.cell.contains(['/', '\\']) || teacher.cell == ".." {
+            continue;
+        }
+        // A finished run that teaches as it is says where it lies.
+        let given = record.about.run.get("teacher").and_then(|t| t.get("run")?.as_str()).map(PathBuf::from);
+        let folders = record.folder.ancestors().map(|a| a.join("teachers").join(&teacher.cell));
+        for folder in given.into_iter().chain(folders) {
+            if let Some(record) = Record::read(&folder)? {
+                found.insert(teacher.cell.clone(), record);
+                break;
+            }
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+impl Page<'_> {
+    /// The page as HTML.
+    pub fn html(&self) -> String {
+        let title = self.table.title();
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    // An own icon, so that no browser asks a server for one.
+                    link rel="icon" href="data:,";
+                    title { (title) }
+                    style { (PreEscaped(STYLE)) }
+                }
+                body {
+                    h1 { (title) }
+                    @if let Some(label) = self.asked.caption.label() { p.label { (label) } }
+                    (self.settings())
+                    (tables::tables(self))
+                    (tables::tests(self))
+                    (tables::printed(self))
+                    (plots::curves(self))
+                    (plots::confusions(self))
+                    (plots::by_class(self))
+                    (self.planes())
+                    (self.sample_images())
+                    (tables::networks(self))
+                    (self.configurations())
+                    (self.environment())
+                }
+            }
+        };
+        page.into_string()
+    }
+
+    /// Writes the page into a folder as `report.html`; it is whole or not there.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        Ok(files::write_atomic(&folder.join("report.html"), self.html().as_bytes())?)
+    }
+
+    fn settings(&self) -> Markup {
+        let c = &self.asked.caption;
+        let seeds: Vec<String> = c.seeds.iter().map(u64::to_string).collect();
+        let rows = [
+            ("Profile", c.profile.clone()),
+            ("Data", c.data.clone()),
+            ("Resolution", format!("{} px", c.resolution)),
+            ("Schedule", c.schedule.clone()),
+            ("Seeds", seeds.join(", ")),
+            ("Device", c.device.clone()),
+            ("Sampler", c.sampler.clone()),
+            ("Teacher", c.teacher.clone()),
+            ("Students", c.student.clone()),
+            ("Changed", c.changed.join(", ")),
+        ];
+        html! {
+            dl {
+                @for (name, value) in rows.iter().filter(|(_, v)| !v.is_empty()) { dt { (name) } dd { (value) } }
+            }
+        }
+    }
+
+    fn planes(&self) -> Markup {
+        html! {
+            @if !self.features.is_empty() {
+                h2 { "Pooled features in the plane" }
+                p.soft {
+                    "Exact t-SNE of the pooled features of the same test images; distances between far points and the \
+                     axes mean nothing."
+                }
+                div.figures { @for plane in self.features { (points(&plane.title, &plane.groups)) } }
+            }
+        }
+    }
+
+    fn sample_images(&self) -> Markup {
+        html! {
+            @if !self.samples.is_empty() {
+                h2 { "Samples" }
+                p.soft { "Grad-CAM: the brighter, the more that place moved the network towards the class it predicts." }
+                div.samples {
+                    @for sample in self.samples {
+                        figure {
+                            @for (name, png) in &sample.pictures {
+                                img alt=(name) title=(name) src=(format!("data:image/png;base64,{}", base64(png)));
+                            }
+                            figcaption { (sample.title) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn configurations(&self) -> Markup {
+        html! {
+            h2 { "Resolved settings" }
+            @for record in self.teachers.iter().chain(self.runs.iter().map(|(_, record)| record)) {
+                details {
+                    summary { (record.about.cell) " " span.soft { (record.about.hash) } }
+                    pre { (record.config) }
+                }
+            }
+        }
+    }
+
+    fn environment(&self) -> Markup {
+        let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (_, record) in self.runs {
+            let Some(facts) = &record.result.facts else { continue };
+            let all = facts.environment.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            for (name, value) in all.chain([("version", facts.version.as_str())]) {
+                let known = values.entry(name).or_default();
+                if !known.contains(&value) {
+                    known.push(value);
+                }
+            }
+        }
+        html! {
+            h2 { "Environment of the runs" }
+            dl {
+                @for (name, values) in &values { dt { (name) } dd { (values.join("; ")) } }
+                dt { "page made by" } dd { (self.program) }
+            }
+        }
+    }
+
+    /// Students and columns of the table in its order, `baseline_plain` aside.
+    fn columns(&self) -> Vec<(&str, &str, u64)> {
+        let mut all = Vec::new();
+        for cell in &self.table.cells {
+            let place = (cell.student.as_str(), cell.dataset.as_str(), cell.ratio);
+            if cell.n > 0 && !all.contains(&place) {
+                all.push(place);
+            }
+        }
+        all
+    }
+
+    /// Methods of a column that have finished, in the order of the table.
+    fn methods(&self, (student, dataset, ratio): (&str, &str, u64)) -> Vec<&str> {
+        let here = self.table.cells.iter().filter(|c| c.student == student && c.dataset == dataset);
+        here.filter(|c| c.ratio == ratio && c.n > 0).map(|c| c.method.as_str()).collect()
+    }
+
+    /// Finished runs of a cell.
+    fn runs_of(&self, (student, dataset, ratio): (&str, &str, u64), method: &str) -> Vec<&Record> {
+        let here = self.runs.iter().filter(|(p, _)| p.student == student && p.dataset == dataset);
+        here.filter(|(p, _)| p.ratio == ratio && p.method == method).map(|(_, record)| record).collect()
+    }
+
+    /// `ResNet50 -> ResNet18, ucm 80 %`.
+    fn place(&self, (student, dataset, ratio): (&str, &str, u64)) -> String {
+        format!("{}, {}", self.table.heading(student), Self::part(dataset, ratio))
+    }
+
+    /// `ucm 80 %`.
+    fn part(dataset: &str, ratio: u64) -> String {
+        if ratio == 0 { format!("{dataset}, official split") } else { format!("{dataset} {ratio} %") }
+    }
+
+    /// The few methods of a column that are worth a figure each: the student alone, the leading
+    /// one, and the last of the table, which is the method that the paper is about.
+    fn chosen(&self, column: (&str, &str, u64)) -> Vec<&str> {
+        let methods: Vec<&str> = self.methods(column).into_iter().filter(|m| *m != accuracy::BELOW).collect();
+        let mean = |m: &&str| {
+            let (student, dataset, ratio) = column;
+            let here = self.table.cells.iter().filter(|c| c.student == student && c.dataset == dataset);
+            here.filter(|c| c.ratio == ratio)
+                .find(|c| c.method == **m)
+                .and_then(|c| c.mean)
+                .unwrap_or_default()
+        };
+        let leading = methods.iter().rev().copied().max_by(|a, b| mean(a).total_cmp(&mean(b)));
+        // A table of few methods shows all.
+        let all = methods.len() <= 4;
+        methods
+            .iter()
+            .enumerate()
+            .filter(|(i, m)| all || **m == "baseline" || Some(**m) == leading || i + 1 == methods.len())
+            .map(|(_, m)| *m)
+            .collect()
+    }
+}
+
+/// A text grid as an HTML table; the first column and those of words stand at the left.
+fn grid(grid: &Grid) -> Markup {
+    use crate::text::Align;
+    html! {
+        div.scroll {
+            table {
+                thead { tr {
+                    @for (name, align) in grid.columns() {
+                        th.(if *align == Align::Left { "word" } else { "number" }) { (name) }
+                    }
+                } }
+                tbody { @for row in grid.rows() { tr {
+                    @for (cell, (_, align)) in row.iter().zip(grid.columns()) {
+                        td.(match (align, cell.chars().count() > 24) {
+                            (Align::Left, true) => "wrap",
+                            (Align::Left, false) => "word",
+                            _ => "number",
+                        }) { (cell) }
+                    }
+                } } }
+            }
+        }
+    }
+}
+
+/// Base64 with padding (RFC 4648), for pictures inside the page.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().fold(0u32, |w, b| (w << 8) | u32::from(*b)) << (8 * (3 - chunk.len()));
+        for i in 0..4 {
+            let letter = LETTERS[(word >> (18 - 6 * i)) as usize & 63];
+            text.push(if i <= chunk.len() { char::from(letter) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of RFC 4648, section 10.
+    #[test]
+    fn base64_by_the_book() {
+        let cases = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
+        ];
+        for (plain, coded) in cases {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+}

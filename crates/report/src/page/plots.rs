@@ -1,0 +1,127 @@
+//! The figures of a page that come from logs and predictions.
+
+use maud::{Markup, html};
+
+use super::Page;
+use crate::accuracy::{BELOW, network_title};
+use crate::record::{Epoch, Record};
+use crate::svg::{Line, Series, bars, heat_map, lines};
+
+/// Errors under training, a figure for each student and column.
+pub(super) fn curves(page: &Page) -> Markup {
+    let columns = page.columns();
+    html! {
+        @if !columns.is_empty() {
+            h2 { "Under training" }
+            div.figures {
+                @for at in columns {
+                    @let test = of_methods(page, at, test_error);
+                    @let place = page.place(at);
+                    // One tested epoch is no curve.
+                    @if test.iter().any(|l| l.points.len() > 1) {
+                        (lines(&format!("{place}: error on test images"), "epoch", "error, %", &test))
+                    }
+                    (lines(&format!("{place}: error on training images"), "epoch", "error, %", &of_methods(page, at, train_error)))
+                }
+            }
+            p.small {
+                "Means over the finished seeds. Test images are looked at while training only to draw this; nothing is \
+                 chosen by them."
+            }
+        }
+    }
+}
+
+fn of_methods(
+    page: &Page,
+    at: (&str, &str, u64),
+    value: impl Fn(&Record, &Epoch) -> Option<f64>,
+) -> Vec<Line> {
+    let methods = page.methods(at);
+    let strong = page.chosen(at).last().copied().unwrap_or_default().to_string();
+    let curve = |method: &str| -> Vec<(f64, f64)> {
+        let runs = page.runs_of(at, method);
+        let Some(first) = runs.first() else { return Vec::new() };
+        let mean = |epoch: u64| -> Option<f64> {
+            let of = |run: &&Record| run.log.iter().find(|e| e.epoch == epoch).and_then(|e| value(run, e));
+            let values: Option<Vec<f64>> = runs.iter().map(of).collect();
+            values.map(|v| v.iter().sum::<f64>() / v.len() as f64)
+        };
+        first.log.iter().filter_map(|e| Some((e.epoch as f64, mean(e.epoch)?))).collect()
+    };
+    let lines =
+        methods.iter().map(|m| Line { name: (*m).to_string(), points: curve(m), strong: *m == strong });
+    lines.filter(|l| !l.points.is_empty()).collect()
+}
+
+fn test_error(run: &Record, epoch: &Epoch) -> Option<f64> {
+    epoch.test_right.map(|right| 100.0 - 100.0 * right as f64 / run.result.tested as f64)
+}
+
+fn train_error(_: &Record, epoch: &Epoch) -> Option<f64> {
+    epoch.train_accuracy.map(|a| 100.0 - 100.0 * a)
+}
+
+/// Confusion matrices of the teacher and of a few methods of each column, of the first seed.
+pub(super) fn confusions(page: &Page) -> Markup {
+    let mut figures: Vec<Markup> = Vec::new();
+    let map = |title: String, record: &Record| {
+        let matrix = record.predictions.as_ref()?.confusion().ok()?;
+        Some(heat_map(&title, &record.about.classes, &matrix))
+    };
+    for teacher in page.teachers.iter().take(4) {
+        let about = &teacher.about;
+        let whose = format!(
+            "{} (teacher), {}",
+            network_title(&about.student()),
+            Page::part(&about.dataset(), about.ratio())
+        );
+        figures.extend(map(format!("{whose}, {}", words(teacher)), teacher));
+    }
+    for at in page.columns() {
+        for method in page.chosen(at) {
+            if let Some(record) = page.runs_of(at, method).first() {
+                figures.extend(map(format!("{}: {method}, {}", page.place(at), words(record)), record));
+            }
+        }
+    }
+    html! {
+        @if !figures.is_empty() {
+            h2 { "Confusion matrices" }
+            div.figures { @for figure in figures { (figure) } }
+        }
+    }
+}
+
+/// `seed 0, 392/420 right`.
+fn words(record: &Record) -> String {
+    let right = record.result.right.unwrap_or_default();
+    format!("seed {}, {right}/{} right", record.about.seed(), record.result.tested)
+}
+
+/// Bars by class of the same few methods.
+pub(super) fn by_class(page: &Page) -> Markup {
+    let columns = page.columns();
+    let figure = |at: (&str, &str, u64)| -> Option<Markup> {
+        let mut series = Vec::new();
+        let mut classes = None;
+        for method in page.chosen(at).into_iter().filter(|m| *m != BELOW) {
+            let runs = page.runs_of(at, method);
+            let record = runs.first()?;
+            let matrix = record.predictions.as_ref()?.confusion().ok()?;
+            let by_class = matrix.hits().into_iter().zip(matrix.support());
+            let values = by_class.map(|(hit, of)| (of > 0).then(|| 100.0 * hit as f64 / of as f64));
+            series.push(Series { name: method.to_string(), values: values.collect() });
+            classes = Some(&record.about.classes);
+        }
+        Some(bars(&page.place(at), classes?, &series))
+    };
+    let figures: Vec<Markup> = columns.into_iter().filter_map(figure).collect();
+    html! {
+        @if !figures.is_empty() {
+            h2 { "By class" }
+            p.soft { "Part of each class's test images that is classified rightly, first seed." }
+            div.figures { @for figure in figures { (figure) } }
+        }
+    }
+}

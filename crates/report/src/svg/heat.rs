@@ -1,0 +1,70 @@
+//! Confusion matrices.
+
+use maud::{Markup, html};
+use stillhouse_metrics::ConfusionMatrix;
+
+use super::at;
+
+/// Cells never get smaller or larger than this.
+const CELL: (f64, f64) = (5.0, 26.0);
+/// With more classes numbers are left to the words that show up under the pointer.
+const NUMBERS: usize = 32;
+
+/// A confusion matrix: rows are true classes, columns predicted ones; the shade is the part of the
+/// row, the number the images. Wrong cells have another colour than right ones.
+pub fn heat_map(title: &str, classes: &[String], matrix: &ConfusionMatrix) -> Markup {
+    let n = matrix.classes();
+    let name = |i: usize| classes.get(i).map_or_else(|| i.to_string(), Clone::clone);
+    let longest = (0..n).map(|i| name(i).chars().count().min(22)).max().unwrap_or(0) as f64;
+    let cell: f64 = 440.0 / n.max(1) as f64;
+    let cell = cell.clamp(CELL.0, CELL.1);
+    let letters = (cell * 0.8).min(11.0);
+    let named = letters >= 5.0;
+    let side = if named { longest * letters * 0.58 + 8.0 } else { 4.0 };
+    let (width, height) = (side + cell * n as f64 + 2.0, side + cell * n as f64 + 2.0);
+    let parts = matrix.row_normalised();
+    let counts = matrix.counts();
+    html! {
+        figure.heat {
+            figcaption { (title) }
+            div.scroll {
+                svg viewBox=(format!("0 0 {} {}", at(width), at(height))) role="img" aria-label=(title)
+                    style=(format!("min-width:{}px;max-width:{}px", at(width.min(560.0) * 0.9), at(width * 1.4))) {
+                    @if named {
+                        @for i in 0..n {
+                            @let middle = side + cell * (i as f64 + 0.5);
+                            @let word: String = name(i).chars().take(22).collect();
+                            text x=(at(side - 4.0)) y=(at(middle + letters * 0.35)) text-anchor="end"
+                                font-size=(at(letters)) { (word) }
+                            text font-size=(at(letters)) text-anchor="start"
+                                transform=(format!("translate({} {}) rotate(-90)", at(middle + letters * 0.35), at(side - 4.0))) { (word) }
+                        }
+                    }
+                    @for row in 0..n {
+                        @for column in 0..n {
+                            @let count = counts[row * n + column];
+                            @let part = parts[row * n + column];
+                            @if count > 0 {
+                                @let (x, y) = (side + cell * column as f64, side + cell * row as f64);
+                                rect.(if row == column { "hit" } else { "miss" }) x=(at(x)) y=(at(y)) width=(at(cell))
+                                    height=(at(cell)) fill-opacity=(format!("{:.3}", 0.12 + 0.88 * part)) {
+                                    title {
+                                        (name(row)) " taken for " (name(column)) ": " (count) " ("
+                                        (format!("{:.2}", 100.0 * part)) " %)"
+                                    }
+                                }
+                                @if n <= NUMBERS {
+                                    text.(if part > 0.55 { "on" } else { "off" }) x=(at(x + cell / 2.0))
+                                        y=(at(y + cell / 2.0 + letters * 0.32)) text-anchor="middle"
+                                        font-size=(at(letters * 0.9)) pointer-events="none" { (count) }
+                                }
+                            }
+                        }
+                    }
+                    rect.frame x=(at(side)) y=(at(side)) width=(at(cell * n as f64)) height=(at(cell * n as f64)) {}
+                }
+            }
+            p.small { "Rows: true class; columns: predicted class; numbers: images." }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Looking into a trained network: its features of test images, and what moves it (Grad-CAM).
+
+use std::path::Path;
+
+use candle_core::{D, Device, Tensor};
+use stillhouse_core::Rng;
+use stillhouse_core::data::{BatchSource, LoaderSpec, Sampler, Target};
+use stillhouse_ops::graph::resize_bilinear;
+use stillhouse_ops::{Mode, Tape};
+
+use crate::plan::open_dataset;
+use crate::{Context, Error, Network, Result, RunInfo, open_run};
+
+/// Features of some test images of a run.
+#[derive(Debug, Clone)]
+pub struct Looked {
+    /// What the run says about itself.
+    pub info: RunInfo,
+    /// Dataset indices of the images.
+    pub ids: Vec<u64>,
+    /// True classes.
+    pub labels: Vec<u32>,
+    /// The tap that was asked for, `[n, D]`, row by row.
+    pub features: Vec<Vec<f32>>,
+}
+
+/// One test image and where it moved the network.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Dataset index.
+    pub id: u64,
+    /// True class.
+    pub label: u32,
+    /// Predicted class.
+    pub predicted: u32,
+    /// Its probability.
+    pub probability: f32,
+    /// Side of image and map in pixels.
+    pub size: usize,
+    /// The image as the network sees it, R, G, B from 0 to 1, `size * size * 3` values.
+    pub image: Vec<f32>,
+    /// Grad-CAM from 0 to 1, `size * size` values.
+    pub map: Vec<f32>,
+}
+
+/// The test images of a run in batches, at most `most` of them, evenly spread over the list.
+fn some_test_images(
+    folder: &Path,
+    most: usize,
+    batch: usize,
+    context: &Context,
+) -> Result<(RunInfo, Network, Box<dyn BatchSource>)> {
+    let (info, network) = open_run(folder, context)?;
+    let dataset = open_dataset(context, &info.run.data)?;
+    if dataset.identity()? != info.identity {
+        return Err(Error::folder(folder, "was trained on other files than are there now"));
+    }
+    let split = (context.parts.split)(dataset.as_ref(), &info.run.data.split_spec(info.run.train.seed))?;
+    let (all, take) = (split.test.len(), split.test.len().min(most));
+    let spec = LoaderSpec {
+        indices: (0..take).map(|i| split.test[i * all / take.max(1)]).collect(),
+        sampler: Sampler::Sequential { batch },
+        transforms: info.run.data.normalised(&info.run.data.test_transforms),
+        rng: Rng::new(0),
+        cache_bytes: 0,
+    };
+    let loader = (context.parts.loader)(dataset, &spec)?;
+    Ok((info, network, loader))
+}
+
+/// A vector tap (`pooled`) of at most `most` test images of a finished run.
+pub fn features(folder: &Path, tap: &str, most: usize, context: &Context) -> Result<Looked> {
+    let (info, network, mut loader) = some_test_images(folder, most, 32, context)?;
+    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
+    tape.want(&[tap]);
+    let mut looked = Looked { info, ids: Vec::new(), labels: Vec::new(), features: Vec::new() };
+    while let Some(batch) = loader.next_batch()? {
+        if context.stopped() {
+            return Err(Error::Interrupted { step: 0, folder: folder.to_path_buf() });
+        }
+        tape.begin(Rng::new(0), 0);
+        let found = network.backbone.forward(&batch.images.to_device(&context.device)?, &mut tape)?;
+        looked.features.extend(found.get(tap)?.to_device(&Device::Cpu)?.to_vec2::<f32>()?);
+        looked.labels.extend(batch.target.classes("features")?.to_vec1::<u32>()?);
+        looked.ids.extend(batch.ids);
+    }
+    Ok(looked)
+}
+
+/// Grad-CAM (Selvaraju et al. 2017) of at most `most` test images of a finished run, at the last map
+/// `F4`: `relu(sum over channels of (mean gradient of the predicted class's logit) x map)`, brought to
+/// the size of the image and divided by its largest value.
+pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInfo, Vec<Seen>)> {
+    let (info, network, mut loader) = some_test_images(folder, most, 1, context)?;
+    let mut tape = Tape::new(&network.params, Mode::EvalRecord)?;
+    tape.want(&["F4", "logits"]);
+    let mut all = Vec::new();
+    while let Some(batch) = loader.next_batch()? {
+        let Target::Classes(label) = &batch.target else { break };
+        tape.begin(Rng::new(0), 0);
+        let images = batch.images.to_device(&context.device)?;
+        let found = network.backbone.forward(&images, &mut tape)?;
+        let (logits, maps) = (found.logits()?.clone(), found.get("F4")?.detach().copy()?);
+        let predicted = logits.argmax(D::Minus1)?.to_vec1::<u32>()?[0];
+        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?.detach();
+        let probability = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
+        let probability = probability.to_vec2::<f32>()?[0][predicted as usize];
+        let gradients = tape.backward(&logits.narrow(1, predicted as usize, 1)?.sum_all()?)?;
+        let Some(gradient) = gradients.tap("F4") else {
+            return Err(Error::folder(
+                folder,
+                format!("`{}` has no gradient at F4", info.run.student.backbone),
+            ));
+        };
+        let weights = gradient.mean_keepdim((2, 3))?; // [1, C, 1, 1]
+        let map = maps.broadcast_mul(&weights)?.sum_keepdim(1)?.relu()?;
+        let (_, _, size, _) = batch.images.dims4()?;
+        let map = resize_bilinear(&map, (size, size), false)?.flatten_all()?.to_vec1::<f32>()?;
+        let largest = map.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+        all.push(Seen {
+            id: batch.ids[0],
+            label: label.to_vec1::<u32>()?[0],
+            predicted,
+            probability,
+            size,
+            image: picture(&batch.images, &info)?,
+            map: map.iter().map(|v| v / largest).collect(),
+        });
+    }
+    Ok((info, all))
+}
+
+/// The normalised image back in 0 to 1, interleaved.
+fn picture(images: &Tensor, info: &RunInfo) -> Result<Vec<f32>> {
+    let values = images.squeeze(0)?.permute((1, 2, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+    let (mean, std) = (info.run.data.mean, info.run.data.std);
+    Ok(values.iter().enumerate().map(|(i, v)| (v * std[i % 3] + mean[i % 3]).clamp(0.0, 1.0)).collect())
+}
