@@ -65,7 +65,9 @@ fn damaged_images(wanted: &str) {
     let (index, byte) = (prop::sample::Index::arbitrary(), 0u8..=255);
     let changes = prop::collection::vec((0usize..1 << 16, byte, prop::bool::ANY), 1..12);
     let cut = prop::option::of(0.0f64..1.0);
-    let mut runner = TestRunner::new(ProptestConfig::with_cases(fixtures::cases(200)));
+    let config =
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(fixtures::cases(200)) };
+    let mut runner = TestRunner::new(config);
     let result = runner.run(&(index, changes, cut), |(file, changes, cut)| {
         let mut bytes = file.get(&files).clone();
         for (place, value, in_header) in changes {
