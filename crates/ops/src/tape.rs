@@ -392,7 +392,10 @@ impl Tape {
     /// Bytes of all maps and gradients that the tape holds, in use and kept for the next pass;
     /// parameters and what the taps hand out not counted.
     pub fn memory_bytes(&self) -> usize {
-        self.f32.pool.bytes() + self.f64.pool.bytes() + self.f32.bytes.bytes() + self.f64.bytes.bytes()
+        self.f32.pool.bytes()
+            + self.f64.pool.bytes()
+            + self.f32.bytes.bytes()
+            + self.f64.bytes.bytes()
             + self.halves.bytes()
     }
 

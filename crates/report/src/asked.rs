@@ -104,7 +104,8 @@ impl Asked {
     /// Makes up from run folders what was asked: of each experiment and profile one table. Folders
     /// are runs themselves or hold runs; `published` tells an experiment's printed table.
     pub fn from_runs(folders: &[PathBuf], published: impl Fn(&str) -> Option<String>) -> Result<Vec<Self>> {
-        let mut found: BTreeMap<(String, String), Vec<(Planned, Option<Facts>)>> = BTreeMap::new();
+        type Runs = Vec<(Planned, Option<Facts>)>;
+        let mut found: BTreeMap<(String, String), Runs> = BTreeMap::new();
         for folder in run_folders(folders)? {
             let Some((about, _)) = About::read(&folder)? else { continue };
             if about.role != "student" {

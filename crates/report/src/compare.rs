@@ -51,9 +51,12 @@ pub struct SeedTest {
     pub p: f64,
 }
 
-/// The figures of the comparison of two methods: mean difference over shared seeds, McNemar's tests
-/// where the test images are the same, t and its p-value. None without a shared seed.
-pub fn compare(a: &[Seed], b: &[Seed]) -> Option<(f64, Vec<SeedTest>, Option<f64>, Option<f64>)> {
+/// Mean difference over shared seeds, McNemar's tests where the test images are the same, t and its
+/// p-value.
+type Figures = (f64, Vec<SeedTest>, Option<f64>, Option<f64>);
+
+/// The figures of the comparison of two methods; none without a shared seed.
+fn compare(a: &[Seed], b: &[Seed]) -> Option<Figures> {
     let shared: Vec<(&Seed, &Seed)> =
         a.iter().filter_map(|x| Some((x, b.iter().find(|y| y.seed == x.seed)?))).collect();
     let (of_a, of_b): (Vec<f64>, Vec<f64>) = shared.iter().map(|(x, y)| (x.percent, y.percent)).unzip();

@@ -146,7 +146,7 @@ impl Predictions {
         let bytes = fs::read(&path).map_err(stillhouse_core::Error::io(&path))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| unreadable(&path, e))?;
         let names = file.names();
-        if !names.iter().any(|n| *n == "logits") || !names.iter().any(|n| *n == "labels") {
+        if !names.contains(&"logits") || !names.contains(&"labels") {
             return Ok(None);
         }
         let get = |name: &str, dtype: Dtype| -> Result<TensorView<'_>> {

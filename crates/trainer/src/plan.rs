@@ -187,7 +187,8 @@ impl Planner<'_> {
             });
             let cell = &cells[place];
             let folder = format!("{}-{}", cell.name, cell.hash);
-            config.teacher = Some(TeacherRef { backbone: cell.student.clone(), cell: folder, run: None, precision });
+            config.teacher =
+                Some(TeacherRef { backbone: cell.student.clone(), cell: folder, run: None, precision });
             teacher = Some(place);
         }
         push(cells, self.cell(Role::Student, written, &found, Some(config), teacher)?);

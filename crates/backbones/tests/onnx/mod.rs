@@ -63,7 +63,7 @@ fn ints(all: &[Field], number: u64) -> Vec<u64> {
 }
 
 /// Networks that are written, as small as they come.
-pub const NETWORKS: &[(&str, &str, usize)] = &[
+pub(crate) const NETWORKS: &[(&str, &str, usize)] = &[
     ("resnet18", "", 64),
     ("resnet50", "stride_in_1x1 = true\noutput_stride = 16", 64),
     ("mobilenetv2_035", "padding = 'same'", 65),
@@ -74,7 +74,7 @@ pub const NETWORKS: &[(&str, &str, usize)] = &[
     ("cifar_resnet20", "", 32),
 ];
 
-pub fn request(name: &str, variant: &str) -> BackboneRequest {
+pub(crate) fn request(name: &str, variant: &str) -> BackboneRequest {
     BackboneRequest { name: name.into(), classes: 5, variant: toml::from_str(variant).unwrap() }
 }
 

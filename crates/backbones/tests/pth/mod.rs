@@ -6,25 +6,25 @@ use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
 /// The first pickle of a file of before PyTorch 1.6, with the two that follow it.
-pub const ROW_HEAD: &[u8] =
+pub(crate) const ROW_HEAD: &[u8] =
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00X\r\x00\x00\x00little_endianq\x01\x88s.";
 
 /// A tensor of a state dict.
 #[derive(Clone)]
-pub struct Saved {
-    pub name: String,
+pub(crate) struct Saved {
+    pub(crate) name: String,
     /// `FloatStorage`, `HalfStorage`, ...
-    pub storage: &'static str,
-    pub shape: Vec<usize>,
-    pub strides: Vec<usize>,
-    pub offset: usize,
+    pub(crate) storage: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) strides: Vec<usize>,
+    pub(crate) offset: usize,
     /// Elements of the storage, and their bytes.
-    pub length: usize,
-    pub bytes: Vec<u8>,
+    pub(crate) length: usize,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Saved {
-    pub fn floats(name: &str, shape: &[usize], values: &[f32]) -> Self {
+    pub(crate) fn floats(name: &str, shape: &[usize], values: &[f32]) -> Self {
         let mut strides = vec![1; shape.len()];
         for i in (1..shape.len()).rev() {
             strides[i - 1] = strides[i] * shape[i];
@@ -52,7 +52,7 @@ fn tuple(values: &[usize]) -> Vec<u8> {
 }
 
 /// `_rebuild_tensor_v2(storage, offset, shape, strides, False, OrderedDict())`
-pub fn tensor(saved: &Saved, key: usize) -> Vec<u8> {
+pub(crate) fn tensor(saved: &Saved, key: usize) -> Vec<u8> {
     let storage = format!("ctorch\n{}\n", saved.storage);
     [
         &b"ctorch._utils\n_rebuild_tensor_v2\n(("[..],
@@ -71,7 +71,7 @@ pub fn tensor(saved: &Saved, key: usize) -> Vec<u8> {
 }
 
 /// The dictionary alone, as an expression.
-pub fn dict(tensors: &[Saved]) -> Vec<u8> {
+pub(crate) fn dict(tensors: &[Saved]) -> Vec<u8> {
     let mut all = b"ccollections\nOrderedDict\n)R(".to_vec();
     for (key, saved) in tensors.iter().enumerate() {
         all.extend(text(&saved.name));
@@ -82,17 +82,17 @@ pub fn dict(tensors: &[Saved]) -> Vec<u8> {
 }
 
 /// A whole pickle of one expression.
-pub fn pickle(expression: &[u8]) -> Vec<u8> {
+pub(crate) fn pickle(expression: &[u8]) -> Vec<u8> {
     [&b"\x80\x02"[..], expression, b"."].concat()
 }
 
 /// `{"epoch": 3, key: expression}`
-pub fn wrapped(key: &str, expression: &[u8]) -> Vec<u8> {
+pub(crate) fn wrapped(key: &str, expression: &[u8]) -> Vec<u8> {
     [&b"}("[..], &text("epoch"), b"K\x03", &text(key), expression, b"u"].concat()
 }
 
 /// A zip archive with these records.
-pub fn zip(records: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn zip(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     for (name, bytes) in records {
@@ -103,7 +103,7 @@ pub fn zip(records: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// What `torch.save` writes.
-pub fn archive(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
+pub(crate) fn archive(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
     let pickle = pickle(expression);
     let names: Vec<String> = (0..tensors.len()).map(|key| format!("data/{key}")).collect();
     let mut records: Vec<(&str, &[u8])> = vec![("data.pkl", &pickle), ("byteorder", b"little")];
@@ -113,7 +113,7 @@ pub fn archive(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
 }
 
 /// What `torch.save` wrote before 1.6.
-pub fn row(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
+pub(crate) fn row(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
     let keys: Vec<u8> = (0..tensors.len()).flat_map(|key| text(&key.to_string())).collect();
     let keys = pickle(&[&b"]("[..], &keys, b"e"].concat());
     let mut file = [ROW_HEAD, &pickle(expression), &keys].concat();
