@@ -7,6 +7,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use safetensors::Dtype;
 use zip::ZipArchive;
+use zip::read::{ArchiveOffset, Config};
 
 use super::Stored;
 use super::pickle::{Element, Pickled, TensorAt};
@@ -16,7 +17,10 @@ const MOST_RECORDS: usize = 100_000;
 
 /// The tensors of an archive.
 pub(super) fn of_zip(file: &File) -> Result<Vec<Stored>, String> {
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| format!("its zip archive: {e}"))?;
+    // PyTorch's archives begin with the file; looking for a later beginning misreads some of them.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let archive = ZipArchive::with_config(config, BufReader::new(file));
+    let mut archive = archive.map_err(|e| format!("its zip archive: {e}"))?;
     if archive.len() > MOST_RECORDS {
         return Err(format!("{} records; at most {MOST_RECORDS} are read", archive.len()));
     }
