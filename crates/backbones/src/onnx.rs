@@ -52,7 +52,7 @@ pub fn write(
     write_atomic(path, &bytes)
 }
 
-/// The bytes of [`write`].
+/// The bytes of [`write()`].
 ///
 /// # Errors
 /// As there, without those of the file.
