@@ -4,9 +4,8 @@
 //! network marks, the tape hands out candle tensors (`[B, C, H, W]` views); a loss is ordinary
 //! candle code, and [`Tape::backward`] joins the two graphs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -15,6 +14,7 @@ use crate::gradients::{Grad, Gradients};
 use crate::kernels::geometry::{ConvGeo, ConvSpec};
 use crate::kernels::{self, elementwise};
 use crate::layers::Record;
+use crate::measure::Totals;
 use crate::params::{Kind, Params};
 use crate::real::{Real, with_values};
 use crate::rng::Rng;
@@ -65,19 +65,6 @@ pub enum Precision {
     Full,
     /// Convolutions in bf16, summed in f32, on the tile unit of x86 (AMX).
     Bf16,
-}
-
-/// What one kind of work has taken, while [`Tape::measure`] was on.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Spent {
-    /// Which layer, on maps of which size, and which part of its work.
-    pub work: String,
-    /// How often it ran.
-    pub calls: usize,
-    /// Wall clock of all calls together.
-    pub seconds: f64,
-    /// Multiply-accumulates of all calls together, by the plain sum; 0 where the work has none.
-    pub macs: u64,
 }
 
 /// A map or vector inside a network: the result of a layer.
@@ -229,7 +216,7 @@ pub struct Tape {
     precision: Precision,
     pub(crate) halves: Arc<Pool<u16>>,
     pub(crate) tiles: HashMap<ParamId, Arc<kernels::amx::Weights>>,
-    spent: Option<BTreeMap<String, Spent>>,
+    pub(crate) spent: Option<Totals>,
     /// Steps in place of values, on a tape that only sketches.
     sketching: Option<Sketching>,
     f32: Lane<f32>,
@@ -267,7 +254,7 @@ impl Tape {
             step: 0,
             taps: Vec::new(),
             geometry: HashMap::new(),
-            winograd: std::env::var("STILLHOUSE_WINOGRAD").as_deref() != Ok("0"),
+            winograd: kernels::winograd::allowed(),
             precision: Precision::Full,
             halves: Arc::default(),
             tiles: HashMap::new(),
@@ -330,32 +317,6 @@ impl Tape {
 
     pub(crate) fn bf16(&self) -> bool {
         self.precision == Precision::Bf16 && self.mode == Mode::Frozen
-    }
-
-    /// Starts to add up what each kind of work takes, from zero, or stops it.
-    pub fn measure(&mut self, on: bool) {
-        self.spent = on.then(BTreeMap::new);
-    }
-
-    /// What has been added up since [`Tape::measure`].
-    pub fn spent(&self) -> Vec<Spent> {
-        self.spent.iter().flat_map(|all| all.values().cloned()).collect()
-    }
-
-    pub(crate) fn started(&self) -> Option<Instant> {
-        self.spent.is_some().then(Instant::now)
-    }
-
-    /// Adds what was [`Tape::started`].
-    pub(crate) fn ended(&mut self, started: Option<Instant>, work: impl FnOnce() -> String, macs: u64) {
-        if let (Some(all), Some(started)) = (&mut self.spent, started) {
-            let seconds = started.elapsed().as_secs_f64();
-            let work = work();
-            let spent = all.entry(work.clone()).or_insert(Spent { work, calls: 0, seconds: 0.0, macs: 0 });
-            spent.calls += 1;
-            spent.seconds += seconds;
-            spent.macs += macs;
-        }
     }
 
     pub(crate) fn winograd<T: Elem>(&self) -> bool {

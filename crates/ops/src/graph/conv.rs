@@ -38,11 +38,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
     if let (false, Padding::Symmetric(padding)) = (x.device().is_cpu(), spec.padding) {
         return Ok(x.conv2d(weight, padding, spec.stride, spec.dilation, 1)?);
     }
-    let op = Conv {
-        geo: ConvGeo::new(spec, h, w)?,
-        panels: Panels::new(&spec.weight_shape(), 1)?,
-        winograd: std::env::var("STILLHOUSE_WINOGRAD").as_deref() != Ok("0"),
-    };
+    let op = Conv { geo: ConvGeo::new(spec, h, w)?, panels: Panels::new(&spec.weight_shape(), 1)? };
     let y = x.permute((0, 2, 3, 1))?.contiguous()?.apply_op2(&weight.contiguous()?, op)?;
     Ok(y.permute((0, 3, 1, 2))?)
 }
@@ -51,8 +47,6 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
 struct Conv {
     geo: ConvGeo,
     panels: Panels,
-    /// Whether Winograd's algorithm may serve.
-    winograd: bool,
 }
 
 impl Conv {
@@ -66,18 +60,9 @@ impl Conv {
         self.geo.input[0] * self.geo.input[1] * self.geo.spec.inputs
     }
 
-    /// Tiles of the forward pass, where Winograd's algorithm serves; `per_weight` as in
-    /// [`Tiles::pay`].
-    fn tiles<T: Real>(&self, images: usize, per_weight: usize) -> Option<Tiles> {
-        let spec = &self.geo.spec;
-        let fits = spec.kernel == 3 && spec.stride == 1 && spec.dilation == 1 && self.geo.before == [1, 1];
-        if !(fits && self.winograd && T::TYPE == DType::F32 && self.geo.output == self.geo.input) {
-            return None;
-        }
-        let (size, before) = (self.geo.input, self.geo.before);
-        let tiles =
-            Tiles { images, source: size, target: size, before, inputs: spec.inputs, outputs: spec.outputs };
-        tiles.pay(images, per_weight).then_some(tiles)
+    /// Tiles of the forward pass, where Winograd's algorithm serves.
+    fn tiles<T: Real>(&self, images: usize) -> Option<Tiles> {
+        (winograd::allowed() && T::TYPE == DType::F32).then(|| Tiles::of(&self.geo, images, images))?
     }
 
     /// Winograd's convolution; the weight in panel order, turned for the data gradient.
@@ -108,7 +93,7 @@ impl Conv {
     fn forward<T: Real>(&self, x: &[T], weight: &[T]) -> Vec<T> {
         let images = x.len() / self.input_len();
         let mut y = vec![T::ZERO; images * self.output_len()];
-        if let Some(tiles) = self.tiles::<T>(images, winograd::FORWARD) {
+        if let Some(tiles) = self.tiles::<T>(images) {
             Self::convolve(tiles, x, &self.panels.pack(weight), false, &mut y);
             return y;
         }
@@ -137,9 +122,8 @@ impl Conv {
         let mut dx = vec![T::ZERO; images * self.input_len()];
         let mut turned = vec![T::ZERO; self.panels.transposed_len()];
         self.panels.transpose(&self.panels.pack(weight), &mut turned);
-        if let Some(tiles) = self.tiles::<T>(images, winograd::FORWARD) {
-            let tiles = Tiles { inputs: tiles.outputs, outputs: tiles.inputs, ..tiles };
-            Self::convolve(tiles, dy, &turned, true, &mut dx);
+        if let Some(tiles) = self.tiles::<T>(images) {
+            Self::convolve(tiles.turned(), dy, &turned, true, &mut dx);
             return dx;
         }
         let target = Shared::new(&mut dx);
@@ -168,7 +152,7 @@ impl Conv {
         let images = dy.len() / self.output_len();
         let stored = self.panels.stored();
         let mut gradient = vec![T::ZERO; stored];
-        if let Some(tiles) = self.tiles::<T>(images, winograd::GRADIENT) {
+        if let Some(tiles) = self.tiles::<T>(images) {
             let mut scratch = vec![T::ZERO; tiles.gradient_scratch_len()];
             let (gradient, scratch) = (&mut gradient[..], &mut scratch[..]);
             winograd::WeightGradient { tiles, source: x, dy, gradient, scratch }.run();

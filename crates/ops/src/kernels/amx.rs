@@ -6,7 +6,6 @@
 use super::geometry::Rows;
 use super::tap_gemm::Act;
 use super::{Shared, parallel};
-use crate::real::{Isa, isa};
 
 /// Values of the depth that one tile product takes, and the columns and rows of a block of four tiles.
 const DEPTH: usize = 32;
@@ -20,15 +19,13 @@ const GATHERED: usize = 384 * 1024;
 pub(crate) fn available() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
+        use crate::real::{Isa, isa};
         use std::sync::OnceLock;
         static FOUND: OnceLock<bool> = OnceLock::new();
         *FOUND.get_or_init(|| isa() == Isa::Avx512 && x86::permitted())
     }
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    {
-        let _ = (isa(), Isa::Avx512);
-        false
-    }
+    false
 }
 
 /// Rounds to the nearest bf16, ties to even; a value that is not a number stays none.

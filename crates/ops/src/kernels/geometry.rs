@@ -120,8 +120,13 @@ impl ConvSpec {
     /// Multiply-accumulates for one image of `h` x `w`; padding counts as work.
     pub fn macs(&self, h: usize, w: usize) -> Result<u64> {
         let (oh, ow) = self.output_size(h, w)?;
+        Ok(self.macs_of([oh, ow]))
+    }
+
+    /// The same for an output of that size.
+    fn macs_of(&self, [oh, ow]: [usize; 2]) -> u64 {
         let [o, i, kh, kw] = self.weight_shape();
-        Ok((oh * ow * o * i * kh * kw) as u64)
+        (oh * ow * o * i * kh * kw) as u64
     }
 }
 
@@ -275,8 +280,7 @@ impl ConvGeo {
 
     /// Multiply-accumulates for so many images.
     pub(crate) fn macs(&self, images: usize) -> u64 {
-        let [o, i, kh, kw] = self.spec.weight_shape();
-        (images * self.output[0] * self.output[1] * o * i * kh * kw) as u64
+        images as u64 * self.spec.macs_of(self.output)
     }
 
     /// Values of one image of the forward source.

@@ -14,12 +14,13 @@ pub(crate) use convolution::Convolution;
 pub(crate) use gradient::WeightGradient;
 pub(crate) use transform::transform_weight;
 
+use std::sync::OnceLock;
+
+use crate::kernels::geometry::ConvGeo;
 use crate::panels::LANES;
 
-/// Tiles that pay, times this, are at least the channels in times out; for a forward pass or data
-/// gradient, and for a weight gradient (measured).
-pub(crate) const FORWARD: usize = 600;
-pub(crate) const GRADIENT: usize = 600;
+/// Tiles that pay, times this, are at least the channels in times out (measured).
+const PER_WEIGHT: usize = 600;
 /// Points of a transformed tile.
 const POINTS: usize = 36;
 /// Outputs of a tile in one direction.
@@ -32,6 +33,12 @@ const IN_FLIGHT: usize = 4 * 1024 * 1024;
 /// Weight gradients up to this size are summed in copies over chunks of tiles.
 const SMALL_GRADIENT: usize = 160 * 1024;
 const CHUNKS: usize = 8;
+
+/// Whether the environment lets it serve: unless it says `STILLHOUSE_WINOGRAD=0`. Read once.
+pub(crate) fn allowed() -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    *ALLOWED.get_or_init(|| std::env::var("STILLHOUSE_WINOGRAD").as_deref() != Ok("0"))
+}
 
 /// A 3x3 convolution of stride 1 on maps of one size.
 #[derive(Debug, Clone, Copy)]
@@ -56,14 +63,33 @@ impl Tiles {
         self.images * self.across().iter().product::<usize>()
     }
 
+    /// The tiles of a convolution's forward pass for so many images, if it is one that tiles serve and
+    /// they pay with as many images as `nominal`.
+    pub(crate) fn of(geo: &ConvGeo, images: usize, nominal: usize) -> Option<Self> {
+        let spec = &geo.spec;
+        let served = spec.kernel == 3 && spec.stride == 1 && spec.dilation == 1 && spec.groups == 1;
+        if !served || geo.before != [1, 1] || geo.output != geo.input {
+            return None;
+        }
+        let (size, before) = (geo.input, geo.before);
+        let tiles =
+            Self { images, source: size, target: size, before, inputs: spec.inputs, outputs: spec.outputs };
+        tiles.pay(nominal).then_some(tiles)
+    }
+
+    /// The tiles of the data gradient.
+    pub(crate) fn turned(self) -> Self {
+        Self { inputs: self.outputs, outputs: self.inputs, ..self }
+    }
+
     /// Whether tiles pay: enough of them for their weights, and not too much of them outside.
-    pub(crate) fn pay(&self, nominal_images: usize, per_weight: usize) -> bool {
+    fn pay(&self, nominal_images: usize) -> bool {
         let [th, tw] = self.across();
         let [h, w] = self.target;
         self.inputs.is_multiple_of(LANES)
             && self.outputs.is_multiple_of(LANES)
             && 10 * h * w > 6 * OUT * OUT * th * tw
-            && nominal_images * th * tw * per_weight >= self.inputs * self.outputs
+            && nominal_images * th * tw * PER_WEIGHT >= self.inputs * self.outputs
     }
 
     /// Image, first row and first column of a tile in the target.

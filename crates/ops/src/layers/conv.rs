@@ -192,7 +192,7 @@ impl ConvBnAct {
                 let folded = self.folded::<T>(tape)?;
                 let epilogue =
                     Epilogue { accumulate: false, bias: Some(&folded.bias), shortcut: extra, act: self.act };
-                if let Some(tiles) = pass.tiles::<T>(winograd::FORWARD, tape) {
+                if let Some(tiles) = pass.tiles::<T>(tape) {
                     let weight = folded.points.get_or_init(|| {
                         let mut points = vec![T::ZERO; tiles.weight_len()];
                         winograd::transform_weight(

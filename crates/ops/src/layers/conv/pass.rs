@@ -29,28 +29,18 @@ impl Pass<'_> {
         Some(copy)
     }
 
-    /// Tiles of the forward pass, where Winograd's algorithm serves; `per_weight` as in
-    /// [`Tiles::pay`].
-    pub(super) fn tiles<T: Elem>(&self, per_weight: usize, tape: &Tape) -> Option<Tiles> {
-        let spec = &self.geo.spec;
-        let fits = spec.kernel == 3 && spec.stride == 1 && spec.dilation == 1 && spec.groups == 1;
-        if !fits || self.geo.before != [1, 1] || self.geo.output != self.geo.input || !tape.winograd::<T>() {
-            return None;
-        }
-        let size = self.geo.input;
-        let (images, before) = (self.images, self.geo.before);
-        let tiles =
-            Tiles { images, source: size, target: size, before, inputs: spec.inputs, outputs: spec.outputs };
+    /// Tiles of the forward pass, where Winograd's algorithm serves.
+    pub(super) fn tiles<T: Elem>(&self, tape: &Tape) -> Option<Tiles> {
         // Outside of training the choice must not depend on how many images there are, so that a
         // single image gets the very logits that it has in a batch.
-        let nominal = if tape.mode().records() { images } else { NOMINAL_BATCH };
-        tiles.pay(nominal, per_weight).then_some(tiles)
+        let nominal = if tape.mode().records() { self.images } else { NOMINAL_BATCH };
+        tape.winograd::<T>().then(|| Tiles::of(self.geo, self.images, nominal))?
     }
 
     /// Parts that the forward pass leaves in [`Sums`].
     pub(super) fn sum_tasks<T: Elem>(&self, tape: &Tape) -> usize {
         let rows = self.images * self.geo.forward.p;
-        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+        if let Some(tiles) = self.tiles::<T>(tape) {
             tiles.sum_tasks()
         } else if self.layer.panels.depthwise() {
             depthwise::sum_tasks(rows, self.geo.spec.outputs)
@@ -92,7 +82,7 @@ impl Pass<'_> {
         tape: &mut Tape,
     ) {
         let (spec, panels) = (&self.geo.spec, &self.layer.panels);
-        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
+        if let Some(tiles) = self.tiles::<T>(tape) {
             let mut points = T::lane(tape).pool.take(tiles.weight_len());
             winograd::transform_weight(weight, tiles.inputs, tiles.outputs, false, &mut points);
             self.convolve(tiles, source, &points, out, epilogue, sums, tape);
@@ -175,8 +165,8 @@ impl Pass<'_> {
         }
         let cut = panels.transposed_panels();
         let mut turned = T::lane(tape).pool.take(panels.transposed_len());
-        if let Some(tiles) = self.tiles::<T>(winograd::FORWARD, tape) {
-            let tiles = Tiles { inputs: tiles.outputs, outputs: tiles.inputs, ..tiles };
+        if let Some(tiles) = self.tiles::<T>(tape) {
+            let tiles = tiles.turned();
             panels.transpose(weight, &mut turned);
             let mut points = T::lane(tape).pool.take(tiles.weight_len());
             winograd::transform_weight(&turned, tiles.inputs, tiles.outputs, true, &mut points);
@@ -230,7 +220,7 @@ impl Pass<'_> {
             .run();
             return gradient;
         }
-        if let Some(tiles) = self.tiles::<T>(winograd::GRADIENT, tape) {
+        if let Some(tiles) = self.tiles::<T>(tape) {
             let mut scratch = pool.take(tiles.gradient_scratch_len());
             let (gradient, scratch) = (&mut gradient[..], &mut scratch[..]);
             winograd::WeightGradient { tiles, source, dy, gradient, scratch }.run();
