@@ -19,15 +19,13 @@ struct Carrier {
     name: &'static str,
     /// Images of a batch.
     batch: usize,
-    /// `[data]`, networks, and how the teacher is trained.
-    text: &'static str,
+    data: &'static str,
+    /// Networks, and how long the teacher is trained.
+    networks: &'static str,
 }
 
-/// 168 training images in 12 batches.
-const CLASSIFIER: Carrier = Carrier {
-    name: "classifier",
-    batch: 14,
-    text: r#"
+/// 168 training images.
+const SCENES: &str = r#"
 [data]
 dataset = "scenes"
 ratio = 80
@@ -36,6 +34,24 @@ image_size = 48
 options = { size = 48, per_class = 10 }
 train_transforms = []
 test_transforms = []
+"#;
+
+/// 84 training images with masks.
+const FIELDS: &str = r#"
+[data]
+dataset = "fields"
+split = "official"
+image_size = 32
+options = { size = 32, images = 105 }
+train_transforms = []
+test_transforms = []
+"#;
+
+const CLASSIFIER: Carrier = Carrier {
+    name: "classifier",
+    batch: 14,
+    data: SCENES,
+    networks: r#"
 [teacher]
 backbone = "mobilenetv2_050"
 [teacher.train]
@@ -51,33 +67,19 @@ backbone = "mobilenetv2_035"
 const EXITS: Carrier = Carrier {
     name: "exits",
     batch: 14,
-    text: r#"
-[data]
-dataset = "scenes"
-ratio = 80
-per_class = [8, 1]
-image_size = 48
-options = { size = 48, per_class = 10 }
-train_transforms = []
-test_transforms = []
+    data: SCENES,
+    networks: r#"
 [student]
 backbone = "exits"
 variant = { backbone = "mobilenetv2_035" }
 "#,
 };
 
-/// 84 training images with masks in as many batches.
 const SEGMENTER: Carrier = Carrier {
     name: "segmenter",
     batch: 7,
-    text: r#"
-[data]
-dataset = "fields"
-split = "official"
-image_size = 32
-options = { size = 32, images = 105 }
-train_transforms = []
-test_transforms = []
+    data: FIELDS,
+    networks: r#"
 [teacher]
 backbone = "deeplabv3plus"
 variant = { backbone = "mobilenetv2_050" }
@@ -230,8 +232,9 @@ fn prepare(method: &str, carrier: &Carrier, context: &Context) -> Result<Cell> {
     // A warm-up would let the loss grow with the weight.
     let loss = format!("[[loss]]\nmethod = \"{method}\"\nwarmup_epochs = 0.0\n");
     let text = format!(
-        "title = \"{method}\"\n{}{labels}{loss}{}",
-        carrier.text,
+        "title = \"{method}\"\n{}{}{labels}{loss}{}",
+        carrier.data,
+        carrier.networks,
         recipe(carrier.batch, begins(method) + 1)
     );
     let experiment = Experiment::parse(&text, &format!("{}.toml", carrier.name), carrier.name)?;

@@ -50,16 +50,19 @@ pub(super) fn of_zip(file: &File) -> Result<Vec<Stored>, String> {
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     let pickled = Pickled::read(&mut reader.take(size))?;
-    pickled
-        .tensors()?
-        .into_iter()
-        .map(|(name, at)| {
-            let (start, size) = *places
-                .get(&at.storage)
-                .ok_or_else(|| format!("`{name}` lies in record {}, which is not there", at.storage))?;
-            stored(name, &at, start, size)
-        })
-        .collect()
+    all_stored(pickled, &places)
+}
+
+/// The tensors of a pickle, whose storages begin at these places and have these sizes.
+fn all_stored(pickled: Pickled, places: &HashMap<String, (u64, u64)>) -> Result<Vec<Stored>, String> {
+    let tensors = pickled.tensors()?.into_iter();
+    let found = tensors.map(|(name, at)| {
+        let (start, size) = *places
+            .get(&at.storage)
+            .ok_or_else(|| format!("`{name}` lies in storage {}, which is not there", at.storage))?;
+        stored(name, &at, start, size)
+    });
+    found.collect()
 }
 
 fn byte_order(mut record: impl Read) -> Result<(), String> {
@@ -103,16 +106,7 @@ pub(super) fn of_row(file: &File, length: u64) -> Result<Vec<Stored>, String> {
         at += size;
         reader.seek(SeekFrom::Start(at)).map_err(|e| e.to_string())?;
     }
-    pickled
-        .tensors()?
-        .into_iter()
-        .map(|(name, at)| {
-            let (start, size) = *places
-                .get(&at.storage)
-                .ok_or_else(|| format!("`{name}` lies in storage {}, which is not there", at.storage))?;
-            stored(name, &at, start, size)
-        })
-        .collect()
+    all_stored(pickled, &places)
 }
 
 /// A tensor whose storage begins at `start` and has `size` bytes: refused where it reaches outside of
