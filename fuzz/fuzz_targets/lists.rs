@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| stillhouse_datasets::fuzz::lists(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| stillhouse_datasets::fuzz::lists(bytes).expect("a folder for temporary files"));

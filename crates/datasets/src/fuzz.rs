@@ -1,11 +1,12 @@
 //! What the fuzz targets in `fuzz/` call: one function per reader of untrusted files, bytes in.
 //!
 //! Whether the bytes are read or refused does not matter; a panic, a hang or memory without bound
-//! is a finding. Readers of folders get a folder of their own that is thrown away.
+//! is a finding. Readers of files get a folder of their own that is thrown away; an error is one of
+//! that folder.
 
 use std::fs;
+use std::io::Result;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fetch::{archive as archives, parquet};
 use crate::findings::Notes;
@@ -55,17 +56,17 @@ pub fn mat(bytes: &[u8]) {
 }
 
 /// Parquet files of images and labels.
-pub fn parquet(bytes: &[u8]) {
+pub fn parquet(bytes: &[u8]) -> Result<()> {
     in_a_folder(|folder| {
         let path = folder.join("fuzzed.parquet");
         fs::write(&path, bytes)?;
         let _ = parquet::footer(&path).and_then(|footer| parquet::rows(&path, &footer, |_, _| Ok(())));
         Ok(())
-    });
+    })
 }
 
 /// Archives: tar, tar.gz and zip. Nothing may be written outside of the target.
-pub fn archive(bytes: &[u8]) {
+pub fn archive(bytes: &[u8]) -> Result<()> {
     in_a_folder(|folder| {
         let (path, into) = (folder.join("fuzzed"), folder.join("into"));
         fs::write(&path, bytes)?;
@@ -73,12 +74,12 @@ pub fn archive(bytes: &[u8]) {
         let _ = archives::unpack(&path, &into, &[], "");
         assert_eq!(fs::read_dir(folder)?.count(), 2, "something was written outside");
         Ok(())
-    });
+    })
 }
 
 /// Lists of lines, and the lists by image id of CUB and NABirds: the bytes up to a byte 255 are the
 /// first of four lists, and so on.
-pub fn lists(bytes: &[u8]) {
+pub fn lists(bytes: &[u8]) -> Result<()> {
     in_a_folder(|folder| {
         let names = ["images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"];
         let mut parts = bytes.splitn(names.len(), |b| *b == 0xff);
@@ -95,14 +96,28 @@ pub fn lists(bytes: &[u8]) {
             }
         }
         Ok(())
-    });
+    })
 }
 
-fn in_a_folder(run: impl FnOnce(&Path) -> std::io::Result<()>) {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let name = format!("stillhouse-fuzz-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let folder = std::env::temp_dir().join(name);
-    let result = fs::create_dir_all(&folder).and_then(|()| run(&folder));
-    let _ = fs::remove_dir_all(&folder);
-    result.expect("a folder for temporary files");
+fn in_a_folder(run: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    run(tempfile::tempdir()?.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a target does with whole and with broken files, also where no fuzzer is at hand.
+    #[test]
+    fn targets_run() {
+        let lists: &[u8] = b"1 a/b.jpg\n2 a/c.jpg\n\xff1 1\n2 1\n\xff1 1\n2 0\n\xff1 001.a\n";
+        for bytes in [b"".as_slice(), b"x", b"\xff\xd8\xff\xe0\0\x10JFIF", b"PK\x05\x06", lists, &[0; 600]] {
+            for target in [jpeg, png, tiff, bmp, mat] {
+                target(bytes);
+            }
+            for target in [parquet, archive, self::lists] {
+                target(bytes).unwrap();
+            }
+        }
+    }
 }
