@@ -107,9 +107,12 @@ fn measure(recipe: &Recipe, context: &Context) -> Result<Pace, Problem> {
         seed: recipe.seed,
         ..recipe.clone()
     };
-    let text = tiny.text().replace("every_epochs = 1", "every_epochs = 0");
-    let text = text.replacen("epochs = 1\n", "epochs = 2\n", 1); // the teacher's
-    let experiment = Experiment::parse(&text, "the steps that are measured", "measure").prepared()?;
+    let mut experiment =
+        Experiment::parse(&tiny.text(), "the steps that are measured", "measure").prepared()?;
+    experiment.set("eval.every_epochs=0").prepared()?;
+    if !tiny.given_teacher() {
+        experiment.set("teacher.train.epochs=2").prepared()?;
+    }
     let context = Context { runs: folder.clone(), ..context.clone() };
     let plan = plan(&experiment, None, &context).prepared()?;
     let outcomes = run_plan(&plan, &context, &mut ());

@@ -92,10 +92,13 @@ impl Recipe {
         self.epochs.div_ceil(2)
     }
 
-    /// Batches of about 64 images with as many classes as that allows.
+    /// Batches with as many classes as they allow: of about 64 images, or fewer where there are few, so
+    /// that an epoch has steps enough for the running statistics of batch norm to follow.
     pub(crate) fn batch(&self) -> [usize; 2] {
-        let classes = self.classes.min(32);
-        [classes, (64 / classes).max(2)]
+        let trained = self.count * self.ratio as usize / 100;
+        let images = (trained / 8).clamp(16, 64);
+        let classes = self.classes.clamp(1, images / 2);
+        [classes, (images / classes).max(2)]
     }
 
     /// The experiment file.
@@ -177,15 +180,15 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         }
         other => other?,
     };
-    let figures = report::Figures {
-        features: vec!["baseline".into(), args.method.clone()],
-        samples: Some(args.method.clone()),
-    };
     let failed = outcomes.iter().any(|o| o.result().is_none());
-    let page = match failed {
-        true => report::write_page(&maker.asked, &made, &args.output, &report::Figures::default(), &context)?,
-        false => report::write_page(&maker.asked, &made, &args.output, &figures, &context)?,
+    let figures = match failed {
+        true => report::Figures::default(),
+        false => report::Figures {
+            features: vec!["baseline".into(), args.method.clone()],
+            samples: Some(args.method.clone()),
+        },
     };
+    let page = report::write_page(&maker.asked, &made, &args.output, &figures, &context)?;
     talk::out(&made.terminal(talk::width()));
     if failed {
         return Ok(Ended::Findings);
