@@ -44,7 +44,8 @@ fn hashes_follow_settings_and_data() {
         let other = hashes(&[set]);
         assert!(other.0 != same.0 && other.1 != same.1, "{set}: both teacher and student are others");
     }
-    for set in ["train.epochs=4", "train.optimiser.lr=0.2", "student.backbone=big"] {
+    for set in ["train.epochs=4", "train.optimiser.lr=0.2", "student.backbone=big", "teacher.precision=bf16"]
+    {
         let other = hashes(&[set]);
         assert!(other.0 == same.0 && other.1 != same.1, "{set}: the teacher stays the same");
     }
@@ -235,4 +236,21 @@ fn a_failed_teacher_fails_its_students_only() {
     assert!(matches!(&outcomes[1], Outcome::Failed(why) if why.contains("mine.txt")));
     assert!(matches!(&outcomes[2], Outcome::Failed(why) if why.contains("needs the teacher")));
     assert!(matches!((&outcomes[0], &outcomes[9]), (Outcome::Trained(_), Outcome::Trained(_))));
+}
+
+/// In bf16 a teacher teaches something else, or the machine's lack is named.
+#[test]
+fn a_teacher_may_compute_in_bf16() {
+    let root = tempfile::tempdir().unwrap();
+    let context = toy::context(root.path());
+    let full = run_plan(&planned(&context, &[]), &context, &mut ()).unwrap();
+    let low = run_plan(&planned(&context, &["teacher.precision=bf16"]), &context, &mut ()).unwrap();
+    assert!(matches!(&low[0], Outcome::Finished(_)), "it is the same teacher");
+    match (&full[1], &low[1]) {
+        (Outcome::Trained(full), Outcome::Trained(low)) => {
+            assert_ne!(full.student_sha256, low.student_sha256);
+        }
+        (Outcome::Trained(_), Outcome::Failed(why)) => assert!(why.contains("AMX"), "{why}"),
+        other => panic!("{other:?}"),
+    }
 }
