@@ -49,6 +49,8 @@ struct Args {
 }
 
 fn main() -> anyhow::Result<()> {
+    // As the binary of the command line does.
+    stillhouse_ops::keep_freed_memory();
     let mut args = Args::parse();
     args.python = args.python.or_else(|| std::env::var_os("STILLHOUSE_PYTHON").map(PathBuf::from));
     if let Some(name) = &args.serve {

@@ -200,6 +200,9 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         }
         if let Some(total) = add_up(terms)? {
             let gradients = Gradients::of_graph(&student.params, &total)?;
+            // It stays as it is: against a teacher of random weights, whose logits are huge, it would
+            // run away. The step costs the same.
+            let hyper = Hyper { lr: 0.0, ..hyper };
             sgd.step(&student.params, &gradients, |p| is_opponents(p).then_some(hyper))?;
         }
         for method in &mut methods {

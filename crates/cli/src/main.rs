@@ -93,6 +93,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    stillhouse_ops::keep_freed_memory();
     talk::set_panic_message();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

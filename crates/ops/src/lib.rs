@@ -24,6 +24,7 @@ mod tape;
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use kernels::geometry::{ConvSpec, Padding};
+pub use kernels::memory::keep_freed_memory;
 pub use kernels::tap_gemm::Act;
 pub use layers::attention::WindowAttention;
 pub use layers::conv::ConvBnAct;

@@ -10,6 +10,7 @@ pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod geometry;
 pub(crate) mod layer_norm;
+pub(crate) mod memory;
 pub(crate) mod norm;
 pub(crate) mod optim;
 pub(crate) mod patches;
