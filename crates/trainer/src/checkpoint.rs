@@ -14,7 +14,7 @@ use crate::{Error, Result, tensors};
 
 const FORMAT: u32 = 1;
 const KEPT: usize = 2;
-const PREFIX: &str = "checkpoint-";
+pub(crate) const PREFIX: &str = "checkpoint-";
 
 /// Where a run stands, besides its tensors. Random numbers are addressed by step and need nothing
 /// else.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use stillhouse_core::data::Split;
 use stillhouse_core::{Error as CoreError, Rng, config, files};
 
+use crate::checkpoint;
 use crate::config::{CellConfig, to_toml};
 use crate::{Cell, CellResult, Context, EpochLog, Error, Network, Result, Role, tensors};
 
@@ -62,6 +63,10 @@ impl Folder {
         }
         let found = RunInfo::read(&path)?;
         if found.hash != cell.hash {
+            if !self.has_work()? {
+                // An error ended that run before its first checkpoint: it may be put right and run here.
+                return fs::remove_file(&path).map_err(|e| CoreError::io(&path)(e).into());
+            }
             let what = format!(
                 "holds the run `{}` with hash {}, not `{}` with hash {}: its settings or its data differ; \
                  choose another output folder",
@@ -70,6 +75,24 @@ impl Folder {
             return Err(Error::folder(&self.0, what));
         }
         Ok(())
+    }
+
+    /// Whether a checkpoint, a line of the log or a result is there.
+    fn has_work(&self) -> Result<bool> {
+        for entry in fs::read_dir(&self.0).map_err(CoreError::io(&self.0))? {
+            let name = entry.map_err(CoreError::io(&self.0))?.file_name();
+            let is = |path: PathBuf| path.file_name() == Some(&name);
+            let checkpoint = name.to_string_lossy().starts_with(checkpoint::PREFIX);
+            if checkpoint
+                || is(self.log())
+                || is(self.student())
+                || is(self.predictions())
+                || is(self.result())
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Writes `config.toml`, the first time.

@@ -194,6 +194,15 @@ fn a_folder_belongs_to_one_process_and_one_run() {
     assert!(e.contains("choose another output folder"), "{e}");
     assert_eq!(fs::read(output.join("result.json")).unwrap(), before);
 
+    // A run that an error ended before its first checkpoint does not keep its folder from the run that
+    // puts it right.
+    let output = root.path().join("wrong");
+    let single = |sets: &[&str]| plan_single(&toy::experiment(sets), None, &output, &context).unwrap();
+    let silent = "loss=[{ method = \"ce\" }, { method = \"odd\", ce_weight = 0.9, silent = 1 }]";
+    run_cell(&single(&["train.epochs=1", silent]).cells[0], &context, &mut ()).unwrap_err();
+    assert!(output.join("config.toml").exists());
+    run_cell(&single(&["train.epochs=1", "loss=[]"]).cells[0], &context, &mut ()).unwrap();
+
     let foreign = root.path().join("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.tex"), "precious").unwrap();
