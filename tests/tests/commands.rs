@@ -274,7 +274,9 @@ fn own_images_in_one_command() {
     ];
     let said = run(folder.path(), &args).code(0);
     assert!(said.stdout.contains("stillhouse predict out"), "{}", said.stdout);
-    for file in ["student.safetensors", "config.toml", "report.html", "table.json", "distill.toml"] {
+    for file in
+        ["student.safetensors", "student.onnx", "config.toml", "report.html", "table.json", "distill.toml"]
+    {
         assert!(folder.path().join("out").join(file).is_file(), "{file}");
     }
     let page = std::fs::read_to_string(folder.path().join("out/report.html")).unwrap();

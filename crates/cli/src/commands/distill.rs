@@ -6,7 +6,7 @@ use stillhouse_core::files;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_trainer::{Context, Experiment, Plan, Role, plan, run_plan};
 
-use crate::commands::{budget, common, cost, report, table};
+use crate::commands::{budget, common, cost, report, table, weights_export};
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Prepared, Problem};
 use crate::progress::Progress;
@@ -26,8 +26,8 @@ Examples:
 
 The images are split (the same class shares in both parts), the teacher is fine-tuned, the student is
 trained with its help and, for comparison, alone. OUT then holds student.safetensors and config.toml,
-which `stillhouse predict OUT image.jpg` takes, and the page report.html. Started again, the same
-command goes on where it was stopped.";
+which `stillhouse predict OUT image.jpg` takes, student.onnx for other programs, and the page
+report.html. Started again, the same command goes on where it was stopped.";
 
 /// Make a small network from own images, with the help of a large one
 #[derive(Debug, clap::Args)]
@@ -195,8 +195,19 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     }
     hand_over(&plan, args)?;
     let output = args.output.display();
+    let onnx = match weights_export::onnx_of_run(&args.output) {
+        Ok(bytes) => {
+            files::write_atomic(&args.output.join("student.onnx"), &bytes)?;
+            format!("         {output}/student.onnx\n")
+        }
+        Err(problem) => {
+            // Not every network has a form in ONNX; the student is there all the same.
+            talk::say(&format!("no student.onnx: {:#}", problem.error));
+            String::new()
+        }
+    };
     talk::out(&format!(
-        "\nstudent  {output}/student.safetensors\nreport   {}\npredict  stillhouse predict {output} IMAGE...",
+        "\nstudent  {output}/student.safetensors\n{onnx}report   {}\npredict  stillhouse predict {output} IMAGE...",
         page.display()
     ));
     Ok(Ended::Well)

@@ -72,20 +72,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Dtype::F32 => Precision::F32,
         Dtype::F16 => Precision::F16,
     };
-    let onnx = if args.onnx {
-        // What ONNX lacks is told before anything is written.
-        let about = onnx::About {
-            name: card.arch.clone(),
-            metadata: vec![
-                ("mean".into(), card.mean.map(|v| v.to_string()).join(" ")),
-                ("std".into(), card.std.map(|v| v.to_string()).join(" ")),
-                ("classes".into(), card.classes.join("\n")),
-            ],
-        };
-        Some(onnx::model(network.as_ref(), &params, (card.size, card.size), &["logits"], &about)?)
-    } else {
-        None
-    };
+    // What ONNX lacks is told before anything is written.
+    let onnx = args.onnx.then(|| as_onnx(network.as_ref(), &params, &card)).transpose()?;
     let (mut files, missing) = export(&params, &card, &args.output, precision)?;
     if let Some(bytes) = onnx {
         let path = args.output.join("model.onnx");
@@ -104,6 +92,24 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let lines: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
     talk::out(&lines.join("\n"));
     Ok(Ended::Well)
+}
+
+/// The student of a finished run as ONNX, with its classes and what its images are normalised by.
+pub(crate) fn onnx_of_run(folder: &Path) -> Result<Vec<u8>, Problem> {
+    let (network, params, card) = of_run(folder)?;
+    as_onnx(network.as_ref(), &params, &card)
+}
+
+fn as_onnx(network: &dyn Backbone, params: &Params, card: &Card) -> Result<Vec<u8>, Problem> {
+    let about = onnx::About {
+        name: card.arch.clone(),
+        metadata: vec![
+            ("mean".into(), card.mean.map(|v| v.to_string()).join(" ")),
+            ("std".into(), card.std.map(|v| v.to_string()).join(" ")),
+            ("classes".into(), card.classes.join("\n")),
+        ],
+    };
+    Ok(onnx::model(network, params, (card.size, card.size), &["logits"], &about)?)
 }
 
 /// The student of a finished run.
