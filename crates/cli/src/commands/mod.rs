@@ -14,6 +14,7 @@ pub(crate) mod fetch;
 pub(crate) mod figures;
 pub(crate) mod list;
 pub(crate) mod predict;
+pub(crate) mod predict_masks;
 pub(crate) mod report;
 pub(crate) mod reproduce;
 pub(crate) mod runs;
