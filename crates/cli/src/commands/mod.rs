@@ -13,6 +13,7 @@ pub(crate) mod explain_experiment;
 pub(crate) mod fetch;
 pub(crate) mod figures;
 pub(crate) mod list;
+pub(crate) mod overlays;
 pub(crate) mod predict;
 pub(crate) mod predict_masks;
 pub(crate) mod report;
