@@ -14,10 +14,10 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
 
 help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PROFILE=smoke|reduced|paper for the tables (now: $(PROFILE)), ARGS=... for its command"
 
@@ -73,6 +73,15 @@ deny: cargo
 
 kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
+
+reproduce-frkd-table1: cargo ## Run Table 1 of the FRKDNet paper: what each part brings (segmentation)
+	$(REPRODUCE) frkd_table1 --profile $(PROFILE) $(ARGS)
+
+reproduce-frkd-table2: cargo ## Run Table 2: FRKDNet beside other methods, two students, overlays
+	$(REPRODUCE) frkd_table2 --profile $(PROFILE) $(ARGS)
+
+reproduce-frkd-gamma: cargo ## Run Fig. 4: mean IoU over gamma
+	$(REPRODUCE) frkd_gamma --profile $(PROFILE) $(ARGS)
 
 slurm-test: cargo ## A small grid through a real Slurm on this machine, a task killed (needs slurm-wlm, munge, root)
 	$(CARGO) build --release --locked -p stillhouse-cli --bin stillhouse

@@ -2,7 +2,8 @@
 
     python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS
 
-WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load` or a distillation method (`kd`, `class_centre`). Reads a count a line and
+WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load` or a distillation method (`kd`, `class_centre`; `cd`
+between two DeepLabV3+). Reads a count a line and
 answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
 collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
 teacher, gradients set to none, the layout that is asked for.
@@ -41,13 +42,13 @@ def taps(model, x):
 
 
 class DeepLabV3Plus(nn.Module):
-    """On timm's ResNet18 at output stride 16, as `crates/backbones/src/deeplabv3plus.rs`."""
+    """On a ResNet of timm at output stride 16, as `crates/backbones/src/deeplabv3plus.rs`."""
 
-    def __init__(self, classes):
+    def __init__(self, classes, backbone="resnet18"):
         super().__init__()
         import timm
 
-        self.backbone = timm.create_model("resnet18", features_only=True, output_stride=16, out_indices=(1, 4))
+        self.backbone = timm.create_model(backbone, features_only=True, output_stride=16, out_indices=(1, 4))
         low, high = self.backbone.feature_info.channels()
         conv = lambda i, o, k, rate=1: nn.Sequential(
             nn.Conv2d(i, o, k, padding=rate * (k // 2), dilation=rate, bias=False), nn.BatchNorm2d(o), nn.ReLU(True)
@@ -56,13 +57,17 @@ class DeepLabV3Plus(nn.Module):
         self.pool, self.project, self.low = conv(high, 256, 1), conv(5 * 256, 256, 1), conv(low, 48, 1)
         self.fuse = nn.Sequential(conv(304, 256, 3), conv(256, 256, 3), nn.Conv2d(256, classes, 1))
 
-    def forward(self, images):
+    def low_logits(self, images):
+        """Logits at stride 4."""
         low, x = self.backbone(images)
         mean = self.pool(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
         x = self.project(torch.cat([branch(x) for branch in self.branches] + [mean], 1))
         low = self.low(low)
         x = F.interpolate(x, low.shape[2:], mode="bilinear", align_corners=False)
-        return F.interpolate(self.fuse(torch.cat([low, x], 1)), images.shape[2:], mode="bilinear", align_corners=False)
+        return self.fuse(torch.cat([low, x], 1))
+
+    def forward(self, images):
+        return F.interpolate(self.low_logits(images), images.shape[2:], mode="bilinear", align_corners=False)
 
 
 def make_network(name):
@@ -79,6 +84,13 @@ def kd(student, teacher, temperature=4.0):
     p = F.log_softmax(student / temperature, 1)
     q = F.softmax(teacher / temperature, 1)
     return F.kl_div(p, q, reduction="batchmean") * temperature**2
+
+
+def cd(student, teacher, temperature=4.0):
+    """Channel-wise distillation (Shu et al. 2021) as the authors write it: a softmax over the positions."""
+    student, teacher = (x.flatten(2).flatten(0, 1) / temperature for x in (student, teacher))
+    loss = F.kl_div(F.log_softmax(student, 1), F.softmax(teacher, 1), reduction="sum")
+    return 3.0 * temperature**2 * loss / student.shape[0]
 
 
 def mmd(student, teacher):
@@ -170,15 +182,23 @@ def main():
                 module.p = 0.0  # as on the other side
         model.train()
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-        teacher = make("resnet50").eval() if work != "train" else None
+        teacher = None
+        if work == "cd":
+            teacher = DeepLabV3Plus(21, "resnet50").to(memory_format=memory_format).eval()
+        elif work != "train":
+            teacher = make("resnet50").eval()
 
         def step():
             if teacher is not None:
                 with torch.inference_mode():
-                    maps, soft = taps(teacher, images)
+                    maps, soft = (None, teacher.low_logits(images)) if work == "cd" else taps(teacher, images)
             sgd.zero_grad()
             if teacher is None:
                 loss = F.cross_entropy(model(images), labels)
+            elif work == "cd":
+                low = model.low_logits(images)
+                logits = F.interpolate(low, images.shape[2:], mode="bilinear", align_corners=False)
+                loss = F.cross_entropy(logits, labels) + cd(low, soft)
             else:
                 features, logits = taps(model, images)
                 loss = F.cross_entropy(logits, labels)

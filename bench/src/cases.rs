@@ -11,7 +11,8 @@ pub(crate) enum Work {
     Frozen,
     /// The same in bf16: on our side by `Precision::Bf16`, on PyTorch's by autocast.
     FrozenBf16,
-    /// A frozen ResNet50 teaches by this method of the registry, with cross-entropy.
+    /// A frozen ResNet50, or DeepLabV3+ on it, teaches by this method of the registry, with
+    /// cross-entropy.
     Distil(&'static str),
     /// JPEG files to batches: decoded, cut at random, resized, mirrored, normalised. `network` is
     /// the folder of the files, named by their size.
@@ -54,6 +55,7 @@ pub(crate) const CASES: &[Case] = &[
     case("centre-resnet18-224", "resnet18", Work::Distil("class_centre"), 8, 224),
     case("kd-mobilenetv2-64", "mobilenetv2_100", Work::Distil("kd"), 16, 64),
     case("centre-mobilenetv2-64", "mobilenetv2_100", Work::Distil("class_centre"), 16, 64),
+    case("cd-deeplab-256", "deeplabv3plus", Work::Distil("cd"), 4, 256),
     case("loader-256x256", "256x256", Work::Load, 32, 224),
     case("loader-500x375", "500x375", Work::Load, 32, 224),
 ];
@@ -75,6 +77,9 @@ impl Case {
             Work::Train => "training step".to_string(),
             Work::Frozen => "frozen, forward only".to_string(),
             Work::FrozenBf16 => "frozen, forward only, in bf16".to_string(),
+            Work::Distil(method) if self.is_dense() => {
+                format!("on ResNet18, the same on ResNet50, frozen, teaches by {method}")
+            }
             Work::Distil(method) => format!("frozen ResNet50 teaches by {method}"),
             Work::Load => format!("JPEG files to {} batches", crate::load::BATCHES),
         };

@@ -79,7 +79,8 @@ impl Carrier {
         let (plain, student, teacher, batch) = self.networks();
         let (student, teacher) = if method.is_some() { (student, teacher) } else { (plain, None) };
         let method = method.map(String::from);
-        Setting { student, teacher, method, batch, size: 64, masks: self == Self::Segmenter }
+        let (options, masks) = (toml::Table::new(), self == Self::Segmenter);
+        Setting { student, teacher, method, options, batch, size: 64, masks }
     }
 }
 

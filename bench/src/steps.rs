@@ -47,6 +47,8 @@ pub(crate) struct Setting {
     pub(crate) teacher: Option<Model>,
     /// Beside the cross-entropy, unless it brings that itself.
     pub(crate) method: Option<String>,
+    /// Settings of the method.
+    pub(crate) options: toml::Table,
     pub(crate) batch: usize,
     pub(crate) size: usize,
     /// Labels for every pixel.
@@ -63,7 +65,8 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
         name if name.starts_with("swin_") => toml::from_str("drop_path = 0.0")?,
         _ => toml::Table::new(),
     };
-    let student = Model::new(case.network, variant);
+    let student = Model::new(case.network, variant.clone());
+    let mut options = toml::Table::new();
     let (method, teacher) = match case.work {
         Work::Load => return crate::load::make(case),
         Work::Frozen | Work::FrozenBf16 => {
@@ -80,9 +83,17 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
             }));
         }
         Work::Train => (None, None),
+        Work::Distil(method) if case.is_dense() => {
+            // Logits before the upsampling, as in FRKDNet's tables.
+            options.insert("tap".into(), "logits_low".into());
+            let mut variant = variant;
+            variant.insert("backbone".into(), "resnet50".into());
+            (Some(method.to_string()), Some(Model::new(case.network, variant)))
+        }
         Work::Distil(method) => (Some(method.to_string()), Some(Model::new("resnet50", toml::Table::new()))),
     };
-    train(Setting { student, teacher, method, batch: case.batch, size: case.size, masks: case.is_dense() })
+    let (batch, size, masks) = (case.batch, case.size, case.is_dense());
+    train(Setting { student, teacher, method, options, batch, size, masks })
 }
 
 /// Noise, `[B, 3, size, size]`.
@@ -115,11 +126,11 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     let student = setting.student.build(1)?;
     let mut methods = Vec::new();
     if let Some(name) = &setting.method {
-        methods.push(build(name)?);
+        methods.push(build(name, &setting.options)?);
     }
     let brings_ce = |m: &dyn Distiller| m.weights().iter().any(|(name, _)| name.starts_with("ce"));
     if !methods.iter().any(|method| brings_ce(method.as_ref())) {
-        methods.insert(0, build("ce")?);
+        methods.insert(0, build("ce", &toml::Table::new())?);
     }
     let needs = |of: fn(&dyn Distiller) -> Vec<String>| {
         let mut taps: Vec<String> = methods.iter().flat_map(|m| of(m.as_ref())).collect();
@@ -234,7 +245,7 @@ fn is_opponents(param: &Param) -> bool {
     param.name.starts_with("connector.") && param.name.split('.').nth(2) == Some(OPPONENT)
 }
 
-fn build(name: &str) -> anyhow::Result<Box<dyn Distiller>> {
+fn build(name: &str, options: &toml::Table) -> anyhow::Result<Box<dyn Distiller>> {
     let row = *stillhouse_losses::registry().get(name)?;
-    Ok((row.build)(&toml::Table::new())?)
+    Ok((row.build)(options)?)
 }

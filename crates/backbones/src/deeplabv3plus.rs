@@ -14,7 +14,8 @@
 //! are upsampled; `logits`, `[B, classes, H, W]` in the size of the image.
 //!
 //! *Variants*: `backbone`, `output_stride` 16, 8 or 32 (rates 6 12 18, twice and half of that),
-//! `dropout` after the pyramid; all others are the backbone's own.
+//! `dropout` after the pyramid; all others are the backbone's own. The rows that name their backbone
+//! are the same network; with them it is no variant.
 //!
 //! *Names*: timm's below `backbone.`, then `aspp.branch0`..`branch3`, `aspp.pool`, `aspp.project`,
 //! `low_project`, `fuse1`, `fuse2` (`.0` the convolution, `.1` its batch norm), `classifier`.
@@ -31,20 +32,40 @@ use crate::body::{ALL, Body, body, split};
 use crate::count::Work;
 use crate::{check_classes, conv};
 
-/// The one row: the backbone is a variant.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[Entry {
-    name: "deeplabv3plus",
-    summary: "dense prediction: atrous spatial pyramid and decoder on a backbone",
-    source: "Chen et al. 2018, Encoder-Decoder with Atrous Separable Convolution, section 3",
-    defaults,
-    build,
-}];
+/// The row whose backbone is a variant.
+const ANY: &str = "deeplabv3plus";
 
-fn defaults() -> String {
-    "backbone = \"resnet18\"  # any network with maps at stride 4\n\
-     output_stride = 16  # Chen et al. 2018, section 3.1; 8 or 32\n\
-     dropout = 0.1  # after the pyramid, as in the authors' code\n"
-        .into()
+/// One on any backbone, and a row for each of those that have a place in tables, so that a table's axis
+/// can name them.
+pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+    row(ANY, || defaults("resnet18")),
+    row("deeplabv3plus_resnet18", || defaults("resnet18")),
+    row("deeplabv3plus_resnet50", || defaults("resnet50")),
+    row("deeplabv3plus_resnet101", || defaults("resnet101")),
+    row("deeplabv3plus_mobilenetv2_100", || defaults("mobilenetv2_100")),
+];
+
+const fn row(name: &'static str, defaults: fn() -> String) -> Entry<BackboneBuild> {
+    Entry {
+        name,
+        summary: "dense prediction: atrous spatial pyramid and decoder on a backbone",
+        source: "Chen et al. 2018, Encoder-Decoder with Atrous Separable Convolution, section 3",
+        defaults,
+        build,
+    }
+}
+
+fn defaults(backbone: &str) -> String {
+    format!(
+        "backbone = \"{backbone}\"  # any network with maps at stride 4\n\
+         output_stride = 16  # Chen et al. 2018, section 3.1; 8 or 32\n\
+         dropout = 0.1  # after the pyramid, as in the authors' code\n"
+    )
+}
+
+/// The backbone that a row's name tells.
+fn named(row: &str) -> Option<&str> {
+    row.strip_prefix(ANY)?.strip_prefix('_')
 }
 
 fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
@@ -58,14 +79,14 @@ pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize))
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Variant {
-    backbone: String,
+    backbone: Option<String>,
     output_stride: usize,
     dropout: f64,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Self { backbone: "resnet18".into(), output_stride: 16, dropout: 0.1 }
+        Self { backbone: None, output_stride: 16, dropout: 0.1 }
     }
 }
 
@@ -149,6 +170,14 @@ impl DeepLabV3Plus {
         check_classes(request)?;
         let (own, mut inner) = split(&request.variant, &KEYS);
         let variant: Variant = from_table(&own, &format!("variant of {name}"))?;
+        let backbone = match (named(&name), variant.backbone) {
+            (Some(own), Some(other)) if own != other => {
+                let found = format!("backbone is `{other}`, its own is {own}; take `{ANY}` for others");
+                return Err(Error::unfit(&name, found));
+            }
+            (Some(own), _) => own.to_string(),
+            (None, given) => given.unwrap_or_else(|| "resnet18".into()),
+        };
         let stride = variant.output_stride;
         if ![8, 16, 32].contains(&stride) {
             return Err(Error::unfit(&name, format!("output_stride is {stride}; allowed are 32, 16, 8")));
@@ -160,7 +189,7 @@ impl DeepLabV3Plus {
         if stride != 32 {
             inner.insert("output_stride".into(), (stride as i64).into());
         }
-        let inner = BackboneRequest { name: variant.backbone, classes: request.classes, variant: inner };
+        let inner = BackboneRequest { name: backbone, classes: request.classes, variant: inner };
         let body = body(&inner, &p.pp("backbone"))?;
         let stages = body.stages();
         let (first, last) = match (stages.first(), stages.last()) {

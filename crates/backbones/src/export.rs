@@ -109,7 +109,11 @@ impl Card {
         if timm.is_ok() {
             text.push_str("library_name: timm\n");
         }
-        let task = if self.arch == "deeplabv3plus" { "image-segmentation" } else { "image-classification" };
+        let task = if self.arch.starts_with("deeplabv3plus") {
+            "image-segmentation"
+        } else {
+            "image-classification"
+        };
         text.push_str(&format!(
             "pipeline_tag: {task}\ntags: [knowledge-distillation]\n---\n\n# {}\n\n",
             self.arch

@@ -221,6 +221,7 @@ fn mistakes_are_named() {
         ("deeplabv3plus", "backbone = 'resnet19'", "did you mean"),
         ("deeplabv3plus", "backbone = 'vgg11'", "vgg11"),
         ("deeplabv3plus", "output_stride = 12", "32, 16, 8"),
+        ("deeplabv3plus_resnet18", "backbone = 'resnet50'", "its own is resnet18"),
         ("deeplabv3plus", "stride_in_1x = true", "stride_in_1x1"),
         ("mksmt", "at = [1]", "`exits`"),
         ("mksmt", "backbone = 'cifar_resnet20'", "cifar_resnet20"),

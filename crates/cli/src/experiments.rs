@@ -14,6 +14,9 @@ const BUILTIN: &[(&str, &str)] = &[
     ("table6", include_str!("../../../experiments/table6.toml")),
     ("table7", include_str!("../../../experiments/table7.toml")),
     ("landuse", include_str!("../../../experiments/landuse.toml")),
+    ("frkd_table1", include_str!("../../../experiments/frkd_table1.toml")),
+    ("frkd_table2", include_str!("../../../experiments/frkd_table2.toml")),
+    ("frkd_gamma", include_str!("../../../experiments/frkd_gamma.toml")),
     ("quickstart", include_str!("../../../experiments/quickstart.toml")),
 ];
 

@@ -17,6 +17,7 @@ mod folder;
 pub mod fuzz;
 mod id_lists;
 pub mod image;
+pub mod label_map;
 mod listing;
 mod lists;
 mod loader;

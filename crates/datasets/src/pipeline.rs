@@ -61,13 +61,19 @@ pub enum Transform {
         #[serde(default)]
         padding: usize,
     },
-    /// Scales both sides by a random factor, then cuts a random square, padded right and bottom
-    /// with `fill`; for segmentation.
+    /// Scales both sides by a random factor, then cuts a random box, padded right and bottom with
+    /// `fill`; for segmentation.
     RandomScaleCrop {
-        /// Pixels of a side.
+        /// Pixels of a side; rows where `width` is given.
         size: usize,
+        /// Columns; default as many as rows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        width: Option<usize>,
         /// Factor, from and to.
         scale: [f64; 2],
+        /// The factor is one of `from`, `from + step`, ... up to `to`; default any between them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<f64>,
         /// Colour beyond the image; default `[124, 116, 104]`, ImageNet's mean.
         #[serde(default = "mean_colour")]
         fill: [u8; 3],
@@ -212,7 +218,15 @@ impl Transform {
                 side(size).and(range("scale", scale, 1.0)).and(range("ratio", ratio, 1e3))
             }
             Self::RandomCrop { size, padding } => side(size).and(side(padding + 1)),
-            Self::RandomScaleCrop { size, scale, .. } => side(size).and(range("scale", scale, 64.0)),
+            Self::RandomScaleCrop { size, width, scale, step, .. } => {
+                side(size).and(side(width.unwrap_or(size))).and(range("scale", scale, 64.0))?;
+                match step {
+                    Some(step) if !(step > 0.0 && step <= scale[1]) => {
+                        wrong(format!("step = {step}, expected above 0 and at most {}", scale[1]))
+                    }
+                    _ => Ok(()),
+                }
+            }
             Self::Hflip { p } => chance("hflip", p),
             Self::Vflip { p } => chance("vflip", p),
             Self::Grayscale { p } => chance("grayscale", p),
@@ -269,13 +283,21 @@ impl Transform {
                 let y = draw.below(y as u64 + 1) as i64 - top as i64;
                 pair.cropped((x, y), (size, size), &[0])
             }
-            Self::RandomScaleCrop { size, scale, fill } => {
-                let factor = draw.uniform_in(scale[0], scale[1]);
+            Self::RandomScaleCrop { size, width, scale, step, fill } => {
+                let factor = match step {
+                    None => draw.uniform_in(scale[0], scale[1]),
+                    Some(step) => {
+                        // A little more, so that 0.5 to 2 by 0.1 ends with 2.
+                        let steps = ((scale[1] - scale[0]) / step + 1e-6) as u64;
+                        scale[0] + step * draw.below(steps + 1) as f64
+                    }
+                };
                 let scaled = |n: usize| ((n as f64 * factor) as usize).max(1);
                 let (w, h) = (scaled(w), scaled(h));
-                let x = draw.below(w.saturating_sub(size) as u64 + 1) as i64;
+                let width = width.unwrap_or(size);
+                let x = draw.below(w.saturating_sub(width) as u64 + 1) as i64;
                 let y = draw.below(h.saturating_sub(size) as u64 + 1) as i64;
-                pair.resized((w, h), Filter::Bilinear).cropped((x, y), (size, size), &fill)
+                pair.resized((w, h), Filter::Bilinear).cropped((x, y), (width, size), &fill)
             }
             Self::Hflip { p } if draw.chance(p) => pair.both(t::hflip),
             Self::Vflip { p } if draw.chance(p) => pair.both(t::vflip),
@@ -439,6 +461,7 @@ mod tests {
             (r#"{op="normalize", std=[0.0, 1.0, 1.0]}"#, "above 0"),
             (r#"{op="color_jitter", hue=0.7}"#, "up to 0.5"),
             (r#"{size=3}"#, "op"),
+            (r#"{op="random_scale_crop", size=8, scale=[0.5, 2.0], step=0.0}"#, "step = 0"),
         ] {
             let e = pipeline(text).unwrap_err().to_string();
             assert!(e.contains(expected), "{text}: {e}");
@@ -451,6 +474,23 @@ mod tests {
         let mask = p.fixed(pair(4, 4)).mask.unwrap();
         assert_eq!(mask.pixels.iter().filter(|&&v| v == 4).count(), 16);
         assert_eq!(mask.pixels.iter().filter(|&&v| v == IGNORE).count(), 20);
+    }
+
+    /// Of an image of 10 columns the part that is not padded tells the factor.
+    #[test]
+    fn factors_come_in_steps() {
+        let p =
+            pipeline(r#"{op="random_scale_crop", size=8, width=40, scale=[0.5, 2.0], step=0.1}"#).unwrap();
+        let rng = Rng::new(3);
+        let mut seen = std::collections::BTreeSet::new();
+        for at in 0..200 {
+            let out = p.random(p.fixed(pair(10, 10)), &mut rng.at(0, at));
+            assert_eq!((out.image.width, out.image.height), (40, 8));
+            let row = &out.mask.unwrap().pixels[..40];
+            seen.insert(row.iter().filter(|&&v| v != IGNORE).count());
+        }
+        // 10 x 0.5, 0.6, ... 2.0; a product that falls just short of a whole one is cut off.
+        assert!(seen.len() >= 14 && seen.first() == Some(&5) && seen.last() == Some(&20), "{seen:?}");
     }
 
     proptest! {

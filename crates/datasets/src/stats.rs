@@ -5,6 +5,7 @@ use serde::Serialize;
 use stillhouse_core::Result;
 use stillhouse_core::data::{Dataset, Label, Sample, Task};
 
+use crate::label_map::voc;
 use crate::raster::Raster;
 use crate::transform::{Filter, resize};
 
@@ -164,7 +165,7 @@ pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<R
             let mut all = vec![(row, column, resize(&sample.image.into(), side, side, Filter::Bicubic))];
             if let Label::Mask(mask) = sample.label {
                 let small = resize(&mask.into(), side, side, Filter::Nearest);
-                let pixels = small.pixels.iter().flat_map(|l| colour(*l)).collect();
+                let pixels = small.pixels.iter().flat_map(|l| voc(*l)).collect();
                 all.push((row, column + 1, Raster { channels: 3, pixels, ..small }));
             }
             Ok(all)
@@ -178,17 +179,6 @@ pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<R
         }
     }
     Ok(sheet)
-}
-
-/// A colour for a class: that of the VOC palette.
-fn colour(label: u8) -> [u8; 3] {
-    let mut colour = [0; 3];
-    for j in 0..3 {
-        for (channel, value) in colour.iter_mut().enumerate() {
-            *value |= (label >> (3 * j + channel).min(7) & u8::from(3 * j + channel < 8)) << (7 - j);
-        }
-    }
-    colour
 }
 
 /// A colour image as PNG.
@@ -244,7 +234,5 @@ mod tests {
         assert_eq!(decoded, sheet);
         let sheet = contact_sheet(&Fake::new(&[3, 9]), 8, 12).unwrap();
         assert_eq!((sheet.width, sheet.height), (96, 24));
-        assert_eq!(colour(1), [128, 0, 0]);
-        assert_eq!((colour(2), colour(15), colour(255)), ([0, 128, 0], [192, 128, 128], [224, 224, 192]));
     }
 }

@@ -116,6 +116,26 @@ pub(crate) fn same_logit_maps<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [
     }
 }
 
+/// Refuses maps that are not logits of both networks for the same positions: `logits` itself, or a tap
+/// with a channel for each class.
+pub(crate) fn same_maps_of_logits(shapes: &Shapes, tap: &str, who: &str) -> Result<()> {
+    if tap == "logits" {
+        return same_logit_maps(shapes, who).map(|_| ());
+    }
+    let (student, teacher) = same_size_maps(shapes, tap, who)?;
+    if (student, teacher) == (shapes.classes, shapes.classes) {
+        return Ok(());
+    }
+    Err(Error::unfit(
+        who,
+        format!(
+            "needs logits of {} classes, but the student's tap `{tap}` has {student} channels and the teacher's \
+             {teacher}; take `logits`, or a tap before its last upsampling",
+            shapes.classes
+        ),
+    ))
+}
+
 /// Refuses classes: the method needs label masks.
 pub(crate) fn masks(shapes: &Shapes, who: &str) -> Result<()> {
     match shapes.task {

@@ -27,12 +27,14 @@
 //! of `F*`, their N x N Gram matrices, mean squared difference.
 //!
 //! # Inputs
-//! `logits [B, N, H, W]` of both, and masks of any size: labels are brought to the logits' size (row
-//! `floor(i * H / h)`) for the distances, the logits to the masks' for the cross entropy (bilinear,
+//! The logits of both at `tap`, `[B, N, H, W]`: `logits`, or `logits_low` of a network that has them
+//! before its last upsampling; and masks of any size: labels are brought to the size at `tap` (row
+//! `floor(i * H / h)`) for the distances, `logits` to the masks' for the cross entropy (bilinear,
 //! half-pixel centres). 255 is ignored.
 //!
 //! # Defaults and their source
-//! gamma 0.4 on Cityscapes, 0.5 on VOC: the paper. The choices: the most literal reading.
+//! gamma 0.4 on Cityscapes, 0.5 on VOC: the paper. The choices: the most literal reading. The weights
+//! of `inter` and `intra` are factors on gamma: 0 for an ablation.
 //!
 //! # Where code and paper differ
 //! No code was published.
@@ -65,6 +67,7 @@ pub const ROW: Entry<DistillerBuild> = Entry {
     source: "Jiang et al. 2023, equations (1)-(10), reconstructed",
     defaults: || {
         settings::describe::<FrkdConfig>(&[
+            ("tap", "Jiang et al. 2023, Algorithm 1: the outputs before the softmax"),
             ("C7_contribution", "two normalisations, as the paper words it"),
             ("C8_mask", "keeps the scale of the logits"),
             ("C8_keep", "the paper compares a pixel with its class"),
@@ -74,6 +77,8 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("C11_total", "the paper on gamma = 0.6: too little weight on the labels"),
             ("C11_scale", "the paper names none"),
             ("gamma", "Jiang et al. 2023, Cityscapes; 0.5 on VOC"),
+            ("inter_weight", "Jiang et al. 2023, equation (10)"),
+            ("intra_weight", "Jiang et al. 2023, equation (10)"),
             ("similarity_weight", "off: equation (10) has three parts"),
         ])
     },
@@ -133,6 +138,8 @@ pub enum Scale {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FrkdConfig {
+    /// The logits that enter.
+    pub tap: String,
     /// What a position contributes to a class.
     #[serde(rename = "C7_contribution")]
     pub contribution: Contribution,
@@ -159,6 +166,10 @@ pub struct FrkdConfig {
     pub scale: Scale,
     /// Weight of the distances, in [0, 1].
     pub gamma: f64,
+    /// Factor on gamma for the distances between centres.
+    pub inter_weight: f64,
+    /// Factor on gamma for the distances from edges to centres.
+    pub intra_weight: f64,
     /// Weight of the similarity of classes.
     pub similarity_weight: f64,
 }
@@ -166,6 +177,7 @@ pub struct FrkdConfig {
 impl Default for FrkdConfig {
     fn default() -> Self {
         Self {
+            tap: "logits".into(),
             contribution: Contribution::default(),
             mask: Mask::default(),
             keep: Keep::default(),
@@ -175,6 +187,8 @@ impl Default for FrkdConfig {
             total: Total::default(),
             scale: Scale::default(),
             gamma: 0.4,
+            inter_weight: 1.0,
+            intra_weight: 1.0,
             similarity_weight: 0.0,
         }
     }
@@ -219,17 +233,24 @@ impl Frkd {
         if !(config.rho > 0.0 && config.rho <= 1.0) {
             return Err(settings::wrong(ROW.name, "C8_rho", config.rho, "a number in (0, 1]"));
         }
-        settings::not_negative(ROW.name, "similarity_weight", config.similarity_weight)?;
+        for (key, weight) in [
+            ("inter_weight", config.inter_weight),
+            ("intra_weight", config.intra_weight),
+            ("similarity_weight", config.similarity_weight),
+        ] {
+            settings::not_negative(ROW.name, key, weight)?;
+        }
         Ok(Self { ce: Ce::new(CeConfig::default())?, config })
     }
 
     fn weighted(&self) -> [(&'static str, f64); 4] {
-        let gamma = self.config.gamma;
+        let FrkdConfig { gamma, inter_weight, intra_weight, similarity_weight, .. } = self.config;
         let ce = match self.config.total {
             Total::Convex => 1.0 - gamma,
             Total::Additive => 1.0,
         };
-        [("ce", ce), ("inter", gamma), ("intra", gamma), ("similarity", self.config.similarity_weight)]
+        let (inter, intra) = (gamma * inter_weight, gamma * intra_weight);
+        [("ce", ce), ("inter", inter), ("intra", intra), ("similarity", similarity_weight)]
     }
 
     fn classes(&self, refined: &Refined, labels: &Tensor) -> Result<Classes> {
@@ -346,16 +367,19 @@ impl Distiller for Frkd {
     }
 
     fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: vec!["logits".into()] }
+        // The cross entropy reads `logits` in any case.
+        let mut student = vec!["logits".to_string(), self.config.tap.clone()];
+        student.dedup();
+        Needs { student, teacher: vec![self.config.tap.clone()] }
     }
 
     fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
         fit::masks(shapes, ROW.name)?;
-        fit::same_logit_maps(shapes, ROW.name).map(|_| ())
+        fit::same_maps_of_logits(shapes, &self.config.tap, ROW.name)
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::maps(step, "logits", ROW.name)?;
+        let (student, teacher) = fit::maps(step, &self.config.tap, ROW.name)?;
         let (b, n, h, w) = student.dims4()?;
         let mask = step.target.mask(ROW.name)?;
         labels::check(mask, b, ROW.name)?;
@@ -378,7 +402,7 @@ impl Distiller for Frkd {
             Ok(rows.matmul(&rows.transpose(1, 2)?)?) // [B, N, N]
         };
         let similarity = mean(&(gram(&s)? - gram(&t)?)?.sqr()?)?;
-        let values = [self.ce.value(&student, step.target)?, inter, intra, similarity];
+        let values = [self.ce.value(step.student.logits()?, step.target)?, inter, intra, similarity];
         let terms = self.weighted().into_iter().zip(values);
         Ok(terms.map(|((name, weight), value)| Term::new(name, value, weight)).collect())
     }

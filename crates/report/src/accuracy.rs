@@ -13,11 +13,12 @@ pub(crate) use self::print::TESTS;
 use self::print::place;
 pub use self::print::{lines_grid, network_title};
 use crate::beside::{Beside, Line, STUDENTS, Teacher};
+use crate::by_class::ByClass;
 use crate::caption::Caption;
 use crate::compare::{Comparison, Seed, against_best};
 use crate::networks::NetworkRow;
 use crate::record::Predictions;
-use crate::run::{self, RunResult, State};
+use crate::run::{self, Measure, RunResult, State};
 use crate::{Error, Result, facts};
 
 /// The student alone with plain shuffling: stands below the table.
@@ -54,7 +55,7 @@ pub struct Cell {
     pub ratio: u64,
     /// Where it stands.
     pub state: State,
-    /// Mean accuracy of the finished seeds in percent.
+    /// Mean accuracy, or mean IoU, of the finished seeds in percent.
     pub mean: Option<f64>,
     /// Standard deviation (n - 1) in percentage points; none for a single seed.
     pub std: Option<f64>,
@@ -62,10 +63,15 @@ pub struct Cell {
     pub published: Option<f64>,
     /// Finished seeds.
     pub n: usize,
-    /// Test images classified rightly, by seed.
+    /// Test images classified rightly, by seed; empty for label masks.
     pub right: Vec<u64>,
     /// Test images, by seed.
     pub tested: Vec<u64>,
+    /// The figure in percent, by seed.
+    pub values: Vec<f64>,
+    /// IoU of each class in percent, mean over the seeds; none where a seed has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub class_iou: Vec<Option<f64>>,
 }
 
 /// The whole table.
@@ -73,12 +79,17 @@ pub struct Cell {
 pub struct AccuracyTable {
     /// What was run on what.
     pub caption: String,
+    /// What the figures are.
+    pub measure: Measure,
     /// The cells, row by row; `baseline_plain` comes last.
     pub cells: Vec<Cell>,
     /// Every method beside the best other one on the same images.
     pub tests: Vec<Comparison>,
     /// Every printed number that belongs to this table, beside ours.
     pub published: Vec<Line>,
+    /// IoU of each class, where label masks are counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_class: Vec<ByClass>,
     /// Size and speed of the networks.
     pub networks: Vec<NetworkRow>,
     /// The finished teachers.
@@ -114,9 +125,11 @@ impl AccuracyTable {
         let (students, columns) = axes(planned);
         let mut table = Self {
             caption: caption.text(),
+            measure: Measure::default(),
             cells: Vec::new(),
             tests: Vec::new(),
             published: Vec::new(),
+            by_class: Vec::new(),
             networks: Vec::new(),
             teachers: Vec::new(),
             title: caption.title.clone(),
@@ -136,6 +149,9 @@ impl AccuracyTable {
                     if !runs.is_empty() || !exists {
                         let finished = finished(&runs, &mut table.teachers)?;
                         let cell = cell(method, student, column, exists, &runs, &finished, published);
+                        if let Some(first) = finished.first() {
+                            table.measure = first.measure;
+                        }
                         table.note_failures(&cell, &runs);
                         table.cells.push(cell);
                         let of_seeds = finished.into_iter().map(|f| f.seed).collect();
@@ -151,7 +167,7 @@ impl AccuracyTable {
                 table.tests.extend(against_best(&here, student, &column.dataset, column.ratio));
             }
         }
-        table.teachers.sort();
+        table.teachers.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
         table.teachers.dedup();
         if let Some(published) = published {
             table.published = published.lines(&table.cells, &table.teachers);
@@ -168,8 +184,10 @@ impl AccuracyTable {
             let of = if several { format!("{} ", t.dataset) } else { String::new() };
             let paper = published.teacher(&t.dataset);
             let paper = paper.map_or_else(String::new, |v| format!(", paper {v:.2}"));
-            let (percent, right, tested) = (t.percent(), t.right, t.tested);
-            format!("{of}{} % seed {}: {percent:.2} ({right}/{tested}{paper})", t.ratio, t.seed)
+            let counts = t
+                .right
+                .map_or_else(|| format!("{} images", t.tested), |right| format!("{right}/{}", t.tested));
+            format!("{of}{} seed {}: {:.2} ({counts}{paper})", part_words(t.ratio), t.seed, t.percent)
         });
         let known: Vec<String> = known.collect();
         (!known.is_empty()).then(|| format!("Teachers: {}.", known.join("; ")))
@@ -251,10 +269,17 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     seen
 }
 
+/// `80 %`, or `official split`.
+pub(crate) fn part_words(ratio: u64) -> String {
+    if ratio == 0 { "official split".to_string() } else { format!("{ratio} %") }
+}
+
 /// A finished run of a cell.
 struct Finished {
-    right: u64,
+    measure: Measure,
+    right: Option<u64>,
     tested: u64,
+    class_iou: Vec<Option<f64>>,
     seed: Seed,
 }
 
@@ -263,16 +288,23 @@ fn finished(runs: &[&Planned], teachers: &mut Vec<Teacher>) -> Result<Vec<Finish
     let mut all = Vec::new();
     for run in runs {
         let Some(result) = RunResult::read(&run.folder)? else { continue };
-        let (Some(right), Some(percent)) = (result.right, result.percent()) else {
+        let Some(percent) = result.percent() else {
             let path = run.folder.display().to_string();
-            let message = "a run on label masks has no accuracy of images, which this table shows";
+            let message = "a run on label masks without a mean IoU, which this table shows; \
+                           count it with eval.metrics = [\"segmentation\"]";
             return Err(Error::Unreadable { path, message: message.into() });
         };
         let images = Predictions::read(&run.folder)?.map(|p| (p.indices.clone(), p.right()));
         let seed = Seed { seed: run.seed, percent, images };
-        all.push(Finished { right, tested: result.tested, seed });
+        all.push(Finished {
+            measure: result.measure(),
+            right: result.right,
+            tested: result.tested,
+            class_iou: result.class_iou(),
+            seed,
+        });
         let teacher = result.facts.and_then(|f| f.teacher);
-        if let Some((teacher, right)) = teacher.and_then(|t| Some((t.clone(), t.right?))) {
+        if let Some((teacher, percent)) = teacher.and_then(|t| Some((t.clone(), t.percent()?))) {
             teachers.push(Teacher {
                 dataset: run.dataset.clone(),
                 ratio: run.ratio,
@@ -280,8 +312,9 @@ fn finished(runs: &[&Planned], teachers: &mut Vec<Teacher>) -> Result<Vec<Finish
                 backbone: teacher.backbone,
                 init: teacher.init,
                 cell: teacher.cell,
-                right,
+                right: teacher.right,
                 tested: teacher.tested,
+                percent,
             });
         }
     }
@@ -311,9 +344,21 @@ fn cell(
         std: defined(summary.std),
         published: published.and_then(|p| p.number(method, student, &column.dataset, column.ratio)),
         n: finished.len(),
-        right: finished.iter().map(|f| f.right).collect(),
+        right: finished.iter().filter_map(|f| f.right).collect(),
         tested: finished.iter().map(|f| f.tested).collect(),
+        class_iou: mean_by_class(finished),
+        values: percents,
     }
+}
+
+/// The mean over the seeds of each class's IoU.
+fn mean_by_class(finished: &[Finished]) -> Vec<Option<f64>> {
+    let classes = finished.iter().map(|f| f.class_iou.len()).min().unwrap_or(0);
+    let mean = |class: usize| -> Option<f64> {
+        let values: Option<Vec<f64>> = finished.iter().map(|f| f.class_iou[class]).collect();
+        values.map(|v| v.iter().sum::<f64>() / v.len() as f64)
+    };
+    (0..classes).map(mean).collect()
 }
 
 /// Failed beats running beats pending beats done.

@@ -8,7 +8,9 @@ use stillhouse_core::files;
 
 use crate::record::{About, Record};
 use crate::run::{Facts, RunResult};
-use crate::{AccuracyTable, Beside, Caption, Error, Planned, Result, confusion_rows, networks, page};
+use crate::{
+    AccuracyTable, Beside, Caption, Error, Planned, Result, by_class, confusion_rows, frkdnet, networks, page,
+};
 
 /// Version of `plan.json`.
 const FORMAT: u32 = 1;
@@ -87,6 +89,8 @@ impl Asked {
             table.published.extend(confusion_rows::lines(&runs, &teachers)?);
         }
         table.networks = networks::rows(&runs, &teachers);
+        table.by_class = by_class::tables(&table.cells, &runs);
+        frkdnet::measured(&mut table.published, &table.networks, &runs);
         Ok(table)
     }
 
@@ -176,7 +180,8 @@ fn caption(experiment: &str, profile: String, runs: &[(Planned, Option<Facts>)])
         profile,
         data: all(&|f| format!("{}, {} train, {} test", f.title, f.train_images, f.test_images)),
         embedded: facts.iter().any(|f| f.embedded),
-        resolution: all(&|f| f.image_size.to_string()),
+        resolution: all(&|f| f.size()),
+        tested: String::new(),
         schedule: all(&|f| format!("{} epochs, {}", f.epochs, f.schedule)),
         seeds,
         device: all(&|f| f.device.clone()),

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::Result;
 use crate::accuracy::Cell;
 use crate::published::{Published, PublishedCell};
+use crate::{Result, frkdnet};
 
 /// A printed table of accuracies.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,9 @@ const PRINTED: &[Printed] = &[
     Printed { id: "p1.t5", methods: ALL },
     Printed { id: "p1.t6", methods: &["baseline", "nst", "nst_all", "class_centre"] },
     Printed { id: "p1.t7", methods: &["baseline", "nst_all", "class_centre"] },
+    Printed { id: frkdnet::TABLE_1, methods: frkdnet::PARTS },
+    Printed { id: frkdnet::TABLE_2, methods: frkdnet::METHODS },
+    Printed { id: frkdnet::FIG_4, methods: frkdnet::GAMMAS },
     Printed { id: "p4.text", methods: &["baseline", "kl", "cosine", "kl_cosine"] },
 ];
 
@@ -45,7 +48,12 @@ const METHODS: [(&str, &str); 11] = [
 const CLASS_CENTRE: &str = "class_centre";
 
 /// Registry id of the students and their names in print.
-pub(crate) const STUDENTS: [(&str, &str); 2] = [("resnet18", "ResNet18"), ("mobilenetv2_100", "MobileNetV2")];
+pub(crate) const STUDENTS: [(&str, &str); 4] = [
+    ("resnet18", "ResNet18"),
+    ("mobilenetv2_100", "MobileNetV2"),
+    ("deeplabv3plus_resnet18", "DeepLabV3+ ResNet18"),
+    ("deeplabv3plus_mobilenetv2_100", "DeepLabV3+ MobileNetV2"),
+];
 
 /// Registry id of the datasets and their names in print.
 pub(crate) const DATASETS: [(&str, &str); 4] =
@@ -66,6 +74,7 @@ pub fn page_of(cell: &PublishedCell) -> &str {
         ("p1.text", "data sets") => "p1.t1",
         ("p1.text", row) if row.starts_with("gain") && !row.contains("UCM") => "p1.t5",
         ("p1.text", _) => "p1.t3",
+        ("p2.text", row) => frkdnet::page_of(row, &cell.col),
         (table, _) => table,
     }
 }
@@ -105,7 +114,7 @@ impl Line {
 }
 
 /// A finished teacher.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, PartialOrd)]
 pub struct Teacher {
     /// Registry id of the dataset.
     pub dataset: String,
@@ -119,17 +128,12 @@ pub struct Teacher {
     pub init: String,
     /// Its folder below the folder of teachers.
     pub cell: String,
-    /// Test images right.
-    pub right: u64,
+    /// Test images right; none for label masks.
+    pub right: Option<u64>,
     /// Test images.
     pub tested: u64,
-}
-
-impl Teacher {
-    /// Images right in percent.
-    pub fn percent(&self) -> f64 {
-        100.0 * self.right as f64 / self.tested.max(1) as f64
-    }
+    /// Images right, or mean IoU, in percent.
+    pub percent: f64,
 }
 
 /// One printed table and its numbers.
@@ -140,8 +144,8 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// The printed accuracies of this id (`p1.t3`, `p1.t5`, `p1.t6`, `p1.t7`, `p4.text`); none if it
-    /// has no such table.
+    /// The printed figures of this id (`p1.t3`, `p1.t5`, `p1.t6`, `p1.t7`, `p2.t1`, `p2.t2`, `p2.fig4`,
+    /// `p4.text`); none if it has no such table.
     pub fn of(id: &str) -> Result<Option<Self>> {
         let Some(table) = PRINTED.iter().find(|t| t.id == id) else { return Ok(None) };
         Ok(Some(Self { table: *table, numbers: Published::builtin()? }))
@@ -157,8 +161,11 @@ impl Beside {
         self.table.methods
     }
 
-    /// The printed accuracy of a method in percent.
+    /// The printed accuracy or mean IoU of a method in percent.
     pub(crate) fn number(&self, method: &str, student: &str, dataset: &str, ratio: u64) -> Option<f64> {
+        if self.table.id.starts_with("p2.") {
+            return frkdnet::number(&self.numbers, self.table.id, method, student, dataset);
+        }
         // Table 7 has no accuracies of its own: they are those of Table 6.
         let table = if self.table.id == "p1.t7" { "p1.t6" } else { self.table.id };
         let name = title(&METHODS, method)?;
@@ -171,8 +178,11 @@ impl Beside {
         (student == "resnet18").then(|| self.numbers.cell(table, row, name)?.value)?
     }
 
-    /// The printed accuracy of the teacher in percent.
+    /// The printed accuracy or mean IoU of the teacher in percent.
     pub fn teacher(&self, dataset: &str) -> Option<f64> {
+        if self.table.id.starts_with("p2.") {
+            return frkdnet::teacher(&self.numbers, dataset);
+        }
         let table = if self.table.id == "p1.t7" { "p1.t6" } else { self.table.id };
         self.numbers.cell(table, self.row(dataset)?, "Teacher")?.value
     }
@@ -196,7 +206,7 @@ impl Beside {
         };
         let teacher = |dataset: &str| {
             let percents: Vec<f64> =
-                teachers.iter().filter(|t| t.dataset == dataset).map(Teacher::percent).collect();
+                teachers.iter().filter(|t| t.dataset == dataset).map(|t| t.percent).collect();
             (!percents.is_empty()).then(|| percents.iter().sum::<f64>() / percents.len() as f64)
         };
         // Tables 6 and 7 are on one dataset, RSC11 in print; another one is another's numbers.
@@ -232,6 +242,7 @@ impl Beside {
                     _ => None,
                 }
             }
+            "p2.t1" | "p2.text" => frkdnet::ours(printed, cells, teachers),
             "p4.text" if col == "accuracy" => {
                 cells.iter().filter(|c| c.method == "kl_cosine").filter_map(|c| c.mean).reduce(f64::max)
             }

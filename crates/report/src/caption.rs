@@ -14,8 +14,11 @@ pub struct Caption {
     pub data: String,
     /// Whether the images are made by the program, in place of real ones.
     pub embedded: bool,
-    /// Side of the input in pixels.
+    /// Side of the input in pixels, `512x1024` where rows and columns differ.
     pub resolution: String,
+    /// How test images are seen, where that is not as in training.
+    #[serde(default)]
+    pub tested: String,
     /// Epochs, batches and learning rates in words.
     pub schedule: String,
     /// Seeds.
@@ -56,12 +59,13 @@ impl Caption {
         let label = self.label().map(|l| l + " ").unwrap_or_default();
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
         let mut text = format!(
-            "{}. {label}Profile: {}. Data: {}. Resolution: {} px. \
+            "{}. {label}Profile: {}. Data: {}. Resolution: {} px.{} \
              Schedule: {}. Seeds: {}. Device: {}. Sampler: {}. Teacher: {}. Students: {}.",
             self.title.trim_end_matches('.'),
             self.profile,
             self.data,
             self.resolution,
+            if self.tested.is_empty() { String::new() } else { format!(" Tested on {}.", self.tested) },
             self.schedule,
             seeds.join(", "),
             self.device,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::accuracy::network_title;
+use crate::run::size_words;
 use crate::text::{Align, Grid};
 use crate::{Planned, Record};
 
@@ -13,8 +14,11 @@ use crate::{Planned, Record};
 pub struct NetworkRow {
     /// Registry id.
     pub network: String,
-    /// Side of the images in pixels.
+    /// Side of the training images in pixels; rows where `image_width` is given.
     pub image_size: u64,
+    /// Columns, where they are no squares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_width: Option<u64>,
     /// Trainable values.
     pub parameters: u64,
     /// Parameters in percent of the teacher's; none without a teacher.
@@ -29,18 +33,22 @@ pub struct NetworkRow {
 
 /// The networks of these runs and teachers, the largest first.
 pub fn rows(runs: &[(Planned, Record)], teachers: &[Record]) -> Vec<NetworkRow> {
-    let mut found: BTreeMap<(String, u64), Vec<&Record>> = BTreeMap::new();
+    // By network and rows and columns of its training images.
+    type Key = (String, u64, Option<u64>);
+    let mut found: BTreeMap<Key, Vec<&Record>> = BTreeMap::new();
     for record in teachers.iter().chain(runs.iter().map(|(_, record)| record)) {
-        let size = record.result.facts.as_ref().map_or(0, |f| f.image_size);
-        found.entry((record.about.student(), size)).or_default().push(record);
+        let (rows, columns) =
+            record.result.facts.as_ref().map_or((0, None), |f| (f.image_size, f.image_width));
+        found.entry((record.about.student(), rows, columns)).or_default().push(record);
     }
     let largest = teachers.iter().map(|t| t.result.parameters).max().filter(|p| *p > 0);
-    let row = |((network, image_size), records): ((String, u64), Vec<&Record>)| {
+    let row = |((network, image_size, image_width), records): (Key, Vec<&Record>)| {
         let speeds = || records.iter().filter_map(|r| r.result.speed);
         let parameters = records[0].result.parameters;
         NetworkRow {
             network,
             image_size,
+            image_width,
             parameters,
             of_the_teacher: largest.map(|of| 100.0 * parameters as f64 / of as f64),
             macs: records[0].result.macs,
@@ -77,7 +85,7 @@ pub fn grid(rows: &[NetworkRow]) -> Grid {
     for row in rows {
         grid.row([
             network_title(&row.network).to_string(),
-            row.image_size.to_string(),
+            size_words(row.image_size, row.image_width),
             format!("{:.2}", row.parameters as f64 / 1e6),
             some(row.of_the_teacher, 2),
             format!("{:.3}", row.macs as f64 / 1e9),

@@ -1,5 +1,6 @@
 //! All that a page reads of one run folder: its settings, its log, what it predicts.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -102,6 +103,9 @@ pub struct Epoch {
     /// Test images right, where this epoch was tested.
     #[serde(default)]
     pub test_right: Option<u64>,
+    /// Figures of the metrics, where this epoch was tested.
+    #[serde(default)]
+    pub scores: BTreeMap<String, Option<f64>>,
 }
 
 /// Truth and prediction of every test image.

@@ -113,8 +113,11 @@ pub struct Facts {
     pub train_images: u64,
     /// Test images.
     pub test_images: u64,
-    /// Side of the images in pixels.
+    /// Side of the training images in pixels; rows where `image_width` is given.
     pub image_size: u64,
+    /// Columns, where they are no squares.
+    #[serde(default)]
+    pub image_width: Option<u64>,
     /// Epochs.
     pub epochs: u64,
     /// Learning rate and schedule in words.
@@ -135,7 +138,7 @@ pub struct Facts {
 }
 
 /// The teacher of a student.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct TeacherFacts {
     /// Registry name.
     pub backbone: String,
@@ -145,10 +148,38 @@ pub struct TeacherFacts {
     pub init: String,
     /// Its epochs.
     pub epochs: u64,
-    /// Its test images right.
+    /// Its test images right; none for label masks.
     pub right: Option<u64>,
     /// Its test images.
     pub tested: u64,
+    /// Figures of the metrics of its test.
+    #[serde(default)]
+    pub scores: BTreeMap<String, Option<f64>>,
+}
+
+impl TeacherFacts {
+    /// Share of test images classified rightly, or mean IoU, in percent.
+    pub fn percent(&self) -> Option<f64> {
+        match self.right {
+            Some(right) => Some(100.0 * right as f64 / self.tested.max(1) as f64),
+            None => mean_iou(&self.scores),
+        }
+    }
+}
+
+impl Facts {
+    /// `64`, or `512x1024` where rows and columns differ.
+    pub fn size(&self) -> String {
+        size_words(self.image_size, self.image_width)
+    }
+}
+
+/// `64`, or `512x1024`: rows and columns where they differ.
+pub(crate) fn size_words(height: u64, width: Option<u64>) -> String {
+    match width {
+        Some(width) if width != height => format!("{height}x{width}"),
+        _ => height.to_string(),
+    }
 }
 
 impl RunResult {
@@ -175,9 +206,52 @@ impl RunResult {
         Ok(Some(result))
     }
 
-    /// Share of test images classified rightly, in percent; none for label masks.
+    /// What its figure is.
+    pub fn measure(&self) -> Measure {
+        if self.right.is_some() { Measure::Accuracy } else { Measure::MeanIou }
+    }
+
+    /// Share of test images classified rightly, or mean IoU of label masks, in percent; none if neither
+    /// was counted.
     pub fn percent(&self) -> Option<f64> {
-        self.right.map(|right| 100.0 * right as f64 / self.tested as f64)
+        match self.right {
+            Some(right) => Some(100.0 * right as f64 / self.tested as f64),
+            None => mean_iou(&self.scores),
+        }
+    }
+
+    /// IoU of each class in percent; none for a class in neither truth nor prediction. Empty where no
+    /// label masks were counted.
+    pub fn class_iou(&self) -> Vec<Option<f64>> {
+        let scores = (0..).map_while(|class| self.scores.get(&format!("iou.{class}")));
+        scores.map(|score| score.map(|v| 100.0 * v)).collect()
+    }
+}
+
+/// Mean IoU in percent among the figures of a test of label masks.
+pub(crate) fn mean_iou(scores: &BTreeMap<String, Option<f64>>) -> Option<f64> {
+    scores.get("miou").copied().flatten().map(|v| 100.0 * v)
+}
+
+/// What a table shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub enum Measure {
+    /// Part of the test images classified rightly.
+    #[default]
+    #[serde(rename = "accuracy")]
+    Accuracy,
+    /// Mean intersection over union of label masks, from one confusion matrix over all pixels of the
+    /// test images.
+    #[serde(rename = "mean IoU")]
+    MeanIou,
+}
+
+impl std::fmt::Display for Measure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Accuracy => "accuracy",
+            Self::MeanIou => "mean IoU",
+        })
     }
 }
 
@@ -228,6 +302,12 @@ mod tests {
         assert_eq!(RunResult::read(folder).unwrap().unwrap().percent(), Some(75.0));
         fs::write(folder.join("result.json"), "{\"format\": 1, \"right\": null, \"tested\": 4}").unwrap();
         assert_eq!(RunResult::read(folder).unwrap().unwrap().percent(), None);
+        let scores = r#"{"miou": 0.5, "iou.0": 1.0, "iou.1": null, "iou.2": 0.25, "right": 3.0}"#;
+        let text = format!("{{\"format\": 1, \"right\": null, \"tested\": 4, \"scores\": {scores}}}");
+        fs::write(folder.join("result.json"), text).unwrap();
+        let masks = RunResult::read(folder).unwrap().unwrap();
+        assert_eq!((masks.percent(), masks.measure()), (Some(50.0), Measure::MeanIou));
+        assert_eq!(masks.class_iou(), [Some(100.0), None, Some(25.0)]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use stillhouse_core::files::FolderLock;
 use stillhouse_report::beside::page_of;
 use stillhouse_report::published::PublishedCell;
 use stillhouse_report::run::FAILURE;
-use stillhouse_report::{AccuracyTable, Beside, Caption, Planned, Published, State};
+use stillhouse_report::{AccuracyTable, Asked, Beside, Caption, Measure, Planned, Published, State};
 
 fn caption() -> Caption {
     Caption {
@@ -16,6 +16,7 @@ fn caption() -> Caption {
         embedded: true,
         data: "scenes (embedded, procedural)".into(),
         resolution: "64".into(),
+        tested: String::new(),
         schedule: "3 epochs".into(),
         seeds: vec![0, 1],
         device: "CPU, 2 threads".into(),
@@ -290,4 +291,141 @@ fn every_printed_number_of_papers_1_and_4_has_a_page() {
             assert!(json.contains(&line.printed));
         }
     }
+}
+
+/// A finished run on label masks, of classes whose IoU is `miou` and, of the 13th and 19th, 1 and 2
+/// points more.
+fn finish_masks(planned: &Planned, miou: f64) {
+    fs::create_dir_all(&planned.folder).unwrap();
+    let classes: Vec<String> = (0..19).map(|c| format!("c{c}")).collect();
+    let iou = |c: usize| {
+        miou + if c == 12 {
+            0.01
+        } else if c == 18 {
+            0.02
+        } else {
+            0.0
+        }
+    };
+    let iou: Vec<String> = (0..19).map(|c| format!("\"iou.{c}\": {}", iou(c))).collect();
+    let text = format!(
+        r#"{{"format": 1, "right": null, "tested": 35, "scores": {{"miou": {miou}, {}}},
+            "parameters": 16610000, "macs": 60000000000, "facts": {{"title": "x", "embedded": false,
+            "train_images": 60, "test_images": 35, "image_size": 512, "image_width": 1024, "epochs": 1,
+            "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0",
+            "teacher": {{"backbone": "deeplabv3plus_resnet101", "cell": "t", "init": "scratch", "epochs": 1,
+            "right": null, "tested": 35, "scores": {{"miou": 0.8}}}}}}}}"#,
+        iou.join(", ")
+    );
+    fs::write(planned.folder.join("result.json"), text).unwrap();
+    let config = format!(
+        "experiment = 'x'\nprofile = 'paper'\ncell = 'c'\nhash = 'h'\nrole = 'student'\nmethod = '{}'\n\
+         classes = {classes:?}\n[run.student]\nbackbone = '{}'\n[run.data]\ndataset = '{}'\n\
+         [run.train]\nseed = {}\n[run.train.optimiser]\nlr = 0.002\n",
+        planned.method, planned.student, planned.dataset, planned.seed
+    );
+    fs::write(planned.folder.join("config.toml"), config).unwrap();
+}
+
+/// Paper 2: every number stands on one of three pages, and with all runs done each has ours beside it,
+/// but for those of networks and of a test server that are not ours.
+#[test]
+fn every_printed_number_of_paper_2_has_a_page() {
+    let published = Published::builtin().unwrap();
+    let (resnet, mobilenet) = ("deeplabv3plus_resnet18", "deeplabv3plus_mobilenetv2_100");
+    let gammas: Vec<String> = (1..10).map(|i| format!("gamma_0.{i}")).collect();
+    let mut swept = vec!["baseline"];
+    swept.extend(gammas.iter().map(String::as_str));
+    let pages = [
+        ("p2.t1", vec!["baseline", "frkd_refine", "frkd_inter", "frkd_intra", "frkd"], vec![resnet]),
+        ("p2.t2", vec!["baseline", "ka", "skdd", "ifvd", "cd", "frkd"], vec![resnet, mobilenet]),
+        ("p2.fig4", swept, vec![resnet]),
+    ];
+    let mine = published.cells.iter().filter(|c| c.table.starts_with("p2."));
+    for cell in mine.clone() {
+        assert!(pages.iter().any(|(page, ..)| page_of(cell) == *page), "{cell:?}");
+    }
+    let mut shown = 0;
+    for (page, methods, students) in pages {
+        let root = tempfile::tempdir().unwrap();
+        let mut runs = Vec::new();
+        for (at, method) in methods.iter().enumerate() {
+            for student in &students {
+                for dataset in ["cityscapes", "voc"] {
+                    let like = run(&root.path().join(dataset), method, student, 0, 0);
+                    let planned = Planned { dataset: dataset.into(), ..like };
+                    finish_masks(&planned, 0.5 + 0.01 * at as f64);
+                    runs.push(planned);
+                }
+            }
+        }
+        let asked = Asked::new(caption(), Some(page.into()), vec![], runs);
+        let table = asked.table().unwrap();
+        assert_eq!(table.measure, Measure::MeanIou);
+        let expected: Vec<&PublishedCell> = mine.clone().filter(|c| page_of(c) == page).collect();
+        assert_eq!(table.published.len(), expected.len());
+        let markdown = table.markdown();
+        for line in &table.published {
+            shown += 1;
+            assert!(markdown.contains(&format!("| {} |", line.printed)), "{page}: {line:?}\n{markdown}");
+            let others = ["FCN", "ANN", "over ICNet", "over FCN", "over ANN", "Cityscapes test", "VOC test"];
+            assert_eq!(line.ours.is_some(), !others.contains(&line.row.as_str()), "{page}: {line:?}");
+        }
+        let ours = |row: &str, col: &str| {
+            let line = table.published.iter().find(|l| l.row == row && l.col == col);
+            line.unwrap_or_else(|| panic!("no {row} {col}")).ours.unwrap()
+        };
+        let near = |row: &str, col: &str, value: f64| {
+            assert!((ours(row, col) - value).abs() < 1e-9, "{page} {row} {col}: {}", ours(row, col));
+        };
+        match page {
+            "p2.t1" => {
+                assert_eq!(table.cells[4].published, Some(76.53));
+                near("student + feature refinement", "MIoU Cityscapes val", 51.0);
+                near("all over plain student", "relative gain Cityscapes", 8.0);
+                near("student below teacher", "difference Cityscapes", 80.0 - 54.0);
+                assert!(
+                    markdown.contains("official split seed 0: 80.00 (35 images, paper 77.74)"),
+                    "{markdown}"
+                );
+            }
+            "p2.t2" => {
+                near("rider: over IFVD", "gain IoU Cityscapes val", 2.0);
+                near("MobileNetV2: over CD", "gain VOC val", 1.0);
+                near("student ResNet18", "parameters", 16.61);
+                near("student ResNet18", "FLOPs", 120.0);
+                near("VOC train", "images", 60.0);
+                near("initial learning rate", "value", 0.002);
+                assert_eq!(table.by_class.len(), 4);
+                assert!(
+                    markdown.contains("| c12 | 51.00 |") && markdown.contains("| 512x1024 |"),
+                    "{markdown}"
+                );
+            }
+            _ => {
+                near("gamma VOC", "value", 0.9);
+                near("gamma sweep Cityscapes 0.3", "gamma", 0.3);
+            }
+        }
+    }
+    assert_eq!(shown, mine.count());
+}
+
+/// Masks without a mean IoU, and a class that is nowhere.
+#[test]
+fn masks_need_their_figure() {
+    let root = tempfile::tempdir().unwrap();
+    let planned = run(root.path(), "frkd", "deeplabv3plus_resnet18", 0, 0);
+    fs::create_dir_all(&planned.folder).unwrap();
+    let write = |scores: &str| {
+        let text = format!("{{\"format\": 1, \"right\": null, \"tested\": 2, \"scores\": {{{scores}}}}}");
+        fs::write(planned.folder.join("result.json"), text).unwrap();
+        AccuracyTable::collect(&caption(), std::slice::from_ref(&planned), |_| true, None)
+    };
+    assert!(write("").unwrap_err().to_string().contains("eval.metrics = [\"segmentation\"]"));
+    let table = write("\"miou\": 0.25, \"iou.0\": 0.25, \"iou.1\": null").unwrap();
+    assert_eq!(
+        (table.cells[0].mean, table.cells[0].class_iou.as_slice()),
+        (Some(25.0), &[Some(25.0), None][..])
+    );
 }

@@ -48,7 +48,7 @@ pub(crate) fn learner(
     let network = found.as_ref().map(|(teacher, _)| &teacher.network);
     let images = split.train.len();
     let counts = (dataset.info().task, config.train.smallest_batch(images), images);
-    connect(&mut methods, &student, network, counts, config.data.image_size, root.stream("init"))?;
+    connect(&mut methods, &student, network, counts, config.data.size(), root.stream("init"))?;
 
     let mut taps = vec!["logits".to_string()];
     let mut of_teacher = Vec::new();
@@ -131,6 +131,7 @@ fn teacher(
         epochs: result.epochs,
         right: result.right,
         tested: result.tested,
+        scores: result.scores,
     };
     let mut tape = Tape::new(&network.params, Mode::Frozen)?;
     if reference.precision == Precision::Bf16 {

@@ -50,8 +50,11 @@ pub struct DataConfig {
     /// Keep only this many training and test images of each class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_class: Option<[usize; 2]>,
-    /// Side of the square that the transforms end with, in pixels.
+    /// Side of the square that the transforms end with, in pixels; rows where `image_width` is given.
     pub image_size: usize,
+    /// Columns of what the transforms end with, where it is no square.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_width: Option<usize>,
     /// Transforms of training images, as the datasets crate defines them, without normalisation.
     pub train_transforms: Vec<Table>,
     /// Transforms of test images.
@@ -89,6 +92,11 @@ fn default_cache() -> usize {
 }
 
 impl DataConfig {
+    /// Rows and columns of what the transforms of training images end with.
+    pub fn size(&self) -> (usize, usize) {
+        (self.image_size, self.image_width.unwrap_or(self.image_size))
+    }
+
     /// The split of one seed.
     pub fn split_spec(&self, seed: u64) -> SplitSpec {
         SplitSpec { ratio: f64::from(self.ratio) / 100.0, mode: self.split, seed, per_class: self.per_class }
@@ -401,7 +409,10 @@ impl CellConfig {
             let allowed = "1 to 99 (per cent that train), or `split = \"official\"` where the set has one";
             want((1..=99).contains(&data.ratio), "data.ratio", &data.ratio, allowed)?;
         }
-        want((1..=8192).contains(&data.image_size), "data.image_size", &data.image_size, "1 to 8192 pixels")?;
+        let sides = [("data.image_size", Some(data.image_size)), ("data.image_width", data.image_width)];
+        for (field, side) in sides.into_iter().filter_map(|(field, side)| Some((field, side?))) {
+            want((1..=8192).contains(&side), field, &side, "1 to 8192 pixels")?;
+        }
         want(data.std.iter().all(|s| *s > 0.0), "data.std", &data.std, "values above 0")?;
         if let Some([train, test]) = data.per_class {
             want(train > 0 && test > 0, "data.per_class", &[train, test], "two counts above 0")?;

@@ -9,12 +9,11 @@ use stillhouse_core::Rng;
 use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Split, Target, Task};
 use stillhouse_core::metric::{Metric, Score};
 use stillhouse_core::network::Features;
-use stillhouse_ops::graph::resize_bilinear;
 use stillhouse_ops::{Mode, Tape};
 
 use crate::config::CellConfig;
 use crate::plan::open_dataset;
-use crate::{Context, Error, Network, Result, RunInfo, open_run, tensors};
+use crate::{Context, Error, Network, Result, RunInfo, dense, open_run, tensors};
 
 /// What a network makes of the test images.
 #[derive(Debug, Clone)]
@@ -154,8 +153,9 @@ pub(crate) fn named(
 }
 
 /// Runs the network in evaluation mode over one epoch of the loader. Maps of logits are brought to
-/// the size of the masks (bilinear, half-pixel centres). If it is asked to stop, the
-/// caller puts step and folder into the error.
+/// the size of the masks (bilinear, half-pixel centres); label masks are tested whole and in bounded
+/// memory, see [`crate::dense`]. If it is asked to stop, the caller puts step and folder into the
+/// error.
 pub(crate) fn test(
     network: &Network,
     loader: &mut dyn BatchSource,
@@ -174,23 +174,31 @@ pub(crate) fn test(
         if context.stopped() {
             return Err(Error::Interrupted { step: 0, folder: Default::default() });
         }
-        tape.begin(Rng::new(0), 0);
-        let features = network.backbone.forward(&batch.images, &mut tape)?;
-        right = right.zip(count_right(&features, &batch.target)?).map(|(a, b)| a + b);
-        let in_size = match &batch.target {
-            Target::Mask(mask) => {
-                let (_, h, w) = mask.dims3()?;
-                resize_bilinear(features.logits()?, (h, w), false)?
+        match &batch.target {
+            Target::Classes(classes) => {
+                tape.begin(Rng::new(0), 0);
+                let features = network.backbone.forward(&batch.images, &mut tape)?;
+                right = right.zip(count_right(&features, &batch.target)?).map(|(a, b)| a + b);
+                for metric in &mut metrics {
+                    metric.update(features.logits()?, &batch.target)?;
+                }
+                // Copied: the tape uses the memory of its outputs again.
+                logits.push(features.logits()?.to_device(&Device::Cpu)?.copy()?);
+                labels.push(classes.to_device(&Device::Cpu)?);
             }
-            Target::Classes(_) => features.logits()?.clone(),
-        };
-        for metric in &mut metrics {
-            metric.update(&in_size, &batch.target)?;
-        }
-        if let Target::Classes(classes) = &batch.target {
-            // Copied: the tape uses the memory of its outputs again.
-            logits.push(features.logits()?.to_device(&Device::Cpu)?.copy()?);
-            labels.push(classes.to_device(&Device::Cpu)?);
+            Target::Mask(mask) => {
+                right = None;
+                let (_, _, h, w) = batch.images.dims4()?;
+                if mask.dims() != [batch.ids.len(), h, w] {
+                    let what = format!("masks {:?} beside images of {h} x {w}", mask.dims());
+                    return Err(stillhouse_core::Error::unfit("evaluation", what).into());
+                }
+                dense::logits_by_part(network, &mut tape, &batch.images, |images, tile, logits| {
+                    let own = mask.narrow(0, images.start, images.len())?;
+                    let target = Target::Mask(dense::part(&own, &tile.taken)?.contiguous()?);
+                    metrics.iter_mut().try_for_each(|metric| Ok(metric.update(logits, &target)?))
+                })?;
+            }
         }
         ids.extend(batch.ids);
         progress(ids.len() as u64, total as u64);

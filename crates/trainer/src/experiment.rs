@@ -253,7 +253,27 @@ impl Experiment {
         if let Some(ratio) = ratio {
             put("data.ratio", Value::Integer(i64::from(*ratio)));
         }
+        let backbone = doc.get("student").and_then(|s| s.get("backbone")).and_then(Value::as_str);
+        let backbone = backbone.unwrap_or_default().to_string();
+        let holds = |name: &str, value: &str| match name {
+            "student" => *value == backbone,
+            // Of `a|b` the first: that is the one which is meant.
+            "dataset" => dataset.is_some_and(|d| d.split('|').next() == Some(value)),
+            "ratio" => ratio.is_some_and(|r| r.to_string() == *value),
+            "seed" => seed.is_some_and(|s| s.to_string() == *value),
+            _ => method.is_some_and(|m| m == value),
+        };
         if let Some(method) = method {
+            // The list of losses is what the axis picks its method's settings from; another axis may
+            // have another list.
+            for (name, value, over) in when {
+                if let Some(losses) = over.get("loss")
+                    && name != "method"
+                    && holds(name, value)
+                {
+                    doc.insert("loss".into(), losses.clone());
+                }
+            }
             let own = doc.get("loss").and_then(Value::as_array).and_then(|losses| {
                 losses.iter().find(|l| l.get("method").and_then(Value::as_str) == Some(method)).cloned()
             });
@@ -262,19 +282,13 @@ impl Experiment {
             });
             doc.insert("loss".into(), Value::Array(vec![entry]));
         }
-        let student = doc.get("student").and_then(|s| s.get("backbone")).and_then(Value::as_str);
-        let student = student.unwrap_or_default().to_string();
         for (name, value, over) in when {
-            let holds = match name.as_str() {
-                "student" => *value == student,
-                // Of `a|b` the first: that is the one which is meant.
-                "dataset" => dataset.is_some_and(|d| d.split('|').next() == Some(value)),
-                "ratio" => ratio.is_some_and(|r| r.to_string() == *value),
-                "seed" => seed.is_some_and(|s| s.to_string() == *value),
-                _ => method == Some(value),
-            };
-            if holds {
-                overlay(&mut doc, over);
+            if holds(name, value) {
+                let mut over = over.clone();
+                if name != "method" && method.is_some() {
+                    over.remove("loss"); // picked from above
+                }
+                overlay(&mut doc, &over);
             }
         }
         for assignment in &self.sets {
@@ -476,6 +490,27 @@ mod tests {
         let runs = experiment.written(Some("tiny")).unwrap();
         assert_eq!((runs.len(), runs[0].train.seed, runs[4].train.seed), (8, 3, 4));
         assert!(runs.iter().all(|r| r.train.optimiser.lr() == 0.5), "--set comes last");
+    }
+
+    /// The method axis picks from the list of losses, and another axis may have another list.
+    #[test]
+    fn an_axis_may_have_settings_of_methods() {
+        let text = TEXT.replacen(
+            "[when.student.b]",
+            "[when.student.b]\nloss = [{ method = 'kd', weight = 3.0 }, { method = 'other', tap = 'F1' }]",
+            1,
+        );
+        let runs = load(&text).unwrap().written(Some("full")).unwrap();
+        let loss = |at: usize| {
+            let of: Vec<_> = runs[at].loss.iter().map(|l| (l.method.as_str(), l.options.len())).collect();
+            (runs[at].method.clone(), of)
+        };
+        assert_eq!(loss(2), ("kd".to_string(), vec![("kd", 1)]));
+        assert_eq!(loss(3), ("other".to_string(), vec![("other", 0)]));
+        assert!(runs[4].loss.is_empty(), "the method's own word is the last");
+        assert_eq!(loss(7), ("other".to_string(), vec![("other", 1)]));
+        let weight = |at: usize| runs[at].loss[0].options["weight"].as_float();
+        assert_eq!((weight(2), weight(6)), (Some(2.0), Some(3.0)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod assemble;
 mod checkpoint;
 mod config;
 mod context;
+mod dense;
 mod error;
 mod evaluate;
 mod events;
@@ -36,11 +37,12 @@ pub use config::{
     Precision, TeacherRef, TrainConfig,
 };
 pub use context::{Context, Observer};
+pub use dense::{MOST_PIXELS, label_map};
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use experiment::Experiment;
 pub use folder::{RunInfo, open_run};
-pub use look::{Looked, Seen, features, grad_cam};
+pub use look::{Looked, Mapped, Seen, features, grad_cam, label_maps};
 pub use network::Network;
 pub use plan::{Cell, Plan, plan, plan_single};
 pub use result::{Best, CellResult, EpochLog, Facts, RESULT_FORMAT, Role, Seconds, TeacherFacts};

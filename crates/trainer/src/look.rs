@@ -8,6 +8,7 @@ use stillhouse_core::data::{BatchSource, LoaderSpec, Sampler, Target};
 use stillhouse_ops::graph::resize_bilinear;
 use stillhouse_ops::{Mode, Tape};
 
+use crate::dense::label_map;
 use crate::plan::open_dataset;
 use crate::{Context, Error, Network, Result, RunInfo, open_run};
 
@@ -125,6 +126,50 @@ pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInf
             size,
             image: picture(&batch.images, &info)?,
             map: map.iter().map(|v| v / largest).collect(),
+        });
+    }
+    Ok((info, all))
+}
+
+/// One test image with its masks.
+#[derive(Debug, Clone)]
+pub struct Mapped {
+    /// Dataset index.
+    pub id: u64,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// The image as the network sees it, R, G, B from 0 to 1, `height * width * 3` values.
+    pub image: Vec<f32>,
+    /// True classes, 255 is "ignore".
+    pub truth: Vec<u8>,
+    /// Predicted classes.
+    pub predicted: Vec<u8>,
+}
+
+/// What a finished run makes of at most `most` of its test images, whole ones.
+///
+/// # Errors
+/// A dataset with one class per image; other files than it was trained on; those of the network.
+pub fn label_maps(folder: &Path, most: usize, context: &Context) -> Result<(RunInfo, Vec<Mapped>)> {
+    let (info, network, mut loader) = some_test_images(folder, most, 1, context)?;
+    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
+    tape.want(&["logits"]);
+    let mut all = Vec::new();
+    while let Some(batch) = loader.next_batch()? {
+        if context.stopped() {
+            return Err(Error::Interrupted { step: 0, folder: folder.to_path_buf() });
+        }
+        let truth = batch.target.mask("label maps")?.flatten_all()?.to_vec1::<u32>()?;
+        let (_, _, height, width) = batch.images.dims4()?;
+        all.push(Mapped {
+            id: batch.ids[0],
+            width,
+            height,
+            truth: truth.iter().map(|label| u8::try_from(*label).unwrap_or(u8::MAX)).collect(),
+            predicted: label_map(&network, &mut tape, &batch.images.to_device(&context.device)?)?,
+            image: picture(&batch.images, &info)?,
         });
     }
     Ok((info, all))

@@ -110,8 +110,11 @@ pub struct Facts {
     pub train_images: usize,
     /// Test images.
     pub test_images: usize,
-    /// Side of the images in pixels.
+    /// Side of the training images in pixels; rows where `image_width` is given.
     pub image_size: usize,
+    /// Columns, where they are no squares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_width: Option<usize>,
     /// Epochs.
     pub epochs: u64,
     /// Learning rate and schedule in words.
@@ -142,10 +145,13 @@ pub struct TeacherFacts {
     pub init: String,
     /// Its epochs.
     pub epochs: u64,
-    /// Its test images right.
+    /// Its test images right; none for label masks.
     pub right: Option<u64>,
     /// Its test images.
     pub tested: u64,
+    /// Figures of the metrics of its test; none where a figure is not defined.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scores: BTreeMap<String, Option<f64>>,
 }
 
 impl CellResult {

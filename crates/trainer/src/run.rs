@@ -374,7 +374,7 @@ impl<'a> Run<'a> {
         let params = &self.learner.student.params;
         let student_sha256 = self.folder.write_student(&own)?;
         evaluation.write(&self.folder.predictions())?;
-        let (cell, config, size) = (self.cell, self.config, self.config.data.image_size);
+        let (cell, config, (height, width)) = (self.cell, self.config, self.config.data.size());
         let weights = params.all().into_iter().filter(|p| p.kind == Kind::Weight && is_own(&p.name));
         let result = CellResult {
             format: RESULT_FORMAT,
@@ -397,8 +397,8 @@ impl<'a> Run<'a> {
             steps: self.state.step,
             seconds: self.state.seconds,
             parameters: weights.map(|p| p.count() as u64).sum(),
-            macs: self.learner.student.backbone.macs(size, size)?,
-            speed: speed(&self.learner.student, size, self.dataset.info().task, self.context)?,
+            macs: self.learner.student.backbone.macs(height, width)?,
+            speed: speed(&self.learner.student, height, self.dataset.info().task, self.context)?,
             student_sha256,
             facts: self.facts(),
         };
@@ -426,6 +426,7 @@ impl<'a> Run<'a> {
             train_images: self.split.train.len(),
             test_images: self.split.test.len(),
             image_size: config.data.image_size,
+            image_width: config.data.image_width,
             epochs: train.epochs,
             schedule: format!("lr {}, {}", train.optimiser.lr(), train.schedule.describe(train.epochs)),
             sampler,

@@ -330,11 +330,16 @@ fn non_finite(term: &str, value: f64, batch: &Batch, step: u64) -> Error {
 }
 
 /// Shapes of all taps that are needed, found out by one image of zeros.
-pub(crate) fn probe(network: &Network, taps: &[String], size: usize, mode: Mode) -> Result<Features> {
+pub(crate) fn probe(
+    network: &Network,
+    taps: &[String],
+    (height, width): (usize, usize),
+    mode: Mode,
+) -> Result<Features> {
     let mut tape = Tape::new(&network.params, mode)?;
     tape.want(taps);
     tape.begin(Rng::new(0), 0);
-    let images = Tensor::zeros((1, 3, size, size), DType::F32, network.params.device())?;
+    let images = Tensor::zeros((1, 3, height, width), DType::F32, network.params.device())?;
     Ok(network.backbone.forward(&images, &mut tape)?)
 }
 
@@ -344,7 +349,7 @@ pub(crate) fn connect(
     student: &Network,
     teacher: Option<&Network>,
     (task, batch, samples): (Task, usize, usize),
-    size: usize,
+    size: (usize, usize),
     rng: Rng,
 ) -> Result<()> {
     let mut needs = stillhouse_core::distiller::Needs::default();

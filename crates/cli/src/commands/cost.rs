@@ -82,7 +82,7 @@ pub(crate) fn cost(
             }
             continue;
         }
-        let parameters = networks.get(&config.student, config.data.image_size)?.1;
+        let parameters = networks.get(&config.student, config.data.size())?.1;
         left += work;
         cost.runs += 1;
         cost.bytes += 4 * parameters + 64 * 1024;
@@ -104,8 +104,12 @@ struct Networks<'a> {
 }
 
 impl Networks<'_> {
-    fn get(&mut self, network: &NetworkConfig, size: usize) -> Result<(f64, u64), stillhouse_core::Error> {
-        let key = format!("{} {} {size}", network.backbone, network.variant);
+    fn get(
+        &mut self,
+        network: &NetworkConfig,
+        (height, width): (usize, usize),
+    ) -> Result<(f64, u64), stillhouse_core::Error> {
+        let key = format!("{} {} {height}x{width}", network.backbone, network.variant);
         if let Some(known) = self.known.get(&key) {
             return Ok(*known);
         }
@@ -114,7 +118,8 @@ impl Networks<'_> {
             BackboneRequest { name: network.backbone.clone(), classes: 21, variant: network.variant.clone() };
         let row = self.context.parts.backbones.get(&network.backbone)?;
         let built = (row.build)(&request, &params.builder(Rng::new(0)))?;
-        let counted = (built.macs(size, size)? as f64, params.all().iter().map(|p| p.count() as u64).sum());
+        let counted =
+            (built.macs(height, width)? as f64, params.all().iter().map(|p| p.count() as u64).sum());
         self.known.insert(key, counted);
         Ok(counted)
     }
@@ -128,7 +133,7 @@ impl Networks<'_> {
         plan: &Plan,
         images: u64,
     ) -> Result<f64, stillhouse_core::Error> {
-        let size = config.data.image_size;
+        let size = config.data.size();
         let student = self.get(&config.student, size)?.0;
         let teacher = match cell.teacher.and_then(|t| plan.cells[t].config.as_ref()) {
             Some(teacher) if cell.role == Role::Student => self.get(&teacher.student, size)?.0,
@@ -137,8 +142,11 @@ impl Networks<'_> {
         // Official splits train on about half or more: an estimate.
         let ratio = if config.data.ratio == 0 { 0.6 } else { f64::from(config.data.ratio) / 100.0 };
         let (train, test) = match config.data.per_class {
-            // Of some 20 classes: an estimate.
-            Some([train, test]) => (20.0 * train as f64, 20.0 * test as f64),
+            // Of some 20 classes: an estimate; sets of masks have no classes of images.
+            Some([train, test]) => {
+                let of_all = |each: usize| (20 * each as u64).min(images) as f64;
+                (of_all(train), of_all(test))
+            }
             None => (images as f64 * ratio, images as f64 * (1.0 - ratio)),
         };
         Ok(config.train.epochs as f64 * train * (3.0 * student + teacher) + test * student)

@@ -186,6 +186,7 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         false => report::Figures {
             features: vec!["baseline".into(), args.method.clone()],
             samples: Some(args.method.clone()),
+            label_maps: true,
         },
     };
     let page = report::write_page(&maker.asked, &made, &args.output, &figures, &context)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use stillhouse_core::files;
 use stillhouse_datasets::{Raster, stats};
-use stillhouse_report::page::{Plane, Sample};
+use stillhouse_report::page::{Plane, Sample, Samples};
 use stillhouse_report::svg::Group;
 use stillhouse_report::{Planned, Record, tsne};
 use stillhouse_trainer::{Context, Seen, features, grad_cam};
@@ -80,8 +80,10 @@ pub(crate) fn make_samples(
     runs: &[(Planned, Record)],
     methods: &[String],
     context: &Context,
-) -> Result<Vec<Sample>, Problem> {
-    let Some((planned, record)) = chosen(runs, methods).last().copied() else { return Ok(Vec::new()) };
+) -> Result<Samples, Problem> {
+    let Some((planned, record)) = chosen(runs, methods).last().copied() else {
+        return Ok(Samples::default());
+    };
     talk::say(&format!("samples of {}, {}", planned.method, planned.student));
     let (info, seen) = grad_cam(&record.folder, SAMPLES, context)?;
     let class = |c: u32| info.classes.get(c as usize).map_or("?", String::as_str);
@@ -96,7 +98,13 @@ pub(crate) fn make_samples(
             ],
         })
     };
-    seen.iter().map(sample).collect()
+    let words =
+        "Grad-CAM: the brighter, the more that place moved the network towards the class it predicts.";
+    Ok(Samples {
+        words: words.to_string(),
+        legend: Vec::new(),
+        all: seen.iter().map(sample).collect::<Result<_, _>>()?,
+    })
 }
 
 fn png(seen: &Seen, value: impl Fn(&Seen, usize, usize) -> f32) -> Result<Vec<u8>, Problem> {

@@ -13,6 +13,7 @@ use stillhouse_ops::Mode;
 use stillhouse_trainer::{Context, Network, RunInfo};
 
 use crate::commands::common;
+use crate::commands::predict_masks::Segmenter;
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Prepared, Problem};
 use crate::talk;
@@ -22,13 +23,16 @@ Examples:
   stillhouse predict runs/mine/student.safetensors image.jpg
   stillhouse predict runs/mine *.jpg --top 5
   stillhouse predict runs/mine/student.safetensors image.png --json
+  stillhouse predict runs/streets *.png --output masks     a network for dense prediction: of each image
+                                                           NAME-mask.png, NAME-overlay.png, areas by class
 
-Class names, network and transforms are read from config.toml beside the weights, as a run leaves it.";
+A network for dense prediction takes images of any size, at most 2^21 pixels at once: larger ones go in
+tiles. A mask is a PNG of class indices with a palette. Class names, network and transforms are read from config.toml beside the weights, as a run leaves it.";
 
 /// Images that are held in memory at a time.
 const BATCH: usize = 32;
 
-/// Classify images with a trained student
+/// Classify images with a trained student, or their pixels
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -40,6 +44,9 @@ pub(crate) struct Args {
     /// How many classes to print, the likeliest first
     #[arg(long, default_value_t = 3, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
     top: u16,
+    /// Where masks and overlays of a network for dense prediction go
+    #[arg(long, default_value = "predictions", value_name = "DIR")]
+    output: PathBuf,
     /// Print JSON, all classes of every image
     #[arg(long)]
     json: bool,
@@ -49,6 +56,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let context = common::context(&Places::new(None), Arc::default());
     let (info, network) = open(&args.student, &context)?;
+    let dense = network.backbone.taps().iter().any(|tap| tap.name == "logits" && tap.stride > 0);
+    if dense {
+        return masks(args, &info, &network, &context);
+    }
     let mut lines = Vec::new();
     let mut unread = 0;
     for files in args.images.chunks(BATCH) {
@@ -73,6 +84,31 @@ pub(crate) fn run(args: &Args) -> Outcome {
         if !text.is_empty() {
             talk::out(&text.join("\n"));
         }
+    }
+    Ok(if unread == 0 { Ended::Well } else { Ended::Findings })
+}
+
+/// Masks of all images, one after the other.
+fn masks(args: &Args, info: &RunInfo, network: &Network, context: &Context) -> Outcome {
+    let mut segmenter = Segmenter::new(info, network, context, args.output.clone())?;
+    let (mut found, mut unread) = (Vec::new(), 0);
+    for file in &args.images {
+        match stillhouse_datasets::image::read_image(file) {
+            Ok(image) => {
+                let one = segmenter.segment(file, image)?;
+                if !args.json {
+                    talk::out(&one.readable(usize::from(args.top)));
+                }
+                found.push(one.json());
+            }
+            Err(e) => {
+                unread += 1;
+                talk::say(&format!("error: {e}"));
+            }
+        }
+    }
+    if args.json {
+        talk::json(&serde_json::Value::Array(found));
     }
     Ok(if unread == 0 { Ended::Well } else { Ended::Findings })
 }
@@ -142,13 +178,6 @@ fn classify(
         tape.begin(Rng::new(0), 0);
         let features = network.backbone.forward(&batch.images, &mut tape)?;
         let logits = features.logits()?;
-        if logits.rank() != 2 {
-            let name = &info.run.student.backbone;
-            return Err(Problem::usage(format!(
-                "`{name}` gives a class for each pixel, not one for an image"
-            ))
-            .hint("test it with `stillhouse eval`"));
-        }
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?; // [B, N]
         let rows = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_vec2::<f32>()?;
         for (row, id) in rows.into_iter().zip(&batch.ids) {
@@ -161,13 +190,13 @@ fn classify(
 }
 
 /// Images given by the person, as a dataset without labels.
-struct Pictures {
+pub(crate) struct Pictures {
     info: DatasetInfo,
     images: Vec<(String, Image)>,
 }
 
 impl Pictures {
-    fn new(info: &RunInfo, images: Vec<(&Path, Image)>) -> Self {
+    pub(crate) fn new(info: &RunInfo, images: Vec<(&Path, Image)>) -> Self {
         let info = DatasetInfo {
             name: "images".to_string(),
             title: "images".to_string(),

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stillhouse_report::page::{self, Page};
-use stillhouse_report::{AccuracyTable, Asked};
+use stillhouse_report::page::{self, Page, Samples};
+use stillhouse_report::{AccuracyTable, Asked, Measure};
 use stillhouse_trainer::Context;
 
-use crate::commands::{common, figures, table};
+use crate::commands::{common, figures, overlays, table};
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Problem};
 use crate::{environment, experiments, talk};
@@ -35,7 +35,8 @@ pub(crate) struct Args {
     /// Bring the pooled features of the teacher and of these methods into the plane (needs the data)
     #[arg(long, value_name = "METHODS", value_delimiter = ',')]
     features: Vec<String>,
-    /// Show sample images with Grad-CAM of this method (needs the data)
+    /// Show sample images with Grad-CAM of this method, or with the label maps of all methods where
+    /// masks are counted (needs the data)
     #[arg(long, value_name = "METHOD")]
     samples: Option<String>,
     /// Print the table as JSON
@@ -50,6 +51,8 @@ pub(crate) struct Figures {
     pub(crate) features: Vec<String>,
     /// The method whose samples are shown.
     pub(crate) samples: Option<String>,
+    /// Whether label maps are shown where there are some.
+    pub(crate) label_maps: bool,
 }
 
 /// Runs the command.
@@ -79,7 +82,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
     }
     let first = args.output.clone().unwrap_or_else(|| args.folders[0].clone());
-    let figures = Figures { features: args.features.clone(), samples: args.samples.clone() };
+    let (features, samples) = (args.features.clone(), args.samples.clone());
+    let figures = Figures { features, label_maps: samples.is_some(), samples };
     for asked in &all {
         // Several tables do not share a folder.
         let folder = match all.len() {
@@ -121,8 +125,11 @@ pub(crate) fn write_page(
         false => figures::make_planes(folder, &runs, &teachers, &figures.features, context)?,
     };
     let samples = match &figures.samples {
-        Some(method) => figures::make_samples(&runs, std::slice::from_ref(method), context)?,
-        None => Vec::new(),
+        _ if figures.label_maps && table.measure == Measure::MeanIou => overlays::make(&runs, context)?,
+        Some(method) if table.measure == Measure::Accuracy => {
+            figures::make_samples(&runs, std::slice::from_ref(method), context)?
+        }
+        _ => Samples::default(),
     };
     let page = Page {
         asked,

@@ -189,7 +189,8 @@ fn figures(experiment: &Experiment) -> report::Figures {
     let methods =
         experiment.published().get("features").and_then(|f| f.as_array().cloned()).unwrap_or_default();
     let methods = methods.iter().filter_map(|m| m.as_str().map(str::to_string));
-    report::Figures { features: methods.collect(), samples: None }
+    // The data are there: the runs were just tested on them.
+    report::Figures { features: methods.collect(), samples: None, label_maps: true }
 }
 
 fn without_name(args: &Args) -> Outcome {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use stillhouse_core::data::Sampler;
+use stillhouse_core::data::{Sampler, Task};
 use stillhouse_report::{AccuracyTable, Asked, Caption, Planned, accuracy};
 use stillhouse_trainer::{Cell, CellConfig, Context, Experiment, Plan, Role};
 
@@ -69,19 +69,21 @@ fn caption(
     if students.is_empty() {
         return Err(Problem::usage("none of the methods of this experiment is built"));
     }
-    let (mut data, mut embedded) = (Vec::new(), false);
+    let (mut data, mut embedded, mut masks) = (Vec::new(), false, false);
     for (at, (cell, config)) in students.iter().enumerate() {
         if students[..at].iter().any(|(c, _)| c.dataset == cell.dataset) {
             continue;
         }
         let dataset = common::open(context, config)?;
+        masks |= dataset.info().task == Task::Segmentation;
         let mut text = dataset.info().title.clone();
         if dataset.info().embedded {
             embedded = true;
             text.push_str(", not real images");
         }
         if let Some([train, test]) = config.data.per_class {
-            text.push_str(&format!(", only {train} training and {test} test images of each class"));
+            let of = if dataset.info().task == Task::Segmentation { "" } else { " of each class" };
+            text.push_str(&format!(", only {train} training and {test} test images{of}"));
         }
         data.push(text);
     }
@@ -97,7 +99,11 @@ fn caption(
         profile: plan.profile.clone(),
         data: data.join("; "),
         embedded,
-        resolution: common_value(&students, |c| c.data.image_size.to_string()),
+        resolution: common_value(&students, |c| match c.data.size() {
+            (height, width) if height == width => height.to_string(),
+            (height, width) => format!("{height}x{width}"),
+        }),
+        tested: if masks { common_value(&students, tested) } else { String::new() },
         schedule: common_value(&students, schedule),
         seeds,
         device: format!("CPU, {threads} threads, {}", stillhouse_ops::isa()),
@@ -141,6 +147,17 @@ fn common_value(cells: &[(&Cell, &CellConfig)], value: impl Fn(&CellConfig) -> S
 fn schedule(config: &CellConfig) -> String {
     let train = &config.train;
     format!("{} epochs, lr {}, {}", train.epochs, train.optimiser.lr(), train.schedule.describe(train.epochs))
+}
+
+/// How test images of label masks are seen.
+fn tested(config: &CellConfig) -> String {
+    let number = |t: &toml::Table, key: &str| t.get(key).map_or_else(String::new, ToString::to_string);
+    let words = config.data.test_transforms.iter().map(|t| match t.get("op").and_then(|op| op.as_str()) {
+        Some("resize_short") => format!("shorter side {} px", number(t, "size")),
+        Some("resize") => format!("resized to {}x{} px", number(t, "height"), number(t, "width")),
+        other => other.unwrap_or("?").to_string(),
+    });
+    std::iter::once("whole images".to_string()).chain(words).collect::<Vec<_>>().join(", ")
 }
 
 fn start(config: &CellConfig) -> String {

@@ -1,9 +1,9 @@
 //! The words of a table of accuracies: for terminals and as Markdown.
 
-use super::{AccuracyTable, BELOW, Cell, Column, distinct};
+use super::{AccuracyTable, BELOW, Cell, Column, distinct, part_words};
 use crate::beside::{Line, STUDENTS, title};
 use crate::compare::Comparison;
-use crate::run::State;
+use crate::run::{Measure, State};
 use crate::text::{Align, Grid, wrap};
 use crate::{facts, networks};
 
@@ -43,6 +43,11 @@ impl AccuracyTable {
         if !self.tests.is_empty() {
             let grid = self.tests_grid().markdown();
             text.push_str(&format!("\n## Each method against the best other\n\n{grid}\n{TESTS}\n"));
+        }
+        for table in &self.by_class {
+            let place =
+                format!("{}, {} {}", self.heading(&table.student), table.dataset, part_words(table.ratio));
+            text.push_str(&format!("\n## IoU by class, %: {place}\n\n{}", table.grid().markdown()));
         }
         if !self.networks.is_empty() {
             let grid = networks::grid(&self.networks).markdown();
@@ -96,7 +101,7 @@ impl AccuracyTable {
         for test in &self.tests {
             grid.row([
                 network_title(&test.student).to_string(),
-                format!("{} {} %", test.dataset, test.ratio),
+                format!("{} {}", test.dataset, part_words(test.ratio)),
                 test.method.clone(),
                 test.other.clone(),
                 format!("{:+.2}", test.difference),
@@ -120,10 +125,10 @@ impl AccuracyTable {
             .map(|t| {
                 let over = t.p.map_or_else(String::new, |p| format!(", paired t over the seeds p = {p:.3}"));
                 format!(
-                    "{} {} {} %: {} is {:+.2} points from {} ({}{over})",
+                    "{} {} {}: {} is {:+.2} points from {} ({}{over})",
                     t.student,
                     t.dataset,
-                    t.ratio,
+                    part_words(t.ratio),
                     t.method,
                     t.difference,
                     t.other,
@@ -153,7 +158,7 @@ impl AccuracyTable {
         let mut widths = vec![("method", Align::Left)];
         for head in &heads {
             widths.push((head, Align::Right));
-            widths.push(("right/tested", Align::Right));
+            widths.push((self.counts(), Align::Right));
             widths.push(("n", Align::Right));
             widths.push(("paper", Align::Right));
         }
@@ -172,10 +177,17 @@ impl AccuracyTable {
         grid
     }
 
+    /// The head of the column of counts.
+    fn counts(&self) -> &'static str {
+        match self.measure {
+            Measure::Accuracy => "right/tested",
+            Measure::MeanIou => "images",
+        }
+    }
+
     /// `80 %`, with the dataset where there are several.
     fn head(&self, column: &Column) -> String {
-        let part =
-            if column.ratio == 0 { "official split".to_string() } else { format!("{} %", column.ratio) };
+        let part = part_words(column.ratio);
         match self.cells.iter().any(|c| c.dataset != column.dataset) {
             true => format!("{} {part}", column.dataset),
             false => part,
@@ -205,22 +217,39 @@ impl AccuracyTable {
 
     fn foot(&self) -> Vec<String> {
         let mut lines = vec![
-            "Ours: mean over n seeds (± standard deviation, n - 1); right/tested are sums over the seeds. Paper: \
-             single printed numbers."
-                .to_string(),
+            match self.measure {
+                Measure::Accuracy => {
+                    "Ours: mean over n seeds (± standard deviation, n - 1); right/tested are sums over the \
+                     seeds. Paper: single printed numbers."
+                }
+                Measure::MeanIou => {
+                    "Ours: mean IoU in percent, from one confusion matrix over all pixels of the test images, \
+                     classes in neither truth nor prediction left out; mean over n seeds (± standard \
+                     deviation, n - 1), images are sums over the seeds. Paper: single printed numbers."
+                }
+            }
+            .to_string(),
         ];
         let several: Vec<String> = self
             .cells
             .iter()
             .filter(|c| c.n > 1)
             .map(|c| {
-                let counts: Vec<String> =
-                    c.right.iter().zip(&c.tested).map(|(r, t)| format!("{r}/{t}")).collect();
+                let counts: Vec<String> = match self.measure {
+                    Measure::Accuracy => {
+                        c.right.iter().zip(&c.tested).map(|(r, t)| format!("{r}/{t}")).collect()
+                    }
+                    Measure::MeanIou => c.values.iter().map(|v| format!("{v:.2}")).collect(),
+                };
                 format!("{}: {}", place(c, None), counts.join(" "))
             })
             .collect();
         if !several.is_empty() {
-            lines.push(format!("Images right of images tested, by seed: {}.", several.join("; ")));
+            let what = match self.measure {
+                Measure::Accuracy => "Images right of images tested",
+                Measure::MeanIou => "Mean IoU",
+            };
+            lines.push(format!("{what}, by seed: {}.", several.join("; ")));
         }
         let count = |state| self.cells.iter().filter(|c| c.state == state).count();
         let open: Vec<String> = [State::Pending, State::Running, State::Failed, State::NotBuilt]
@@ -249,7 +278,8 @@ fn columns_of(cell: &Cell) -> [String; 4] {
         0 => (String::new(), String::new()),
         n => {
             let (right, tested) = (cell.right.iter().sum::<u64>(), cell.tested.iter().sum::<u64>());
-            (format!("{right}/{tested}"), n.to_string())
+            let counts = if cell.right.is_empty() { tested.to_string() } else { format!("{right}/{tested}") };
+            (counts, n.to_string())
         }
     };
     let paper = cell.published.map_or_else(|| "-".to_string(), |v| format!("{v:.2}"));
@@ -258,7 +288,7 @@ fn columns_of(cell: &Cell) -> [String; 4] {
 
 pub(super) fn place(cell: &Cell, seed: Option<u64>) -> String {
     let seed = seed.map_or_else(String::new, |s| format!(" seed {s}"));
-    format!("{} {} {} {} %{seed}", cell.method, cell.student, cell.dataset, cell.ratio)
+    format!("{} {} {} {}{seed}", cell.method, cell.student, cell.dataset, part_words(cell.ratio))
 }
 
 /// What stands below the comparisons.
@@ -288,7 +318,12 @@ pub fn lines_grid(lines: &[Line]) -> Grid {
         ("known about it", Align::Left),
     ]);
     for line in lines {
-        let digits = if line.unit == "%" || line.unit == "points" { 2 } else { 0 };
+        let digits = match line.unit.as_str() {
+            "%" | "points" | "M" => 2,
+            "G" => 1,
+            // A value of a setting is a fraction, a count is whole.
+            _ => line.ours.map_or(0, |v| if v.fract() == 0.0 { 0 } else { 3 }),
+        };
         grid.row([
             line.table.clone(),
             line.row.clone(),
@@ -304,6 +339,11 @@ pub fn lines_grid(lines: &[Line]) -> Grid {
 
 /// A network's name in print.
 pub fn network_title(id: &str) -> &str {
-    let others = [("resnet50", "ResNet50"), ("vgg16", "VGG16")];
+    let others = [
+        ("resnet50", "ResNet50"),
+        ("vgg16", "VGG16"),
+        ("deeplabv3plus_resnet50", "DeepLabV3+ ResNet50"),
+        ("deeplabv3plus_resnet101", "DeepLabV3+ ResNet101"),
+    ];
     title(&STUDENTS, id).or_else(|| title(&others, id)).unwrap_or(id)
 }

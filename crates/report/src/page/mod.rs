@@ -31,8 +31,8 @@ pub struct Page<'a> {
     pub teachers: &'a [Record],
     /// Features in the plane, a figure for each network.
     pub features: &'a [Plane],
-    /// Sample images with maps of what moved the network, if the page is made beside the data.
-    pub samples: &'a [Sample],
+    /// Sample images, if the page is made beside the data.
+    pub samples: &'a Samples,
     /// Version and revision of the program that makes the page.
     pub program: &'a str,
 }
@@ -45,6 +45,17 @@ pub struct Plane {
     pub title: String,
     /// The points of each class.
     pub groups: Vec<Group>,
+}
+
+/// Sample images of the dataset.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Samples {
+    /// What is seen.
+    pub words: String,
+    /// Colours of classes, as `#rrggbb`, with their names.
+    pub legend: Vec<(String, String)>,
+    /// The images.
+    pub all: Vec<Sample>,
 }
 
 /// One sample image.
@@ -102,6 +113,7 @@ impl Page<'_> {
                     (plots::curves(self))
                     (plots::confusions(self))
                     (plots::by_class(self))
+                    (plots::sweep(self))
                     (self.planes())
                     (self.sample_images())
                     (tables::networks(self))
@@ -125,6 +137,7 @@ impl Page<'_> {
             ("Profile", c.profile.clone()),
             ("Data", c.data.clone()),
             ("Resolution", format!("{} px", c.resolution)),
+            ("Tested", c.tested.clone()),
             ("Schedule", c.schedule.clone()),
             ("Seeds", seeds.join(", ")),
             ("Device", c.device.clone()),
@@ -155,14 +168,31 @@ impl Page<'_> {
 
     fn sample_images(&self) -> Markup {
         html! {
-            @if !self.samples.is_empty() {
+            @if !self.samples.all.is_empty() {
                 h2 { "Samples" }
-                p.soft { "Grad-CAM: the brighter, the more that place moved the network towards the class it predicts." }
-                div.samples {
-                    @for sample in self.samples {
+                p.soft { (self.samples.words) }
+                @if !self.asked.caption.embedded {
+                    p.soft { "The images are the dataset's: pass this page on only where they may be." }
+                }
+                @if !self.samples.legend.is_empty() {
+                    ul.legend {
+                        @for (colour, name) in &self.samples.legend {
+                            li { span.swatch style=(format!("background:{colour}")) {} (name) }
+                        }
+                    }
+                }
+                // Two pictures fit beside others; a row of many has the width of the page.
+                div class=(if self.samples.all.iter().any(|s| s.pictures.len() > 2) { "samples rows" } else { "samples" }) {
+                    @for sample in &self.samples.all {
                         figure {
-                            @for (name, png) in &sample.pictures {
-                                img alt=(name) title=(name) src=(format!("data:image/png;base64,{}", base64(png)));
+                            @if sample.pictures.len() > 2 {
+                                div.strip {
+                                    @for (name, png) in &sample.pictures {
+                                        div { img alt=(name) title=(name) src=(inline(png)); small { (name) } }
+                                    }
+                                }
+                            } @else {
+                                @for (name, png) in &sample.pictures { img alt=(name) title=(name) src=(inline(png)); }
                             }
                             figcaption { (sample.title) }
                         }
@@ -236,7 +266,8 @@ impl Page<'_> {
 
     /// `ucm 80 %`.
     fn part(dataset: &str, ratio: u64) -> String {
-        if ratio == 0 { format!("{dataset}, official split") } else { format!("{dataset} {ratio} %") }
+        let comma = if ratio == 0 { "," } else { "" };
+        format!("{dataset}{comma} {}", accuracy::part_words(ratio))
     }
 
     /// The few methods of a column that are worth a figure each: the student alone, the leading
@@ -286,6 +317,11 @@ fn grid(grid: &Grid) -> Markup {
             }
         }
     }
+}
+
+/// A PNG file inside the page.
+fn inline(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", base64(png))
 }
 
 /// Base64 with padding (RFC 4648), for pictures inside the page.

@@ -2,9 +2,11 @@
 
 use maud::{Markup, html};
 
-use super::Page;
+use super::{Page, grid};
 use crate::accuracy::{BELOW, network_title};
+use crate::frkdnet::gamma;
 use crate::record::{Epoch, Record};
+use crate::run::{Measure, mean_iou};
 use crate::svg::{Line, Series, bars, heat_map, lines};
 
 /// Errors under training, a figure for each student and column.
@@ -15,13 +17,14 @@ pub(super) fn curves(page: &Page) -> Markup {
             h2 { "Under training" }
             div.figures {
                 @for at in columns {
-                    @let test = of_methods(page, at, test_error);
                     @let place = page.place(at);
-                    // One tested epoch is no curve.
-                    @if test.iter().any(|l| l.points.len() > 1) {
-                        (lines(&format!("{place}: error on test images"), "epoch", "error, %", &test))
+                    @for (what, unit, value) in curves_of(page.table.measure) {
+                        @let of_all = of_methods(page, at, value);
+                        // One tested epoch is no curve.
+                        @if of_all.iter().any(|l| l.points.len() > 1) {
+                            (lines(&format!("{place}: {what}"), "epoch", unit, &of_all))
+                        }
                     }
-                    (lines(&format!("{place}: error on training images"), "epoch", "error, %", &of_methods(page, at, train_error)))
                 }
             }
             p.small {
@@ -32,11 +35,25 @@ pub(super) fn curves(page: &Page) -> Markup {
     }
 }
 
-fn of_methods(
-    page: &Page,
-    at: (&str, &str, u64),
-    value: impl Fn(&Record, &Epoch) -> Option<f64>,
-) -> Vec<Line> {
+/// A figure of an epoch of a run.
+type Value = fn(&Record, &Epoch) -> Option<f64>;
+
+/// The curves that there are for such figures: title, axis, value.
+fn curves_of(measure: Measure) -> [(&'static str, &'static str, Value); 2] {
+    match measure {
+        Measure::Accuracy => [
+            ("error on test images", "error, %", test_error),
+            ("error on training images", "error, %", train_error),
+        ],
+        // The weighted sums of two methods are sums of different things, yet each tells how it falls.
+        Measure::MeanIou => [
+            ("mean IoU on test images", "mean IoU, %", |_, epoch| mean_iou(&epoch.scores)),
+            ("weighted loss", "loss", |_, epoch| Some(epoch.total)),
+        ],
+    }
+}
+
+fn of_methods(page: &Page, at: (&str, &str, u64), value: Value) -> Vec<Line> {
     let methods = page.methods(at);
     let strong = page.chosen(at).last().copied().unwrap_or_default().to_string();
     let curve = |method: &str| -> Vec<(f64, f64)> {
@@ -99,8 +116,54 @@ fn words(record: &Record) -> String {
     format!("seed {}, {right}/{} right", record.about.seed(), record.result.tested)
 }
 
+/// Mean IoU over the values of a sweep, a figure for all columns of a student.
+pub(super) fn sweep(page: &Page) -> Markup {
+    let curve = |at: (&str, &str, u64)| -> Option<Line> {
+        let here =
+            page.table.cells.iter().filter(|c| (c.student.as_str(), c.dataset.as_str(), c.ratio) == at);
+        let mut points: Vec<(f64, f64)> = here.filter_map(|c| Some((gamma(&c.method)?, c.mean?))).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let name = format!("{}, {}", page.table.heading(at.0), Page::part(at.1, at.2));
+        (!points.is_empty()).then_some(Line { name, points, strong: false })
+    };
+    let curves: Vec<Line> = page.columns().into_iter().filter_map(curve).collect();
+    html! {
+        @if !curves.is_empty() {
+            h2 { "Over gamma" }
+            div.figures { (lines("mean IoU over gamma, the weight of the distances", "gamma", "mean IoU, %", &curves)) }
+        }
+    }
+}
+
+/// IoU by class: bars of all methods, and the figures.
+fn iou_by_class(page: &Page) -> Markup {
+    html! {
+        h2 { "IoU by class" }
+        p.soft {
+            "Intersection over union of each class in percent, mean over the finished seeds; no bar for a class that is in \
+             neither truth nor prediction."
+        }
+        div.figures {
+            @for table in &page.table.by_class {
+                @let series: Vec<Series> = table.methods.iter()
+                    .map(|(name, values)| Series { name: name.clone(), values: values.clone() }).collect();
+                (bars(&page.place((&table.student, &table.dataset, table.ratio)), &table.classes, &series))
+            }
+        }
+        @for table in &page.table.by_class {
+            details {
+                summary { "Figures: " (page.place((&table.student, &table.dataset, table.ratio))) }
+                (grid(&table.grid()))
+            }
+        }
+    }
+}
+
 /// Bars by class of the same few methods.
 pub(super) fn by_class(page: &Page) -> Markup {
+    if !page.table.by_class.is_empty() {
+        return iou_by_class(page);
+    }
     let columns = page.columns();
     let figure = |at: (&str, &str, u64)| -> Option<Markup> {
         let mut series = Vec::new();

@@ -3,8 +3,8 @@
 use maud::{Markup, html};
 
 use super::{Page, grid};
-use crate::accuracy::{BELOW, Cell, lines_grid};
-use crate::run::State;
+use crate::accuracy::{BELOW, Cell, lines_grid, part_words};
+use crate::run::{Measure, State};
 use crate::{AccuracyTable, networks};
 
 /// A table for each student: mean, counts, difference from the student alone, and the printed number.
@@ -17,12 +17,18 @@ pub(super) fn tables(page: &Page) -> Markup {
         }
     }
     html! {
-        h2 { "Accuracy" }
+        h2 { (match table.measure { Measure::Accuracy => "Accuracy", Measure::MeanIou => "Mean IoU" }) }
         @for student in students { h3 { (table.heading(student)) } (accuracies(page, student)) }
         p.small {
-            "Percent of the test images classified rightly by the network of the last epoch: mean over n seeds ± standard \
-             deviation (n - 1); below it images right of images tested, summed over the seeds. The coloured columns are \
-             differences in percentage points: to the baseline, which is drawn in the same batches, and to the printed number."
+            (match table.measure {
+                Measure::Accuracy => "Percent of the test images classified rightly by the network of the last epoch: mean \
+                    over n seeds ± standard deviation (n - 1); below it images right of images tested, summed over the seeds.",
+                Measure::MeanIou => "Mean IoU in percent of the network of the last epoch, from one confusion matrix over all \
+                    pixels of the test images: mean over n seeds ± standard deviation (n - 1); below it test images, summed \
+                    over the seeds.",
+            })
+            " The coloured columns are differences in percentage points: to the baseline, which is drawn in the same \
+             batches, and to the printed number."
         }
         @let states = open(table);
         @if !states.is_empty() { p { (states) } }
@@ -65,7 +71,7 @@ fn accuracies(page: &Page, student: &str) -> Markup {
                     tr {
                         th { "method" }
                         @for (dataset, ratio) in &columns {
-                            th { (dataset) " " (ratio) " %" }
+                            th { (dataset) " " (part_words(*ratio)) }
                             th { "Δ baseline" } th { "paper" } th { "Δ paper" }
                         }
                     }
@@ -121,7 +127,10 @@ fn four(
                     @if let Some(std) = cell.std { " ± " (format!("{std:.2}")) }
                     br;
                     small {
-                        (cell.right.iter().sum::<u64>()) "/" (cell.tested.iter().sum::<u64>()) ", n = " (cell.n)
+                        @if !cell.right.is_empty() { (cell.right.iter().sum::<u64>()) "/" }
+                        (cell.tested.iter().sum::<u64>())
+                        @if cell.right.is_empty() { " images" }
+                        ", n = " (cell.n)
                         @if cell.state != State::Done { ", " (cell.state) }
                     }
                 },

@@ -1,0 +1,147 @@
+//! `stillhouse predict` for networks that give a class for each pixel: masks, overlays, areas.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+use stillhouse_core::data::{BatchSource, Image, LoaderSpec, Mask, Sampler};
+use stillhouse_core::{Rng, Tape, files};
+use stillhouse_datasets::transform::{Filter, resize};
+use stillhouse_datasets::{Raster, label_map, stats};
+use stillhouse_ops::Mode;
+use stillhouse_trainer::{Context, Network, RunInfo};
+
+use crate::commands::predict::Pictures;
+use crate::problem::Problem;
+use crate::talk;
+
+/// What was found in one image, and the files that show it.
+pub(crate) struct Found {
+    file: String,
+    mask: PathBuf,
+    overlay: PathBuf,
+    width: usize,
+    height: usize,
+    /// Classes with their pixels, the largest area first.
+    areas: Vec<(String, u64)>,
+}
+
+impl Found {
+    fn part(&self, pixels: u64) -> f64 {
+        pixels as f64 / (self.width * self.height).max(1) as f64
+    }
+
+    /// As JSON: every class with its pixels.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let areas: Vec<_> = self
+            .areas
+            .iter()
+            .map(|(name, n)| json!({"class": name, "pixels": n, "part": self.part(*n)}))
+            .collect();
+        json!({
+            "image": self.file, "width": self.width, "height": self.height, "mask": self.mask,
+            "overlay": self.overlay, "areas": areas,
+        })
+    }
+
+    /// As a line: the largest areas, and where the files are.
+    pub(crate) fn readable(&self, top: usize) -> String {
+        let areas = self.areas.iter().take(top).filter(|(_, pixels)| *pixels > 0);
+        let areas: Vec<String> =
+            areas.map(|(name, n)| format!("{name} {:.1} %", 100.0 * self.part(*n))).collect();
+        format!("{}: {} ({}, {})", self.file, areas.join(", "), self.mask.display(), self.overlay.display())
+    }
+}
+
+/// Segments whole images, each by itself and in bounded memory, and writes `NAME-mask.png` and
+/// `NAME-overlay.png` into a folder.
+pub(crate) struct Segmenter<'a> {
+    info: &'a RunInfo,
+    network: &'a Network,
+    context: &'a Context,
+    tape: Tape,
+    folder: PathBuf,
+    colours: [[u8; 3]; 256],
+    transforms: Vec<toml::Table>,
+    /// Names of files written so far.
+    written: BTreeSet<String>,
+}
+
+impl<'a> Segmenter<'a> {
+    pub(crate) fn new(
+        info: &'a RunInfo,
+        network: &'a Network,
+        context: &'a Context,
+        folder: PathBuf,
+    ) -> Result<Self, Problem> {
+        let mut tape = Tape::new(&network.params, Mode::Frozen)?;
+        tape.want(&["logits"]);
+        // What cuts a part out would leave the rest without labels.
+        let resizes = |t: &&toml::Table| {
+            t.get("op").and_then(toml::Value::as_str).is_some_and(|op| op.starts_with("resize"))
+        };
+        let all = &info.run.data.test_transforms;
+        let kept: Vec<toml::Table> = all.iter().filter(resizes).cloned().collect();
+        if kept.len() < all.len() {
+            talk::say("note: the run was tested on crops; masks are of whole images");
+        }
+        let transforms = info.run.data.normalised(&kept);
+        let colours = label_map::colours(&info.run.data.dataset);
+        Ok(Self { info, network, context, tape, folder, colours, transforms, written: BTreeSet::new() })
+    }
+
+    /// Segments one image.
+    pub(crate) fn segment(&mut self, file: &Path, image: Image) -> Result<Found, Problem> {
+        let name = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        if !self.written.insert(name.clone()) {
+            return Err(Problem::usage(format!(
+                "{}: a second image named `{name}`; its mask would overwrite the first one's",
+                file.display()
+            ))
+            .hint("predict them one after the other, each with an --output of its own"));
+        }
+        let (width, height) = (image.width, image.height);
+        let mask = self.mask(file, &image)?;
+        let overlay = label_map::overlay(&image, &mask, &self.colours)?;
+        let place = |what: &str| self.folder.join(format!("{name}-{what}.png"));
+        let (mask_file, overlay_file) = (place("mask"), place("overlay"));
+        std::fs::create_dir_all(&self.folder).map_err(stillhouse_core::Error::io(&self.folder))?;
+        files::write_atomic(&mask_file, &label_map::mask_png(&mask, &self.colours)?)?;
+        files::write_atomic(&overlay_file, &stats::png(&overlay)?)?;
+        let mut counts = vec![0u64; self.info.classes.len()];
+        for label in &mask.labels {
+            if let Some(count) = counts.get_mut(usize::from(*label)) {
+                *count += 1;
+            }
+        }
+        let mut areas: Vec<(String, u64)> = self.info.classes.iter().cloned().zip(counts).collect();
+        areas.sort_by_key(|(_, pixels)| std::cmp::Reverse(*pixels));
+        let file = file.display().to_string();
+        Ok(Found { file, mask: mask_file, overlay: overlay_file, width, height, areas })
+    }
+
+    /// The class of each pixel of the image in its own size: where the run resizes, the labels are
+    /// brought back (nearest pixel).
+    fn mask(&mut self, file: &Path, image: &Image) -> Result<Mask, Problem> {
+        let set = Arc::new(Pictures::new(self.info, vec![(file, image.clone())]));
+        let spec = LoaderSpec {
+            indices: vec![0],
+            sampler: Sampler::Sequential { batch: 1 },
+            transforms: self.transforms.clone(),
+            rng: Rng::new(0),
+            cache_bytes: 0,
+        };
+        let mut loader: Box<dyn BatchSource> = (self.context.parts.loader)(set, &spec)?;
+        let Some(batch) = loader.next_batch()? else {
+            return Err(Problem::failed(format!("{}: the loader gave no image", file.display())));
+        };
+        let (_, _, height, width) = batch.images.dims4()?;
+        let labels = stillhouse_trainer::label_map(self.network, &mut self.tape, &batch.images)?;
+        let mask = Mask { width, height, labels };
+        if (width, height) == (image.width, image.height) {
+            return Ok(mask);
+        }
+        Ok(resize(&Raster::from(mask), image.width, image.height, Filter::Nearest).into_mask())
+    }
+}
