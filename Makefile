@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,21 @@ reproduce-table7: cargo ## Run Table 7: confusion matrices, error under training
 
 reproduce-landuse: cargo ## Run VGG16 to MobileNetV2 with KL, cosine and both (land use)
 	$(REPRODUCE) landuse --profile $(PROFILE) $(ARGS)
+
+reproduce-mksmt-cub: cargo ## Run MKSMT's Table 4: Swin with two exits and two steps a batch on CUB-200-2011
+	$(REPRODUCE) mksmt_cub --profile $(PROFILE) $(ARGS)
+
+reproduce-mksmt-nabirds: cargo ## Run MKSMT's Table 5: the same on NABirds
+	$(REPRODUCE) mksmt_nabirds --profile $(PROFILE) $(ARGS)
+
+reproduce-mksmt-dogs: cargo ## Run MKSMT's Table 6: the same on Stanford Dogs
+	$(REPRODUCE) mksmt_dogs --profile $(PROFILE) $(ARGS)
+
+reproduce-mksmt-ablation: cargo ## Run MKSMT's Tables 8 to 11 and Figure 3: steps, order, features, temperature
+	$(REPRODUCE) mksmt_ablation --profile $(PROFILE) $(ARGS)
+
+reproduce-mksmt-sizes: cargo ## Print MKSMT's Table 7: parameters and operations (counts, runs nothing)
+	$(REPRODUCE) mksmt_sizes $(ARGS)
 
 test: cargo ## Run all tests of the workspace
 	$(CARGO) test --workspace --locked --no-run

@@ -2,8 +2,8 @@
 
     python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS
 
-WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load` or a distillation method (`kd`, `class_centre`; `cd`
-between two DeepLabV3+). Reads a count a line and
+WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load`, `mksmt` or a distillation method (`kd`,
+`class_centre`; `cd` between two DeepLabV3+). Reads a count a line and
 answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
 collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
 teacher, gradients set to none, the layout that is asked for.
@@ -78,6 +78,50 @@ def make_network(name):
 
         return timm.create_model(name, num_classes=21, drop_path_rate=0.0)
     return getattr(torchvision.models, {"mobilenetv2_100": "mobilenet_v2"}.get(name, name))(num_classes=21)
+
+
+class TwoExits(nn.Module):
+    """timm's Swin with MKSMT's exits at the third and the fourth stage, as `crates/backbones/src/exits.rs`."""
+
+    def __init__(self, name, classes, k=896):
+        super().__init__()
+        import timm
+
+        self.backbone = timm.create_model(name, num_classes=0, drop_path_rate=0.0)
+        widths = [info["num_chs"] for info in self.backbone.feature_info[-2:]]
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in widths)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(c, k), nn.GELU(), nn.Linear(k, classes)) for c in widths
+        )
+
+    def exit(self, i, x):
+        return self.heads[i](self.norms[i](x).mean((1, 2)))
+
+    def forward(self, images, last):
+        x = self.backbone.patch_embed(images)
+        for layer in self.backbone.layers[:3]:
+            x = layer(x)
+        third = self.exit(0, x)
+        return (third, self.exit(1, self.backbone.layers[3](x))) if last else (third, None)
+
+
+def two_steps(network, images, labels):
+    """Labels at the early exit, an update of what that has run; labels at the last one and the divergence
+    between both, an update of everything. What has no gradient is not moved."""
+    model = TwoExits(network, 21).train()
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=5e-4)
+
+    def step():
+        adamw.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images, last=False)[0], labels).backward()
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        third, fourth = model(images, last=True)
+        kl = F.kl_div(F.log_softmax(third, 1), F.softmax(fourth.detach(), 1), reduction="batchmean")
+        (F.cross_entropy(fourth, labels) + kl).backward()
+        adamw.step()
+
+    return step
 
 
 def kd(student, teacher, temperature=4.0):
@@ -167,6 +211,9 @@ def main():
     labels = torch.arange(batch) // 4
     if network == "deeplabv3plus":
         labels = labels[:, None, None].expand(batch, size, size).contiguous()
+    if work == "mksmt":
+        serve(two_steps(network, images, labels), libraries)
+        return
     model = make(network)
 
     if work in ("frozen", "bf16"):

@@ -14,6 +14,8 @@ pub(crate) enum Work {
     /// A frozen ResNet50, or DeepLabV3+ on it, teaches by this method of the registry, with
     /// cross-entropy.
     Distil(&'static str),
+    /// MKSMT's two training steps of a batch on the network with two exits.
+    TwoSteps,
     /// JPEG files to batches: decoded, cut at random, resized, mirrored, normalised. `network` is
     /// the folder of the files, named by their size.
     Load,
@@ -44,6 +46,7 @@ pub(crate) const CASES: &[Case] = &[
     case("vgg16-train-64", "vgg16", Work::Train, 8, 64),
     case("vgg16-train-224", "vgg16", Work::Train, 2, 224),
     case("swin-train-224", "swin_tiny_patch4_window7_224", Work::Train, 2, 224),
+    case("mksmt-train-224", "swin_tiny_patch4_window7_224", Work::TwoSteps, 8, 224),
     case("deeplab-train-256", "deeplabv3plus", Work::Train, 2, 256),
     case("resnet50-frozen-224", "resnet50", Work::Frozen, 8, 224),
     case("resnet50-bf16-224", "resnet50", Work::FrozenBf16, 8, 224),
@@ -81,6 +84,7 @@ impl Case {
                 format!("on ResNet18, the same on ResNet50, frozen, teaches by {method}")
             }
             Work::Distil(method) => format!("frozen ResNet50 teaches by {method}"),
+            Work::TwoSteps => "with two exits, MKSMT's two training steps".to_string(),
             Work::Load => format!("JPEG files to {} batches", crate::load::BATCHES),
         };
         format!("{} {work}, batch {} at {} px", self.network, self.batch, self.size)

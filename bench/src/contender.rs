@@ -65,6 +65,7 @@ impl Contender {
             crate::cases::Work::Frozen => "frozen",
             crate::cases::Work::FrozenBf16 => "bf16",
             crate::cases::Work::Distil(method) => method,
+            crate::cases::Work::TwoSteps => "mksmt",
             crate::cases::Work::Load => "load",
         };
         let mut command = Command::new(python);

@@ -5,6 +5,7 @@
 
 mod cases;
 mod contender;
+mod exits;
 mod layers;
 mod load;
 mod methods;

@@ -69,6 +69,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     let mut options = toml::Table::new();
     let (method, teacher) = match case.work {
         Work::Load => return crate::load::make(case),
+        Work::TwoSteps => return crate::exits::make(case),
         Work::Frozen | Work::FrozenBf16 => {
             let images = images(case.batch, case.size)?;
             let net = student.build(1)?;
@@ -104,7 +105,7 @@ pub(crate) fn images(batch: usize, size: usize) -> anyhow::Result<Tensor> {
 }
 
 /// Four images a class, as a class-balanced batch has; masks of squares, one corner ignored.
-fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<Target> {
+pub(crate) fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<Target> {
     if !masks {
         let labels: Vec<u32> = (0..batch as u32).map(|i| i / 4).collect();
         return Ok(Target::Classes(Tensor::new(labels, &Device::Cpu)?));

@@ -242,6 +242,56 @@ fn an_experiment_of_ones_own_has_a_table() {
 }
 
 /// The Makefile is the front door: what it says it does, it has.
+/// Parameters and operations of MKSMT and of Swin-L alone: the only number of its Table 7 that is left.
+#[test]
+fn two_exits_cost_a_hundredth_of_the_parameters() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = run(folder.path(), &["reproduce", "mksmt_sizes", "--json"]).code(0).json();
+    assert_eq!(json[0]["more_parameters"], serde_json::Value::Null);
+    let more = json[1]["more_parameters"].as_f64().unwrap();
+    assert!((1.05..1.15).contains(&more) && json[1]["published_more_parameters"] == 1.1, "{json}");
+    assert!(json[1]["more_macs"].as_f64().unwrap() < 0.1, "{json}");
+    let said = run(folder.path(), &["reproduce", "mksmt_sizes"]).code(0);
+    assert!(said.stdout.contains("Table 7") && said.stdout.contains("1.10"), "{}", said.stdout);
+}
+
+/// Swin with two exits and two steps a batch, at the smallest size: a table with both exits.
+#[test]
+fn two_steps_a_batch_have_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = [
+        "data.per_class=[1,1]",
+        "data.image_size=32",
+        "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]",
+        "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]",
+        "student.variant.img_size=32",
+        "train.epochs=1",
+        "eval.views=['vflip']",
+        "matrix.method=['mksmt']",
+    ];
+    let mut args = vec!["reproduce", "mksmt_cub", "--profile", "smoke", "--json"];
+    args.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let json = run(folder.path(), &args).code(0).json();
+    assert!(json["caption"].as_str().unwrap().contains("species (embedded, procedural)"), "{json}");
+    let cells = json["cells"].as_array().unwrap();
+    assert!(
+        cells.iter().all(|c| c["student"] == "swin_tiny_patch4_window7_224" && c["state"] == "done"),
+        "{json}"
+    );
+    let exits = json["exits"].as_array().unwrap();
+    let named = |e: &serde_json::Value| format!("{} {} {}", e["method"], e["exit"], e["vflip"].is_f64());
+    let named: Vec<String> = exits.iter().map(named).collect();
+    let of = |method: &str, exit: &str| format!("\"{method}\" \"{exit}\" true");
+    assert_eq!(named, [of("mksmt", "exit3"), of("mksmt", "last")]);
+    let printed = json["published"].as_array().unwrap();
+    assert!(printed.iter().any(|line| line["row"] == "MKSMT" && line["printed"] == "92.8"), "{json}");
+    run(folder.path(), &["report", "runs/mksmt_cub/smoke", "--samples", "mksmt"]).code(0);
+    let page = fs::read_to_string(folder.path().join("runs/mksmt_cub/smoke/report.html")).unwrap();
+    for text in ["Exits and views", "Grad-CAM at F2", "maps at F2, F3, F4", "upside down", "92.8"] {
+        assert!(page.contains(text), "no `{text}` on the page");
+    }
+}
+
 #[test]
 fn make_help_lists_the_doors() {
     let Ok(output) = std::process::Command::new("make").arg("help").current_dir(root()).output() else {

@@ -8,6 +8,8 @@
 //! shrinks to it and is not shifted; a map that is no multiple of the window is rolled first and then
 //! filled up with zeros.
 //!
+//! Every block is a segment that `train.checkpointing` computes again on the way back.
+//!
 //! *Taps*: `F1`..`F4` after each stage (strides 4, 8, 16, 32), before the last norm; `pooled`, the
 //! mean of the normalised last map, which is also the `embedding`; `logits`.
 //!
@@ -17,6 +19,8 @@
 //!
 //! *Names and initialisation*: timm's names; linear layers and tables normal with 0.02 and zero
 //! biases, the patches' convolution uniform within `1 / sqrt(fan in)`, as in timm.
+
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde::Deserialize;
@@ -174,7 +178,7 @@ impl Block {
         Ok(Self { norm1, attention, norm2, fc1, fc2, drop_path })
     }
 
-    fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
+    fn forward(&self, x: &Node, tape: &mut Tape) -> stillhouse_ops::Result<Node> {
         let drops = self.drop_path > 0.0 && tape.mode().trains();
         let mut y = self.norm1.forward(x, tape)?;
         let x = if drops {
@@ -229,7 +233,7 @@ impl Merging {
 #[derive(Debug)]
 struct Stage {
     merging: Option<Merging>,
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
 }
 
 /// Everything before the last norm.
@@ -281,7 +285,8 @@ impl Stages {
             for b in 0..size.depths[i] {
                 let layout = window(map, size.window, b % 2 == 1);
                 let drop_path = variant.drop_path * done as f64 / (all - 1) as f64;
-                blocks.push(Block::new(channels, size.heads[i], layout, drop_path, &p.pp("blocks").pp(b))?);
+                let p = p.pp("blocks").pp(b);
+                blocks.push(Arc::new(Block::new(channels, size.heads[i], layout, drop_path, &p)?));
                 done += 1;
             }
             stages.push(Stage { merging, blocks });
@@ -325,7 +330,8 @@ impl Body for Stages {
                 x = merging.forward(&x, tape)?; // twice the channels, half the rows and columns
             }
             for block in &stage.blocks {
-                x = block.forward(&x, tape)?;
+                let block = Arc::clone(block);
+                x = tape.checkpoint(&x, move |x, tape| block.forward(x, tape))?;
             }
             tape.tap(F[i], &x)?;
             maps.push(x.clone());

@@ -223,7 +223,8 @@ fn mistakes_are_named() {
         ("deeplabv3plus", "output_stride = 12", "32, 16, 8"),
         ("deeplabv3plus_resnet18", "backbone = 'resnet50'", "its own is resnet18"),
         ("deeplabv3plus", "stride_in_1x = true", "stride_in_1x1"),
-        ("mksmt", "at = [1]", "`exits`"),
+        ("mksmt", "kind = 'conv'", "`exits`"),
+        ("mksmt", "at = [4]", "stages 1 to 3"),
         ("mksmt", "backbone = 'cifar_resnet20'", "cifar_resnet20"),
         ("exits", "at = [2, 1]", "rising order"),
         ("exits", "at = [4]", "stages 1 to 3"),
@@ -340,4 +341,77 @@ fn one_batch_is_overfitted() {
         println!("{}: {losses:?}", request.name);
         assert!(losses[7] < 0.7 * losses[0], "{}: {losses:?}", request.name);
     }
+}
+
+/// Gradients of a small Swin with exits, and what its tape holds.
+fn exit_gradients(checkpointing: bool) -> (Vec<(String, Vec<f32>)>, usize) {
+    let (net, params) =
+        build(&request("mksmt", "backbone = 'swin_tiny_patch4_window7_224'\nimg_size = 64\nk = 16"));
+    let mut tape = Tape::new(&params, Mode::Train).unwrap();
+    tape.set_checkpointing(checkpointing);
+    tape.want(&["exit3.logits", "logits"]);
+    tape.begin(Rng::new(2), 5);
+    let features = net.forward(&several_images(8, 64), &mut tape).unwrap();
+    let sum = |tap: &str| features.get(tap).unwrap().sqr().unwrap().sum_all().unwrap();
+    let gradients = tape.backward(&(sum("exit3.logits") + sum("logits")).unwrap()).unwrap();
+    let values =
+        |name: &str| gradients.param(name).unwrap().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let names: Vec<String> = gradients.ids().map(|id| params.get(id).name).collect();
+    (names.into_iter().map(|name| (name.clone(), values(&name))).collect(), tape.memory_bytes())
+}
+
+#[test]
+fn swin_in_less_memory_has_the_same_gradients() {
+    let ((whole, held), (again, less)) = (exit_gradients(false), exit_gradients(true));
+    assert!(
+        whole.iter().any(|(name, g)| name.contains("layers.3.blocks.1.mlp") && g.iter().any(|v| *v != 0.0))
+    );
+    assert!(whole == again, "the gradients differ");
+    // Most of it are gradients of the parameters.
+    assert!(10 * less < 9 * held, "{less} bytes of {held}");
+}
+
+/// The most memory that this process ever held in GiB; none where the system does not tell.
+fn peak() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / (1 << 20) as f64)
+}
+
+/// The two training steps of MKSMT's own network on one batch: Swin-L, 384 pixels, 200 classes, AdamW.
+#[test]
+#[ignore = "minutes and gigabytes: the largest network"]
+fn swin_large_trains_at_384_within_24_gib() {
+    let (net, params) = build(&BackboneRequest { name: "mksmt".into(), classes: 200, ..Default::default() });
+    let mut tape = Tape::new(&params, Mode::Train).unwrap();
+    tape.set_checkpointing(true);
+    let mut rule = Adam::decoupled([0.9, 0.999], 1e-8);
+    let images = images(384);
+    for taps in [&["exit3.logits"][..], &["exit3.logits", "exit4.logits"]] {
+        let started = std::time::Instant::now();
+        tape.want(taps);
+        tape.begin(Rng::new(0), 0);
+        let features = net.forward(&images, &mut tape).unwrap();
+        let forward = started.elapsed();
+        let terms =
+            taps.iter().map(|tap| (features.get(tap).unwrap() - 1.0).unwrap().sqr().unwrap().mean_all());
+        let loss = terms.map(Result::unwrap).reduce(|a, b| (a + b).unwrap()).unwrap();
+        let gradients = tape.backward(&loss).unwrap();
+        assert!(gradients.first_non_finite().unwrap().is_none());
+        let ids: Vec<_> = gradients.ids().collect();
+        assert_eq!(
+            ids.len() == params.all().iter().filter(|p| p.kind == Kind::Weight).count(),
+            taps.len() == 2
+        );
+        rule.step(&params, &gradients, |_| Some(Hyper { lr: 5e-6, weight_decay: 5e-4 })).unwrap();
+        println!(
+            "step up to {}: {:.1} s, {:.1} s of it forward; tape {:.2} GiB, process at most {:.2} GiB",
+            taps[taps.len() - 1],
+            started.elapsed().as_secs_f64(),
+            forward.as_secs_f64(),
+            tape.memory_bytes() as f64 / (1 << 30) as f64,
+            peak().unwrap_or(f64::NAN)
+        );
+    }
+    assert!(peak().is_none_or(|gib| gib < 24.0), "{:?}", peak());
 }

@@ -17,6 +17,10 @@ const BUILTIN: &[(&str, &str)] = &[
     ("frkd_table1", include_str!("../../../experiments/frkd_table1.toml")),
     ("frkd_table2", include_str!("../../../experiments/frkd_table2.toml")),
     ("frkd_gamma", include_str!("../../../experiments/frkd_gamma.toml")),
+    ("mksmt_cub", include_str!("../../../experiments/mksmt_cub.toml")),
+    ("mksmt_nabirds", include_str!("../../../experiments/mksmt_nabirds.toml")),
+    ("mksmt_dogs", include_str!("../../../experiments/mksmt_dogs.toml")),
+    ("mksmt_ablation", include_str!("../../../experiments/mksmt_ablation.toml")),
     ("quickstart", include_str!("../../../experiments/quickstart.toml")),
 ];
 

@@ -50,6 +50,6 @@ use stillhouse_core::registry::{DatasetBuild, Entry, Registry};
 /// All datasets; a row stands beside its implementation.
 pub fn registry() -> Registry<DatasetBuild> {
     let mut rows: Vec<Entry<DatasetBuild>> = set::SETS.iter().map(|s| s.entry).collect();
-    rows.extend([scenes::ENTRY, scenes::fields::ENTRY]);
+    rows.extend([scenes::ENTRY, scenes::fields::ENTRY, scenes::species::ENTRY]);
     Registry::new("dataset", &rows)
 }

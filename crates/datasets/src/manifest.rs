@@ -137,7 +137,7 @@ pub struct Class {
     pub images: Option<usize>,
 }
 
-const TEXTS: [(&str, &str); 12] = [
+const TEXTS: [(&str, &str); 13] = [
     ("datasets/ucm.toml", include_str!("../../../datasets/ucm.toml")),
     ("datasets/rsc11.toml", include_str!("../../../datasets/rsc11.toml")),
     ("datasets/rsscn7.toml", include_str!("../../../datasets/rsscn7.toml")),
@@ -150,6 +150,7 @@ const TEXTS: [(&str, &str); 12] = [
     ("datasets/camvid.toml", include_str!("../../../datasets/camvid.toml")),
     ("datasets/scenes.toml", include_str!("../../../datasets/scenes.toml")),
     ("datasets/fields.toml", include_str!("../../../datasets/fields.toml")),
+    ("datasets/species.toml", include_str!("../../../datasets/species.toml")),
 ];
 
 static ALL: LazyLock<Vec<Manifest>> = LazyLock::new(|| {
@@ -220,7 +221,7 @@ mod tests {
             let listed = manifest.splits.iter().map(|s| s.images.unwrap()).sum::<usize>();
             assert!(listed == images || manifest.splits.is_empty(), "{name}");
         }
-        for name in ["scenes", "fields"] {
+        for name in ["scenes", "fields", "species"] {
             let (roots, options) = (vec![], toml::Table::new());
             let request = DatasetRequest { name: name.to_string(), roots, path: None, options };
             let set = (crate::registry().get(name).unwrap().build)(&request).unwrap();

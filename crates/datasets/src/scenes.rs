@@ -9,6 +9,7 @@ mod canvas;
 pub(crate) mod fields;
 mod land;
 mod palette;
+pub(crate) mod species;
 mod town;
 mod traffic;
 

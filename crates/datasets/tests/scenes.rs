@@ -1,4 +1,4 @@
-//! The embedded sets: scenes and fields are the same bytes everywhere; scenes are not to be told by
+//! The embedded sets: scenes, fields and species are the same bytes everywhere; scenes are not to be told by
 //! colour, every class of the fields has its share of the pixels.
 
 use std::sync::Arc;
@@ -104,6 +104,22 @@ fn fields_have_an_official_split() {
     assert!(cut.train.iter().all(|i| !cut.test.contains(i)));
 }
 
+/// Pinned, as those of the scenes are.
+#[test]
+fn the_bytes_of_the_species_are_fixed() {
+    let set = embedded("species", "per_class = 5").unwrap();
+    let all: Vec<u8> = (0..set.len()).flat_map(|i| set.sample(i).unwrap().image.pixels).collect();
+    assert_eq!(sha256(&all), "de87b5e19eac7ff0b4f4142aa83ef3313e687ab9c2ddb6556b18cff203a867ad");
+    let other = embedded("species", "per_class = 5\nseed = 1").unwrap();
+    assert_ne!(set.sample(7).unwrap().image, other.sample(7).unwrap().image);
+    assert_ne!(set.identity().unwrap(), other.identity().unwrap());
+    let spec = SplitSpec { ratio: 0.0, mode: SplitMode::Official, seed: 0, per_class: None };
+    let cut = split(&*set, &spec).unwrap();
+    assert_eq!(cut.test, (0..20).map(|class| 5 * class + 4).collect::<Vec<_>>());
+    let error = |options| embedded("species", options).err().unwrap().to_string();
+    assert!(error("size = 3").contains("16 to 1024") && error("per_class = 4").contains("per_class 4"));
+}
+
 #[test]
 fn settings_are_checked() {
     assert_eq!(scenes("").unwrap().len(), 21 * 200);
@@ -121,7 +137,7 @@ fn settings_are_checked() {
 
 #[test]
 fn the_manifest_agrees_and_no_two_are_alike() {
-    for (name, values) in [("scenes", &[][..]), ("fields", &[0, 1, 2, 3, 4, 5, 255])] {
+    for (name, values) in [("scenes", &[][..]), ("species", &[]), ("fields", &[0, 1, 2, 3, 4, 5, 255])] {
         let (roots, options) = (Vec::new(), toml::Table::new());
         let request = DatasetRequest { name: name.to_string(), roots, path: None, options };
         let report = check(&request, false).unwrap();

@@ -10,7 +10,8 @@
 //!
 //! # Inputs
 //! Student `logits [B, N]` with classes `[B]`, or `logits [B, N, h, w]` with masks `[B, H, W]`: where
-//! the sizes differ, the logits are brought to the masks' (bilinear, half-pixel centres).
+//! the sizes differ, the logits are brought to the masks' (bilinear, half-pixel centres). `tap` names
+//! the logits of an exit in place of the last ones.
 //!
 //! # Defaults and their source
 //! No smoothing; 255 is ignored in masks (VOC's and Cityscapes' convention) and nothing in classes.
@@ -49,6 +50,7 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("weight", "the whole weight of the labels"),
             ("label_smoothing", "off, as in paper 1's recipe"),
             ("ignore_index", "255 in masks (VOC, Cityscapes), nothing in classes"),
+            ("tap", "the last logits; \"exit3.logits\" are those of the third exit"),
         ])
     },
     build: |table| Ok(Box::new(Ce::new(settings::read(table, "ce")?)?)),
@@ -64,11 +66,13 @@ pub struct CeConfig {
     pub label_smoothing: f64,
     /// Label that does not count. Unset: 255 in masks, none in classes.
     pub ignore_index: Option<u32>,
+    /// Tap of the logits, as `exit3.logits`. Unset: the last ones.
+    pub tap: Option<String>,
 }
 
 impl Default for CeConfig {
     fn default() -> Self {
-        Self { weight: 1.0, label_smoothing: 0.0, ignore_index: None }
+        Self { weight: 1.0, label_smoothing: 0.0, ignore_index: None, tap: None }
     }
 }
 
@@ -91,6 +95,10 @@ impl Ce {
             ));
         }
         Ok(Self { config })
+    }
+
+    fn tap(&self) -> &str {
+        self.config.tap.as_deref().unwrap_or("logits")
     }
 
     /// The mean over the labels that count, a scalar.
@@ -150,11 +158,11 @@ impl Distiller for Ce {
     }
 
     fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: vec![] }
+        Needs { student: vec![self.tap().into()], teacher: vec![] }
     }
 
     fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        let logits = fit::student_logits(shapes, ROW.name)?;
+        let logits = fit::class_tap(shapes, self.tap(), ROW.name)?;
         match (shapes.task, logits.len()) {
             (Task::Classification, 1) | (Task::Segmentation, 3) => Ok(()),
             (Task::Classification, _) => Err(Error::unfit(
@@ -171,7 +179,7 @@ impl Distiller for Ce {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        Ok(vec![Term::new("ce", self.value(step.student.logits()?, step.target)?, self.config.weight)])
+        Ok(vec![Term::new("ce", self.value(step.student.get(self.tap())?, step.target)?, self.config.weight)])
     }
 
     fn weights(&self) -> Vec<(String, f64)> {

@@ -59,6 +59,17 @@ pub(crate) fn vector_lengths(shapes: &Shapes, tap: &str, who: &str) -> Result<(u
     Ok((length(&shapes.student, "student")?, length(&shapes.teacher, "teacher")?))
 }
 
+/// Refuses two taps of the student that are not vectors of one length.
+pub(crate) fn same_vectors(shapes: &Shapes, (a, b): (&str, &str), who: &str) -> Result<()> {
+    match (shape(&shapes.student, "student", a, who)?, shape(&shapes.student, "student", b, who)?) {
+        ([x], [y]) if x == y => Ok(()),
+        (x, y) => Err(Error::unfit(
+            who,
+            format!("needs two vectors of one length, but `{a}` has the shape {x:?} and `{b}` {y:?}"),
+        )),
+    }
+}
+
 /// The vectors `[B, D]` of student and teacher at one tap: the teacher's without gradient and in the
 /// student's dtype.
 pub(crate) fn vector_pair(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
@@ -166,6 +177,11 @@ pub(crate) fn same_logits(shapes: &Shapes, who: &str) -> Result<()> {
 /// The shape of the student's logits, `[N]` or `[N, H, W]`, where N must be the dataset's classes.
 pub(crate) fn student_logits<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [usize]> {
     logits_at(shapes, "logits", who)
+}
+
+/// The shape of the logits at a tap, `[N]` or `[N, H, W]`, where N must be the dataset's classes.
+pub(crate) fn class_tap<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
+    logits_at(shapes, tap, who)
 }
 
 /// Refuses anything but one class per image and the logits `[N]` of a classifier at that tap.

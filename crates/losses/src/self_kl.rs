@@ -12,17 +12,23 @@
 //! kl    = mean over b of KL(softmax(z4 / T) || softmax(z3 / T))         weight lambda2
 //! ce_s3 = CE(z3, y)                                                     weight ce_s3_weight
 //! ```
+//! or, with `on = "features"`, in place of `kl`
+//! ```text
+//! mse   = mean over all values of (f3 - f4)^2                           weight lambda2
+//! ```
 //!
-//! `kl` is multiplied by `T^2` if `t_squared`. `target` names the exit whose probabilities stand
-//! first, `detach` the one that gets no gradient from `kl`.
+//! `kl` is multiplied by `T^2` if `t_squared`; it is a sum over s3 and the exits of `also`. `target` names the exit whose probabilities stand
+//! first, `detach` the one that gets no gradient from `kl` or `mse`.
 //!
 //! # Inputs
-//! The student's logits `[B, N]` at the taps `s3` and `s4`, and classes `[B]`. No teacher.
+//! The student's logits `[B, N]` at the taps `s3` and `s4` (and those of `also`), with
+//! `on = "features"` its vectors `[B, K]` at `f3` and `f4`, and classes `[B]`. No teacher.
 //!
 //! # Defaults and their source
 //! Temperature and both lambdas 1: paper, on CUB. S4 is not moved by `kl`, as a teacher is not; the
 //! text does not mention it. `ce_s3` is for training in a single step, where it takes the place of
-//! the paper's first step.
+//! the paper's first step. The loss between features is not stated: squared differences are ours; so is
+//! the sum over the exits of `also`, for training in three steps.
 //!
 //! # Where code and paper differ
 //! No code was published.
@@ -35,6 +41,7 @@
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
@@ -42,7 +49,7 @@ use stillhouse_core::{Builder, Result};
 
 use crate::ce::Ce;
 use crate::softmax::kl;
-use crate::sum::mean;
+use crate::sum::{mean, stages};
 use crate::{fit, settings};
 
 /// The row of `self_kl`.
@@ -54,6 +61,10 @@ pub const ROW: Entry<DistillerBuild> = Entry {
         settings::describe::<SelfKlConfig>(&[
             ("s3", "Yu et al. 2023: the exit after stage 3"),
             ("s4", "Yu et al. 2023: the exit after stage 4"),
+            ("also", "Yu et al. 2023, table 9: with an exit at stage 2 its logits"),
+            ("on", "Yu et al. 2023, table 11: what passes on knowledge, \"logits\" or \"features\""),
+            ("f3", "the vector before the output layer at stage 3"),
+            ("f4", "the vector before the output layer at stage 4"),
             ("temperature", "Yu et al. 2023, figure 3"),
             ("t_squared", "no effect at the paper's temperature of 1"),
             ("lambda1", "Yu et al. 2023, equation (7)"),
@@ -88,6 +99,16 @@ pub enum Detach {
     None,
 }
 
+/// What passes on knowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum On {
+    /// The probabilities: decision distillation.
+    Logits,
+    /// The vectors before the output layers: feature distillation.
+    Features,
+}
+
 /// Settings of `self_kl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -96,19 +117,27 @@ pub struct SelfKlConfig {
     pub s3: String,
     /// Tap of the deep exit's logits.
     pub s4: String,
+    /// Taps of further shallow exits' logits, which the deep exit teaches too.
+    pub also: Vec<String>,
+    /// What passes on knowledge.
+    pub on: On,
+    /// Tap of the shallow exit's vector.
+    pub f3: String,
+    /// Tap of the deep exit's vector.
+    pub f4: String,
     /// Divides the logits of both in `kl`.
     pub temperature: f64,
     /// Whether `kl` is multiplied by the squared temperature.
     pub t_squared: bool,
     /// Weight of `ce_s4`.
     pub lambda1: f64,
-    /// Weight of `kl`.
+    /// Weight of `kl` or `mse`.
     pub lambda2: f64,
     /// Weight of `ce_s3`.
     pub ce_s3_weight: f64,
     /// Whose probabilities stand first in the divergence.
     pub target: Exit,
-    /// Which exit gets no gradient from `kl`.
+    /// Which exit gets no gradient from `kl` or `mse`.
     pub detach: Detach,
 }
 
@@ -117,6 +146,10 @@ impl Default for SelfKlConfig {
         Self {
             s3: "exit3.logits".into(),
             s4: "exit4.logits".into(),
+            also: Vec::new(),
+            on: On::Logits,
+            f3: "exit3.feat".into(),
+            f4: "exit4.feat".into(),
             temperature: 1.0,
             t_squared: false,
             lambda1: 1.0,
@@ -145,7 +178,42 @@ impl SelfKl {
         if config.s3 == config.s4 {
             return Err(settings::wrong(ROW.name, "s4", &config.s4, "another tap than `s3`"));
         }
+        let taken = |i: usize, tap: &String| {
+            [&config.s3, &config.s4].contains(&tap) || config.also[..i].contains(tap)
+        };
+        if let Some((_, tap)) = config.also.iter().enumerate().find(|(i, tap)| taken(*i, tap)) {
+            return Err(settings::wrong(ROW.name, "also", tap, "each tap once, and neither `s3` nor `s4`"));
+        }
+        if config.on == On::Features && !config.also.is_empty() {
+            let found = format!("{:?}", config.also);
+            return Err(settings::wrong(ROW.name, "also", found, "none beside `on = \"features\"`"));
+        }
         Ok(Self { config, ce: Ce::new(Default::default())? })
+    }
+
+    /// Both, the one that is to get no gradient cut off.
+    fn detached(&self, shallow: &Tensor, deep: &Tensor) -> (Tensor, Tensor) {
+        match self.config.detach {
+            Detach::S3 => (shallow.detach(), deep.clone()),
+            Detach::S4 => (shallow.clone(), deep.detach()),
+            Detach::None => (shallow.clone(), deep.clone()),
+        }
+    }
+
+    /// `kl`, with the squared temperature where it is asked for.
+    fn divergence(&self, step: &Step) -> Result<Tensor> {
+        let t = self.config.temperature;
+        let deep = step.student.get(&self.config.s4)?;
+        let one = |tap: &String| {
+            let (shallow, deep) = self.detached(step.student.get(tap)?, deep);
+            let (shallow, deep) = ((shallow / t)?, (deep / t)?);
+            mean(&match self.config.target {
+                Exit::S4 => kl(&deep, &shallow)?,
+                Exit::S3 => kl(&shallow, &deep)?,
+            })
+        };
+        let all = stages(ROW.name, std::iter::once(&self.config.s3).chain(&self.config.also).map(one))?;
+        Ok(if self.config.t_squared { (all * (t * t))? } else { all })
     }
 }
 
@@ -155,42 +223,54 @@ impl Distiller for SelfKl {
     }
 
     fn needs(&self) -> Needs {
-        Needs { student: vec![self.config.s3.clone(), self.config.s4.clone()], teacher: vec![] }
+        let c = &self.config;
+        let mut student = vec![c.s3.clone(), c.s4.clone()];
+        student.extend(c.also.iter().cloned());
+        if c.on == On::Features {
+            student.extend([c.f3.clone(), c.f4.clone()]);
+        }
+        Needs { student, teacher: vec![] }
     }
 
     fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::class_logits(shapes, &self.config.s3, ROW.name)?;
-        fit::class_logits(shapes, &self.config.s4, ROW.name)
+        let c = &self.config;
+        for tap in [&c.s3, &c.s4].into_iter().chain(&c.also) {
+            fit::class_logits(shapes, tap, ROW.name)?;
+        }
+        if c.on == On::Features {
+            fit::same_vectors(shapes, (&c.f3, &c.f4), ROW.name)?;
+        }
+        Ok(())
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
         let (s3, s4) = (step.student.get(&self.config.s3)?, step.student.get(&self.config.s4)?);
         let (ce_s3, ce_s4) = (self.ce.value(s3, step.target)?, self.ce.value(s4, step.target)?);
-        let t = self.config.temperature;
-        let (s3, s4) = match self.config.detach {
-            Detach::S3 => ((s3.detach() / t)?, (s4 / t)?),
-            Detach::S4 => ((s3 / t)?, (s4.detach() / t)?),
-            Detach::None => ((s3 / t)?, (s4 / t)?),
+        let distilled = match self.config.on {
+            On::Logits => self.divergence(step)?,
+            On::Features => {
+                let (f3, f4) =
+                    self.detached(step.student.get(&self.config.f3)?, step.student.get(&self.config.f4)?);
+                mean(&(f3 - f4)?.sqr()?)?
+            }
         };
-        let divergence = match self.config.target {
-            Exit::S4 => mean(&kl(&s4, &s3)?)?,
-            Exit::S3 => mean(&kl(&s3, &s4)?)?,
-        };
-        let divergence = if self.config.t_squared { (divergence * (t * t))? } else { divergence };
-        let weighted = self.weights().into_iter().zip([ce_s4, divergence, ce_s3]);
+        let weighted = self.weights().into_iter().zip([ce_s4, distilled, ce_s3]);
         Ok(weighted.map(|((name, weight), value)| Term::new(name, value, weight)).collect())
     }
 
     fn weights(&self) -> Vec<(String, f64)> {
         let c = &self.config;
-        vec![("ce_s4".into(), c.lambda1), ("kl".into(), c.lambda2), ("ce_s3".into(), c.ce_s3_weight)]
+        let distilled = if c.on == On::Features { "mse" } else { "kl" };
+        vec![("ce_s4".into(), c.lambda1), (distilled.into(), c.lambda2), ("ce_s3".into(), c.ce_s3_weight)]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::{DType, Device, Var};
+    use stillhouse_core::data::Target;
+    use stillhouse_core::network::Features;
     use stillhouse_core::{Params, Rng};
 
     #[test]
@@ -207,7 +287,63 @@ mod tests {
         assert!(e.contains("`exit3.logits`") && e.contains("[6]"), "{e}");
         let e = connect(&taps(7)[..1]).unwrap_err();
         assert!(e.contains("`exit4.logits`") && e.contains("exit3.logits"), "{e}");
-        let e = (ROW.build)(&toml::toml! { s4 = "exit3.logits" }).err().unwrap().to_string();
+        let wrong = |table| (ROW.build)(&table).err().unwrap().to_string();
+        let e = wrong(toml::toml! { s4 = "exit3.logits" });
         assert!(e.contains("`s4`"), "{e}");
+        let e = wrong(toml::toml! { also = ["exit2.logits", "exit2.logits"] });
+        assert!(e.contains("`also` is exit2.logits") && e.contains("each tap once"), "{e}");
+        let e = wrong(toml::toml! {
+            also = ["exit2.logits"]
+            on = "features"
+        });
+        assert!(e.contains("features"), "{e}");
+    }
+
+    /// The value of the term that passes on knowledge, and which taps get a gradient from it.
+    fn distilled(table: toml::Table, taps: &[(&str, [[f64; 2]; 2])]) -> (f64, Vec<bool>) {
+        let leaves: Vec<Var> = taps
+            .iter()
+            .map(|(_, v)| Var::from_tensor(&Tensor::new(v, &Device::Cpu).unwrap()).unwrap())
+            .collect();
+        let named = taps.iter().zip(&leaves);
+        let student: Features =
+            named.map(|((n, _), leaf)| (n.to_string(), leaf.as_tensor().clone())).collect();
+        let (nothing, images) = (Features::default(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
+        let step = Step {
+            student: &student,
+            teacher: &nothing,
+            target: &Target::Classes(Tensor::new(&[0u32, 1], &Device::Cpu).unwrap()),
+            images: &images,
+            ids: &[0, 1],
+            given: &nothing,
+            epoch: 0.0,
+            step: 0,
+            train: true,
+            rng: Rng::new(0),
+        };
+        let terms = (ROW.build)(&table).unwrap().terms(&step).unwrap();
+        let gradients = terms[1].value.backward().unwrap();
+        let reached = |leaf: &Var| {
+            gradients
+                .get(leaf)
+                .is_some_and(|g| g.abs().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap() > 0.0)
+        };
+        (terms[1].value.to_scalar().unwrap(), leaves.iter().map(reached).collect())
+    }
+
+    #[test]
+    fn features_pass_on_knowledge_and_further_exits_learn() {
+        let (z, f3, f4) = ([[0.0, 1.0], [2.0, 0.0]], [[1.0, 2.0], [3.0, 4.0]], [[0.0, 2.0], [3.0, 1.0]]);
+        let taps = [("exit3.logits", z), ("exit4.logits", z), ("exit3.feat", f3), ("exit4.feat", f4)];
+        let (value, reached) = distilled(toml::toml! { on = "features" }, &taps);
+        assert_eq!((value, reached), (10.0 / 4.0, vec![false, false, true, false]), "f4 teaches");
+
+        let (shallow, other) = ([[0.5, 0.0], [0.0, 0.5]], [[3.0, 0.0], [0.0, 1.0]]);
+        let taps = [("exit3.logits", shallow), ("exit4.logits", z), ("exit2.logits", other)];
+        let (third, _) = distilled(toml::Table::new(), &taps[..2]);
+        let (second, _) = distilled(toml::toml! { s3 = "exit2.logits" }, &taps);
+        let (both, reached) = distilled(toml::toml! { also = ["exit2.logits"] }, &taps);
+        assert!((both - third - second).abs() < 1e-15 && third > 0.0 && second > 0.0);
+        assert_eq!(reached, [true, false, true]);
     }
 }

@@ -81,6 +81,14 @@ impl Gradients {
         Ok(())
     }
 
+    /// Adds the gradients of another pass of the same parameters; those of taps stay as they are.
+    pub fn add(&mut self, other: Self) -> Result<()> {
+        for (id, grad) in other.values {
+            self.insert(id, grad)?;
+        }
+        Ok(())
+    }
+
     /// The parameters that got a gradient.
     pub fn ids(&self) -> impl Iterator<Item = ParamId> + '_ {
         self.values.keys().copied()

@@ -4,7 +4,7 @@
 //! network marks, the tape hands out candle tensors (`[B, C, H, W]` views); a loss is ordinary
 //! candle code, and [`Tape::backward`] joins the two graphs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -14,6 +14,7 @@ use crate::gradients::{Grad, Gradients};
 use crate::kernels::geometry::{ConvGeo, ConvSpec};
 use crate::kernels::{self, elementwise};
 use crate::layers::Record;
+use crate::layers::checkpoint::Pass;
 use crate::measure::Totals;
 use crate::params::{Kind, Params};
 use crate::real::{Real, with_values};
@@ -116,6 +117,8 @@ pub(crate) struct Lane<T> {
     pub(crate) records: Vec<Record<T>>,
     pub(crate) folded: HashMap<ParamId, Arc<Folded<T>>>,
     pub(crate) zeros: Arc<Vec<T>>,
+    /// What the batch norms of a segment sum around.
+    pub(crate) shifts: VecDeque<Vec<T>>,
 }
 
 impl<T: Default + Clone> Default for Lane<T> {
@@ -126,6 +129,7 @@ impl<T: Default + Clone> Default for Lane<T> {
             records: Vec::new(),
             folded: HashMap::new(),
             zeros: Arc::new(vec![T::default(); 4096]),
+            shifts: VecDeque::new(),
         }
     }
 }
@@ -217,6 +221,10 @@ pub struct Tape {
     pub(crate) halves: Arc<Pool<u16>>,
     pub(crate) tiles: HashMap<ParamId, Arc<kernels::amx::Weights>>,
     pub(crate) spent: Option<Totals>,
+    /// Whether segments keep no inner values.
+    pub(crate) checkpointing: bool,
+    /// Whether it is in a segment, and for which time.
+    pub(crate) segment: Pass,
     /// Steps in place of values, on a tape that only sketches.
     sketching: Option<Sketching>,
     f32: Lane<f32>,
@@ -259,6 +267,8 @@ impl Tape {
             halves: Arc::default(),
             tiles: HashMap::new(),
             spent: None,
+            checkpointing: false,
+            segment: Pass::Outside,
             sketching,
             f32: Lane::default(),
             f64: Lane::default(),
@@ -369,6 +379,20 @@ impl Tape {
         }
         self.f32.records.clear();
         self.f64.records.clear();
+    }
+
+    pub(crate) fn is_sketching(&self) -> bool {
+        self.sketching.is_some()
+    }
+
+    /// Nodes made so far.
+    pub(crate) fn count(&self) -> usize {
+        self.nodes
+    }
+
+    /// Gives the next node this number; the number that it would have had.
+    pub(crate) fn rewind(&mut self, nodes: usize) -> usize {
+        std::mem::replace(&mut self.nodes, nodes)
     }
 
     /// Random numbers of the node that is made next.
@@ -522,6 +546,7 @@ impl Tape {
             grads: (0..self.nodes).map(|_| None).collect(),
             params: HashMap::new(),
             tensors: Vec::new(),
+            taps: Vec::new(),
             pool: Arc::clone(&T::lane(self).pool),
         };
         for tap in &self.taps {
@@ -532,21 +557,9 @@ impl Tape {
             }
         }
         for record in records.into_iter().rev() {
-            let out = record.out();
-            let Some(dy) = back.grads.get_mut(out).and_then(Option::take) else { continue };
-            if self.mode == Mode::EvalRecord {
-                for tap in self.taps.iter().filter(|t| t.node == out) {
-                    let g = Tensor::from_slice(
-                        &dy,
-                        tap.leaf.as_ref().map_or(tap.tensor.shape(), |l| l.shape()),
-                        &Device::Cpu,
-                    )?;
-                    let g = if g.rank() == 4 { g.permute((0, 3, 1, 2))? } else { g };
-                    gradients.taps.push((tap.name.clone(), g));
-                }
-            }
-            record.backward(dy, &mut back, self)?;
+            self.go_back(record, &mut back)?;
         }
+        gradients.taps.append(&mut back.taps);
         for store in &back.tensors {
             gradients.collect(store)?;
         }
@@ -554,6 +567,22 @@ impl Tape {
             gradients.insert(id, T::grad(values))?;
         }
         Ok(())
+    }
+
+    /// Carries the gradient of a record's node on, if it has one.
+    pub(crate) fn go_back<T: Elem>(&mut self, record: Record<T>, back: &mut Backward<T>) -> Result<()> {
+        let out = record.out();
+        let Some(dy) = back.grads.get_mut(out).and_then(Option::take) else { return Ok(()) };
+        // A segment that runs again gives its node's gradient to the record that made it.
+        if self.mode == Mode::EvalRecord && !matches!(record, Record::Checkpoint(_)) {
+            for tap in self.taps.iter().filter(|t| t.node == out) {
+                let shape = tap.leaf.as_ref().map_or(tap.tensor.shape(), |l| l.shape());
+                let g = Tensor::from_slice(&dy, shape, &Device::Cpu)?;
+                let g = if g.rank() == 4 { g.permute((0, 3, 1, 2))? } else { g };
+                back.taps.push((tap.name.clone(), g));
+            }
+        }
+        record.backward(dy, back, self)
     }
 
     /// Whether a parameter gets a gradient in this mode.
@@ -568,6 +597,7 @@ pub(crate) struct Backward<T> {
     pub(crate) grads: Vec<Option<Buf<T>>>,
     pub(crate) params: HashMap<ParamId, Buf<T>>,
     pub(crate) tensors: Vec<candle_core::backprop::GradStore>,
+    pub(crate) taps: Vec<(String, Tensor)>,
     pub(crate) pool: Arc<Pool<T>>,
 }
 

@@ -1,5 +1,7 @@
 //! Layers on maps and tokens against plain loops and central differences.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::{
     Act, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Mode, Node, Padding, Params, Result, Rng, Tape,
@@ -528,4 +530,76 @@ fn misuse_is_an_error() {
     assert!(Tape::new(&outline, Mode::Eval).unwrap_err().to_string().contains("outline"));
     let e = WindowAttention::new(5, 2, [2, 2], [1, 1], Init::Constant(0.0), &p).unwrap_err();
     assert!(e.to_string().contains("divisible by the heads"));
+}
+
+/// A training pass over three segments in a row: values and gradients, the running mean, and what the
+/// tape holds.
+fn in_segments(dtype: DType, checkpointing: bool) -> (Vec<(String, Vec<f64>)>, usize) {
+    let params = store(dtype);
+    let p = params.builder(Rng::new(6));
+    let block = |i: usize| {
+        let (p, spec) = (p.pp(format!("b{i}")), ConvSpec::new(8, 8, 3));
+        let conv =
+            ConvBnAct::new(spec, "conv", "bn", Act::Relu, Init::kaiming_out(&[8, 8, 3, 3]), &p).unwrap();
+        let norm = LayerNorm::new(8, "norm", &p).unwrap();
+        let attention = WindowAttention::new(8, 2, [4, 4], [2, 2], Init::Normal(0.2), &p).unwrap();
+        Arc::new((conv, norm, attention))
+    };
+    let blocks = [0, 1, 2].map(block);
+    let stem =
+        ConvBnAct::new(ConvSpec::new(3, 8, 3), "conv", "bn", Act::Relu, Init::kaiming_out(&[8, 3, 3, 3]), &p);
+    let stem = stem.unwrap();
+    let mut tape = Tape::new(&params, Mode::Train).unwrap();
+    tape.set_checkpointing(checkpointing);
+    tape.want(&["middle", "out"]);
+    let mut found = Vec::new();
+    for step in 0..2 {
+        tape.begin(Rng::new(8), step);
+        let images = random(&format!("images{step}"), &[2, 3, 12, 12]).to_dtype(dtype).unwrap();
+        let x = tape.input(&images).unwrap();
+        let mut x = stem.forward(&x, &mut tape).unwrap();
+        for (i, block) in blocks.iter().enumerate() {
+            let block = Arc::clone(block);
+            let run = move |x: &Node, tape: &mut Tape| {
+                let (conv, norm, attention) = &*block;
+                let y = norm.forward(x, tape)?;
+                let y = attention.forward(&y, tape)?;
+                let y = tape.drop_path(&y, 0.4)?;
+                let x = tape.add(x, &y)?;
+                let y = conv.forward(&x, tape)?;
+                let y = tape.dropout(&y, 0.3)?;
+                tape.add(&x, &y)
+            };
+            x = tape.checkpoint(&x, run).unwrap();
+            tape.tap(if i == 2 { "out" } else { "middle" }, &x).unwrap();
+        }
+        let outputs = tape.outputs().unwrap();
+        let loss = outputs.iter().map(|(_, t)| t.sqr().unwrap().mean_all().unwrap());
+        let loss = loss.reduce(|a, b| (a + b).unwrap()).unwrap();
+        found.extend(outputs.iter().map(|(name, t)| (format!("{name}{step}"), flat(t))));
+        let gradients = tape.backward(&loss).unwrap();
+        for param in params.all() {
+            let gradient = gradients.param(&param.name).unwrap();
+            found.extend(gradient.map(|g| (format!("{}{step}", param.name), flat(&g))));
+        }
+    }
+    let all = params.export_all().unwrap().into_iter();
+    found.extend(all.filter(|(name, _)| name.contains("running")).map(|(name, t)| (name, flat(&t))));
+    (found, tape.memory_bytes())
+}
+
+/// Random numbers, batch statistics and gradients of what runs twice: the same bits, in less memory.
+#[test]
+fn segments_that_run_again_change_nothing() {
+    for dtype in [DType::F32, DType::F64] {
+        let ((whole, held), (again, less)) = (in_segments(dtype, false), in_segments(dtype, true));
+        assert_eq!(whole.len(), again.len());
+        for ((name, a), (other, b)) in whole.iter().zip(&again) {
+            assert_eq!(name, other);
+            assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} in {dtype:?}");
+        }
+        let gradient = whole.iter().find(|(name, _)| name == "b1.qkv.weight1");
+        assert!(gradient.is_some_and(|(_, g)| g.iter().all(|v| *v != 0.0)));
+        assert!(10 * less < 8 * held, "{less} bytes of {held}");
+    }
 }

@@ -16,6 +16,7 @@ use crate::beside::{Beside, Line, STUDENTS, Teacher};
 use crate::by_class::ByClass;
 use crate::caption::Caption;
 use crate::compare::{Comparison, Seed, against_best};
+use crate::exits::ExitRow;
 use crate::networks::NetworkRow;
 use crate::record::Predictions;
 use crate::run::{self, Measure, RunResult, State};
@@ -30,7 +31,7 @@ pub const BELOW: &str = "baseline_plain";
 pub struct Planned {
     /// Registry id of the method, `baseline` or `baseline_plain`.
     pub method: String,
-    /// Registry id of the student.
+    /// Registry id of the student, or of the network on which it stands.
     pub student: String,
     /// Registry id of the dataset.
     pub dataset: String,
@@ -92,6 +93,9 @@ pub struct AccuracyTable {
     pub by_class: Vec<ByClass>,
     /// Size and speed of the networks.
     pub networks: Vec<NetworkRow>,
+    /// Accuracies at every exit and on other views, where they were tested.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exits: Vec<ExitRow>,
     /// The finished teachers.
     #[serde(skip)]
     pub teachers: Vec<Teacher>,
@@ -131,6 +135,7 @@ impl AccuracyTable {
             published: Vec::new(),
             by_class: Vec::new(),
             networks: Vec::new(),
+            exits: Vec::new(),
             teachers: Vec::new(),
             title: caption.title.clone(),
             above: caption.teacher_network.clone(),
@@ -191,6 +196,11 @@ impl AccuracyTable {
         });
         let known: Vec<String> = known.collect();
         (!known.is_empty()).then(|| format!("Teachers: {}.", known.join("; ")))
+    }
+
+    /// Adds what is known about the numbers of a printed table.
+    pub(crate) fn set_facts(&mut self, table: &str) {
+        self.facts = facts::of(table);
     }
 
     /// Adds a line below the table.

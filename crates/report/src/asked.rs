@@ -9,7 +9,8 @@ use stillhouse_core::files;
 use crate::record::{About, Record};
 use crate::run::{Facts, RunResult};
 use crate::{
-    AccuracyTable, Beside, Caption, Error, Planned, Result, by_class, confusion_rows, frkdnet, networks, page,
+    AccuracyTable, Beside, Caption, Error, Planned, Result, by_class, confusion_rows, exits, frkdnet, mksmt,
+    networks, page,
 };
 
 /// Version of `plan.json`.
@@ -91,6 +92,12 @@ impl Asked {
         table.networks = networks::rows(&runs, &teachers);
         table.by_class = by_class::tables(&table.cells, &runs);
         frkdnet::measured(&mut table.published, &table.networks, &runs);
+        let page = self.published.as_deref().filter(|page| mksmt::PAGES.contains(page));
+        table.exits = exits::rows(&runs, page);
+        if let Some(page) = page {
+            table.published = mksmt::lines(page, &table.exits, &runs)?;
+            table.set_facts(page);
+        }
         Ok(table)
     }
 
@@ -118,7 +125,7 @@ impl Asked {
             let facts = RunResult::read(&folder)?.and_then(|r| r.facts);
             let run = Planned {
                 method: about.method.clone(),
-                student: about.student(),
+                student: about.body(),
                 dataset: about.dataset(),
                 ratio: about.ratio(),
                 seed: about.seed(),

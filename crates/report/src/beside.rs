@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::accuracy::Cell;
 use crate::published::{Published, PublishedCell};
-use crate::{Result, frkdnet};
+use crate::{Result, frkdnet, mksmt};
 
 /// A printed table of accuracies.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +75,7 @@ pub fn page_of(cell: &PublishedCell) -> &str {
         ("p1.text", row) if row.starts_with("gain") && !row.contains("UCM") => "p1.t5",
         ("p1.text", _) => "p1.t3",
         ("p2.text", row) => frkdnet::page_of(row, &cell.col),
+        ("p3.text", row) => mksmt::page(row, &cell.col),
         (table, _) => table,
     }
 }

@@ -75,6 +75,12 @@ impl About {
         self.text("student", "backbone")
     }
 
+    /// Registry id of the network on which the trained one stands; of most the network itself.
+    pub fn body(&self) -> String {
+        let variant = self.run.get("student").and_then(|s| s.get("variant")?.get("backbone")?.as_str());
+        variant.map_or_else(|| self.student(), str::to_string)
+    }
+
     /// Registry id of the dataset.
     pub fn dataset(&self) -> String {
         self.text("data", "dataset")

@@ -7,7 +7,7 @@ use stillhouse_core::files::FolderLock;
 use stillhouse_report::beside::page_of;
 use stillhouse_report::published::PublishedCell;
 use stillhouse_report::run::FAILURE;
-use stillhouse_report::{AccuracyTable, Asked, Beside, Caption, Measure, Planned, Published, State};
+use stillhouse_report::{AccuracyTable, Asked, Beside, Caption, Measure, Planned, Published, State, mksmt};
 
 fn caption() -> Caption {
     Caption {
@@ -428,4 +428,119 @@ fn masks_need_their_figure() {
         (table.cells[0].mean, table.cells[0].class_iou.as_slice()),
         (Some(25.0), &[Some(25.0), None][..])
     );
+}
+
+/// A finished run of a network with exits, as its folder tells it.
+fn finish_exits(run: &Planned, classes: usize, right: u64, scores: &str) {
+    fs::create_dir_all(&run.folder).unwrap();
+    let temperature = run.method.strip_prefix('t').and_then(|t| t.parse().ok()).unwrap_or(1.0);
+    let names: Vec<String> = (0..classes).map(|c| format!("'c{c}'")).collect();
+    let alone = run.method == "baseline";
+    let (network, variant) = match alone {
+        true => (run.student.as_str(), String::new()),
+        false => ("mksmt", format!("variant = {{ backbone = '{}' }}", run.student)),
+    };
+    let config = format!(
+        "experiment = 'x'\nprofile = 'p'\ncell = '{0}'\nhash = 'h'\nrole = 'student'\nmethod = '{0}'\n\
+         classes = [{1}]\n[run.student]\nbackbone = '{network}'\n{variant}\n[run.data]\ndataset = '{2}'\nratio = 0\n\
+         [run.train]\nseed = {3}\n[[run.loss]]\nmethod = 'self_kl'\nlambda1 = 1.0\nlambda2 = 1.0\ntemperature = {temperature:?}\n",
+        run.method,
+        names.join(","),
+        run.dataset,
+        run.seed
+    );
+    fs::write(run.folder.join("config.toml"), config).unwrap();
+    fs::write(run.folder.join("log.jsonl"), "").unwrap();
+    let parameters = if alone { 100_000 } else { 101_080 };
+    let result = format!(
+        r#"{{"format": 1, "right": {right}, "tested": 1000, "parameters": {parameters}, "scores": {{{scores}}}, "facts":
+        {{"title": "x", "embedded": false, "train_images": 400, "test_images": 600, "image_size": 64, "epochs": 1,
+        "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0"}}}}"#
+    );
+    fs::write(run.folder.join("result.json"), result).unwrap();
+}
+
+/// Every number that the text of paper 3 prints stands on the page of an experiment, beside ours where
+/// it is not that of another paper's network.
+#[test]
+fn every_printed_number_of_paper_3_stands_beside_ours() {
+    let published = Published::builtin().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let of_a_set = ["baseline", "mksmt"].as_slice();
+    let ablation = [
+        "baseline",
+        "single",
+        "mksmt",
+        "asynchronous",
+        "no_distillation",
+        "features",
+        "t2",
+        "t3",
+        "t4",
+        "t7",
+        "t10",
+    ];
+    let grids = [
+        ("p3.cub", "cub", of_a_set),
+        ("p3.nabirds", "nabirds", of_a_set),
+        ("p3.dogs", "dogs", of_a_set),
+        ("p3.ablation", "cub", ablation.as_slice()),
+    ];
+    let mut shown = 0;
+    for (page, dataset, methods) in grids {
+        let mut runs = Vec::new();
+        for (i, method) in methods.iter().enumerate() {
+            for seed in 0..2 {
+                let like = run(&root.path().join(page), method, "swin_large_patch4_window12_384", 0, seed);
+                let run = Planned { dataset: dataset.into(), ..like };
+                let right = 900 + 2 * i as u64 + seed;
+                let views = "\"hflip.accuracy\": 0.9, \"vflip.accuracy\": 0.8, \"top1\": 0.5";
+                let early = if *method == "baseline" { "" } else { ", \"exit3.accuracy\": 0.85" };
+                finish_exits(&run, 12, right, &format!("{views}{early}"));
+                runs.push(run);
+            }
+        }
+        let asked = Asked::new(caption(), Some(page.to_string()), Vec::new(), runs);
+        let table = asked.table().unwrap();
+        let expected: Vec<&PublishedCell> = published.cells.iter().filter(|c| page_of(c) == page).collect();
+        assert_eq!(table.published.len(), expected.len());
+        shown += expected.len();
+        for (line, cell) in table.published.iter().zip(expected) {
+            assert_eq!((&line.row, &line.col), (&cell.row, &cell.col));
+            let other = cell.row.contains("best CNN");
+            assert_eq!(line.ours.is_none(), other, "{page}: {line:?}");
+            let value = match (cell.row.as_str(), cell.unit.as_str()) {
+                (_, "blocks" | "") => cell.value.unwrap(),
+                (_, "classes") => 12.0,
+                (_, "images") => 1000.0,
+                (row, "points") if row.contains("S3") => 0.0,
+                ("MKSMT against Swin-L", _) if cell.col == "parameters" => 1.08,
+                ("MKSMT against Swin-L", _) => 0.2,
+                ("two steps without distillation, S3", _) => 85.0,
+                _ => continue,
+            };
+            assert!(line.ours.is_none_or(|ours| (ours - value).abs() < 1e-9), "{line:?}");
+        }
+        // S3 and S4 of every method, with spread and interval over the seeds.
+        let early = table.exits.iter().find(|e| e.method == "mksmt" && e.exit == "exit3").unwrap();
+        assert_eq!((early.mean, early.std, early.n, early.vflip), (85.0, Some(0.0), 2, None));
+        let last = table.exits.iter().find(|e| e.method == "baseline" && e.exit == "last").unwrap();
+        assert_eq!((last.mean, last.n, last.hflip, last.vflip), (90.05, 2, Some(90.0), Some(80.0)));
+        assert!(last.interval.is_some_and(|[low, high]| low < 90.05 && 90.05 < high));
+        assert!(!table.exits.iter().any(|e| e.method == "baseline" && e.exit == "exit3"));
+        let (markdown, terminal) = (table.markdown(), table.terminal(100));
+        for text in [&markdown, &terminal] {
+            assert!(text.contains("upside down") && text.contains("85.00 ± 0.00"), "{text}");
+        }
+        assert!(table.networks.len() == 2 && !table.facts().is_empty());
+        assert!(table.cells.iter().all(|c| c.student.starts_with("swin_large") && c.n == 2), "one grid");
+        assert_eq!(table.cells.len(), methods.len());
+    }
+    assert_eq!(shown, published.cells.iter().filter(|c| c.table.starts_with("p3.")).count());
+    assert!(mksmt::PAGES.iter().all(|page| published.cells.iter().any(|c| page_of(c) == *page)));
+    let ours = |method: &str| {
+        let table = Published::builtin().unwrap();
+        table.cell("p3.text", method, "accuracy CUB").unwrap().value
+    };
+    assert_eq!((ours("MKSMT"), ours("Swin-L alone")), (Some(92.8), Some(91.9)));
 }

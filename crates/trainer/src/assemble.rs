@@ -9,11 +9,13 @@ use stillhouse_ops::optim::Average;
 use stillhouse_ops::{Kind, Mode, Param};
 
 use crate::config::{CellConfig, Precision};
+use crate::connect::connect;
 use crate::folder::Folder;
 use crate::groups::Groups;
 use crate::plan::teacher_folder;
 use crate::schedule::Course;
-use crate::step::{Learner, Method, StepPlan, Teacher, connect, is_own};
+use crate::step::{Learner, Method, Teacher, is_own};
+use crate::steps;
 use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo, TeacherFacts, losses};
 
 /// Builds student, teacher, methods and optimiser.
@@ -33,7 +35,12 @@ pub(crate) fn learner(
         observer.message(cell, &format!("new, not from the weights: {}", fresh.join(", ")));
     }
     let mut methods = Vec::new();
+    let several = config.train.step.len() > 1;
     for loss in &config.loss {
+        let step = loss.step.unwrap_or(1);
+        // A method may stand in several steps.
+        let prefix = if several { format!("step{step}-") } else { String::new() };
+        let label = format!("{prefix}{}", loss.method);
         methods.push(Method {
             distiller: losses::build(&context.parts, loss)?,
             course: Course {
@@ -41,26 +48,22 @@ pub(crate) fn learner(
                 decay: loss.decay.clone(),
                 epochs: config.train.epochs,
             },
-            rng: root.stream("method").stream(&loss.method),
+            rng: root.stream("method").stream(&label),
+            step: step - 1,
+            label,
+            prefix,
         });
     }
+    let plans = steps::plans(&cell.name, config, &methods, student.backbone.as_ref())?;
     let found = teacher(cell, config, context, classes)?;
     let network = found.as_ref().map(|(teacher, _)| &teacher.network);
     let images = split.train.len();
     let counts = (dataset.info().task, config.train.smallest_batch(images), images);
     connect(&mut methods, &student, network, counts, config.data.size(), root.stream("init"))?;
 
-    let mut taps = vec!["logits".to_string()];
-    let mut of_teacher = Vec::new();
-    for method in &methods {
-        let needs = method.distiller.needs();
-        taps.extend(needs.student);
-        of_teacher.extend(needs.teacher);
-    }
-    for list in [&mut taps, &mut of_teacher] {
-        list.sort();
-        list.dedup();
-    }
+    let mut of_teacher: Vec<String> = methods.iter().flat_map(|m| m.distiller.needs().teacher).collect();
+    of_teacher.sort();
+    of_teacher.dedup();
     let (mut teacher, facts) = found.unzip();
     if let Some(teacher) = &mut teacher {
         teacher.tape.want(&of_teacher);
@@ -76,20 +79,23 @@ pub(crate) fn learner(
         return Err(Error::config(format!("{} train.freeze, train.lr_scale", cell.name), what));
     }
     let mode = if config.train.frozen_bn { Mode::TrainFrozenBn } else { Mode::Train };
-    let plan = StepPlan { taps, methods: (0..methods.len()).collect(), moves: vec!["*".into()] };
+    steps::check_moves(&cell.name, &plans, &student.params, &groups)?;
     let average = config.train.ema.map(|decay| Average::new(decay, &student.params, |p| is_own(&p.name)));
     let average = average.transpose()?;
+    let mut tape = Tape::new(&student.params, mode)?;
+    tape.set_checkpointing(config.train.checkpointing);
     let learner = Learner {
-        tape: Tape::new(&student.params, mode)?,
+        tape,
         student,
         teacher,
         methods,
-        plans: vec![plan],
+        plans,
         groups,
         connectors,
         rule: config.train.optimiser.rule(),
         average,
         clip_norm: config.train.clip_norm,
+        micro_batch: config.train.micro_batch,
         rng: root.stream("step"),
     };
     Ok((learner, facts))

@@ -175,6 +175,9 @@ impl Precision {
 pub struct LossConfig {
     /// Registry name.
     pub method: String,
+    /// Which training step of the batch it belongs to, from 1, where `[[train.step]]` has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
     /// The terms of the method, except its cross-entropy, grow linearly over these epochs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup_epochs: Option<f64>,
@@ -202,6 +205,17 @@ pub struct TrainConfig {
     pub optimiser: Optimiser,
     /// The learning rate over time.
     pub schedule: Schedule,
+    /// The training steps of a batch, one after the other; one that moves everything where there are
+    /// none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub step: Vec<StepConfig>,
+    /// Each step's gradients are added up over parts of the batch of so many images before its update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// Inner values of blocks are computed again on the way back, where the network has such blocks:
+    /// less memory, more time, the same numbers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpointing: bool,
     /// Batch norms keep their running statistics.
     #[serde(default)]
     pub frozen_bn: bool,
@@ -221,6 +235,20 @@ pub struct TrainConfig {
     /// When checkpoints are written.
     #[serde(default)]
     pub checkpoint: Every,
+}
+
+/// One of several training steps of a batch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepConfig {
+    /// The deepest exit that runs; its losses read nothing that lies deeper. All run where it is left
+    /// out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<usize>,
+    /// The student's parameters that move: patterns as `layer1.*`, all where there are none. The
+    /// connectors of its losses move in any case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<String>,
 }
 
 /// Another learning rate for some parameters.
@@ -380,6 +408,32 @@ pub struct EvalConfig {
     /// Registry names of the metrics that are counted at the end.
     #[serde(default)]
     pub metrics: Vec<String>,
+    /// Taps of further logits that are tested: `exit3.logits` gives the score `exit3.accuracy`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taps: Vec<String>,
+    /// Views of the test images that are tested as well at the end: `vflip` gives `vflip.accuracy`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub views: Vec<View>,
+}
+
+/// The test images otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum View {
+    /// Mirrored, left to right.
+    Hflip,
+    /// Upside down.
+    Vflip,
+}
+
+impl View {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hflip => "hflip",
+            Self::Vflip => "vflip",
+        }
+    }
 }
 
 fn eval_batch() -> usize {
@@ -388,7 +442,13 @@ fn eval_batch() -> usize {
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { batch: eval_batch(), every_epochs: 0, metrics: Vec::new() }
+        Self {
+            batch: eval_batch(),
+            every_epochs: 0,
+            metrics: Vec::new(),
+            taps: Vec::new(),
+            views: Vec::new(),
+        }
     }
 }
 
@@ -433,12 +493,41 @@ impl CellConfig {
                     return Err(Error::config(origin, format!("`loss.{}.decay`: {what}", loss.method)));
                 }
             }
-            if self.loss[..i].iter().any(|l| l.method == loss.method) {
+            if self.loss[..i].iter().any(|l| (&l.method, l.step) == (&loss.method, loss.step)) {
+                let of = loss.step.map_or_else(String::new, |step| format!(" for step {step}"));
                 return Err(Error::config(
                     origin,
-                    format!("method `{}` stands twice in `loss`", loss.method),
+                    format!("method `{}` stands twice in `loss`{of}", loss.method),
                 ));
             }
+        }
+        self.check_steps(origin)
+    }
+
+    /// Every loss belongs to a step that there is, and every one of several steps has a loss.
+    fn check_steps(&self, origin: &str) -> Result<()> {
+        let (steps, bad) = (self.train.step.len(), |what: String| Err(Error::config(origin, what)));
+        for loss in &self.loss {
+            let field = format!("loss.{}.step", loss.method);
+            match loss.step {
+                Some(step) if !(1..=steps.max(1)).contains(&step) => {
+                    let count = steps.max(1);
+                    return bad(format!(
+                        "`{field}` is {step}, expected 1 to {count}, the steps of `train.step`"
+                    ));
+                }
+                None if steps > 1 => {
+                    return bad(format!("`{field}` is not given, expected 1 to {steps}, one of the steps"));
+                }
+                _ => {}
+            }
+        }
+        if steps > 1
+            && let Some(idle) = (1..=steps).find(|step| self.loss.iter().all(|l| l.step != Some(*step)))
+        {
+            return bad(format!(
+                "`train.step`: step {idle} of {steps} has no loss, expected one with `step = {idle}`"
+            ));
         }
         Ok(())
     }
@@ -492,6 +581,12 @@ impl TrainConfig {
         {
             return bad("ema", &decay, "a number above 0 and below 1, as 0.999");
         }
+        if self.step.iter().any(|step| step.exit == Some(0)) {
+            return bad("step.exit", &0, "an exit of the network, from 1");
+        }
+        if self.micro_batch == Some(0) {
+            return bad("micro_batch", &0, "at least 1 image");
+        }
         let sizes = match self.sampler {
             Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,
             Sampler::ClassBalanced { classes, per_class } => classes.min(per_class),
@@ -515,14 +610,21 @@ impl TrainConfig {
         }
     }
 
-    /// Images of the smallest batch of an epoch over so many: the last one may be uneven.
+    /// Images of the smallest batch, or part of one, of an epoch over so many: the last one may be
+    /// uneven.
     pub(crate) fn smallest_batch(&self, images: usize) -> usize {
         let batch = self.batch_size();
-        match self.sampler {
+        let last = match self.sampler {
             Sampler::ClassBalanced { .. } => batch,
             Sampler::Shuffle { drop_last: true, .. } => batch.min(images),
             _ if images.is_multiple_of(batch) => batch,
             _ => images % batch,
+        };
+        let rest =
+            |images: usize, part: usize| if images.is_multiple_of(part) { part } else { images % part };
+        match self.micro_batch {
+            Some(part) => rest(last, part.min(last)).min(rest(batch, part.min(batch))),
+            None => last,
         }
     }
 }
@@ -578,6 +680,18 @@ mod tests {
         assert_eq!(of("kind = \"shuffle\", batch = 32", 20), 20);
         assert_eq!(of("kind = \"shuffle\", batch = 32, drop_last = true", 65), 32);
         assert_eq!(of("kind = \"class_balanced\", classes = 3, per_class = 2", 65), 6);
+        let parts = |sampler: &str, part, images| {
+            let text = format!(
+                "epochs = 1\nmicro_batch = {part}\nsampler = {{ {sampler} }}\nschedule = {{ kind = \"constant\" }}\n\
+                 optimiser = {{ kind = \"sgd\", lr = 0.1 }}"
+            );
+            stillhouse_core::config::parse::<TrainConfig>(&text, "test").unwrap().smallest_batch(images)
+        };
+        let batches = "kind = \"shuffle\", batch = 32";
+        assert_eq!(
+            [(8, 64), (12, 64), (8, 66), (64, 64)].map(|(part, n)| parts(batches, part, n)),
+            [8, 8, 2, 32]
+        );
     }
 
     #[test]

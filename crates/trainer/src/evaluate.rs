@@ -11,7 +11,7 @@ use stillhouse_core::metric::{Metric, Score};
 use stillhouse_core::network::Features;
 use stillhouse_ops::{Mode, Tape};
 
-use crate::config::CellConfig;
+use crate::config::{CellConfig, View};
 use crate::plan::open_dataset;
 use crate::{Context, Error, Network, Result, RunInfo, dense, open_run, tensors};
 
@@ -73,14 +73,15 @@ pub fn evaluate(
     let mut loader = test_loader(context, dataset.clone(), &split, &info.run)?;
     let total = split.test.len();
     let task = dataset.info().task;
-    let counted = match metrics {
+    let metrics = match metrics {
         [] => suitable(context, network.backbone.classes(), task),
         names => named(names, context, network.backbone.classes(), task)?,
     };
-    let evaluation =
-        test(&network, loader.as_mut(), counted, total, context, &mut progress).map_err(|e| {
-            if e.is_interrupted() { Error::Interrupted { step: 0, folder: folder.to_path_buf() } } else { e }
-        })?;
+    let asked = Asked { metrics, taps: &info.run.eval.taps, views: &info.run.eval.views };
+    asked.check(&network, task)?;
+    let evaluation = test(&network, loader.as_mut(), asked, total, context, &mut progress).map_err(|e| {
+        if e.is_interrupted() { Error::Interrupted { step: 0, folder: folder.to_path_buf() } } else { e }
+    })?;
     Ok((info, evaluation))
 }
 
@@ -112,8 +113,12 @@ pub(crate) fn to_device(batch: Batch, device: &Device) -> Result<Batch> {
 
 /// How many of the batch are classified right; none for label masks.
 pub(crate) fn count_right(features: &Features, target: &Target) -> Result<Option<u64>> {
+    right(features.logits()?, target)
+}
+
+fn right(logits: &Tensor, target: &Target) -> Result<Option<u64>> {
     let Target::Classes(labels) = target else { return Ok(None) };
-    let guess = features.logits()?.detach().argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let guess = logits.detach().argmax(D::Minus1)?.to_vec1::<u32>()?;
     let labels = labels.to_vec1::<u32>()?;
     Ok(Some(guess.iter().zip(&labels).filter(|(g, l)| g == l).count() as u64))
 }
@@ -152,33 +157,89 @@ pub(crate) fn named(
     Ok(found)
 }
 
-/// Runs the network in evaluation mode over one epoch of the loader. Maps of logits are brought to
-/// the size of the masks (bilinear, half-pixel centres); label masks are tested whole and in bounded
-/// memory, see [`crate::dense`]. If it is asked to stop, the caller puts step and folder into the
-/// error.
+/// What a test is to count.
+pub(crate) struct Asked<'a> {
+    pub(crate) metrics: Vec<Box<dyn Metric>>,
+    /// Further logits.
+    pub(crate) taps: &'a [String],
+    /// Further views of the images.
+    pub(crate) views: &'a [View],
+}
+
+impl Asked<'_> {
+    /// Refuses taps that the network does not have or that are no logits, and either for label masks.
+    pub(crate) fn check(&self, network: &Network, task: Task) -> Result<()> {
+        if task == Task::Segmentation && !(self.taps.is_empty() && self.views.is_empty()) {
+            let what = "`taps` and `views` count images classified right, but this dataset has label masks";
+            return Err(Error::config("eval", what));
+        }
+        let (classes, all) = (network.backbone.classes(), network.backbone.taps());
+        let logits =
+            |name: &str| all.iter().any(|t| t.name == name && t.stride == 0 && t.channels == classes);
+        if let Some(tap) = self.taps.iter().find(|tap| !logits(tap)) {
+            let known: Vec<&str> = all.iter().map(|t| t.name.as_str()).filter(|name| logits(name)).collect();
+            let what = format!(
+                "`{tap}` is not among the logits of `{}`; there are: {}",
+                network.backbone.name(),
+                known.join(", ")
+            );
+            return Err(Error::config("eval.taps", what));
+        }
+        Ok(())
+    }
+}
+
+/// `exit3.accuracy` for `exit3.logits`.
+fn accuracy_of(tap: &str) -> String {
+    format!("{}.accuracy", tap.trim_end_matches(".logits"))
+}
+
+/// Runs the network in evaluation mode over one epoch of the loader, and over one more for every view.
+/// Maps of logits are brought to the size of the masks (bilinear, half-pixel centres); label masks are
+/// tested whole and in bounded memory, see [`crate::dense`]. If it is asked to stop, the caller puts
+/// step and folder into the error.
 pub(crate) fn test(
     network: &Network,
     loader: &mut dyn BatchSource,
-    mut metrics: Vec<Box<dyn Metric>>,
+    asked: Asked,
     total: usize,
     context: &Context,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Evaluation> {
     let mut tape = Tape::new(&network.params, Mode::Eval)?;
-    tape.want(&["logits"]);
+    let taps = asked.taps;
+    tape.want(&std::iter::once("logits").chain(taps.iter().map(String::as_str)).collect::<Vec<_>>());
     let (mut logits, mut labels, mut ids) = (Vec::new(), Vec::new(), Vec::new());
-    let mut right = Some(0);
-    loader.seek(Default::default())?;
-    while let Some(batch) = loader.next_batch()? {
-        let batch = to_device(batch, &context.device)?;
-        if context.stopped() {
-            return Err(Error::Interrupted { step: 0, folder: Default::default() });
+    let (mut metrics, mut right, mut of_taps) = (asked.metrics, Some(0), vec![0; taps.len()]);
+    let all = (total * (1 + asked.views.len())) as u64;
+    let mut run = |at: usize, view: Option<View>, seen: &mut dyn FnMut(&mut Tape, Batch) -> Result<()>| {
+        loader.seek(Default::default())?;
+        let mut done = 0;
+        while let Some(batch) = loader.next_batch()? {
+            let batch = to_device(batch, &context.device)?;
+            if context.stopped() {
+                return Err(Error::Interrupted { step: 0, folder: Default::default() });
+            }
+            done += batch.ids.len();
+            seen(&mut tape, Batch { images: seen_as(view, &batch.images)?, ..batch })?;
+            progress((at * total + done) as u64, all);
         }
+        if done != total {
+            let what = format!("the loader gave {done} of {total} test images");
+            return Err(stillhouse_core::Error::unfit("evaluation", what).into());
+        }
+        Ok(())
+    };
+    let look = |tape: &mut Tape, images: &Tensor| -> Result<Features> {
+        tape.begin(Rng::new(0), 0);
+        Ok(network.backbone.forward(images, tape)?)
+    };
+    run(0, None, &mut |tape, batch| {
         match &batch.target {
             Target::Classes(classes) => {
-                tape.begin(Rng::new(0), 0);
-                let features = network.backbone.forward(&batch.images, &mut tape)?;
+                let features = look(tape, &batch.images)?;
                 right = right.zip(count_right(&features, &batch.target)?).map(|(a, b)| a + b);
+                count_taps(&features, &batch.target, taps, &mut of_taps)?;
                 for metric in &mut metrics {
                     metric.update(features.logits()?, &batch.target)?;
                 }
@@ -193,7 +254,7 @@ pub(crate) fn test(
                     let what = format!("masks {:?} beside images of {h} x {w}", mask.dims());
                     return Err(stillhouse_core::Error::unfit("evaluation", what).into());
                 }
-                dense::logits_by_part(network, &mut tape, &batch.images, |images, tile, logits| {
+                dense::logits_by_part(network, tape, &batch.images, |images, tile, logits| {
                     let own = mask.narrow(0, images.start, images.len())?;
                     let target = Target::Mask(dense::part(&own, &tile.taken)?.contiguous()?);
                     metrics.iter_mut().try_for_each(|metric| Ok(metric.update(logits, &target)?))
@@ -201,19 +262,58 @@ pub(crate) fn test(
             }
         }
         ids.extend(batch.ids);
-        progress(ids.len() as u64, total as u64);
+        Ok(())
+    })?;
+    let mut scores: Vec<Score> = metrics.iter().flat_map(|m| m.scores()).collect();
+    let mut tell = |name: String, right: u64| {
+        scores.push(Score { name, value: right as f64 / (total as f64).max(1.0) });
+    };
+    for (tap, right) in taps.iter().zip(&of_taps) {
+        tell(accuracy_of(tap), *right);
     }
-    if ids.len() != total {
-        let what = format!("the loader gave {} of {total} test images", ids.len());
-        return Err(stillhouse_core::Error::unfit("evaluation", what).into());
+    for (i, view) in asked.views.iter().enumerate() {
+        let (mut right, mut of_taps) = (0, vec![0; taps.len()]);
+        run(i + 1, Some(*view), &mut |tape, batch| {
+            let features = look(tape, &batch.images)?;
+            right += count_right(&features, &batch.target)?.unwrap_or(0);
+            count_taps(&features, &batch.target, taps, &mut of_taps)
+        })?;
+        tell(format!("{}.accuracy", view.name()), right);
+        for (tap, right) in taps.iter().zip(&of_taps) {
+            tell(format!("{}.{}", view.name(), accuracy_of(tap)), *right);
+        }
     }
     let cat = |all: &[Tensor]| if all.is_empty() { Ok(None) } else { Tensor::cat(all, 0).map(Some) };
-    Ok(Evaluation {
-        tested: total as u64,
-        right,
-        scores: metrics.iter().flat_map(|m| m.scores()).collect(),
-        logits: cat(&logits)?,
-        labels: cat(&labels)?,
-        ids,
+    Ok(Evaluation { tested: total as u64, right, scores, logits: cat(&logits)?, labels: cat(&labels)?, ids })
+}
+
+/// The images `[B, C, H, W]` of a view.
+fn seen_as(view: Option<View>, images: &Tensor) -> Result<Tensor> {
+    Ok(match view {
+        None => images.clone(),
+        Some(View::Hflip) => images.flip(&[3])?,
+        Some(View::Vflip) => images.flip(&[2])?,
     })
+}
+
+/// Adds how many of the batch are classified right by each tap.
+fn count_taps(features: &Features, target: &Target, taps: &[String], sums: &mut [u64]) -> Result<()> {
+    for (tap, sum) in taps.iter().zip(sums) {
+        *sum += right(features.get(tap)?, target)?.unwrap_or(0);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_turn_the_right_axis() {
+        let image = Tensor::new(&[[[[1f32, 2.], [3., 4.]]]], &Device::Cpu).unwrap();
+        let seen = |view| seen_as(view, &image).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(seen(None), [1., 2., 3., 4.]);
+        assert_eq!(seen(Some(View::Hflip)), [2., 1., 4., 3.]);
+        assert_eq!(seen(Some(View::Vflip)), [3., 4., 1., 2.]);
+    }
 }

@@ -288,6 +288,12 @@ impl Experiment {
                 if name != "method" && method.is_some() {
                     over.remove("loss"); // picked from above
                 }
+                let network = over.get("student").and_then(Value::as_table);
+                let other = network.is_some_and(|n| n.contains_key("backbone"));
+                // A variant is that of one network.
+                if other && let Some(Value::Table(student)) = doc.get_mut("student") {
+                    student.remove("variant");
+                }
                 overlay(&mut doc, &over);
             }
         }
@@ -511,6 +517,29 @@ mod tests {
         assert_eq!(loss(7), ("other".to_string(), vec![("other", 1)]));
         let weight = |at: usize| runs[at].loss[0].options["weight"].as_float();
         assert_eq!((weight(2), weight(6)), (Some(2.0), Some(3.0)));
+    }
+
+    #[test]
+    fn another_network_has_no_variant_of_the_first() {
+        let text = TEXT.replace(
+            "[student]\n        backbone = \"a\"",
+            "[student]\n        backbone = \"a\"\n        variant.k = 3",
+        );
+        let variants = |more: &str| -> Vec<String> {
+            let text = text.replace("student = [\"a\", \"b\"]\n", "");
+            let text = text.replace("[when.student.b]\n        train.optimiser.lr = 0.01\n", more);
+            let experiment =
+                load(&text.replace("train.epochs = 1\n        matrix.student = [\"b\"]\n", "")).unwrap();
+            let runs = experiment.written(Some("full")).unwrap();
+            runs.iter().map(|w| format!("{}: {}", w.student.backbone, w.student.variant)).collect()
+        };
+        assert_eq!(variants("")[2].trim(), "a: k = 3");
+        let other = variants("[when.method.kd]\n        student.backbone = \"c\"\n");
+        assert_eq!((other[1].trim(), other[2].trim()), ("a: k = 3", "c:"));
+        let other = variants("[when.method.kd.student]\n        backbone = \"c\"\n        variant.n = 1\n");
+        assert_eq!(other[2].trim(), "c: n = 1");
+        let more = variants("[when.method.kd]\n        student.variant.n = 1\n");
+        assert_eq!(more[2].trim(), "a: k = 3\nn = 1");
     }
 
     #[test]

@@ -13,6 +13,7 @@
 mod assemble;
 mod checkpoint;
 mod config;
+mod connect;
 mod context;
 mod dense;
 mod error;
@@ -30,11 +31,12 @@ mod run;
 mod schedule;
 mod speed;
 mod step;
+mod steps;
 mod tensors;
 
 pub use config::{
     AdamConfig, CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig, Optimiser,
-    Precision, TeacherRef, TrainConfig,
+    Precision, StepConfig, TeacherRef, TrainConfig, View,
 };
 pub use context::{Context, Observer};
 pub use dense::{MOST_PIXELS, label_map};

@@ -40,8 +40,8 @@ pub struct Seen {
     pub size: usize,
     /// The image as the network sees it, R, G, B from 0 to 1, `size * size * 3` values.
     pub image: Vec<f32>,
-    /// Grad-CAM from 0 to 1, `size * size` values.
-    pub map: Vec<f32>,
+    /// Grad-CAM at each tap by its name, from 0 to 1, `size * size` values.
+    pub maps: Vec<(String, Vec<f32>)>,
 }
 
 /// The test images of a run in batches, at most `most` of them, evenly spread over the list.
@@ -88,36 +88,42 @@ pub fn features(folder: &Path, tap: &str, most: usize, context: &Context) -> Res
     Ok(looked)
 }
 
+/// The maps at which Grad-CAM is shown: of a network with exits those of the last three stages.
+fn cam_taps(network: &Network) -> &'static [&'static str] {
+    let exits = network.backbone.taps().iter().any(|tap| tap.name.starts_with("exit"));
+    if exits { &["F2", "F3", "F4"] } else { &["F4"] }
+}
+
 /// Grad-CAM (Selvaraju et al. 2017) of at most `most` test images of a finished run, at the last map
-/// `F4`: `relu(sum over channels of (mean gradient of the predicted class's logit) x map)`, brought to
+/// `F4` and, where the network has exits, at those of the two stages before:
+/// `relu(sum over channels of (mean gradient of the predicted class's last logit) x map)`, brought to
 /// the size of the image and divided by its largest value.
 pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInfo, Vec<Seen>)> {
     let (info, network, mut loader) = some_test_images(folder, most, 1, context)?;
     let mut tape = Tape::new(&network.params, Mode::EvalRecord)?;
-    tape.want(&["F4", "logits"]);
+    let taps = cam_taps(&network);
+    tape.want(&[taps, &["logits"]].concat());
     let mut all = Vec::new();
     while let Some(batch) = loader.next_batch()? {
         let Target::Classes(label) = &batch.target else { break };
         tape.begin(Rng::new(0), 0);
         let images = batch.images.to_device(&context.device)?;
         let found = network.backbone.forward(&images, &mut tape)?;
-        let (logits, maps) = (found.logits()?.clone(), found.get("F4")?.detach().copy()?);
+        let logits = found.logits()?.clone();
         let predicted = logits.argmax(D::Minus1)?.to_vec1::<u32>()?[0];
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?.detach();
         let probability = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
         let probability = probability.to_vec2::<f32>()?[0][predicted as usize];
         let gradients = tape.backward(&logits.narrow(1, predicted as usize, 1)?.sum_all()?)?;
-        let Some(gradient) = gradients.tap("F4") else {
-            return Err(Error::folder(
-                folder,
-                format!("`{}` has no gradient at F4", info.run.student.backbone),
-            ));
-        };
-        let weights = gradient.mean_keepdim((2, 3))?; // [1, C, 1, 1]
-        let map = maps.broadcast_mul(&weights)?.sum_keepdim(1)?.relu()?;
         let (_, _, size, _) = batch.images.dims4()?;
-        let map = resize_bilinear(&map, (size, size), false)?.flatten_all()?.to_vec1::<f32>()?;
-        let largest = map.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+        let mut maps = Vec::new();
+        for tap in taps {
+            let Some(gradient) = gradients.tap(tap) else {
+                let what = format!("`{}` has no gradient at {tap}", info.run.student.backbone);
+                return Err(Error::folder(folder, what));
+            };
+            maps.push(((*tap).to_string(), cam(found.get(tap)?, gradient, size)?));
+        }
         all.push(Seen {
             id: batch.ids[0],
             label: label.to_vec1::<u32>()?[0],
@@ -125,7 +131,7 @@ pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInf
             probability,
             size,
             image: picture(&batch.images, &info)?,
-            map: map.iter().map(|v| v / largest).collect(),
+            maps,
         });
     }
     Ok((info, all))
@@ -173,6 +179,15 @@ pub fn label_maps(folder: &Path, most: usize, context: &Context) -> Result<(RunI
         });
     }
     Ok((info, all))
+}
+
+/// Grad-CAM of a map `[1, C, h, w]` with its gradient, on a square of that side.
+fn cam(map: &Tensor, gradient: &Tensor, size: usize) -> Result<Vec<f32>> {
+    let weights = gradient.mean_keepdim((2, 3))?; // [1, C, 1, 1]
+    let map = map.detach().broadcast_mul(&weights)?.sum_keepdim(1)?.relu()?;
+    let map = resize_bilinear(&map, (size, size), false)?.flatten_all()?.to_vec1::<f32>()?;
+    let largest = map.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+    Ok(map.iter().map(|v| v / largest).collect())
 }
 
 /// The normalised image back in 0 to 1, interleaved.

@@ -1,5 +1,7 @@
 //! The terms of the loss: resolved settings, built methods, one weight of the cross-entropy.
 
+use std::collections::BTreeMap;
+
 use stillhouse_core::config;
 use stillhouse_core::distiller::Distiller;
 use stillhouse_core::registry::Parts;
@@ -17,25 +19,28 @@ pub(crate) fn is_ce(term: &str) -> bool {
 }
 
 /// Adds defaults to the written settings, and the cross-entropy with weight 1 where no method
-/// brings it and none was told how much of it to take.
+/// brings it, none was told how much of it to take, and none is told its step of several.
 pub(crate) fn resolve(parts: &Parts, written: &[LossConfig]) -> Result<Vec<LossConfig>> {
     let mut losses = Vec::new();
-    let mut ce: Option<(String, f64)> = None;
+    // Of each step by itself.
+    let mut ce: BTreeMap<Option<usize>, (String, f64)> = BTreeMap::new();
     for loss in written {
         let loss = with_defaults(parts, loss)?;
         let method = build(parts, &loss)?;
         if let Some((_, weight)) = method.weights().into_iter().find(|(name, w)| is_ce(name) && *w != 0.0) {
-            if let Some((first, first_weight)) = ce {
+            if let Some((first, first_weight)) = ce.remove(&loss.step) {
                 let second = loss.method;
                 return Err(Error::TwoCeWeights { first, first_weight, second, second_weight: weight });
             }
-            ce = Some((loss.method.clone(), weight));
+            ce.insert(loss.step, (loss.method.clone(), weight));
         }
         losses.push(loss);
     }
     let told = |l: &LossConfig| l.method == CE || l.options.contains_key("ce_weight");
-    if ce.is_none() && !written.iter().any(told) {
-        let loss = LossConfig { method: CE.into(), warmup_epochs: None, decay: None, options: Table::new() };
+    let in_steps = written.iter().any(|l| l.step.is_some());
+    if ce.is_empty() && !in_steps && !written.iter().any(told) {
+        let (method, options) = (CE.into(), Table::new());
+        let loss = LossConfig { method, step: None, warmup_epochs: None, decay: None, options };
         losses.insert(0, with_defaults(parts, &loss)?);
     }
     Ok(losses)
@@ -49,6 +54,7 @@ fn with_defaults(parts: &Parts, written: &LossConfig) -> Result<LossConfig> {
     // What is the trainer's, warm-up and decay, is read out; the rest is the method's.
     let mut loss: LossConfig = config::from_table(&defaults, &origin)?;
     overlay(&mut loss.options, &written.options);
+    loss.step = written.step;
     loss.warmup_epochs = written.warmup_epochs.or(loss.warmup_epochs);
     loss.decay = written.decay.clone().or(loss.decay);
     Ok(loss)

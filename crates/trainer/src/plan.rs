@@ -351,7 +351,8 @@ pub(crate) fn open_dataset(
 }
 
 /// The first eight hex digits over the resolved configuration and the data's identity. Where the
-/// data lies, how much of it is kept in memory, and when checkpoints are written change no number.
+/// data lies, how much of it is kept in memory, what is computed twice to save memory, and when
+/// checkpoints are written change no number.
 fn hash(config: &CellConfig, identity: &str) -> Result<String> {
     let mut config = config.clone();
     config.data.path = None;
@@ -360,6 +361,7 @@ fn hash(config: &CellConfig, identity: &str) -> Result<String> {
         teacher.run = None;
     }
     config.train.checkpoint = Default::default();
+    config.train.checkpointing = false;
     let text = format!("format = {HASH_FORMAT}\nidentity = {identity}\n{}", config.to_toml()?);
     Ok(files::sha256(text.as_bytes())[..8].to_string())
 }

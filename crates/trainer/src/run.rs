@@ -7,14 +7,13 @@ use std::time::Instant;
 use candle_core::Tensor;
 use stillhouse_core::data::{BatchSource, Dataset, LoaderSpec, Position, Sampler, Split};
 use stillhouse_core::files::FolderLock;
-use stillhouse_core::metric::Metric;
 use stillhouse_core::{Rng, files};
 use stillhouse_ops::Kind;
 
 use crate::assemble::learner;
 use crate::checkpoint::{Checkpoints, State, Tally};
 use crate::config::{CellConfig, Every};
-use crate::evaluate::{named, test, test_loader, to_device};
+use crate::evaluate::{Asked, named, test, test_loader, to_device};
 use crate::events::{Events, now};
 use crate::folder::Folder;
 use crate::plan::open_dataset;
@@ -189,7 +188,8 @@ impl<'a> Run<'a> {
             warned: BTreeSet::new(),
             per_epoch,
         };
-        run.metrics()?; // what does not fit is told before the first step
+        // What does not fit is told before the first step.
+        run.asked(true)?.check(&run.learner.student, run.dataset.info().task)?;
         run.resume(observer)?;
         Ok(run)
     }
@@ -296,10 +296,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The metrics that are asked for, nothing counted yet.
-    fn metrics(&self) -> Result<Vec<Box<dyn Metric>>> {
-        let classes = self.learner.student.backbone.classes();
-        named(&self.config.eval.metrics, self.context, classes, self.dataset.info().task)
+    /// What a test is to count, nothing counted yet; views only in the last one.
+    fn asked(&self, is_last: bool) -> Result<Asked<'a>> {
+        let (eval, classes) = (&self.config.eval, self.learner.student.backbone.classes());
+        let metrics = named(&eval.metrics, self.context, classes, self.dataset.info().task)?;
+        Ok(Asked { metrics, taps: &eval.taps, views: if is_last { &eval.views } else { &[] } })
     }
 
     fn save(&self) -> Result<()> {
@@ -323,13 +324,13 @@ impl<'a> Run<'a> {
         let mut evaluation = None;
         if is_last || (every > 0 && epoch.is_multiple_of(every)) {
             let begun = Instant::now();
-            let metrics = self.metrics()?;
+            let asked = self.asked(is_last)?;
             let mut loader = test_loader(self.context, self.dataset.clone(), &self.split, self.config)?;
             let cell = self.cell;
             let mut progress = |done, total| observer.testing(cell, done, total);
             let (count, context) = (self.split.test.len(), self.context);
             let tested = self.learner.averaged(|learner| {
-                test(&learner.student, loader.as_mut(), metrics, count, context, &mut progress)
+                test(&learner.student, loader.as_mut(), asked, count, context, &mut progress)
             })?;
             self.state.seconds.test += begun.elapsed().as_secs_f64();
             if let Some(right) = tested.right
@@ -392,7 +393,7 @@ impl<'a> Run<'a> {
             scores: evaluation.score_map(),
             best: self.state.best,
             loss: line.terms.clone(),
-            weights: self.learner.methods.iter().flat_map(|m| m.distiller.weights()).collect(),
+            weights: self.learner.weights(),
             epochs: config.train.epochs,
             steps: self.state.step,
             seconds: self.state.seconds,

@@ -1,19 +1,21 @@
 //! One batch: teacher, student, terms, gradients, update.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use candle_core::{DType, Tensor};
-use stillhouse_core::data::{Batch, Target, Task};
-use stillhouse_core::distiller::{Distiller, OPPONENT, Shapes, Step, Term};
+use stillhouse_core::data::{Batch, Target};
+use stillhouse_core::distiller::{Distiller, OPPONENT, Step, Term};
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::{Average, Rule};
-use stillhouse_ops::{Gradients, Mode, Param};
+use stillhouse_ops::{Gradients, Param};
 
 use crate::evaluate::count_right;
-use crate::groups::{Groups, fits};
+use crate::groups::Groups;
 use crate::losses::{CE, is_ce};
 use crate::schedule::Course;
+use crate::steps::StepPlan;
 use crate::{Error, Network, Result};
 
 /// Prefix of all parameters in the student's store that are not the student's.
@@ -34,19 +36,15 @@ fn is_opponents(name: &str) -> bool {
 /// A method at work.
 pub(crate) struct Method {
     pub(crate) distiller: Box<dyn Distiller>,
+    /// Place of its training step in the batch.
+    pub(crate) step: usize,
+    /// Its name, with the step where there are several: `step1-ce`. Its connectors stand below it.
+    pub(crate) label: String,
+    /// `step1-` before the names of its terms where there are several steps.
+    pub(crate) prefix: String,
     /// Factor on the weights of its terms, cross-entropies excepted.
     pub(crate) course: Course,
     pub(crate) rng: Rng,
-}
-
-/// What one training step of a batch is: which taps of the student are kept, which methods count,
-/// which parameters move. Plain training has one step.
-#[derive(Debug, Clone)]
-pub(crate) struct StepPlan {
-    pub(crate) taps: Vec<String>,
-    pub(crate) methods: Vec<usize>,
-    /// Patterns of the parameters that move.
-    pub(crate) moves: Vec<String>,
 }
 
 /// The frozen teacher.
@@ -86,6 +84,8 @@ pub(crate) struct Learner {
     pub(crate) average: Option<Average>,
     /// The largest norm of the gradients of a step.
     pub(crate) clip_norm: Option<f64>,
+    /// Images of the parts over which the gradients of a step are added up.
+    pub(crate) micro_batch: Option<usize>,
     /// Random numbers of dropout and the like, addressed by step.
     pub(crate) rng: Rng,
 }
@@ -110,9 +110,9 @@ pub(crate) struct Told {
 /// A term as it is logged.
 #[derive(Debug, Clone)]
 pub(crate) struct ToldTerm {
-    /// The method's name, if another method has a term of the same name, and the term's.
+    /// The method's name, if another method of the step has a term of the same name, and the term's.
     pub(crate) name: String,
-    /// `<method>.<term>`
+    /// `<label>.<term>`
     pub(crate) path: String,
     /// Without the weight.
     pub(crate) value: f64,
@@ -124,18 +124,24 @@ impl Learner {
     /// Runs all training steps of one batch; names of connectors that get a gradient are added to
     /// `moved`.
     pub(crate) fn learn(&mut self, batch: &Batch, at: Moment, moved: &mut BTreeSet<String>) -> Result<Told> {
-        let teacher = match &mut self.teacher {
-            Some(teacher) => teacher.forward(&batch.images)?,
-            None => Features::default(),
-        };
+        let parts = self.parts(batch)?;
         let mut told = Told::default();
         for place in 0..self.plans.len() {
-            self.step(&self.plans[place].clone(), batch, &teacher, at, &mut told, moved)?;
+            self.step(place, &parts, at, &mut told, moved)?;
         }
         if let Some(average) = &mut self.average {
             average.update(&self.student.params)?;
         }
         Ok(told)
+    }
+
+    /// The weights of all terms by name, with the step where there are several.
+    pub(crate) fn weights(&self) -> BTreeMap<String, f64> {
+        let named = |m: &Method| {
+            let prefix = m.prefix.clone();
+            m.distiller.weights().into_iter().map(move |(name, weight)| (format!("{prefix}{name}"), weight))
+        };
+        self.methods.iter().flat_map(named).collect()
     }
 
     /// Runs `f` while the student has the averages of its weights, if it has some.
@@ -158,7 +164,7 @@ impl Learner {
     pub(crate) fn idle(&self, epoch: u64, ran: &BTreeSet<String>, moved: &BTreeSet<String>) -> Vec<String> {
         let mut found = Vec::new();
         for method in &self.methods {
-            let name = method.distiller.name();
+            let name = &method.label;
             let faded = method.course.factor(epoch.saturating_sub(1)) == 0.0;
             let why = if faded { "its weight has decayed to 0" } else { "no step gave it a value" };
             let on = method.distiller.weights().into_iter().filter(|(_, weight)| *weight != 0.0);
@@ -174,87 +180,215 @@ impl Learner {
         found
     }
 
+    /// The batch in parts of `micro_batch` images, each with what the teacher makes of it.
+    fn parts(&mut self, batch: &Batch) -> Result<Vec<Part>> {
+        let images = batch.ids.len();
+        let size = self.micro_batch.unwrap_or(images).clamp(1, images.max(1));
+        let mut parts = Vec::new();
+        for start in (0..images).step_by(size) {
+            let len = size.min(images - start);
+            let target = match &batch.target {
+                Target::Classes(t) => Target::Classes(t.narrow(0, start, len)?),
+                Target::Mask(t) => Target::Mask(t.narrow(0, start, len)?),
+            };
+            let ids = batch.ids[start..start + len].to_vec();
+            let batch = Batch { images: batch.images.narrow(0, start, len)?, target, ids };
+            let teacher = match &mut self.teacher {
+                Some(teacher) => teacher.forward(&batch.images)?,
+                None => Features::default(),
+            };
+            parts.push(Part { batch, teacher, share: len as f64 / images as f64 });
+        }
+        Ok(parts)
+    }
+
+    /// One step: the gradients of all parts, one update, then opponents and what moves by itself.
     fn step(
         &mut self,
-        plan: &StepPlan,
-        batch: &Batch,
-        teacher: &Features,
+        place: usize,
+        parts: &[Part],
         at: Moment,
         told: &mut Told,
         moved: &mut BTreeSet<String>,
     ) -> Result<()> {
+        let plan = self.plans[place].clone();
+        // A batch of one step and one part draws as it always has.
+        let streams: Vec<Option<String>> =
+            (0..parts.len()).map(|i| (place + i > 0).then(|| format!("step {place} part {i}"))).collect();
+        let stream = |rng: Rng, i: usize| streams[i].as_ref().map_or(rng, |name| rng.stream(name));
+        let (mut of_step, mut sum, mut features) = (Told::default(), None, Vec::new());
         self.tape.want(&plan.taps);
-        self.tape.begin(self.rng, at.step);
-        let student = self.student.backbone.forward(&batch.images, &mut self.tape)?;
-        let nothing = Features::default();
-        let step = |rng| Step {
-            student: &student,
-            teacher,
-            target: &batch.target,
-            images: &batch.images,
-            ids: &batch.ids,
-            given: &nothing,
+        for (i, part) in parts.iter().enumerate() {
+            self.tape.begin(stream(self.rng, i), at.step);
+            let student = self.student.backbone.forward(&part.batch.images, &mut self.tape)?;
+            let mut terms = Vec::new();
+            for method in plan.methods.iter().map(|m| &self.methods[*m]) {
+                let factor = method.course.factor(at.step / at.per_epoch);
+                for mut term in method.distiller.terms(&part.step(&student, at, stream(method.rng, i)))? {
+                    if !is_ce(&term.name) {
+                        term.weight *= factor;
+                    }
+                    terms.push((method, term));
+                }
+            }
+            let mut of_part = Told::default();
+            let total = part.shared(add_up(&terms, &part.batch, at.step, &mut of_part)?)?;
+            of_step.add(of_part, part.share);
+            let gradients = self.tape.backward(&total)?;
+            finite(&gradients, &part.batch, at.step)?;
+            sum = Some(added(sum, gradients)?);
+            if told.right.is_none() && plan.taps.iter().any(|tap| tap == "logits") {
+                of_step.right =
+                    count_right(&student, &part.batch.target)?.map(|r| r + of_step.right.unwrap_or(0));
+            }
+            features.push(student);
+        }
+        told.right = told.right.or(of_step.right);
+        told.total += of_step.total;
+        told.terms.extend(of_step.terms);
+        if let Some(gradients) = sum {
+            self.update(&plan, gradients, parts, at, moved)?;
+        }
+        self.update_opponents(&plan, parts, &features, stream, at, told, moved)?;
+        for (i, (part, student)) in parts.iter().zip(&features).enumerate() {
+            for place in &plan.methods {
+                let method = &mut self.methods[*place];
+                let rng = stream(method.rng, i);
+                method.distiller.after_step(&part.step(student, at, rng), &self.student.params)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what the step is to move, opponents aside.
+    fn update(
+        &mut self,
+        plan: &StepPlan,
+        mut gradients: Gradients,
+        parts: &[Part],
+        at: Moment,
+        moved: &mut BTreeSet<String>,
+    ) -> Result<()> {
+        if let [_, last @ ..] = parts
+            && let Some(part) = last.last()
+        {
+            finite(&gradients, &part.batch, at.step)?; // sums of finite gradients need not be
+        }
+        note_moved(&self.connectors, &gradients, moved)?;
+        let groups = &self.groups;
+        let hyper = |param: &Param| {
+            let own = plan.moves(&param.name) && !is_opponents(&param.name);
+            if own { groups.hyper(param, at.lr) } else { None }
+        };
+        let params = &self.student.params;
+        if plan.is_partial() && !gradients.ids().any(|id| hyper(&params.get(id)).is_some()) {
+            let what = "a training step moves nothing: its losses have no gradient for the parameters that are \
+                        to move";
+            return Err(stillhouse_core::Error::unfit("train.step", what).into());
+        }
+        if let Some(most) = self.clip_norm {
+            gradients.clip_norm(most, |param| hyper(param).is_some())?;
+        }
+        Ok(self.rule.step(params, &gradients, hyper)?)
+    }
+
+    /// Moves the opponents of the step's methods, if they have some.
+    #[allow(clippy::too_many_arguments)]
+    fn update_opponents(
+        &mut self,
+        plan: &StepPlan,
+        parts: &[Part],
+        features: &[Features],
+        stream: impl Fn(Rng, usize) -> Rng,
+        at: Moment,
+        told: &mut Told,
+        moved: &mut BTreeSet<String>,
+    ) -> Result<()> {
+        let (mut apart, mut sum) = (Told::default(), None);
+        for (i, (part, student)) in parts.iter().zip(features).enumerate() {
+            let mut terms = Vec::new();
+            for method in plan.methods.iter().map(|m| &self.methods[*m]) {
+                let own = method.distiller.opponent(&part.step(student, at, stream(method.rng, i)))?;
+                terms.extend(own.into_iter().map(|term| (method, term)));
+            }
+            if terms.is_empty() {
+                continue;
+            }
+            let mut of_part = Told::default();
+            let total = part.shared(add_up(&terms, &part.batch, at.step, &mut of_part)?)?;
+            apart.add(of_part, part.share);
+            let gradients = Gradients::of_graph(&self.student.params, &total)?;
+            finite(&gradients, &part.batch, at.step)?;
+            sum = Some(added(sum, gradients)?);
+        }
+        told.terms.extend(apart.terms); // the total is the student's alone
+        let Some(gradients) = sum else { return Ok(()) };
+        // Even with a gradient of 0: the last bias cancels out of a difference of verdicts.
+        let params = &self.student.params;
+        let names = gradients.ids().map(|id| params.get(id).name);
+        moved.extend(names.filter(|name| is_opponents(name)));
+        let groups = &self.groups;
+        Ok(self.rule.step(params, &gradients, |param| {
+            if is_opponents(&param.name) { groups.hyper(param, at.lr) } else { None }
+        })?)
+    }
+}
+
+/// A part of a batch; most often the whole.
+struct Part {
+    batch: Batch,
+    /// What the teacher makes of it.
+    teacher: Features,
+    /// Its part of the batch's images.
+    share: f64,
+}
+
+impl Part {
+    fn step<'a>(&'a self, student: &'a Features, at: Moment, rng: Rng) -> Step<'a> {
+        Step {
+            student,
+            teacher: &self.teacher,
+            target: &self.batch.target,
+            images: &self.batch.images,
+            ids: &self.batch.ids,
+            given: &NOTHING,
             epoch: at.step as f64 / at.per_epoch as f64,
             step: at.step,
             train: true,
             rng,
-        };
-        let mut terms: Vec<(String, Term)> = Vec::new(); // with the method of each
-        for place in &plan.methods {
-            let method = &self.methods[*place];
-            let name = method.distiller.name().to_string();
-            let factor = method.course.factor(at.step / at.per_epoch);
-            for mut term in method.distiller.terms(&step(method.rng))? {
-                if !is_ce(&term.name) {
-                    term.weight *= factor;
-                }
-                terms.push((name.clone(), term));
+        }
+    }
+
+    /// A mean over the part as its share of the mean over the batch.
+    fn shared(&self, total: Tensor) -> Result<Tensor> {
+        Ok(if self.share == 1.0 { total } else { (total * self.share)? })
+    }
+}
+
+/// No value replaces a method's own draws in training.
+static NOTHING: LazyLock<Features> = LazyLock::new(Features::default);
+
+impl Told {
+    /// Adds what a part of the batch has told.
+    fn add(&mut self, part: Told, share: f64) {
+        self.total += share * part.total;
+        for term in part.terms {
+            match self.terms.iter_mut().find(|t| t.path == term.path) {
+                Some(sum) => sum.value += share * term.value,
+                None => self.terms.push(ToldTerm { value: share * term.value, ..term }),
             }
         }
-        let total = add_up(&mut terms, batch, at.step, told)?;
-        let mut gradients = self.tape.backward(&total)?;
-        let groups = &self.groups;
-        let moves = |name: &str| plan.moves.iter().any(|pattern| fits(pattern, name));
-        finite(&gradients, batch, at.step)?;
-        note_moved(&self.connectors, &gradients, moved)?;
-        let hyper = |param: &Param| {
-            let own = moves(&param.name) && !is_opponents(&param.name);
-            if own { groups.hyper(param, at.lr) } else { None }
-        };
-        if let Some(most) = self.clip_norm {
-            gradients.clip_norm(most, |param| hyper(param).is_some())?;
-        }
-        self.rule.step(&self.student.params, &gradients, hyper)?;
+    }
+}
 
-        let mut terms = Vec::new();
-        for place in &plan.methods {
-            let method = &self.methods[*place];
-            let name = method.distiller.name();
-            let own = method.distiller.opponent(&step(method.rng))?;
-            terms.extend(own.into_iter().map(|term| (name.to_string(), term)));
+/// The gradients of one part more.
+fn added(sum: Option<Gradients>, gradients: Gradients) -> Result<Gradients> {
+    match sum {
+        Some(mut sum) => {
+            sum.add(gradients)?;
+            Ok(sum)
         }
-        if !terms.is_empty() {
-            let mut apart = Told { terms: std::mem::take(&mut told.terms), ..Told::default() };
-            let total = add_up(&mut terms, batch, at.step, &mut apart)?;
-            told.terms = apart.terms;
-            let gradients = Gradients::of_graph(&self.student.params, &total)?;
-            finite(&gradients, batch, at.step)?;
-            // Even with a gradient of 0: the last bias cancels out of a difference of verdicts.
-            let names = gradients.ids().map(|id| self.student.params.get(id).name);
-            moved.extend(names.filter(|name| is_opponents(name)));
-            self.rule.step(&self.student.params, &gradients, |param| {
-                let own = moves(&param.name) && is_opponents(&param.name);
-                if own { groups.hyper(param, at.lr) } else { None }
-            })?;
-        }
-        for place in &plan.methods {
-            let method = &mut self.methods[*place];
-            method.distiller.after_step(&step(method.rng), &self.student.params)?;
-        }
-        if told.right.is_none() && matches!(batch.target, Target::Classes(_)) {
-            told.right = count_right(&student, &batch.target)?;
-        }
-        Ok(())
+        None => Ok(gradients),
     }
 }
 
@@ -274,34 +408,34 @@ fn note_moved(connectors: &[String], gradients: &Gradients, moved: &mut BTreeSet
 }
 
 /// The weighted sum of the terms. Each is checked before anything is updated.
-fn add_up(terms: &mut [(String, Term)], batch: &Batch, step: u64, told: &mut Told) -> Result<Tensor> {
+fn add_up(terms: &[(&Method, Term)], batch: &Batch, step: u64, told: &mut Told) -> Result<Tensor> {
     let mut total: Option<Tensor> = None;
-    for i in 0..terms.len() {
-        let (before, rest) = terms.split_at(i);
-        let (method, term) = &rest[0];
-        let twin = before.iter().find(|(_, t)| t.name == term.name);
+    for (i, (method, term)) in terms.iter().enumerate() {
+        let own = method.distiller.name();
+        let twin = terms[..i].iter().find(|(_, t)| t.name == term.name);
         if let Some((first, other)) = twin
             && term.name == CE
         {
             return Err(Error::TwoCeWeights {
-                first: first.clone(),
+                first: first.distiller.name().to_string(),
                 first_weight: other.weight,
-                second: method.clone(),
+                second: own.to_string(),
                 second_weight: term.weight,
             });
         }
         if term.value.elem_count() != 1 {
             let what =
                 format!("its term `{}` has shape {:?}, expected a scalar", term.name, term.value.dims());
-            return Err(stillhouse_core::Error::unfit(method, what).into());
+            return Err(stillhouse_core::Error::unfit(own, what).into());
         }
-        let name = if twin.is_some() { format!("{method}.{}", term.name) } else { term.name.clone() };
+        let name = if twin.is_some() { format!("{own}.{}", term.name) } else { term.name.clone() };
+        let name = format!("{}{name}", method.prefix);
         let scalar = term.value.reshape(())?;
         let value = scalar.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         if !value.is_finite() {
             return Err(non_finite(&name, value, batch, step));
         }
-        let path = format!("{method}.{}", term.name);
+        let path = format!("{}.{}", method.label, term.name);
         told.terms.push(ToldTerm { name, path, value, weight: term.weight });
         told.total += value * term.weight;
         let weighted = (scalar * term.weight)?;
@@ -329,56 +463,5 @@ fn non_finite(term: &str, value: f64, batch: &Batch, step: u64) -> Error {
     Error::NonFinite { term: term.to_string(), value, step, ids: batch.ids.clone() }
 }
 
-/// Shapes of all taps that are needed, found out by one image of zeros.
-pub(crate) fn probe(
-    network: &Network,
-    taps: &[String],
-    (height, width): (usize, usize),
-    mode: Mode,
-) -> Result<Features> {
-    let mut tape = Tape::new(&network.params, mode)?;
-    tape.want(taps);
-    tape.begin(Rng::new(0), 0);
-    let images = Tensor::zeros((1, 3, height, width), DType::F32, network.params.device())?;
-    Ok(network.backbone.forward(&images, &mut tape)?)
-}
-
-/// Makes the connectors of all methods in the student's store.
-pub(crate) fn connect(
-    methods: &mut [Method],
-    student: &Network,
-    teacher: Option<&Network>,
-    (task, batch, samples): (Task, usize, usize),
-    size: (usize, usize),
-    rng: Rng,
-) -> Result<()> {
-    let mut needs = stillhouse_core::distiller::Needs::default();
-    for method in methods.iter() {
-        let own = method.distiller.needs();
-        needs.student.extend(own.student);
-        needs.teacher.extend(own.teacher);
-    }
-    let of_student = probe(student, &needs.student, size, Mode::Eval)?.shapes();
-    let of_teacher = match teacher {
-        Some(teacher) => probe(teacher, &needs.teacher, size, Mode::Eval)?.shapes(),
-        None => Default::default(),
-    };
-    let builder = student.params.builder(rng).pp(CONNECTORS.trim_end_matches('.'));
-    for method in methods {
-        let own = method.distiller.needs();
-        let pick = |all: &std::collections::BTreeMap<String, Vec<usize>>, names: &[String]| {
-            all.iter().filter(|(n, _)| names.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect()
-        };
-        let shapes = Shapes {
-            student: pick(&of_student, &own.student),
-            teacher: pick(&of_teacher, &own.teacher),
-            task,
-            classes: student.backbone.classes(),
-            batch,
-            samples,
-        };
-        let name = method.distiller.name().to_string();
-        method.distiller.connect(&shapes, &builder.pp(name))?;
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

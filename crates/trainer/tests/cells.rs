@@ -263,3 +263,41 @@ fn a_teacher_may_compute_in_bf16() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Every exit is tested, and every view at the end; what the network does not have is refused first.
+#[test]
+fn exits_and_views_are_tested() {
+    let root = tempfile::tempdir().unwrap();
+    let context = toy::context(root.path());
+    let sets = ["student.backbone=stairs", "loss=[]", "eval.taps=['exit1.logits', 'exit2.logits']"];
+    let with = |more: &[&str]| {
+        let plan = planned(&context, &[&sets[..], more].concat());
+        run_cell(&plan.cells[0], &context, &mut ())
+    };
+    let outcome = with(&["eval.views=['hflip', 'vflip']"]).unwrap();
+    let result = outcome.result().unwrap();
+    let accuracy = |name: &str| result.scores[name].unwrap();
+    let share = result.right.unwrap() as f64 / result.tested as f64;
+    assert_eq!(accuracy("exit2.accuracy"), share, "the last exit is the network's own");
+    let names: Vec<&str> = result.scores.keys().map(String::as_str).filter(|n| n.contains('.')).collect();
+    let expected =
+        ["exit1", "exit2", "hflip", "hflip.exit1", "hflip.exit2", "vflip", "vflip.exit1", "vflip.exit2"];
+    assert_eq!(names, expected.map(|name| format!("{name}.accuracy")));
+    assert_eq!(accuracy("vflip.exit2.accuracy"), accuracy("vflip.accuracy"));
+    let e = with(&["eval.taps=['exit3.logits']"]).unwrap_err().to_string();
+    assert!(
+        e.contains("`exit3.logits` is not among the logits of `stairs`") && e.contains("exit2.logits"),
+        "{e}"
+    );
+    let e = with(&["eval.taps=['pooled']"]).unwrap_err().to_string();
+    assert!(e.contains("`pooled`"), "{e}");
+    let dense = [
+        "data.dataset=fields",
+        "student.backbone=dense",
+        "eval.taps=[]",
+        "eval.views=['hflip']",
+        "eval.metrics=[]",
+    ];
+    let e = with(&dense).unwrap_err().to_string();
+    assert!(e.contains("label masks"), "{e}");
+}

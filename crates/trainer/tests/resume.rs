@@ -375,3 +375,89 @@ fn seeds_differ_and_connectors_stay_out_of_the_student() {
     ];
     assert_eq!(names, expected);
 }
+
+/// Two training steps for each batch: the first up to the first exit, the second everything.
+const TWO_STEPS: [&str; 4] = [
+    "student.backbone=stairs",
+    "train.step=[{ exit = 1, moves = ['s1.*', 'out1.*'] }, {}]",
+    "loss=[{ method = 'at_exit', step = 1 }, { method = 'ce', step = 2 }, { method = 'memory', step = 2 }, \
+     { method = 'fuse', step = 2 }]",
+    "train.optimiser={ kind = 'adamw', lr = 0.01, weight_decay = 0.1 }",
+];
+
+#[test]
+fn killed_between_the_two_steps_of_a_batch() {
+    let bench = Bench::new(&TWO_STEPS);
+    assert_eq!(bench.expected.steps, 18, "batches are counted, not steps");
+    let terms: Vec<&str> = bench.expected.loss.keys().map(String::as_str).collect();
+    assert_eq!(terms, ["step1-ce_exit", "step2-ce", "step2-fuse", "step2-memory"]);
+    assert!(bench.log[2].train_accuracy.unwrap() > bench.log[0].train_accuracy.unwrap(), "{:?}", bench.log);
+    for step in [0, 1, 8, 17] {
+        let cell = bench.cell(&format!("fuse-{step}"));
+        toy::stairs::kill_at(step);
+        bench.die(&cell, At::default());
+        let at = bench.finish(&cell);
+        assert_eq!(at.steps[0], step / 2 * 2 + 1, "checkpoints stand after every second batch");
+    }
+    // Parts of a batch, and their steps, go on alike too.
+    let parts = Bench::new(&[&TWO_STEPS[..], &["train.micro_batch=4", "train.clip_norm=0.5"]].concat());
+    assert_ne!(parts.expected.student_sha256, bench.expected.student_sha256);
+    let cell = parts.cell("fuse");
+    toy::stairs::kill_at(9);
+    parts.die(&cell, At::default());
+    parts.finish(&cell);
+}
+
+#[test]
+fn steps_that_do_not_fit_are_refused_before_the_first() {
+    let root = tempfile::tempdir().unwrap();
+    let context = toy::context(root.path());
+    let refusal = |sets: &[&str]| {
+        let sets = [&TWO_STEPS[..1], sets].concat();
+        match plan(&toy::experiment(&sets), None, &context) {
+            Err(e) => e.to_string(),
+            Ok(plan) => {
+                let student = plan.cells.iter().find(|c| c.student == "stairs").unwrap();
+                let e = run_cell(student, &context, &mut ()).unwrap_err().to_string();
+                assert!(checkpoints(&student.folder).is_empty());
+                e
+            }
+        }
+    };
+    let both = "loss=[{ method = 'at_exit', step = 1 }, { method = 'ce', step = 2 }]";
+    let one = "loss=[{ method = 'at_exit' }]";
+    let cases: [(&[&str], &[&str]); 11] = [
+        (&["train.step=[{}, {}]", "loss=[{ method = 'ce' }]"], &["`loss.ce.step`", "1 to 2"]),
+        (&["train.step=[{}, {}]", "loss=[{ method = 'ce', step = 3 }]"], &["is 3", "1 to 2"]),
+        (&["loss=[{ method = 'ce', step = 2 }]"], &["`loss.ce.step` is 2", "1 to 1"]),
+        (&["train.step=[{}, {}]", "loss=[{ method = 'ce', step = 2 }]"], &["step 1 of 2 has no loss"]),
+        (&["train.step=[{ exit = 0 }]"], &["`train.step.exit` is 0"]),
+        (&["train.step=[{ exit = 3 }]", one], &["`exit` is 3", "`stairs`", "[1, 2]"]),
+        (
+            &[
+                "train.step=[{ exit = 1 }, {}]",
+                "loss=[{ method = 'ce', step = 1 }, { method = 'at_exit', step = 2 }]",
+            ],
+            &["step 1 runs up to exit 1", "`ce` reads `logits`", "deeper"],
+        ),
+        (
+            &["train.step=[{ exit = 1, moves = ['s3.*'] }, {}]", both],
+            &["step 1 of 2", "`s3.*` fits no parameter"],
+        ),
+        (
+            &["train.step=[{ exit = 1, moves = ['s1.bn.running_*'] }, {}]", both],
+            &["step 1 of 2 moves nothing"],
+        ),
+        (&["train.step=[{ exit = 1, moves = ['out2.*'] }, {}]", both], &["moves nothing", "no gradient"]),
+        (
+            &["loss=[{ method = 'at_exit', tap = 'exit7.logits' }]"],
+            &["no tap `exit7.logits`", "exit2.logits"],
+        ),
+    ];
+    for (sets, words) in cases {
+        let e = refusal(sets);
+        assert!(words.iter().all(|word| e.contains(word)), "{sets:?}: {e}");
+    }
+    let e = refusal(&["train.micro_batch=0"]);
+    assert!(e.contains("`train.micro_batch` is 0"), "{e}");
+}

@@ -124,8 +124,9 @@ impl Networks<'_> {
         Ok(counted)
     }
 
-    /// Multiply-accumulates of a whole run: three for each of the student's forward pass in
-    /// training, one for the teacher's, one for each test image.
+    /// Multiply-accumulates of a whole run: three for each of the student's forward pass in every step
+    /// of training, four where inner values are computed twice, one for the teacher's, one for each view
+    /// of a test image.
     fn work(
         &mut self,
         cell: &Cell,
@@ -149,6 +150,10 @@ impl Networks<'_> {
             }
             None => (images as f64 * ratio, images as f64 * (1.0 - ratio)),
         };
-        Ok(config.train.epochs as f64 * train * (3.0 * student + teacher) + test * student)
+        let passes = if config.train.checkpointing { 4.0 } else { 3.0 };
+        let steps = config.train.step.len().max(1) as f64;
+        let views = 1.0 + config.eval.views.len() as f64;
+        let train = config.train.epochs as f64 * train * (steps * passes * student + teacher);
+        Ok(train + test * views * student)
     }
 }

@@ -90,13 +90,14 @@ pub(crate) fn make_samples(
     let sample = |s: &Seen| -> Result<Sample, Problem> {
         let verdict = if s.label == s.predicted { "right" } else { "wrong" };
         let predicted = format!("{} {:.0} % ({verdict})", class(s.predicted), 100.0 * s.probability);
-        Ok(Sample {
-            title: format!("{}: {predicted}", class(s.label)),
-            pictures: vec![
-                ("image".to_string(), png(s, |s, i, c| s.image[3 * i + c])?),
-                ("Grad-CAM".to_string(), png(s, overlay)?),
-            ],
-        })
+        let mut pictures = vec![("image".to_string(), png(s, |s, i, c| s.image[3 * i + c])?)];
+        for (tap, map) in &s.maps {
+            pictures.push((format!("Grad-CAM at {tap}"), png(s, |s, i, c| overlay(s, map, i, c))?));
+        }
+        // Of several maps the picture alone does not tell which is which.
+        let taps: Vec<&str> = s.maps.iter().map(|(tap, _)| tap.as_str()).collect();
+        let at = if taps.len() > 1 { format!("; maps at {}", taps.join(", ")) } else { String::new() };
+        Ok(Sample { title: format!("{}: {predicted}{at}", class(s.label)), pictures })
     };
     let words =
         "Grad-CAM: the brighter, the more that place moved the network towards the class it predicts.";
@@ -116,8 +117,8 @@ fn png(seen: &Seen, value: impl Fn(&Seen, usize, usize) -> f32) -> Result<Vec<u8
 }
 
 /// The image in grey, the map in orange on top.
-fn overlay(seen: &Seen, at: usize, channel: usize) -> f32 {
+fn overlay(seen: &Seen, map: &[f32], at: usize, channel: usize) -> f32 {
     let rgb = &seen.image[3 * at..3 * at + 3];
     let grey = 0.6 * (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]);
-    grey + (([1.0, 0.55, 0.1][channel]) - grey) * 0.8 * seen.map[at]
+    grey + (([1.0, 0.55, 0.1][channel]) - grey) * 0.8 * map[at]
 }

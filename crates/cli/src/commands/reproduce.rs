@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 use stillhouse_core::network::BackboneRequest;
 use stillhouse_report::text::{Align, Grid};
-use stillhouse_report::{State, run::state, sets, sizes};
+use stillhouse_report::{State, mksmt, run::state, sets, sizes};
 use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_cell, run_plan};
 
 use crate::commands::{common, cost, report, table};
@@ -17,6 +17,8 @@ use crate::{experiments, interrupt, talk};
 /// The table of parameters and operations, and that of the datasets: both need no run.
 const SIZES: &str = "table4";
 const DATASETS: &str = "table1";
+/// The same of a network with exits.
+const EXIT_SIZES: &str = "mksmt_sizes";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,6 +30,7 @@ Examples:
   stillhouse reproduce table3 --set matrix.seed='[0, 1, 2]' --set matrix.student='[\"resnet18\"]'
   stillhouse reproduce table1                     the datasets, as their manifests have them
   stillhouse reproduce table4                     parameters and operations: counts, runs nothing
+  stillhouse reproduce mksmt_sizes                the same of Swin-L with two exits
   stillhouse reproduce my.toml --runs /big/disk/runs
 
 Finished runs are skipped, a stopped one goes on where it was: start the same command again. The
@@ -68,6 +71,9 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let Some(name) = &args.experiment else { return without_name(args) };
     if name == SIZES {
         return sizes(args.json);
+    }
+    if name == EXIT_SIZES {
+        return exit_sizes(args.json);
     }
     if name == DATASETS {
         return datasets(args.json);
@@ -195,7 +201,7 @@ fn figures(experiment: &Experiment) -> report::Figures {
 
 fn without_name(args: &Args) -> Outcome {
     let all = experiments::all();
-    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES, DATASETS]).collect();
+    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES, DATASETS, EXIT_SIZES]).collect();
     if args.list {
         talk::out(&if args.json { json!(names).to_string() } else { names.join("\n") });
         return Ok(Ended::Well);
@@ -239,6 +245,29 @@ fn sizes(as_json: bool) -> Outcome {
         talk::json(&json!(rows));
     } else {
         talk::out(&sizes::terminal(&rows));
+    }
+    Ok(Ended::Well)
+}
+
+/// Table 7 of MKSMT needs no run either.
+fn exit_sizes(as_json: bool) -> Outcome {
+    let mut counted = Vec::new();
+    for network in ["swin_large_patch4_window12_384", "mksmt"] {
+        let request = BackboneRequest { name: network.into(), classes: 200, ..Default::default() };
+        let counts = stillhouse_backbones::count(&request, 384, 384)?;
+        counted.push(sizes::Counted {
+            network: network.into(),
+            title: network.into(),
+            parameters: counts.parameters as u64,
+            flops: counts.table4_flops(),
+            macs: counts.macs + counts.attention_macs,
+        });
+    }
+    let rows = mksmt::sizes(&counted)?;
+    if as_json {
+        talk::json(&json!(rows));
+    } else {
+        talk::out(&mksmt::sizes_terminal(&rows));
     }
     Ok(Ended::Well)
 }

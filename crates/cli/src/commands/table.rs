@@ -30,7 +30,7 @@ impl Maker {
         let students = plan.cells.iter().filter(|c| c.role == Role::Student);
         let runs = students.map(|c| Planned {
             method: c.method.clone(),
-            student: c.student.clone(),
+            student: body(c),
             dataset: c.dataset.clone(),
             ratio: u64::from(c.ratio),
             seed: c.seed,
@@ -47,6 +47,13 @@ impl Maker {
         table.write(folder)?;
         Ok(table)
     }
+}
+
+/// The network on which the trained one stands: a network with exits and its backbone alone are rows of
+/// one table.
+fn body(cell: &Cell) -> String {
+    let variant = cell.config.as_ref().and_then(|c| c.student.variant.get("backbone")?.as_str());
+    variant.map_or_else(|| cell.student.clone(), str::to_string)
 }
 
 /// Id of the printed table that an experiment names.

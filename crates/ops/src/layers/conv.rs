@@ -227,7 +227,7 @@ impl ConvBnAct {
             // Sums for the batch's statistics, taken while the values are in the cache.
             let mut parts = match tape.mode() {
                 Mode::Train => {
-                    let shift = with_values::<T, _>(params.get(norm.mean).var(), <[T]>::to_vec)?;
+                    let shift = tape.shift::<T>(norm.mean)?;
                     let tasks = pass.sum_tasks::<T>(tape);
                     Some((shift, T::lane(tape).pool.take(tasks * 2 * self.spec.outputs)))
                 }
@@ -328,8 +328,10 @@ impl ConvBnAct {
                     *r = T::of((1.0 - BN_MOMENTUM) * r.wide() + BN_MOMENTUM * now(i));
                 }
             };
-            params.modify::<T>(norm.mean, |r| blend(r, &|i| mean[i] + bias[i]))?;
-            params.modify::<T>(norm.variance, |r| blend(r, &|i| variance[i] * unbiased))?;
+            if tape.segment != crate::layers::checkpoint::Pass::Again {
+                params.modify::<T>(norm.mean, |r| blend(r, &|i| mean[i] + bias[i]))?;
+                params.modify::<T>(norm.variance, |r| blend(r, &|i| variance[i] * unbiased))?;
+            }
             (mean, variance)
         } else {
             let mean = wide(norm.mean)?.iter().zip(&bias).map(|(m, b)| m - b).collect();

@@ -1,6 +1,7 @@
 //! Layers: written once, forward and backward side by side.
 
 pub(crate) mod attention;
+pub(crate) mod checkpoint;
 pub(crate) mod concat;
 pub(crate) mod conv;
 pub(crate) mod gelu;
@@ -32,6 +33,7 @@ pub(crate) enum Record<T> {
     Patches(patches::PatchesRecord),
     Attention(attention::AttentionRecord<T>),
     Graph(graph::GraphRecord),
+    Checkpoint(checkpoint::CheckpointRecord<T>),
 }
 
 impl<T: Elem> Record<T> {
@@ -52,6 +54,7 @@ impl<T: Elem> Record<T> {
             Self::Patches(r) => r.out,
             Self::Attention(r) => r.out,
             Self::Graph(r) => r.out,
+            Self::Checkpoint(r) => r.out,
         }
     }
 
@@ -72,6 +75,7 @@ impl<T: Elem> Record<T> {
             Self::Patches(r) => r.backward(&dy, back),
             Self::Attention(r) => r.backward(&dy, back, tape),
             Self::Graph(r) => r.backward(&dy, back),
+            Self::Checkpoint(r) => r.backward(dy, back, tape),
         }
     }
 }

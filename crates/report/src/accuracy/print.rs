@@ -5,7 +5,7 @@ use crate::beside::{Line, STUDENTS, title};
 use crate::compare::Comparison;
 use crate::run::{Measure, State};
 use crate::text::{Align, Grid, wrap};
-use crate::{facts, networks};
+use crate::{exits, facts, networks};
 
 impl AccuracyTable {
     /// The table for a terminal of that many columns.
@@ -18,6 +18,9 @@ impl AccuracyTable {
                 text.push_str(&wrap(&line, width.clamp(40, 110)));
                 text.push('\n');
             }
+        }
+        if !self.exits.is_empty() {
+            text.push_str(&format!("\n{}", exits::grid(&self.exits).terminal()));
         }
         if !self.networks.is_empty() {
             text.push_str(&format!("\n{}", networks::grid(&self.networks).terminal()));
@@ -48,6 +51,10 @@ impl AccuracyTable {
             let place =
                 format!("{}, {} {}", self.heading(&table.student), table.dataset, part_words(table.ratio));
             text.push_str(&format!("\n## IoU by class, %: {place}\n\n{}", table.grid().markdown()));
+        }
+        if !self.exits.is_empty() {
+            let grid = exits::grid(&self.exits).markdown();
+            text.push_str(&format!("\n## Exits and views\n\n{grid}\n{}\n", exits::BELOW));
         }
         if !self.networks.is_empty() {
             let grid = networks::grid(&self.networks).markdown();

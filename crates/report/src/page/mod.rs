@@ -108,6 +108,7 @@ impl Page<'_> {
                     @if let Some(label) = self.asked.caption.label() { p.label { (label) } }
                     (self.settings())
                     (tables::tables(self))
+                    (tables::exits(self))
                     (tables::tests(self))
                     (tables::printed(self))
                     (plots::curves(self))

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::{Page, grid};
 use crate::accuracy::{BELOW, Cell, lines_grid, part_words};
 use crate::run::{Measure, State};
-use crate::{AccuracyTable, networks};
+use crate::{AccuracyTable, exits, networks};
 
 /// A table for each student: mean, counts, difference from the student alone, and the printed number.
 pub(super) fn tables(page: &Page) -> Markup {
@@ -32,6 +32,17 @@ pub(super) fn tables(page: &Page) -> Markup {
         }
         @let states = open(table);
         @if !states.is_empty() { p { (states) } }
+    }
+}
+
+/// Accuracies at every exit and on other views.
+pub(super) fn exits(page: &Page) -> Markup {
+    html! {
+        @if !page.table.exits.is_empty() {
+            h2 { "Exits and views" }
+            (grid(&exits::grid(&page.table.exits)))
+            p.small { (exits::BELOW) }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 mod dense;
+pub mod stairs;
 
 use std::any::Any;
 use std::path::{Path, PathBuf};
@@ -421,6 +422,23 @@ const METHODS: &[Entry<DistillerBuild>] = &[
         },
     },
     Entry {
+        name: "at_exit",
+        summary: "",
+        source: "",
+        defaults: || "tap = 'exit1.logits'\n".into(),
+        build: |t| {
+            let tap = t.get("tap").and_then(|tap| tap.as_str()).unwrap_or("exit1.logits");
+            Ok(Box::new(stairs::AtExit(tap.to_string())))
+        },
+    },
+    Entry {
+        name: "fuse",
+        summary: "",
+        source: "",
+        defaults: String::new,
+        build: |_| Ok(Box::new(stairs::Fuse)),
+    },
+    Entry {
         name: "idle",
         summary: "",
         source: "",
@@ -513,7 +531,13 @@ pub fn context(folder: &Path) -> Context {
         ),
         backbones: Registry::new(
             "network",
-            &[row("big", network), row("small", network), row("dense_big", maps), row("dense", maps)],
+            &[
+                row("big", network),
+                row("small", network),
+                row("dense_big", maps),
+                row("dense", maps),
+                row("stairs", stairs::net as BackboneBuild),
+            ],
         ),
         losses: Registry::new("method", METHODS),
         metrics: Registry::new("metric", &[row("count", count), row("pixels", pixels)]),

@@ -1,0 +1,63 @@
+//! Our side of MKSMT's case: the two training steps of a batch, as the trainer has them.
+
+use stillhouse_core::distiller::{Distiller, Step};
+use stillhouse_core::network::Features;
+use stillhouse_core::{Rng, Tape};
+use stillhouse_ops::Mode;
+use stillhouse_ops::optim::{Adam, Hyper};
+
+use crate::cases::Case;
+use crate::steps::{Model, images, labels};
+
+/// Cross-entropy at the early exit moves what it runs; then cross-entropy at the last one with the
+/// divergence between both moves everything. AdamW, two exits on the case's network.
+pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>> {
+    let variant = toml::from_str(&format!("backbone = '{}'\ndrop_path = 0.0", case.network))?;
+    let net = Model::new("mksmt", variant).build(1)?;
+    let (images, target) = (images(case.batch, case.size)?, labels(case.batch, case.size, false)?);
+    let registry = stillhouse_losses::registry();
+    let build = |name: &str, table: toml::Table| -> anyhow::Result<Box<dyn Distiller>> {
+        Ok((registry.get(name)?.build)(&table)?)
+    };
+    let first = build("ce", toml::toml! { tap = "exit3.logits" })?;
+    let second = build("self_kl", toml::Table::new())?;
+    let mut tape = Tape::new(&net.params, Mode::Train)?;
+    let mut rule = Adam::decoupled([0.9, 0.999], 1e-8);
+    let (nothing, ids) = (Features::default(), (0..case.batch as u64).collect::<Vec<_>>());
+    let mut step = 0;
+    Ok(Box::new(move || {
+        let mut sum = 0.0;
+        for method in [&first, &second] {
+            tape.want(&method.needs().student);
+            tape.begin(Rng::new(0), step);
+            let features = net.backbone.forward(&images, &mut tape)?;
+            let moment = Step {
+                student: &features,
+                teacher: &nothing,
+                target: &target,
+                images: &images,
+                ids: &ids,
+                given: &nothing,
+                epoch: 0.0,
+                step,
+                train: true,
+                rng: Rng::new(0),
+            };
+            let mut total = None;
+            for term in method.terms(&moment)? {
+                let weighted = (term.value * term.weight)?;
+                total = Some(match total {
+                    Some(total) => (total + weighted)?,
+                    None => weighted,
+                });
+            }
+            let total = total.ok_or_else(|| anyhow::anyhow!("no term"))?;
+            let gradients = tape.backward(&total)?;
+            // What has no gradient does not move.
+            rule.step(&net.params, &gradients, |_| Some(Hyper { lr: 1e-4, weight_decay: 5e-4 }))?;
+            sum += f64::from(total.to_scalar::<f32>()?);
+        }
+        step += 1;
+        Ok(sum)
+    }))
+}
