@@ -415,3 +415,24 @@ fn swin_large_trains_at_384_within_24_gib() {
     }
     assert!(peak().is_none_or(|gib| gib < 24.0), "{:?}", peak());
 }
+
+/// Images whose sides are no multiples of 32, so that maps are odd and windows do not divide them:
+/// rows and columns are filled up. Images of another size than the windows' are refused in words.
+#[test]
+fn swin_takes_odd_sizes_and_refuses_others() {
+    let variant =
+        |size: usize| format!("backbone = 'swin_tiny_patch4_window7_224'\nimg_size = {size}\nk = 8");
+    for size in [33, 50, 100] {
+        let (net, params) = build(&request("mksmt", &variant(size)));
+        let mut tape = Tape::new(&params, Mode::Train).unwrap();
+        tape.want(&["exit3.logits", "logits"]);
+        tape.begin(Rng::new(0), 0);
+        let features = net.forward(&images(size), &mut tape).unwrap();
+        let loss = (features.get("exit3.logits").unwrap() + features.logits().unwrap()).unwrap();
+        let gradients = tape.backward(&loss.sqr().unwrap().sum_all().unwrap()).unwrap();
+        assert!(gradients.first_non_finite().unwrap().is_none() && gradients.norm().unwrap() > 0.0, "{size}");
+        tape.begin(Rng::new(0), 0);
+        let e = net.forward(&images(64), &mut tape).map(drop).unwrap_err().to_string();
+        assert!(e.contains(&format!("{size} x {size}, got 64 x 64; set img_size")), "{e}");
+    }
+}
