@@ -48,6 +48,15 @@ reproduce-table7: cargo ## Run Table 7: confusion matrices, error under training
 reproduce-landuse: cargo ## Run VGG16 to MobileNetV2 with KL, cosine and both (land use)
 	$(REPRODUCE) landuse --profile $(PROFILE) $(ARGS)
 
+reproduce-frkd-table1: cargo ## Run Table 1 of the FRKDNet paper: what each part brings (segmentation)
+	$(REPRODUCE) frkd_table1 --profile $(PROFILE) $(ARGS)
+
+reproduce-frkd-table2: cargo ## Run Table 2: FRKDNet beside other methods, two students, overlays
+	$(REPRODUCE) frkd_table2 --profile $(PROFILE) $(ARGS)
+
+reproduce-frkd-gamma: cargo ## Run Fig. 4: mean IoU over gamma
+	$(REPRODUCE) frkd_gamma --profile $(PROFILE) $(ARGS)
+
 reproduce-mksmt-cub: cargo ## Run MKSMT's Table 4: Swin with two exits and two steps a batch on CUB-200-2011
 	$(REPRODUCE) mksmt_cub --profile $(PROFILE) $(ARGS)
 
@@ -88,15 +97,6 @@ deny: cargo
 
 kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
-
-reproduce-frkd-table1: cargo ## Run Table 1 of the FRKDNet paper: what each part brings (segmentation)
-	$(REPRODUCE) frkd_table1 --profile $(PROFILE) $(ARGS)
-
-reproduce-frkd-table2: cargo ## Run Table 2: FRKDNet beside other methods, two students, overlays
-	$(REPRODUCE) frkd_table2 --profile $(PROFILE) $(ARGS)
-
-reproduce-frkd-gamma: cargo ## Run Fig. 4: mean IoU over gamma
-	$(REPRODUCE) frkd_gamma --profile $(PROFILE) $(ARGS)
 
 slurm-test: cargo ## A small grid through a real Slurm on this machine, a task killed (needs slurm-wlm, munge, root)
 	$(CARGO) build --release --locked -p stillhouse-cli --bin stillhouse
