@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -16,6 +16,8 @@ use crate::cases::Case;
 pub(crate) fn clock(threads: usize) -> &'static str {
     if threads == 1 { "cpu" } else { "wall" }
 }
+
+const PAUSE: Duration = Duration::from_millis(400);
 
 /// What some steps took.
 #[derive(Debug, Clone, Copy)]
@@ -87,8 +89,10 @@ impl Contender {
         Ok(Self { child, to, from, memory: Memory { peak: 0.0, libraries: 0.0 }, name: name.into() })
     }
 
-    /// Runs so many steps.
+    /// Runs so many steps, after a pause for the threads of the contender before: OpenMP's go on to spin
+    /// on their cores for a fifth of a second when their work is done.
     pub(crate) fn steps(&mut self, count: usize) -> anyhow::Result<Took> {
+        std::thread::sleep(PAUSE);
         writeln!(self.to, "{count}")?;
         self.to.flush()?;
         let mut line = String::new();
