@@ -20,7 +20,7 @@ use stillhouse_core::Rng;
 use stillhouse_core::data::{Dataset, DatasetInfo, Image, Label, Sample, Task};
 use stillhouse_core::registry::{DatasetBuild, DatasetRequest, Entry};
 
-use crate::{Error, Result};
+use crate::Error;
 use canvas::{Canvas, Frame, WORLD};
 use palette::{Palette, between, direction};
 
@@ -122,65 +122,108 @@ fn make(options: Options, class: usize, number: usize) -> Vec<u8> {
     palette.develop(&canvas, &mut draw)
 }
 
-struct Scenes {
+/// Of five images of a class the last one tests in an official split.
+const FIVE: usize = 5;
+
+/// Whether a place is in the part of an official split that is asked for; none for an unknown part.
+fn in_part(name: &str) -> Option<impl Fn(usize) -> bool> {
+    let tests = match name {
+        "train" => false,
+        "test" => true,
+        _ => return None,
+    };
+    Some(move |place: usize| (place % FIVE == FIVE - 1) == tests)
+}
+
+/// An embedded set with one class for an image.
+struct Painted {
     info: DatasetInfo,
     options: Options,
+    kind: Kind,
+}
+
+/// What sets it apart from another.
+#[derive(Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    version: u32,
+    /// Whether it has an official split.
+    official: bool,
+    /// Paints an image by class and number.
+    make: fn(Options, usize, usize) -> Vec<u8>,
 }
 
 fn open(request: &DatasetRequest) -> stillhouse_core::Result<Arc<dyn Dataset>> {
-    let options: Options = stillhouse_core::config::from_table(&request.options, "dataset `scenes`")?;
-    check(options)?;
+    let classes = CLASSES.iter().map(|(name, _)| (*name).to_string()).collect();
+    let options = stillhouse_core::config::from_table(&request.options, "dataset `scenes`")?;
+    painted(request, Kind { name: "scenes", version: VERSION, official: false, make }, classes, options)
+}
+
+fn painted(
+    request: &DatasetRequest,
+    kind: Kind,
+    classes: Vec<String>,
+    options: Options,
+) -> stillhouse_core::Result<Arc<dyn Dataset>> {
+    let Options { size, per_class, .. } = options;
+    let least = if kind.official { FIVE } else { 1 };
+    if !(16..=1024).contains(&size) || !(least..=100_000).contains(&per_class) {
+        let what = format!(
+            "size {size} and per_class {per_class}, expected 16 to 1024 pixels and {least} to 100000 images"
+        );
+        return Err(Error::setting(format!("dataset `{}`", kind.name), what).into());
+    }
     let info = DatasetInfo {
         name: request.name.clone(),
-        title: format!("scenes (embedded, procedural), {} images", options.per_class * CLASSES.len()),
-        classes: CLASSES.iter().map(|(name, _)| (*name).to_string()).collect(),
+        title: format!("{} (embedded, procedural), {} images", kind.name, per_class * classes.len()),
+        classes,
         task: Task::Classification,
         embedded: true,
     };
-    Ok(Arc::new(Scenes { info, options }))
+    Ok(Arc::new(Painted { info, options, kind }))
 }
 
-fn check(options: Options) -> Result<()> {
-    let Options { size, per_class, .. } = options;
-    if !(16..=1024).contains(&size) || !(1..=100_000).contains(&per_class) {
-        return Err(Error::setting(
-            "dataset `scenes`",
-            format!(
-                "size {size} and per_class {per_class}, expected 16 to 1024 pixels and 1 to 100000 images"
-            ),
-        ));
+impl Painted {
+    /// Class and number within it.
+    fn place(&self, index: usize) -> (usize, usize) {
+        (index / self.options.per_class, index % self.options.per_class)
     }
-    Ok(())
 }
 
-impl Dataset for Scenes {
+impl Dataset for Painted {
     fn info(&self) -> &DatasetInfo {
         &self.info
     }
 
     fn len(&self) -> usize {
-        CLASSES.len() * self.options.per_class
+        self.info.classes.len() * self.options.per_class
     }
 
     fn key(&self, index: usize) -> String {
-        let (class, number) = (index / self.options.per_class, index % self.options.per_class);
-        let name = CLASSES[class].0;
+        let (class, number) = self.place(index);
+        let name = &self.info.classes[class];
         format!("{name}/{name}{number:05}")
     }
 
     fn class(&self, index: usize) -> Option<u32> {
-        Some((index / self.options.per_class) as u32)
+        Some(self.place(index).0 as u32)
     }
 
     fn sample(&self, index: usize) -> stillhouse_core::Result<Sample> {
-        let (class, number) = (index / self.options.per_class, index % self.options.per_class);
+        let (class, number) = self.place(index);
         let size = self.options.size;
-        let image = Image { width: size, height: size, pixels: make(self.options, class, number) };
+        let image =
+            Image { width: size, height: size, pixels: (self.kind.make)(self.options, class, number) };
         Ok(Sample { id: index as u64, image, label: Label::Class(class as u32) })
     }
 
     fn identity(&self) -> stillhouse_core::Result<String> {
-        let text = format!("scenes {VERSION} {:?}", self.options);
+        let text = format!("{} {} {:?}", self.kind.name, self.kind.version, self.options);
         Ok(stillhouse_core::files::sha256(text.as_bytes()))
+    }
+
+    fn official_split(&self, name: &str) -> Option<Vec<usize>> {
+        let is_in = in_part(name).filter(|_| self.kind.official)?;
+        Some((0..self.len()).filter(|i| is_in(self.place(*i).1)).collect())
     }
 }

@@ -14,7 +14,7 @@ use stillhouse_core::registry::{DatasetBuild, DatasetRequest, Entry};
 
 use super::canvas::{Canvas, Colour, Frame, WORLD, mix, shade, wave};
 use super::palette::direction;
-use super::{Scene, land};
+use super::{FIVE, Scene, in_part, land};
 use crate::{Error, Result};
 
 /// Changes with the images.
@@ -22,9 +22,6 @@ const VERSION: u32 = 1;
 
 /// The label of pixels on an edge.
 const IGNORE: u8 = 255;
-
-/// Of five images the last one tests.
-const FIVE: usize = 5;
 
 pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
     name: "fields",
@@ -259,11 +256,7 @@ impl Dataset for Fields {
     }
 
     fn official_split(&self, name: &str) -> Option<Vec<usize>> {
-        let tests = match name {
-            "train" => false,
-            "test" => true,
-            _ => return None,
-        };
-        Some((0..self.len()).filter(|i| (i % FIVE == FIVE - 1) == tests).collect())
+        let is_in = in_part(name)?;
+        Some((0..self.len()).filter(|i| is_in(*i)).collect())
     }
 }

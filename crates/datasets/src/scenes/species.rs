@@ -8,49 +8,33 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
 use stillhouse_core::Rng;
-use stillhouse_core::data::{Dataset, DatasetInfo, Image, Label, Sample, Task};
+use stillhouse_core::data::Dataset;
 use stillhouse_core::registry::{DatasetBuild, DatasetRequest, Entry};
 
-use super::Scene;
 use super::canvas::{Colour, Frame, shade};
 use super::palette::between;
-use crate::{Error, Result};
+use super::{Kind, Options, Scene, painted};
 
 /// Changes with the images.
 const VERSION: u32 = 1;
-
-/// Of five images of a class the last one tests.
-const FIVE: usize = 5;
 
 pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
     name: "species",
     summary: "embedded procedural animals: 4 families of 5 species that differ by a mark, no files; for smoke runs and tests",
     source: "made by this program; manifest datasets/species.toml",
     defaults: || {
-        let Options { size, per_class, seed } = Options::default();
+        let Options { size, seed, .. } = Options::default();
         format!(
-            "size = {size}  # pixels of a side\nper_class = {per_class}  # of five one tests in the official split\n\
+            "size = {size}  # pixels of a side\nper_class = {PER_CLASS}  # of five one tests in the official split\n\
              seed = {seed}  # of the images\n"
         )
     },
     build: |request| open(request),
 };
 
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Options {
-    size: usize,
-    per_class: usize,
-    seed: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { size: 72, per_class: 50, seed: 0 }
-    }
-}
+/// Images of each class where none are asked for.
+const PER_CLASS: usize = 50;
 
 /// What tells the species of a family apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -245,76 +229,11 @@ fn make(options: Options, class: usize, number: usize) -> Vec<u8> {
     palette.develop(&canvas, &mut draw)
 }
 
-struct Species {
-    info: DatasetInfo,
-    options: Options,
-}
-
 fn open(request: &DatasetRequest) -> stillhouse_core::Result<Arc<dyn Dataset>> {
-    let options: Options = stillhouse_core::config::from_table(&request.options, "dataset `species`")?;
-    check(options)?;
-    let classes = classes();
-    let info = DatasetInfo {
-        name: request.name.clone(),
-        title: format!("species (embedded, procedural), {} images", options.per_class * classes.len()),
-        classes,
-        task: Task::Classification,
-        embedded: true,
-    };
-    Ok(Arc::new(Species { info, options }))
-}
-
-fn check(options: Options) -> Result<()> {
-    let Options { size, per_class, .. } = options;
-    if !(16..=1024).contains(&size) || !(FIVE..=100_000).contains(&per_class) {
-        return Err(Error::setting(
-            "dataset `species`",
-            format!(
-                "size {size} and per_class {per_class}, expected 16 to 1024 pixels and 5 to 100000 images"
-            ),
-        ));
+    let table = &request.options;
+    let mut options: Options = stillhouse_core::config::from_table(table, "dataset `species`")?;
+    if !table.contains_key("per_class") {
+        options.per_class = PER_CLASS;
     }
-    Ok(())
-}
-
-impl Dataset for Species {
-    fn info(&self) -> &DatasetInfo {
-        &self.info
-    }
-
-    fn len(&self) -> usize {
-        self.info.classes.len() * self.options.per_class
-    }
-
-    fn key(&self, index: usize) -> String {
-        let (class, number) = (index / self.options.per_class, index % self.options.per_class);
-        let name = &self.info.classes[class];
-        format!("{name}/{name}{number:05}")
-    }
-
-    fn class(&self, index: usize) -> Option<u32> {
-        Some((index / self.options.per_class) as u32)
-    }
-
-    fn sample(&self, index: usize) -> stillhouse_core::Result<Sample> {
-        let (class, number) = (index / self.options.per_class, index % self.options.per_class);
-        let size = self.options.size;
-        let image = Image { width: size, height: size, pixels: make(self.options, class, number) };
-        Ok(Sample { id: index as u64, image, label: Label::Class(class as u32) })
-    }
-
-    fn identity(&self) -> stillhouse_core::Result<String> {
-        let text = format!("species {VERSION} {:?}", self.options);
-        Ok(stillhouse_core::files::sha256(text.as_bytes()))
-    }
-
-    fn official_split(&self, name: &str) -> Option<Vec<usize>> {
-        let tests = match name {
-            "train" => false,
-            "test" => true,
-            _ => return None,
-        };
-        let last = |i: &usize| (i % self.options.per_class % FIVE == FIVE - 1) == tests;
-        Some((0..self.len()).filter(last).collect())
-    }
+    painted(request, Kind { name: "species", version: VERSION, official: true, make }, classes(), options)
 }
