@@ -1,13 +1,13 @@
 //! Our side of MKSMT's case: the two training steps of a batch, as the trainer has them.
 
-use stillhouse_core::distiller::{Distiller, Step};
+use stillhouse_core::distiller::Step;
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::Mode;
 use stillhouse_ops::optim::{Adam, Hyper};
 
 use crate::cases::Case;
-use crate::steps::{Model, images, labels};
+use crate::steps::{Model, add_up, build, images, labels};
 
 /// Cross-entropy at the early exit moves what it runs; then cross-entropy at the last one with the
 /// divergence between both moves everything. AdamW, two exits on the case's network.
@@ -15,12 +15,8 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
     let variant = toml::from_str(&format!("backbone = '{}'\ndrop_path = 0.0", case.network))?;
     let net = Model::new("mksmt", variant).build(1)?;
     let (images, target) = (images(case.batch, case.size)?, labels(case.batch, case.size, false)?);
-    let registry = stillhouse_losses::registry();
-    let build = |name: &str, table: toml::Table| -> anyhow::Result<Box<dyn Distiller>> {
-        Ok((registry.get(name)?.build)(&table)?)
-    };
-    let first = build("ce", toml::toml! { tap = "exit3.logits" })?;
-    let second = build("self_kl", toml::Table::new())?;
+    let first = build("ce", &toml::toml! { tap = "exit3.logits" })?;
+    let second = build("self_kl", &toml::Table::new())?;
     let mut tape = Tape::new(&net.params, Mode::Train)?;
     let mut rule = Adam::decoupled([0.9, 0.999], 1e-8);
     let (nothing, ids) = (Features::default(), (0..case.batch as u64).collect::<Vec<_>>());
@@ -43,15 +39,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
                 train: true,
                 rng: Rng::new(0),
             };
-            let mut total = None;
-            for term in method.terms(&moment)? {
-                let weighted = (term.value * term.weight)?;
-                total = Some(match total {
-                    Some(total) => (total + weighted)?,
-                    None => weighted,
-                });
-            }
-            let total = total.ok_or_else(|| anyhow::anyhow!("no term"))?;
+            let total = add_up(method.terms(&moment)?)?.ok_or_else(|| anyhow::anyhow!("no term"))?;
             let gradients = tape.backward(&total)?;
             // What has no gradient does not move.
             rule.step(&net.params, &gradients, |_| Some(Hyper { lr: 1e-4, weight_decay: 5e-4 }))?;

@@ -229,7 +229,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
 const SAMPLES: usize = 1680;
 
 /// The weighted sum.
-fn add_up(terms: Vec<Term>) -> anyhow::Result<Option<Tensor>> {
+pub(crate) fn add_up(terms: Vec<Term>) -> anyhow::Result<Option<Tensor>> {
     let mut total: Option<Tensor> = None;
     for term in terms {
         let weighted = (term.value * term.weight)?;
@@ -246,7 +246,8 @@ fn is_opponents(param: &Param) -> bool {
     param.name.starts_with("connector.") && param.name.split('.').nth(2) == Some(OPPONENT)
 }
 
-fn build(name: &str, options: &toml::Table) -> anyhow::Result<Box<dyn Distiller>> {
+/// A method by its name, with what differs from its defaults.
+pub(crate) fn build(name: &str, options: &toml::Table) -> anyhow::Result<Box<dyn Distiller>> {
     let row = *stillhouse_losses::registry().get(name)?;
     Ok((row.build)(options)?)
 }
