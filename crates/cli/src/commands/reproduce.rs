@@ -225,21 +225,30 @@ fn datasets(as_json: bool) -> Outcome {
     Ok(Ended::Well)
 }
 
+/// Networks with their titles, counted with so many classes on a square image.
+fn counted(
+    networks: &[(&str, &str)],
+    classes: usize,
+    side: usize,
+) -> Result<Vec<sizes::Counted>, stillhouse_core::Error> {
+    let count = |(network, title): &(&str, &str)| {
+        let request = BackboneRequest { name: (*network).into(), classes, ..Default::default() };
+        let counts = stillhouse_backbones::count(&request, side, side)?;
+        Ok(sizes::Counted {
+            network: (*network).into(),
+            title: (*title).into(),
+            parameters: counts.parameters as u64,
+            flops: counts.table4_flops(),
+            macs: counts.macs + counts.attention_macs,
+        })
+    };
+    networks.iter().map(count).collect()
+}
+
 /// Table 4 needs no run: it counts.
 fn sizes(as_json: bool) -> Outcome {
     let networks = [("resnet50", "ResNet50"), ("resnet18", "ResNet18"), ("mobilenetv2_100", "MobileNetV2")];
-    let mut counted = Vec::new();
-    for (network, title) in networks {
-        let request = BackboneRequest { name: network.into(), classes: 21, ..Default::default() };
-        let counts = stillhouse_backbones::count(&request, 224, 224)?;
-        counted.push(sizes::Counted {
-            network: network.into(),
-            title: title.into(),
-            parameters: counts.parameters as u64,
-            flops: counts.table4_flops(),
-            macs: counts.macs,
-        });
-    }
+    let counted = counted(&networks, 21, 224)?;
     let rows = sizes::rows(&counted)?;
     if as_json {
         talk::json(&json!(rows));
@@ -251,18 +260,8 @@ fn sizes(as_json: bool) -> Outcome {
 
 /// Table 7 of MKSMT needs no run either.
 fn exit_sizes(as_json: bool) -> Outcome {
-    let mut counted = Vec::new();
-    for network in ["swin_large_patch4_window12_384", "mksmt"] {
-        let request = BackboneRequest { name: network.into(), classes: 200, ..Default::default() };
-        let counts = stillhouse_backbones::count(&request, 384, 384)?;
-        counted.push(sizes::Counted {
-            network: network.into(),
-            title: network.into(),
-            parameters: counts.parameters as u64,
-            flops: counts.table4_flops(),
-            macs: counts.macs + counts.attention_macs,
-        });
-    }
+    let networks = ["swin_large_patch4_window12_384", "mksmt"].map(|network| (network, network));
+    let counted = counted(&networks, 200, 384)?;
     let rows = mksmt::sizes(&counted)?;
     if as_json {
         talk::json(&json!(rows));
