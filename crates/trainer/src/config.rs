@@ -1,12 +1,16 @@
 //! The resolved configuration of one cell: every value stated, none out of range.
 
+mod check;
+mod optimiser;
+
 use serde::{Deserialize, Serialize};
 use stillhouse_core::data::{Sampler, SplitMode, SplitSpec};
-use stillhouse_ops::optim::{Adam, Rule, Sgd};
 use toml::Table;
 
 use crate::schedule::Schedule;
 use crate::{Error, Result};
+
+pub use optimiser::{AdamConfig, Optimiser};
 
 /// One training run: a network, its data, its loss, its recipe. A teacher's run has the same form;
 /// its network stands under `student`, as the one that is trained.
@@ -308,93 +312,6 @@ impl TryFrom<String> for Every {
     }
 }
 
-/// The optimiser and its hyper-parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Optimiser {
-    /// Stochastic gradient descent as PyTorch has it.
-    Sgd {
-        /// Highest learning rate of the schedule.
-        lr: f64,
-        /// Momentum in [0, 1).
-        #[serde(default)]
-        momentum: f64,
-        /// Nesterov's form.
-        #[serde(default)]
-        nesterov: bool,
-        /// Weight decay (L2).
-        #[serde(default)]
-        weight_decay: f64,
-        /// Whether norms and biases (all vectors) and tables of relative positions decay as well.
-        #[serde(default = "yes")]
-        decay_norm_and_bias: bool,
-    },
-    /// Adam as PyTorch has it: the weight decay is part of the gradient.
-    Adam(AdamConfig),
-    /// AdamW as PyTorch has it: the weight decay shrinks the weights themselves.
-    #[serde(rename = "adamw")]
-    AdamW(AdamConfig),
-}
-
-/// Hyper-parameters of Adam and AdamW.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdamConfig {
-    /// Highest learning rate of the schedule.
-    pub lr: f64,
-    /// Decays of the means of gradients and of their squares, in [0, 1).
-    #[serde(default = "betas")]
-    pub betas: [f64; 2],
-    /// Added to the root of the mean of squares.
-    #[serde(default = "eps")]
-    pub eps: f64,
-    /// Weight decay.
-    #[serde(default)]
-    pub weight_decay: f64,
-    /// Whether norms and biases (all vectors) and tables of relative positions decay as well.
-    #[serde(default = "yes")]
-    pub decay_norm_and_bias: bool,
-}
-
-fn betas() -> [f64; 2] {
-    [0.9, 0.999]
-}
-
-fn eps() -> f64 {
-    1e-8
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl Optimiser {
-    /// The highest learning rate.
-    pub fn lr(&self) -> f64 {
-        match self {
-            Self::Sgd { lr, .. } => *lr,
-            Self::Adam(adam) | Self::AdamW(adam) => adam.lr,
-        }
-    }
-
-    /// The weight decay, and whether norms and biases decay as well.
-    pub(crate) fn weight_decay(&self) -> (f64, bool) {
-        match self {
-            Self::Sgd { weight_decay, decay_norm_and_bias, .. } => (*weight_decay, *decay_norm_and_bias),
-            Self::Adam(adam) | Self::AdamW(adam) => (adam.weight_decay, adam.decay_norm_and_bias),
-        }
-    }
-
-    /// The optimiser itself.
-    pub(crate) fn rule(&self) -> Rule {
-        match self {
-            Self::Sgd { momentum, nesterov, .. } => Rule::Sgd(Sgd::new(*momentum, *nesterov)),
-            Self::Adam(adam) => Rule::Adam(Adam::new(adam.betas, adam.eps)),
-            Self::AdamW(adam) => Rule::Adam(Adam::decoupled(adam.betas, adam.eps)),
-        }
-    }
-}
-
 /// Testing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -453,85 +370,6 @@ impl Default for EvalConfig {
 }
 
 impl CellConfig {
-    /// Refuses values that are out of range; `origin` says where they were written.
-    pub fn check(&self, origin: &str) -> Result<()> {
-        let want = |ok: bool, field: &str, found: &dyn std::fmt::Debug, allowed: &str| {
-            if ok {
-                Ok(())
-            } else {
-                Err(Error::config(origin, format!("`{field}` is {found:?}, expected {allowed}")))
-            }
-        };
-        let data = &self.data;
-        if data.split == SplitMode::Official {
-            want(data.ratio == 0, "data.ratio", &data.ratio, "none beside `split = \"official\"`")?;
-        } else {
-            let allowed = "1 to 99 (per cent that train), or `split = \"official\"` where the set has one";
-            want((1..=99).contains(&data.ratio), "data.ratio", &data.ratio, allowed)?;
-        }
-        let sides = [("data.image_size", Some(data.image_size)), ("data.image_width", data.image_width)];
-        for (field, side) in sides.into_iter().filter_map(|(field, side)| Some((field, side?))) {
-            want((1..=8192).contains(&side), field, &side, "1 to 8192 pixels")?;
-        }
-        want(data.std.iter().all(|s| *s > 0.0), "data.std", &data.std, "values above 0")?;
-        if let Some([train, test]) = data.per_class {
-            want(train > 0 && test > 0, "data.per_class", &[train, test], "two counts above 0")?;
-        }
-        self.train.check(origin)?;
-        want(self.eval.batch > 0, "eval.batch", &self.eval.batch, "at least 1")?;
-        for (i, loss) in self.loss.iter().enumerate() {
-            let field = format!("loss.{}.warmup_epochs", loss.method);
-            let ok = loss.warmup_epochs.is_none_or(|w| w >= 0.0 && w.is_finite());
-            want(ok, &field, &loss.warmup_epochs, "0 or more epochs")?;
-            if let Some(decay) = &loss.decay {
-                let fault = match decay.check() {
-                    Ok(()) if decay.warmup_epochs() == 0.0 => None,
-                    Ok(()) => Some("`warmup_epochs` stands beside `decay`, not in it".to_string()),
-                    Err(what) => Some(what),
-                };
-                if let Some(what) = fault {
-                    return Err(Error::config(origin, format!("`loss.{}.decay`: {what}", loss.method)));
-                }
-            }
-            if self.loss[..i].iter().any(|l| (&l.method, l.step) == (&loss.method, loss.step)) {
-                let of = loss.step.map_or_else(String::new, |step| format!(" for step {step}"));
-                return Err(Error::config(
-                    origin,
-                    format!("method `{}` stands twice in `loss`{of}", loss.method),
-                ));
-            }
-        }
-        self.check_steps(origin)
-    }
-
-    /// Every loss belongs to a step that there is, and every one of several steps has a loss.
-    fn check_steps(&self, origin: &str) -> Result<()> {
-        let (steps, bad) = (self.train.step.len(), |what: String| Err(Error::config(origin, what)));
-        for loss in &self.loss {
-            let field = format!("loss.{}.step", loss.method);
-            match loss.step {
-                Some(step) if !(1..=steps.max(1)).contains(&step) => {
-                    let count = steps.max(1);
-                    return bad(format!(
-                        "`{field}` is {step}, expected 1 to {count}, the steps of `train.step`"
-                    ));
-                }
-                None if steps > 1 => {
-                    return bad(format!("`{field}` is not given, expected 1 to {steps}, one of the steps"));
-                }
-                _ => {}
-            }
-        }
-        if steps > 1
-            && let Some(idle) = (1..=steps).find(|step| self.loss.iter().all(|l| l.step != Some(*step)))
-        {
-            return bad(format!(
-                "`train.step`: step {idle} of {steps} has no loss, expected one with `step = {idle}`"
-            ));
-        }
-        Ok(())
-    }
-
     /// As TOML with sorted keys: the text that is hashed.
     pub fn to_toml(&self) -> Result<String> {
         to_toml(self)
@@ -539,69 +377,6 @@ impl CellConfig {
 }
 
 impl TrainConfig {
-    fn check(&self, origin: &str) -> Result<()> {
-        let bad = |field: &str, found: &dyn std::fmt::Debug, allowed: &str| {
-            Err(Error::config(origin, format!("`train.{field}` is {found:?}, expected {allowed}")))
-        };
-        if !(1..=1_000_000).contains(&self.epochs) {
-            return bad("epochs", &self.epochs, "1 to 1000000");
-        }
-        let (lr, weight_decay) = (self.optimiser.lr(), self.optimiser.weight_decay().0);
-        if !(lr > 0.0 && lr.is_finite()) {
-            return bad("optimiser.lr", &lr, "a number above 0");
-        }
-        if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
-            return bad("optimiser.weight_decay", &weight_decay, "0 or more");
-        }
-        match &self.optimiser {
-            Optimiser::Sgd { momentum, nesterov, .. } => {
-                if !(0.0..1.0).contains(momentum) {
-                    return bad("optimiser.momentum", momentum, "0 up to, not including, 1");
-                }
-                if *nesterov && *momentum == 0.0 {
-                    return bad("optimiser.nesterov", nesterov, "false where the momentum is 0");
-                }
-            }
-            Optimiser::Adam(adam) | Optimiser::AdamW(adam) => {
-                if !adam.betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
-                    return bad("optimiser.betas", &adam.betas, "two numbers of 0 up to, not including, 1");
-                }
-                if !(adam.eps > 0.0 && adam.eps.is_finite()) {
-                    return bad("optimiser.eps", &adam.eps, "a number above 0");
-                }
-            }
-        }
-        if let Some(most) = self.clip_norm
-            && !(most > 0.0 && most.is_finite())
-        {
-            return bad("clip_norm", &most, "a number above 0");
-        }
-        if let Some(decay) = self.ema
-            && !(decay > 0.0 && decay < 1.0)
-        {
-            return bad("ema", &decay, "a number above 0 and below 1, as 0.999");
-        }
-        if self.step.iter().any(|step| step.exit == Some(0)) {
-            return bad("step.exit", &0, "an exit of the network, from 1");
-        }
-        if self.micro_batch == Some(0) {
-            return bad("micro_batch", &0, "at least 1 image");
-        }
-        let sizes = match self.sampler {
-            Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,
-            Sampler::ClassBalanced { classes, per_class } => classes.min(per_class),
-        };
-        if sizes == 0 {
-            return bad("sampler", &self.sampler, "counts above 0");
-        }
-        for scale in &self.lr_scale {
-            if !(scale.factor >= 0.0 && scale.factor.is_finite()) {
-                return bad("lr_scale", scale, "factors of 0 or more");
-            }
-        }
-        self.schedule.check().map_err(|what| Error::config(origin, format!("`train.schedule`: {what}")))
-    }
-
     /// Images of one batch.
     pub fn batch_size(&self) -> usize {
         match self.sampler {
