@@ -164,6 +164,10 @@ pub trait BatchSource: Send {
     fn position(&self) -> Position;
     /// Continues there, with the same batches as if it had run up to there.
     fn seek(&mut self, position: Position) -> Result<()>;
+    /// Whether an image has the same pixels in every epoch: no transform is random.
+    fn repeats(&self) -> bool {
+        false
+    }
 }
 
 /// How batches are drawn from the samples of a split.

@@ -282,6 +282,10 @@ impl BatchSource for Loader {
         }
         Ok(())
     }
+
+    fn repeats(&self) -> bool {
+        self.source.pipeline.is_fixed()
+    }
 }
 
 impl Drop for Loader {
@@ -318,6 +322,7 @@ mod tests {
         let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
         let mut loader = loader_with_threads(Arc::new(set), &spec, 2).unwrap();
         assert_eq!(loader.batches_per_epoch(), 3);
+        assert!(loader.repeats());
         for epoch in 0..3 {
             assert_eq!(loader.position(), Position { epoch, batch: 0 });
             let first = loader.next_batch().unwrap().unwrap();

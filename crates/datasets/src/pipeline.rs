@@ -404,6 +404,11 @@ impl Pipeline {
         self.steps[..self.fixed].iter().fold(pair, |pair, step| step.apply(pair, &mut draw))
     }
 
+    /// Whether no step is random.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.fixed == self.steps.len()
+    }
+
     /// The steps from the first random one on.
     pub(crate) fn random(&self, pair: Pair, draw: &mut Draw) -> Pair {
         self.steps[self.fixed..].iter().fold(pair, |pair, step| step.apply(pair, draw))

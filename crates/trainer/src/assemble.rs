@@ -14,8 +14,9 @@ use crate::folder::Folder;
 use crate::groups::Groups;
 use crate::plan::teacher_folder;
 use crate::schedule::Course;
-use crate::step::{Learner, Method, Teacher, is_own};
+use crate::step::{Learner, Method, is_own};
 use crate::steps;
+use crate::teacher::Teacher;
 use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo, TeacherFacts, losses};
 
 /// Builds student, teacher, methods and optimiser.
@@ -143,5 +144,5 @@ fn teacher(
     if reference.precision == Precision::Bf16 {
         tape.set_precision(stillhouse_ops::Precision::Bf16)?;
     }
-    Ok(Some((Teacher { network, tape, renormalise }, facts)))
+    Ok(Some((Teacher::new(network, tape, renormalise), facts)))
 }

@@ -69,7 +69,8 @@ pub struct DataConfig {
     /// Standard deviation per channel that is divided by last.
     #[serde(default = "imagenet_std", serialize_with = "decimals")]
     pub std: [f32; 3],
-    /// Decoded images are kept in memory up to this many MiB.
+    /// Decoded images are kept in memory up to this many MiB; so is, apart from them, what a teacher
+    /// makes of the images where no transform is random.
     #[serde(default = "default_cache")]
     pub cache_mib: usize,
 }

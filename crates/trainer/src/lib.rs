@@ -32,6 +32,7 @@ mod schedule;
 mod speed;
 mod step;
 mod steps;
+mod teacher;
 mod tensors;
 
 pub use config::{

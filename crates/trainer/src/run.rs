@@ -169,7 +169,12 @@ impl<'a> Run<'a> {
             );
             return Err(Error::folder(&folder.0, what));
         }
-        let (learner, teacher) = learner(cell, config, context, &dataset, &split, root, observer)?;
+        let (mut learner, teacher) = learner(cell, config, context, &dataset, &split, root, observer)?;
+        if let Some(teacher) = &mut learner.teacher
+            && loader.repeats()
+        {
+            teacher.keep(config.data.cache_mib << 20);
+        }
         let checkpoints = Checkpoints::new(&folder.0, &cell.hash);
         let events = Events::open(&folder.0, &[], 0)?;
         let mut run = Self {

@@ -16,6 +16,7 @@ use crate::groups::Groups;
 use crate::losses::{CE, is_ce};
 use crate::schedule::Course;
 use crate::steps::StepPlan;
+use crate::teacher::Teacher;
 use crate::{Error, Network, Result};
 
 /// Prefix of all parameters in the student's store that are not the student's.
@@ -45,28 +46,6 @@ pub(crate) struct Method {
     /// Factor on the weights of its terms, cross-entropies excepted.
     pub(crate) course: Course,
     pub(crate) rng: Rng,
-}
-
-/// The frozen teacher.
-pub(crate) struct Teacher {
-    pub(crate) network: Network,
-    pub(crate) tape: Tape,
-    /// Factor and summand per channel `[1, 3, 1, 1]` from the student's normalisation to the
-    /// teacher's, where they differ.
-    pub(crate) renormalise: Option<(Tensor, Tensor)>,
-}
-
-impl Teacher {
-    fn forward(&mut self, images: &Tensor) -> Result<Features> {
-        self.tape.begin(Rng::new(0), 0);
-        Ok(match &self.renormalise {
-            None => self.network.backbone.forward(images, &mut self.tape)?,
-            Some((factor, summand)) => {
-                let images = images.broadcast_mul(factor)?.broadcast_add(summand)?;
-                self.network.backbone.forward(&images, &mut self.tape)?
-            }
-        })
-    }
 }
 
 /// Everything that a step changes or reads, apart from the batch.
@@ -194,7 +173,7 @@ impl Learner {
             let ids = batch.ids[start..start + len].to_vec();
             let batch = Batch { images: batch.images.narrow(0, start, len)?, target, ids };
             let teacher = match &mut self.teacher {
-                Some(teacher) => teacher.forward(&batch.images)?,
+                Some(teacher) => teacher.forward(&batch)?,
                 None => Features::default(),
             };
             parts.push(Part { batch, teacher, share: len as f64 / images as f64 });
