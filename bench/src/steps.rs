@@ -74,6 +74,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
             let images = images(case.batch, case.size)?;
             let net = student.build(1)?;
             let mut tape = Tape::new(&net.params, Mode::Frozen)?;
+            tape.give_up_weights();
             if case.work == Work::FrozenBf16 {
                 tape.set_precision(Precision::Bf16)?;
             }
@@ -148,6 +149,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
             let net = model.build(2)?;
             let mut tape = Tape::new(&net.params, Mode::Frozen)?;
             tape.want(&needs(|m| m.needs().teacher));
+            tape.give_up_weights();
             Ok::<_, anyhow::Error>((net, tape))
         })
         .transpose()?;

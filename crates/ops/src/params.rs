@@ -103,6 +103,8 @@ pub struct Param {
     pub trainable: bool,
     pub(crate) layout: Layout,
     pub(crate) var: Var,
+    /// Its values were given up: only a tape's folded form of them is left.
+    pub(crate) given_up: bool,
 }
 
 impl Param {
@@ -139,6 +141,10 @@ pub struct Params {
     /// Names and shapes only.
     outline: bool,
 }
+
+/// What an error says of an entry that was given up.
+pub(crate) const GIVEN_UP: &str =
+    "was given up when a frozen tape folded it (Tape::give_up_weights); build and load the network anew";
 
 fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
     // A panic elsewhere leaves the list itself in order: entries are only ever appended.
@@ -227,7 +233,7 @@ impl Params {
         let index = store.list.len();
         store.by_name.insert(name.clone(), index);
         let trainable = kind == Kind::Weight;
-        store.list.push(Param { name, shape: shape.to_vec(), kind, trainable, layout, var });
+        store.list.push(Param { name, shape: shape.to_vec(), kind, trainable, layout, var, given_up: false });
         store.version += 1;
         Ok(ParamId(index))
     }
@@ -237,6 +243,9 @@ impl Params {
         let param = self.get(id);
         if self.outline {
             return Err(Error::Param { name: param.name, what: "is of an outline, without values".into() });
+        }
+        if param.given_up {
+            return Err(Error::Param { name: param.name, what: GIVEN_UP.into() });
         }
         match &param.layout {
             Layout::Plain => Ok(param.var.as_tensor().copy()?),
@@ -256,6 +265,9 @@ impl Params {
     /// Replaces the values by a tensor in PyTorch's shape and order; its dtype is converted.
     pub fn import(&self, id: ParamId, values: &Tensor) -> Result<()> {
         let param = self.get(id);
+        if param.given_up {
+            return Err(Error::Param { name: param.name, what: GIVEN_UP.into() });
+        }
         if values.dims() != param.shape {
             return Err(Error::Param {
                 name: param.name,
@@ -281,6 +293,15 @@ impl Params {
     /// All entries by name in PyTorch's order, for saving.
     pub fn export_all(&self) -> Result<Vec<(String, Tensor)>> {
         (0..self.len()).map(|i| Ok((self.get(ParamId(i)).name, self.export(ParamId(i))?))).collect()
+    }
+
+    /// Lets the values of an entry go: a tape keeps another form of them.
+    pub(crate) fn give_up(&self, id: ParamId) -> Result<()> {
+        let nothing = Var::zeros(0, self.dtype, &self.device)?;
+        let mut store = poisoned(self.store.write());
+        store.list[id.0].var = nothing;
+        store.list[id.0].given_up = true;
+        Ok(())
     }
 
     /// Marks the values as changed.

@@ -218,6 +218,7 @@ pub struct Tape {
     geometry: HashMap<(ConvSpec, usize, usize), Arc<ConvGeo>>,
     winograd: bool,
     precision: Precision,
+    gives_up: bool,
     pub(crate) halves: Arc<Pool<u16>>,
     pub(crate) tiles: HashMap<ParamId, Arc<kernels::amx::Weights>>,
     pub(crate) spent: Option<Totals>,
@@ -264,6 +265,7 @@ impl Tape {
             geometry: HashMap::new(),
             winograd: kernels::winograd::allowed(),
             precision: Precision::Full,
+            gives_up: false,
             halves: Arc::default(),
             tiles: HashMap::new(),
             spent: None,
@@ -323,6 +325,17 @@ impl Tape {
         }
         self.precision = precision;
         Ok(())
+    }
+
+    /// In mode [`Mode::Frozen`], lets go of a weight in the store as soon as its folded form is made,
+    /// so that a network that only runs holds its weights once. Such a store can no longer be
+    /// exported, nor run in another mode or on another tape: they say so.
+    pub fn give_up_weights(&mut self) {
+        self.gives_up = true;
+    }
+
+    pub(crate) fn gives_up(&self) -> bool {
+        self.gives_up && self.mode == Mode::Frozen
     }
 
     pub(crate) fn bf16(&self) -> bool {

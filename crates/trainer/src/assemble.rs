@@ -144,5 +144,6 @@ fn teacher(
     if reference.precision == Precision::Bf16 {
         tape.set_precision(stillhouse_ops::Precision::Bf16)?;
     }
+    tape.give_up_weights();
     Ok(Some((Teacher::new(network, tape, renormalise), facts)))
 }

@@ -13,7 +13,7 @@ use crate::kernels::winograd;
 use crate::kernels::{Shared, norm};
 use crate::layers::Record;
 use crate::panels::Panels;
-use crate::params::{Builder, Init};
+use crate::params::{Builder, GIVEN_UP, Init};
 use crate::real::with_values;
 use crate::sketch::{NormIds, Op};
 use crate::tape::{Elem, Folded, Mode, Node, Tape};
@@ -215,6 +215,7 @@ impl ConvBnAct {
             return Ok(tape.node(shape, false, false, out));
         }
 
+        self.has_values(tape)?;
         let trains = |id: ParamId| tape.trains(id);
         let weights = trains(self.weight)
             || self.bias.is_some_and(trains)
@@ -280,6 +281,7 @@ impl ConvBnAct {
         out: &mut [T],
         tape: &mut Tape,
     ) -> Result<()> {
+        self.has_values(tape)?;
         let params = tape.params().clone();
         let bias = match self.bias {
             Some(id) => Some(with_values::<T, _>(params.get(id).var(), <[T]>::to_vec)?),
@@ -354,12 +356,28 @@ impl ConvBnAct {
         {
             return Ok(Arc::clone(found));
         }
+        self.has_values(tape)?;
         let (weight, bias) = self.fold::<T>(tape)?;
         let narrow = |v: Vec<f64>| v.into_iter().map(T::of).collect::<Vec<T>>();
         let weight = narrow(self.panels.pack(&weight));
         let folded = Arc::new(Folded { version, weight, points: OnceLock::new(), bias: narrow(bias) });
         T::lane(tape).folded.insert(self.weight, Arc::clone(&folded));
+        self.give_up(tape)?;
         Ok(folded)
+    }
+
+    /// After folding: lets the store's weight go, if the tape is to.
+    fn give_up(&self, tape: &Tape) -> Result<()> {
+        if tape.gives_up() { tape.params().give_up(self.weight) } else { Ok(()) }
+    }
+
+    /// An error if the store's weight was given up to another tape, or in another mode.
+    fn has_values(&self, tape: &Tape) -> Result<()> {
+        let param = tape.params().get(self.weight);
+        match param.given_up {
+            true => Err(Error::Param { name: param.name, what: GIVEN_UP.into() }),
+            false => Ok(()),
+        }
     }
 
     /// Weight in PyTorch's order and bias, with the batch norm of running statistics folded in.
@@ -398,4 +416,49 @@ struct Stats<T> {
     wide_mean: Vec<f64>,
     wide_a: Vec<f64>,
     inverse: Vec<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::params::Params;
+    use crate::rng::Rng;
+
+    #[test]
+    fn a_weight_that_was_given_up_is_not_read_again() {
+        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let p = params.builder(Rng::new(1));
+        let spec = ConvSpec::new(3, 8, 3);
+        let layer = ConvBnAct::new(spec, "conv", "bn", Act::Relu, Init::Normal(0.3), &p).unwrap();
+        let plain =
+            ConvBnAct::without_bn(ConvSpec::new(8, 4, 1), "head", true, Act::None, Init::Normal(0.3), &p);
+        let plain = plain.unwrap();
+        let images = Tensor::arange(0f32, 150.0, &Device::Cpu).unwrap().reshape((2, 3, 5, 5)).unwrap();
+        let run = |tape: &mut Tape| -> Result<Vec<f32>> {
+            tape.begin(Rng::new(0), 0);
+            let x = tape.input(&images)?;
+            let x = layer.forward(&x, tape)?;
+            let x = plain.forward(&x, tape)?;
+            tape.tap("logits", &x)?;
+            Ok(tape.outputs()?[0].1.flatten_all()?.to_vec1()?)
+        };
+        let tape = |mode| Tape::new(&params, mode).unwrap();
+        let whole = run(&mut tape(Mode::Frozen)).unwrap();
+        let mut frozen = tape(Mode::Frozen);
+        frozen.give_up_weights();
+        assert_eq!(run(&mut frozen).unwrap(), whole, "the pass that folds");
+        assert_eq!(run(&mut frozen).unwrap(), whole, "the passes after it");
+        let id = params.id("conv.weight").unwrap();
+        assert_eq!(params.get(id).var().elem_count(), 0);
+        assert!(params.export(params.id("head.weight").unwrap()).is_ok(), "nothing else holds it");
+        for mode in [Mode::Frozen, Mode::Eval, Mode::Train, Mode::EvalRecord] {
+            let said = run(&mut tape(mode)).unwrap_err().to_string();
+            assert!(said.contains("conv.weight") && said.contains("given up"), "{mode:?}: {said}");
+        }
+        let said = params.export(id).unwrap_err().to_string();
+        assert!(said.contains("given up"), "{said}");
+        assert!(params.import(id, &Tensor::zeros((8, 3, 3, 3), DType::F32, &Device::Cpu).unwrap()).is_err());
+    }
 }

@@ -52,12 +52,14 @@ impl ConvBnAct {
         if let Some(found) = tape.tiles.get(&self.weight) {
             return Ok(Arc::clone(found));
         }
+        self.has_values(tape)?;
         let (weight, bias) = self.fold::<f32>(tape)?;
         let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
         let taps = self.spec.kernel * self.spec.kernel;
         let shape = [self.spec.outputs, self.spec.inputs, taps];
         let weights = Arc::new(Weights::new(&narrow(weight), narrow(bias), shape));
         tape.tiles.insert(self.weight, Arc::clone(&weights));
+        self.give_up(tape)?;
         Ok(weights)
     }
 }
