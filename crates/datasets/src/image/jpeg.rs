@@ -58,6 +58,10 @@ fn is_whole(bytes: &[u8]) -> bool {
             Some(0xd9) => return scanned,
             Some(marker) => {
                 scanned |= *marker == 0xda;
+                // In a scan a marker is what it seems, so most files need no further look.
+                if scanned && bytes.ends_with(&[0xff, 0xd9]) {
+                    return true;
+                }
                 let Some(length) = bytes.get(at + 1..at + 3) else { return false };
                 at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2);
             }

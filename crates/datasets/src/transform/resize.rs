@@ -218,26 +218,23 @@ impl pulp::WithSimd for Down<'_> {
         const N: usize = 32;
         let Self { view, taps } = self;
         let stride = view.width * view.channels;
-        let mut out = vec![0; stride * taps.len()];
-        for ((first, weights), out) in taps.iter().zip(out.chunks_exact_mut(stride)) {
+        let mut out = Vec::with_capacity(stride * taps.len());
+        let whole = stride - stride % N;
+        for (first, weights) in taps.iter() {
             let rows = || weights.iter().enumerate().map(|(i, &weight)| (view.row(first + i), weight));
-            let (chunks, rest) = out.as_chunks_mut::<N>();
-            for (i, out) in chunks.iter_mut().enumerate() {
+            for at in (0..whole).step_by(N) {
                 let mut sums = [1i32 << (BITS - 1); N];
                 for (row, weight) in rows() {
-                    for (sum, &value) in sums.iter_mut().zip(&row[i * N..][..N]) {
+                    for (sum, &value) in sums.iter_mut().zip(&row[at..][..N]) {
                         *sum += i32::from(value) * weight;
                     }
                 }
-                for (out, &sum) in out.iter_mut().zip(&sums) {
-                    *out = clip(sum);
-                }
+                out.extend_from_slice(&sums.map(clip));
             }
-            let done = stride - rest.len();
-            for (i, out) in rest.iter_mut().enumerate() {
-                let sum = rows().map(|(row, weight)| i32::from(row[done + i]) * weight).sum::<i32>();
-                *out = clip(sum + (1 << (BITS - 1)));
-            }
+            out.extend((whole..stride).map(|at| {
+                let sum = rows().map(|(row, weight)| i32::from(row[at]) * weight).sum::<i32>();
+                clip(sum + (1 << (BITS - 1)))
+            }));
         }
         out
     }
