@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{D, DType, Device, Tensor};
 use serde_json::Value;
@@ -541,10 +542,24 @@ fn by_size(cases: Vec<Case>) -> (Vec<Case>, Vec<Case>) {
     })
 }
 
+/// Runs the cases, two at a time: half of a case is the making and comparing of values on one thread.
+fn all_of(cases: &[Case], check: impl Fn(&Case) + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            check(case);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        work();
+    });
+}
+
 #[test]
 fn training_f32() {
     let (small, large) = by_size(cases("train"));
-    small.iter().for_each(|case| train(case, DType::F32));
+    all_of(&small, |case| train(case, DType::F32));
     println!("{} training cases checked in f32, {} left to the long test", small.len(), large.len());
 }
 
@@ -559,7 +574,7 @@ fn training_f32_large() {
 #[test]
 fn training_f64() {
     let (light, heavy) = by_cost(cases("train"));
-    light.iter().for_each(|case| train(case, DType::F64));
+    all_of(&light, |case| train(case, DType::F64));
     println!("{} training cases checked in f64, {} left to the long test", light.len(), heavy.len());
 }
 
