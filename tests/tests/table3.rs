@@ -1,28 +1,34 @@
 //! Table 3 from nothing to `table.json`, as small as it can be made.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
-use stillhouse_tests::run;
+use stillhouse_tests::{run, stillhouse};
 
-#[test]
-fn a_tiny_table_3() {
-    let folder = tempfile::tempdir().unwrap();
-    let sets = [
+/// The command of a tiny table with further settings.
+fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    const SETS: [&str; 8] = [
         "data.per_class=[2, 1]",
         "data.image_size=32",
         "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]",
         "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]",
-        "train.epochs=1",
         "teacher.train.epochs=1",
         "teacher.backbone=resnet18",
-        "matrix.method=['baseline', 'kd', 'class_centre', 'sp', 'baseline_plain']",
         "matrix.student=['mobilenetv2_100']",
         "matrix.ratio=[80]",
     ];
-    let mut args = vec!["reproduce", "table3", "--profile", "smoke"];
-    for set in &sets {
-        args.extend(["--set", set]);
-    }
+    let sets = SETS.iter().chain(more).flat_map(|set| ["--set", *set]);
+    ["reproduce", "table3", "--profile", "smoke"].into_iter().chain(sets).collect()
+}
+
+#[test]
+fn a_tiny_table_3() {
+    let folder = tempfile::tempdir().unwrap();
+    let methods = "matrix.method=['baseline', 'kd', 'class_centre', 'sp', 'baseline_plain']";
+    let args = tiny(&["train.epochs=1", methods]);
     let list: Vec<&str> = args.iter().copied().chain(["--list"]).collect();
     let listed = run(folder.path(), &list).code(0).stdout;
     assert!(listed.contains("pending"), "{listed}");
@@ -89,7 +95,7 @@ fn a_tiny_table_3() {
 }
 
 /// Lists, differences and single cells of what has run.
-fn looking_around(folder: &std::path::Path, args: &[&str]) {
+fn looking_around(folder: &Path, args: &[&str]) {
     let all = run(folder, &["runs", "ls", "--json"]).code(0).json();
     let all = all.as_array().unwrap();
     assert_eq!(all.len(), 6, "a teacher and five students: {all:?}");
@@ -132,7 +138,70 @@ fn looking_around(folder: &std::path::Path, args: &[&str]) {
     run(folder, &submit).code(0).tells(&["all cells are finished"]);
     fs::remove_file(folder.join(&a).join("result.json")).unwrap();
     let scripts = run(folder, &submit).code(0).stdout;
-    let script = fs::read_to_string(std::path::Path::new(scripts.trim()).join("students.sh")).unwrap();
+    let script = fs::read_to_string(Path::new(scripts.trim()).join("students.sh")).unwrap();
     assert!(script.contains(&format!("CELLS=({})", kd["cell"])), "its teacher is done: {script}");
     assert!(script.contains("#SBATCH --array=1-1%8") && script.contains("--cell \"$CELL/6\""), "{script}");
+}
+
+/// Ctrl-C in the middle of a table, and the same command again: what was finished stays as it is, the
+/// run under way goes on where it was, and the table is the one of an undisturbed run.
+#[test]
+fn an_interrupted_table_ends_as_the_same_table() {
+    let args = tiny(&[
+        "train.epochs=4",
+        "train.checkpoint=1 step",
+        "matrix.method=['baseline', 'kd', 'class_centre']",
+    ]);
+    let whole = tempfile::tempdir().unwrap();
+    run(whole.path(), &args).code(0);
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut child =
+        stillhouse(folder.path(), &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // Until the second student has steps behind it: `kd` stands before `class_centre`.
+    let under_way = || {
+        let runs = fs::read_dir(folder.path().join("runs/table3/smoke")).into_iter().flatten().flatten();
+        let mut kd = runs.map(|r| r.path()).filter(|p| p.to_string_lossy().contains("-kd-"));
+        kd.any(|p| (2..9).any(|step| p.join(format!("checkpoint-{step}/state.json")).exists()))
+    };
+    while !under_way() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let said: stillhouse_tests::Said = child.wait_with_output().unwrap().into();
+    said.code(130).tells(&["same command again"]);
+    let stopped = results(folder.path());
+    assert_eq!(stopped.len(), 2, "the baseline and the teacher are done: {:?}", stopped.keys());
+
+    run(folder.path(), &args).code(0);
+    let (undisturbed, ended) = (results(whole.path()), results(folder.path()));
+    assert_eq!(ended.len(), 4);
+    for (name, result) in &ended {
+        if let Some(before) = stopped.get(name) {
+            assert_eq!(result, before, "{name} was finished, and ran again");
+        }
+        for part in ["student_sha256", "right", "tested"] {
+            assert_eq!(result[part], undisturbed[name][part], "{part} of {name}");
+        }
+    }
+    let cells = |folder: &Path| {
+        let text = fs::read_to_string(folder.join("runs/table3/smoke/table.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["cells"].clone()
+    };
+    assert_eq!(cells(folder.path()), cells(whole.path()));
+}
+
+/// What the finished runs say, teachers included, by the name of their folder.
+fn results(folder: &Path) -> BTreeMap<String, serde_json::Value> {
+    let mut found = BTreeMap::new();
+    for of in ["runs/table3/smoke", "runs/teachers"] {
+        for run in fs::read_dir(folder.join(of)).into_iter().flatten().flatten() {
+            if let Ok(text) = fs::read_to_string(run.path().join("result.json")) {
+                let name = run.file_name().to_string_lossy().into_owned();
+                found.insert(name, serde_json::from_str(&text).unwrap());
+            }
+        }
+    }
+    found
 }
