@@ -1,15 +1,16 @@
 //! Optimisers against plain loops of their definitions, and their states.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use stillhouse_ops::optim::{Adam, Hyper, Rule, Sgd};
 use stillhouse_ops::{Gradients, Init, Linear, Mode, Params, Rng, Tape};
+use stillhouse_testkit::device;
 use stillhouse_testkit::diff::assert_close;
 
 const HYPER: Hyper = Hyper { lr: 0.03, weight_decay: 0.2 };
 const BETAS: [f64; 2] = [0.8, 0.95];
 
 fn store(dtype: DType) -> (Params, Linear) {
-    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let params = Params::new(dtype, &device()).unwrap();
     let p = params.builder(Rng::new(1));
     let init = Init::Uniform(1.0);
     let linear = Linear::new(5, 19, "fc", init, Some(init), &p).unwrap();
@@ -26,7 +27,7 @@ fn gradients(params: &Params, linear: &Linear, step: u64) -> Gradients {
     tape.begin(Rng::new(0), step);
     let mut draw = Rng::new(3).at(step, 0);
     let values: Vec<f64> = (0..10).map(|_| draw.normal()).collect();
-    let x = Tensor::from_vec(values, (2, 5, 1, 1), &Device::Cpu).unwrap().to_dtype(params.dtype()).unwrap();
+    let x = Tensor::from_vec(values, (2, 5, 1, 1), &device()).unwrap().to_dtype(params.dtype()).unwrap();
     let x = tape.input(&x).unwrap();
     let y = linear.forward(&x, &mut tape).unwrap();
     tape.tap("logits", &y).unwrap();
@@ -144,4 +145,15 @@ fn norms_are_clipped_over_what_moves() {
     assert!((told - weight).abs() < 1e-12 * weight);
     assert!((norm(&flat(&grads, "fc.weight")) - 0.5 * weight).abs() < 1e-5 * weight);
     assert_eq!(flat(&grads, "fc.bias"), before[1]);
+}
+
+/// All of this once more as candle graphs, in a process of its own.
+#[test]
+fn kernels_and_graphs_agree() {
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .env("STILLHOUSE_ENGINE", "graph")
+        .args(["--skip", "kernels_", "--test-threads=1"])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
 }
