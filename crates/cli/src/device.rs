@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::Device;
 use clap::ValueEnum;
+use stillhouse_ops::Engine;
 
 use crate::problem::Problem;
 
@@ -40,7 +41,7 @@ pub(crate) fn choose(choice: Choice, tf32: bool) -> Result<(), Problem> {
 #[cfg(feature = "cuda")]
 fn open_card(tf32: bool) -> Result<Device, Problem> {
     let device = Device::new_cuda(0).map_err(|e| {
-        Problem::failed(format!("no CUDA device can be used: {e}"))
+        Problem::usage(format!("no CUDA device can be used: {e}"))
             .hint("see what `nvidia-smi` says, or run on the processor: --device cpu")
     })?;
     stillhouse_ops::allow_tf32(tf32);
@@ -61,7 +62,11 @@ pub(crate) fn device() -> Device {
 pub(crate) fn words(threads: usize) -> String {
     match card() {
         Some(card) => card,
-        None => format!("CPU, {threads} threads, {}", stillhouse_ops::isa()),
+        None => {
+            let graph = matches!(Engine::of(&Device::Cpu), Ok(Engine::Graph));
+            let engine = if graph { ", candle's graph" } else { "" };
+            format!("CPU, {threads} threads, {}{engine}", stillhouse_ops::isa())
+        }
     }
 }
 

@@ -72,7 +72,7 @@ fn moment_tensor(moment: &Moment) -> Result<Tensor> {
     Ok(match moment {
         Moment::F32(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
         Moment::F64(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
-        Moment::Tensor(t) => t.flatten_all()?.copy()?,
+        Moment::Tensor(t) => t.copy()?,
     })
 }
 
@@ -88,9 +88,21 @@ fn read_moment(params: &Params, name: &str, tensor: &Tensor) -> Result<(ParamId,
             what: format!("expected {len} values of {:?}, got {tensor:?}", params.dtype()),
         });
     }
-    if params.engine() == Engine::Graph {
-        let like = params.get(id).var().shape().clone();
-        return Ok((id, Moment::Tensor(tensor.reshape(like)?.to_device(params.device())?.copy()?)));
+    // Equal in number, the values of one engine would be in the wrong places for the other.
+    let var = params.get(id).var().as_detached_tensor();
+    let graph = params.engine() == Engine::Graph;
+    if tensor.rank() != var.rank() && (graph || var.rank() == 1) {
+        return Err(Error::Param {
+            name: name.into(),
+            what: format!(
+                "its state of shape {:?} is of another engine (of the CPU's kernels, or of a card), expected {:?}",
+                tensor.dims(),
+                var.dims()
+            ),
+        });
+    }
+    if graph {
+        return Ok((id, Moment::Tensor(tensor.reshape(var.shape())?.to_device(params.device())?.copy()?)));
     }
     let flat = tensor.flatten_all()?.to_device(&Device::Cpu)?;
     let moment = match params.dtype() {

@@ -89,11 +89,23 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The kernels on the CPU unless the environment says `STILLHOUSE_ENGINE=graph`, the graph
-    /// elsewhere.
-    fn of(device: &Device) -> Self {
-        let asked = || std::env::var("STILLHOUSE_ENGINE").is_ok_and(|v| v == "graph");
-        if device.is_cpu() && !asked() { Self::Kernels } else { Self::Graph }
+    /// What [`Params::new`] takes: the graph on a card; on the CPU the kernels, or what the environment
+    /// says by `STILLHOUSE_ENGINE=kernels|graph`.
+    ///
+    /// # Errors
+    /// If the environment says something else.
+    pub fn of(device: &Device) -> Result<Self> {
+        if !device.is_cpu() {
+            return Ok(Self::Graph);
+        }
+        match std::env::var("STILLHOUSE_ENGINE").as_deref() {
+            Ok("graph") => Ok(Self::Graph),
+            Ok("kernels" | "") | Err(_) => Ok(Self::Kernels),
+            Ok(other) => {
+                let what = format!("STILLHOUSE_ENGINE is `{other}`, expected `kernels` or `graph`");
+                Err(Error::usage("Engine::of", what))
+            }
+        }
     }
 }
 
@@ -167,7 +179,7 @@ fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
 impl Params {
     /// An empty store for `f32` or `f64` values.
     pub fn new(dtype: DType, device: &Device) -> Result<Self> {
-        Self::with_engine(dtype, device, Engine::of(device))
+        Self::with_engine(dtype, device, Engine::of(device)?)
     }
 
     /// An empty store whose networks run by that engine.

@@ -1,8 +1,8 @@
 //! Optimisers against plain loops of their definitions, and their states.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Adam, Hyper, Rule, Sgd};
-use stillhouse_ops::{Gradients, Init, Linear, Mode, Params, Rng, Tape};
+use stillhouse_ops::{Engine, Gradients, Init, Linear, Mode, Params, Rng, Tape};
 use stillhouse_testkit::device;
 use stillhouse_testkit::diff::assert_close;
 
@@ -127,6 +127,26 @@ fn states_go_through_a_checkpoint() {
         if matches!(rule, Rule::Adam(_)) {
             assert!(make().load_state(&again, &state[..2]).unwrap_err().to_string().contains("exp_avg_sq"));
         }
+    }
+}
+
+/// As many values, in another order.
+#[test]
+fn kernels_do_not_take_the_state_of_a_graph() {
+    let of = |engine: Engine| {
+        let params = Params::with_engine(DType::F32, &Device::Cpu, engine).unwrap();
+        let init = Init::Uniform(1.0);
+        let linear = Linear::new(5, 16, "fc", init, None, &params.builder(Rng::new(1))).unwrap();
+        let mut rule = Rule::Sgd(Sgd::new(0.9, false));
+        rule.step(&params, &gradients(&params, &linear, 0), |_| Some(HYPER)).unwrap();
+        let state = rule.state(&params).unwrap();
+        (params, state)
+    };
+    let ((one, a), (other, b)) = (of(Engine::Kernels), of(Engine::Graph));
+    assert_eq!(a[0].1.elem_count(), b[0].1.elem_count());
+    for (params, state) in [(&one, &b), (&other, &a)] {
+        let refused = Sgd::new(0.9, false).load_state(params, state).unwrap_err().to_string();
+        assert!(refused.contains("fc.weight") && refused.contains("another engine"), "{refused}");
     }
 }
 

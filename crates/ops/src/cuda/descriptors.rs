@@ -55,8 +55,14 @@ descriptor!(
     Pooling,
     sys::cudnnPoolingDescriptor_t,
     result::create_pooling_descriptor,
-    result::destroy_pooling_descriptor
+    destroy_pooling
 );
+
+/// cudarc has no call for it.
+unsafe fn destroy_pooling(pooling: sys::cudnnPoolingDescriptor_t) -> result::CudnnResult<()> {
+    // SAFETY: the caller's.
+    unsafe { sys::cudnnDestroyPoolingDescriptor(pooling) }.result()
+}
 
 const PLANES: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
 

@@ -22,8 +22,7 @@ impl Average {
         let mut values = Vec::new();
         for param in params.all().into_iter().filter(|p| wanted(p)) {
             if let Some(id) = params.id(&param.name) {
-                let flat = param.var().flatten_all()?;
-                values.push((id, read_moment(params, &param.name, &flat)?.1));
+                values.push((id, read_moment(params, &param.name, param.var().as_tensor())?.1));
             }
         }
         Ok(Self { decay, values })
