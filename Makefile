@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench cuda-check gpu-check clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,17 @@ golden: cargo ## Compare losses, metrics, networks and transforms with the store
 
 bench: cargo ## Time our steps beside PyTorch's, in one run (CASE=... for some, STILLHOUSE_PYTHON names a Python with torch)
 	$(CARGO) run --release --locked -p stillhouse-bench -- $(if $(CASE),--case $(CASE)) $(ARGS)
+
+cuda-check: cargo ## Type-check the build with CUDA; takes neither toolkit nor card
+	crates/ops/cuda/check.sh
+
+gpu-check: cargo ## Run the tests of layers, maps and optimisers on the first NVIDIA card (needs the CUDA toolkit and cuDNN)
+	@command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q . || { \
+	  echo "error: there is no NVIDIA card here that nvidia-smi can see; nothing was run"; \
+	  echo "hint: docs/cuda.md says what a card has never shown; make cuda-check runs anywhere"; \
+	  exit 1; }
+	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-ops --features cuda \
+	  --test layers --test maps --test optim --test pytorch --test graph_conv -- --skip kernels_ --test-threads=1
 
 clean: ## Remove what was built; runs, data and weights stay
 	$(CARGO) clean

@@ -229,6 +229,32 @@ fn train_eval_predict() {
     assert!(said.stdout.contains("jpeg_420"), "{}", said.stdout);
 }
 
+/// Teacher, student, method and optimiser as candle's graph, as they would run on a card.
+#[test]
+fn a_run_as_candles_graph() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "x.toml", &tiny(""));
+    let totals = |engine: &str| -> Vec<f64> {
+        let mut train = stillhouse(folder.path(), &["train", "x.toml", "--output", &format!("{engine}/out")]);
+        let said = train.env("STILLHOUSE_ENGINE", engine).env("STILLHOUSE_RUNS", engine).output().unwrap();
+        stillhouse_tests::Said::from(said).code(0);
+        let log = fs::read_to_string(folder.path().join(engine).join("out/log.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.map(|line| line["total"].as_f64().unwrap()).collect()
+    };
+    let (kernels, graph) = (totals("kernels"), totals("graph"));
+    assert_eq!(kernels.len(), 3);
+    for (a, b) in kernels.iter().zip(&graph) {
+        assert!((a - b).abs() < 0.02 * a.abs(), "{kernels:?} {graph:?}");
+    }
+    assert_ne!(kernels, graph, "another engine rounds in other places");
+    let result = fs::read_to_string(folder.path().join("graph/out/result.json")).unwrap();
+    assert!(result.contains("\"engine\": \"graph\""), "{result}");
+    let mut wrong = stillhouse(folder.path(), &["train", "x.toml", "--output", "new"]);
+    stillhouse_tests::Said::from(wrong.env("STILLHOUSE_ENGINE", "grahp").output().unwrap())
+        .tells(&["grahp", "`kernels` or `graph`"]);
+}
+
 #[test]
 fn an_experiment_of_ones_own_has_a_table() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,8 @@ use stillhouse_backbones::{count, registry, usual_size};
 use stillhouse_core::network::{Backbone, BackboneRequest};
 use stillhouse_core::{Params, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
-use stillhouse_ops::{Kind, Mode};
+use stillhouse_ops::{Engine, Kind, Mode};
+use stillhouse_testkit::diff::assert_close;
 
 fn request(name: &str, variant: &str) -> BackboneRequest {
     BackboneRequest { name: name.into(), classes: 5, variant: toml::from_str(variant).unwrap() }
@@ -13,6 +14,13 @@ fn request(name: &str, variant: &str) -> BackboneRequest {
 
 fn build(request: &BackboneRequest) -> (Box<dyn Backbone>, Params) {
     let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+    let row = *registry().get(&request.name).unwrap();
+    let net = (row.build)(request, &params.builder(Rng::new(3))).unwrap();
+    (net, params)
+}
+
+fn build_for(request: &BackboneRequest, engine: Engine) -> (Box<dyn Backbone>, Params) {
+    let params = Params::with_engine(DType::F64, &Device::Cpu, engine).unwrap();
     let row = *registry().get(&request.name).unwrap();
     let net = (row.build)(request, &params.builder(Rng::new(3))).unwrap();
     (net, params)
@@ -291,6 +299,66 @@ fn mksmt_adds_a_hundredth() {
     };
     let more = parameters("mksmt") / parameters("swin_large_patch4_window12_384") - 1.0;
     assert_eq!(format!("{:.1}", 100.0 * more), "1.1");
+}
+
+/// What a network hands out, its gradients, those of its taps, and its running statistics.
+fn traces(request: &BackboneRequest, engine: Engine, modes: &[Mode]) -> Vec<(String, Vec<f64>)> {
+    let size = if request.variant.contains_key("img_size") { 64 } else { 48 };
+    let (net, params) = build_for(request, engine);
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let taps: Vec<&str> = net.taps().iter().map(|t| t.name.as_str()).collect();
+    let mut found = Vec::new();
+    for mode in modes.iter().copied() {
+        let mut tape = Tape::new(&params, mode).unwrap();
+        tape.want(&taps);
+        tape.begin(Rng::new(7), 3);
+        let features = net.forward(&images(size), &mut tape).unwrap();
+        let mut loss = Tensor::zeros((), DType::F64, &Device::Cpu).unwrap();
+        for (name, t) in features.iter() {
+            found.push((format!("{name} in {mode:?}"), flat(t)));
+            loss = (loss + t.sqr().unwrap().mean_all().unwrap()).unwrap();
+        }
+        if mode == Mode::Frozen {
+            continue;
+        }
+        let gradients = tape.backward(&loss).unwrap();
+        for param in params.all() {
+            let gradient = gradients.param(&param.name).unwrap();
+            found.extend(gradient.map(|g| (format!("gradient of {} in {mode:?}", param.name), flat(&g))));
+        }
+        for tap in &taps {
+            found.extend(gradients.tap(tap).map(|g| (format!("gradient of {tap}"), flat(g))));
+        }
+    }
+    let buffers = params.export_all().unwrap().into_iter().filter(|(name, _)| name.contains("running"));
+    found.extend(buffers.map(|(name, t)| (name, flat(&t))));
+    found
+}
+
+fn agree(request: &BackboneRequest, modes: &[Mode]) {
+    let (want, got) = (traces(request, Engine::Kernels, modes), traces(request, Engine::Graph, modes));
+    assert_eq!(want.len(), got.len(), "{}", request.name);
+    for ((name, want), (other, got)) in want.iter().zip(&got) {
+        assert_eq!(name, other, "{}", request.name);
+        let size = want.iter().fold(1e-3, |most: f64, v| most.max(v.abs()));
+        assert_close(got, want, 0.0, 1e-9 * size, &format!("{name} of {}", request.name));
+    }
+}
+
+/// Networks do the same on the tape's kernels and as candle's graph.
+#[test]
+fn kernels_and_graphs_agree() {
+    for name in ["mobilenetv2_035", "cifar_resnet20"] {
+        agree(&request(name, ""), &[Mode::Train, Mode::EvalRecord]);
+    }
+}
+
+#[test]
+#[ignore = "minutes: a network of every family, in f64"]
+fn kernels_and_graphs_agree_for_every_family() {
+    for request in smallest() {
+        agree(&request, &[Mode::Train, Mode::TrainFrozenBn, Mode::EvalRecord, Mode::Frozen]);
+    }
 }
 
 /// Passes of a training step that nobody looks behind run nothing behind.

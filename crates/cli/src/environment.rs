@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Version, revision, system, processor, cores, threads, instruction set.
+/// Version, revision, system, processor, cores, threads, instruction set; card and engine, where they are chosen.
 pub(crate) fn environment() -> BTreeMap<String, String> {
     let values = [
         ("revision", env!("STILLHOUSE_REVISION").to_string()),
@@ -13,7 +13,9 @@ pub(crate) fn environment() -> BTreeMap<String, String> {
         ("instructions", stillhouse_ops::isa().to_string()),
         ("build", if cfg!(debug_assertions) { "development" } else { "release" }.to_string()),
     ];
-    values.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    let card = crate::device::card().map(|card| ("card", card));
+    let engine = std::env::var("STILLHOUSE_ENGINE").ok().map(|engine| ("engine", engine));
+    values.into_iter().chain(card).chain(engine).map(|(name, value)| (name.to_string(), value)).collect()
 }
 
 /// The program with its revision, in one word for pages.

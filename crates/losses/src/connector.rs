@@ -46,7 +46,7 @@ pub(crate) struct BatchNorm {
     params: Params,
     eps: f64,
     /// Mean and unbiased variance of the last training batch, until `after_step` takes them in.
-    seen: RefCell<Option<[Vec<f64>; 2]>>,
+    seen: RefCell<Option<[Tensor; 2]>>,
 }
 
 impl BatchNorm {
@@ -69,7 +69,7 @@ impl BatchNorm {
             let graph::BatchNormed { y, mean, variance } =
                 graph::batch_norm(x, &self.gamma, &self.beta, self.eps)?;
             let count = x.dim(0)? as f64;
-            let unbiased = variance.iter().map(|v| v * count / (count - 1.0).max(1.0)).collect();
+            let unbiased = ((variance * count)? / (count - 1.0).max(1.0))?;
             *self.seen.borrow_mut() = Some([mean, unbiased]);
             return Ok(y);
         }
@@ -82,9 +82,7 @@ impl BatchNorm {
     pub(crate) fn after_step(&self) -> Result<()> {
         if let Some(seen) = self.seen.borrow_mut().take() {
             for (id, new) in [self.running_mean, self.running_var].into_iter().zip(seen) {
-                let channels = new.len();
-                let new =
-                    Tensor::from_vec(new, channels, self.params.device())?.to_dtype(self.params.dtype())?;
+                let new = new.to_dtype(self.params.dtype())?;
                 let moved = ((self.buffer(id) * (1.0 - MOMENTUM))? + (new * MOMENTUM)?)?;
                 self.params.import(id, &moved)?;
             }

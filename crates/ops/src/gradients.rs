@@ -130,7 +130,7 @@ impl Gradients {
             let parts = values.par_chunks(1 << 15).map(|part| part.iter().map(|x| x.wide() * x.wide()).sum());
             parts.collect::<Vec<f64>>().into_iter().sum()
         }
-        let mut sum = 0.0;
+        let (mut sum, mut elsewhere) = (0.0, Vec::new());
         for (id, grad) in &self.values {
             if !counts(&self.params.get(*id)) {
                 continue;
@@ -138,8 +138,18 @@ impl Gradients {
             sum += match grad {
                 Grad::F32(v) => squares::<f32>(v),
                 Grad::F64(v) => squares::<f64>(v),
-                Grad::Tensor(t) => with_values::<f64, _>(&t.to_dtype(DType::F64)?, squares)?,
+                Grad::Tensor(t) if t.device().is_cpu() => {
+                    with_values::<f64, _>(&t.to_dtype(DType::F64)?, squares)?
+                }
+                Grad::Tensor(t) => {
+                    elsewhere.push(t.to_dtype(DType::F64)?.sqr()?.sum_all()?);
+                    0.0
+                }
             };
+        }
+        // One value comes from the device, whatever the number of parameters.
+        if !elsewhere.is_empty() {
+            sum += Tensor::stack(&elsewhere, 0)?.sum_all()?.to_scalar::<f64>()?;
         }
         Ok(sum.sqrt())
     }
@@ -172,10 +182,15 @@ impl Gradients {
             let zero = values.iter().fold(T::ZERO, |sum, v| sum + *v * T::ZERO);
             zero == T::ZERO
         }
+        let mut elsewhere = Vec::new();
         for (id, grad) in &self.values {
             let finite = match grad {
                 Grad::F32(v) => finite(v),
                 Grad::F64(v) => finite(v),
+                Grad::Tensor(t) if !t.device().is_cpu() => {
+                    elsewhere.push((*id, t.affine(0.0, 0.0)?.sum_all()?.to_dtype(DType::F64)?));
+                    true
+                }
                 Grad::Tensor(t) if t.dtype() == candle_core::DType::F64 => with_values::<f64, _>(t, finite)?,
                 Grad::Tensor(t) => with_values::<f32, _>(t, finite)?,
             };
@@ -183,7 +198,21 @@ impl Gradients {
                 return Ok(Some(self.params.get(*id).name));
             }
         }
-        Ok(None)
+        if elsewhere.is_empty() {
+            return Ok(None);
+        }
+        let sums: Vec<&Tensor> = elsewhere.iter().map(|(_, sum)| sum).collect();
+        let zeros = Tensor::stack(&sums, 0)?.to_vec1::<f64>()?;
+        let found = elsewhere.iter().zip(zeros).find(|(_, zero)| *zero != 0.0);
+        Ok(found.map(|((id, _), _)| self.params.get(*id).name))
+    }
+
+    /// The gradient as a tensor, where candle's graph has made it.
+    pub(crate) fn tensor(&self, id: ParamId) -> Option<&Tensor> {
+        match self.values.get(&id) {
+            Some(Grad::Tensor(t)) => Some(t),
+            _ => None,
+        }
     }
 
     /// The stored values of a gradient; `convert` allows another element type.
@@ -195,10 +224,11 @@ impl Gradients {
     ) -> Result<Option<R>> {
         let cast = |wide: Vec<f64>| wide.into_iter().map(T::of).collect::<Vec<T>>();
         let mismatch = || Error::usage("gradient", format!("expected {:?} values", T::TYPE));
+        let cpu = |t: &Tensor| t.to_device(&Device::Cpu);
         Ok(match self.values.get(&id) {
             None => None,
-            Some(Grad::Tensor(t)) if t.dtype() == T::TYPE => Some(with_values::<T, _>(t, f)?),
-            Some(Grad::Tensor(t)) if convert => Some(with_values::<T, _>(&t.to_dtype(T::TYPE)?, f)?),
+            Some(Grad::Tensor(t)) if t.dtype() == T::TYPE => Some(with_values::<T, _>(&cpu(t)?, f)?),
+            Some(Grad::Tensor(t)) if convert => Some(with_values::<T, _>(&cpu(t)?.to_dtype(T::TYPE)?, f)?),
             Some(Grad::F32(v)) => match T::TYPE {
                 candle_core::DType::F32 => Some(f(same(v).ok_or_else(mismatch)?)),
                 _ if convert => Some(f(&cast(v.iter().map(|x| f64::from(*x)).collect()))),

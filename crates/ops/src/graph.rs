@@ -1,18 +1,42 @@
 //! Operations for candle graphs that candle lacks, or has without a gradient.
 
+mod attention;
 mod conv;
 mod norm;
+mod pool;
 mod resize;
+mod shape;
 mod svd;
 
+pub(crate) use attention::{WindowTables, window_attention};
 pub use conv::conv2d;
+pub(crate) use norm::batch_norm_maps;
 pub use norm::{BatchNormed, batch_norm};
+pub(crate) use pool::max_pool;
 pub use resize::resize_bilinear;
+pub(crate) use shape::{
+    activate, add, expand, gelu, global_average, layer_norm, linear, merge_patches, resample, scale,
+    scale_images,
+};
 pub use svd::svd;
 
 use candle_core::{CpuStorage, Layout, Tensor};
 
+use crate::Result;
 use crate::real::{Real, with_values};
+
+/// `[B, C, H, W]` as `[B, H, W, C]`, a view.
+fn columns_last(x: &Tensor) -> Result<Tensor> {
+    Ok(x.permute((0, 2, 3, 1))?)
+}
+
+/// The pixels of a map as rows of channels `[B * H * W, C]`; a vector as it is.
+fn rows_of(x: &Tensor) -> Result<Tensor> {
+    match *x.dims() {
+        [b, c, h, w] => Ok(columns_last(x)?.reshape((b * h * w, c))?),
+        _ => Ok(x.clone()),
+    }
+}
 
 /// The values of a contiguous argument of an operation.
 fn from_slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {

@@ -6,6 +6,9 @@
 //! shape of a training loop.
 
 mod buffers;
+mod composed;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod gradients;
 pub mod graph;
@@ -21,6 +24,8 @@ mod rng;
 pub mod sketch;
 mod tape;
 
+#[cfg(feature = "cuda")]
+pub use cuda::allow_tf32;
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use kernels::geometry::{ConvSpec, Padding};
@@ -31,7 +36,7 @@ pub use layers::conv::ConvBnAct;
 pub use layers::layer_norm::LayerNorm;
 pub use layers::linear::Linear;
 pub use measure::Spent;
-pub use params::{Builder, Init, Kind, Param, ParamId, Params};
+pub use params::{Builder, Engine, Init, Kind, Param, ParamId, Params};
 pub use real::{Isa, isa};
 pub use rng::{Draw, Rng};
 pub use tape::{Mode, Node, Precision, Tape};

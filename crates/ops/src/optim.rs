@@ -2,17 +2,19 @@
 
 mod adam;
 mod average;
+mod composed;
 
 pub use adam::Adam;
 pub use average::Average;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::gradients::Gradients;
 use crate::kernels::optim::{SgdStep, sgd};
-use crate::params::{Kind, Param, Params};
+use crate::params::{Engine, Kind, Param, Params};
 use crate::real::Real;
 use crate::{Error, ParamId, Result};
 
@@ -70,6 +72,7 @@ fn moment_tensor(moment: &Moment) -> Result<Tensor> {
     Ok(match moment {
         Moment::F32(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
         Moment::F64(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
+        Moment::Tensor(t) => t.copy()?,
     })
 }
 
@@ -85,7 +88,23 @@ fn read_moment(params: &Params, name: &str, tensor: &Tensor) -> Result<(ParamId,
             what: format!("expected {len} values of {:?}, got {tensor:?}", params.dtype()),
         });
     }
-    let flat = tensor.flatten_all()?;
+    // Equal in number, the values of one engine would be in the wrong places for the other.
+    let var = params.get(id).var().as_detached_tensor();
+    let graph = params.engine() == Engine::Graph;
+    if tensor.rank() != var.rank() && (graph || var.rank() == 1) {
+        return Err(Error::Param {
+            name: name.into(),
+            what: format!(
+                "its state of shape {:?} is of another engine (of the CPU's kernels, or of a card), expected {:?}",
+                tensor.dims(),
+                var.dims()
+            ),
+        });
+    }
+    if graph {
+        return Ok((id, Moment::Tensor(tensor.reshape(var.shape())?.to_device(params.device())?.copy()?)));
+    }
+    let flat = tensor.flatten_all()?.to_device(&Device::Cpu)?;
     let moment = match params.dtype() {
         DType::F64 => Moment::F64(flat.to_vec1()?),
         _ => Moment::F32(flat.to_vec1()?),
@@ -137,24 +156,30 @@ impl Rule {
 enum Moment {
     F32(Vec<f32>),
     F64(Vec<f64>),
+    /// Where parameters are tensors of a device, in the shape of the parameter.
+    Tensor(Tensor),
+}
+
+impl Moment {
+    fn zeros(params: &Params, id: ParamId) -> Result<Self> {
+        let var = params.get(id).var().as_detached_tensor();
+        Ok(match (params.engine(), params.dtype()) {
+            (Engine::Graph, _) => Self::Tensor(var.zeros_like()?),
+            (_, DType::F64) => Self::F64(vec![0.0; var.elem_count()]),
+            _ => Self::F32(vec![0.0; var.elem_count()]),
+        })
+    }
 }
 
 trait Moments: Real {
-    fn make(len: usize) -> Moment;
     fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>>;
 }
 impl Moments for f32 {
-    fn make(len: usize) -> Moment {
-        Moment::F32(vec![0.0; len])
-    }
     fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>> {
         if let Moment::F32(v) = moment { Some(v) } else { None }
     }
 }
 impl Moments for f64 {
-    fn make(len: usize) -> Moment {
-        Moment::F64(vec![0.0; len])
-    }
     fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>> {
         if let Moment::F64(v) = moment { Some(v) } else { None }
     }
@@ -187,11 +212,9 @@ impl Sgd {
         id: ParamId,
         hyper: Hyper,
     ) -> Result<()> {
-        let len = params.get(id).var().elem_count();
-        let first = !self.state.contains_key(&id);
-        let moment = self.state.entry(id).or_insert_with(|| T::make(len));
-        let Some(m) = T::of_state(moment) else {
-            return Err(Error::usage("sgd", "the state has another element type than the parameters"));
+        let (first, moment) = match self.state.entry(id) {
+            Entry::Occupied(known) => (false, known.into_mut()),
+            Entry::Vacant(new) => (true, new.insert(Moment::zeros(params, id)?)),
         };
         let step = SgdStep {
             lr: hyper.lr,
@@ -199,6 +222,12 @@ impl Sgd {
             weight_decay: hyper.weight_decay,
             nesterov: self.nesterov,
             first,
+        };
+        if let (Moment::Tensor(m), Some(g)) = (&mut *moment, gradients.tensor(id)) {
+            return composed::sgd(params, id, g, m, step);
+        }
+        let Some(m) = T::of_state(moment) else {
+            return Err(Error::usage("sgd", "the state has another element type than the parameters"));
         };
         gradients
             .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| sgd(p, g, m, step)))?

@@ -79,6 +79,36 @@ impl Init {
     }
 }
 
+/// How the networks of a store run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// On the tape's own kernels, on the CPU.
+    Kernels,
+    /// As candle's graph, on any device; on the CPU slower, to compare with.
+    Graph,
+}
+
+impl Engine {
+    /// What [`Params::new`] takes: the graph on a card; on the CPU the kernels, or what the environment
+    /// says by `STILLHOUSE_ENGINE=kernels|graph`.
+    ///
+    /// # Errors
+    /// If the environment says something else.
+    pub fn of(device: &Device) -> Result<Self> {
+        if !device.is_cpu() {
+            return Ok(Self::Graph);
+        }
+        match std::env::var("STILLHOUSE_ENGINE").as_deref() {
+            Ok("graph") => Ok(Self::Graph),
+            Ok("kernels" | "") | Err(_) => Ok(Self::Kernels),
+            Ok(other) => {
+                let what = format!("STILLHOUSE_ENGINE is `{other}`, expected `kernels` or `graph`");
+                Err(Error::usage("Engine::of", what))
+            }
+        }
+    }
+}
+
 /// Index of a parameter in its [`Params`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId(pub(crate) usize);
@@ -138,6 +168,7 @@ pub struct Params {
     store: Arc<RwLock<Store>>,
     dtype: DType,
     device: Device,
+    engine: Engine,
     /// Names and shapes only.
     outline: bool,
 }
@@ -154,15 +185,30 @@ fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
 impl Params {
     /// An empty store for `f32` or `f64` values.
     pub fn new(dtype: DType, device: &Device) -> Result<Self> {
+        Self::with_engine(dtype, device, Engine::of(device)?)
+    }
+
+    /// An empty store whose networks run by that engine.
+    pub fn with_engine(dtype: DType, device: &Device, engine: Engine) -> Result<Self> {
         if !matches!(dtype, DType::F32 | DType::F64) {
             return Err(Error::usage("Params::new", format!("needs f32 or f64, got {dtype:?}")));
         }
-        Ok(Self { store: Arc::default(), dtype, device: device.clone(), outline: false })
+        if engine == Engine::Kernels && !device.is_cpu() {
+            let what = format!("the tape's own kernels run on the CPU, not on {:?}", device.location());
+            return Err(Error::usage("Params::new", what));
+        }
+        Ok(Self { store: Arc::default(), dtype, device: device.clone(), engine, outline: false })
     }
 
     /// A store of names and shapes without values, for counting: nothing can run on it.
     pub fn outline() -> Self {
-        Self { store: Arc::default(), dtype: DType::F32, device: Device::Cpu, outline: true }
+        Self {
+            store: Arc::default(),
+            dtype: DType::F32,
+            device: Device::Cpu,
+            engine: Engine::Kernels,
+            outline: true,
+        }
     }
 
     /// Whether it has names and shapes only.
@@ -178,6 +224,11 @@ impl Params {
     /// Device of all entries.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// How networks on it run.
+    pub fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// Names are made below `root`, new values drawn from `rng`.
@@ -304,6 +355,13 @@ impl Params {
         Ok(())
     }
 
+    /// Replaces the stored values by a tensor of the stored shape on the same device.
+    pub(crate) fn set(&self, id: ParamId, values: &Tensor) -> Result<()> {
+        self.get(id).var.set(values)?;
+        self.touch();
+        Ok(())
+    }
+
     /// Marks the values as changed.
     pub(crate) fn touch(&self) {
         poisoned(self.store.write()).version += 1;
@@ -397,10 +455,14 @@ impl Builder {
         self.make(name, shape, Kind::Buffer, Layout::Plain, init)
     }
 
-    /// A convolution or linear weight in the order of the kernels.
+    /// A convolution or linear weight in the order of the kernels, where they run.
     pub(crate) fn packed(&self, name: &str, shape: &[usize], groups: usize, init: Init) -> Result<ParamId> {
         let panels = Panels::new(shape, groups)?;
-        self.make(name, shape, Kind::Weight, Layout::Panels(panels), init)
+        let layout = match self.params.engine {
+            Engine::Kernels => Layout::Panels(panels),
+            Engine::Graph => Layout::Plain,
+        };
+        self.make(name, shape, Kind::Weight, layout, init)
     }
 
     fn make(&self, name: &str, shape: &[usize], kind: Kind, layout: Layout, init: Init) -> Result<ParamId> {

@@ -10,13 +10,14 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::buffers::{Buf, Pool};
+use crate::composed::Composed;
 use crate::gradients::{Grad, Gradients};
 use crate::kernels::geometry::{ConvGeo, ConvSpec};
 use crate::kernels::{self, elementwise};
 use crate::layers::Record;
 use crate::layers::checkpoint::Pass;
 use crate::measure::Totals;
-use crate::params::{Kind, Params};
+use crate::params::{Engine, Kind, Params};
 use crate::real::{Real, with_values};
 use crate::rng::Rng;
 use crate::sketch::{Op, Sketching};
@@ -56,6 +57,8 @@ pub(crate) enum Data {
     F64(Arc<Buf<f64>>),
     /// Of a frozen network in bf16.
     Bf16(Arc<Buf<u16>>),
+    /// Of a network that runs as a candle graph: `[B, C, H, W]` or `[B, D]`.
+    Tensor(Tensor),
 }
 
 /// What a frozen network computes in.
@@ -228,6 +231,8 @@ pub struct Tape {
     pub(crate) segment: Pass,
     /// Steps in place of values, on a tape that only sketches.
     sketching: Option<Sketching>,
+    /// What a network keeps that runs as a candle graph.
+    pub(crate) composed: Option<Composed>,
     f32: Lane<f32>,
     f64: Lane<f64>,
 }
@@ -236,9 +241,6 @@ impl Tape {
     /// A tape for the parameters of one network (and its connectors). Only `logits` is kept until
     /// [`Tape::want`] says otherwise.
     pub fn new(params: &Params, mode: Mode) -> Result<Self> {
-        if !matches!(params.device(), Device::Cpu) {
-            return Err(Error::usage("Tape::new", "the tape's own kernels run on the CPU"));
-        }
         if params.is_outline() {
             return Err(Error::usage("Tape::new", "the parameters are an outline without values"));
         }
@@ -271,6 +273,7 @@ impl Tape {
             spent: None,
             checkpointing: false,
             segment: Pass::Outside,
+            composed: (params.engine() == Engine::Graph && sketching.is_none()).then(Composed::default),
             sketching,
             f32: Lane::default(),
             f64: Lane::default(),
@@ -313,6 +316,12 @@ impl Tape {
     /// by some 0.5 % of their size. An error says what the machine or the network lacks.
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
         if precision == Precision::Bf16 {
+            if self.composed.is_some() {
+                return Err(Error::usage(
+                    "bf16",
+                    "it is of the tape's own kernels, which do not run here; use f32",
+                ));
+            }
             if self.dtype() != DType::F32 || self.mode != Mode::Frozen {
                 return Err(Error::usage("bf16", "only a frozen network of f32 parameters can run in bf16"));
             }
@@ -392,6 +401,9 @@ impl Tape {
         }
         self.f32.records.clear();
         self.f64.records.clear();
+        if let Some(composed) = &mut self.composed {
+            composed.forget();
+        }
     }
 
     pub(crate) fn is_sketching(&self) -> bool {
@@ -439,11 +451,17 @@ impl Tape {
         Node { id: self.nodes - 1, pass: self.pass, shape, flat, needs_grad, data }
     }
 
-    /// The values of a node of this pass.
-    pub(crate) fn values<T: Elem>(&mut self, op: &'static str, x: &Node) -> Result<Arc<Buf<T>>> {
+    /// Refuses a node of another pass.
+    pub(crate) fn check_pass(&self, op: &'static str, x: &Node) -> Result<()> {
         if x.pass != self.pass {
             return Err(Error::usage(op, "the node is of an earlier pass or of another tape"));
         }
+        Ok(())
+    }
+
+    /// The values of a node of this pass.
+    pub(crate) fn values<T: Elem>(&mut self, op: &'static str, x: &Node) -> Result<Arc<Buf<T>>> {
+        self.check_pass(op, x)?;
         if let Some(values) = T::data(&x.data) {
             return Ok(Arc::clone(values));
         }
@@ -468,6 +486,9 @@ impl Tape {
         if let Some(node) = self.sketched(|| Op::Input, &[], [b, h, w, c], false) {
             return Ok(node);
         }
+        if self.composed.is_some() {
+            return self.composed_node(images.to_device(self.params.device())?.to_dtype(self.dtype())?);
+        }
         by_type!(self, T => {
             let images = images.to_dtype(T::TYPE)?;
             let mut buf = T::lane(self).pool.take(b * c * h * w);
@@ -487,6 +508,11 @@ impl Tape {
         if let Some(sketching) = &mut self.sketching {
             sketching.tap(name, x.id);
             let tensor = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
+            self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
+            return Ok(());
+        }
+        if self.composed.is_some() {
+            let tensor = self.tensor("tap", x)?;
             self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
             return Ok(());
         }
@@ -524,6 +550,10 @@ impl Tape {
         if self.sketching.is_some() {
             return Err(Error::usage("graph", "a candle expression cannot be sketched"));
         }
+        if self.composed.is_some() {
+            let tensors: Result<Vec<Tensor>> = inputs.iter().map(|x| self.tensor("graph", x)).collect();
+            return self.composed_node(f(&tensors?)?);
+        }
         by_type!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))
     }
 
@@ -544,7 +574,12 @@ impl Tape {
         if self.mode.trains() {
             gradients.collect(&store)?;
         }
-        by_type!(self, T => self.sweep::<T>(&store, &mut gradients))?;
+        if let Some(composed) = &self.composed {
+            let taps = self.taps.iter().map(|tap| (tap.name.as_str(), tap.node));
+            gradients.taps = composed.tap_gradients(taps, &store);
+        } else {
+            by_type!(self, T => self.sweep::<T>(&store, &mut gradients))?;
+        }
         self.forget();
         Ok(gradients)
     }

@@ -1,15 +1,13 @@
 //! `graph::conv2d` and `graph::batch_norm` against candle's own operations, which are slow but right.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use stillhouse_ops::{ConvSpec, Padding, Rng, graph};
-use stillhouse_testkit::diff;
-
-const CPU: Device = Device::Cpu;
+use stillhouse_testkit::{device, diff};
 
 fn random(name: &str, shape: &[usize]) -> Tensor {
     let mut draw = Rng::new(8).stream(name).at(0, 0);
     let values: Vec<f64> = (0..shape.iter().product()).map(|_| draw.normal()).collect();
-    Tensor::from_vec(values, shape, &CPU).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap()
 }
 
 fn list(t: &Tensor) -> Vec<f64> {
@@ -21,7 +19,7 @@ fn run(x: &Tensor, w: &Tensor, conv: impl Fn(&Tensor, &Tensor) -> Tensor) -> [Ve
     let (x, w) = (Var::from_tensor(x).unwrap(), Var::from_tensor(w).unwrap());
     let y = conv(x.as_tensor(), w.as_tensor());
     let count = y.elem_count() as f64;
-    let weights = Tensor::arange(0f64, count, &CPU).unwrap().sin().unwrap().reshape(y.shape()).unwrap();
+    let weights = Tensor::arange(0f64, count, &device()).unwrap().sin().unwrap().reshape(y.shape()).unwrap();
     let grads = (&y * weights.to_dtype(y.dtype()).unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
     [list(&y), list(grads.get(&x).unwrap()), list(grads.get(&w).unwrap())]
 }
@@ -38,6 +36,8 @@ fn it_is_candles_convolution() {
         (ConvSpec::new(3, 7, 4).stride(2).padding(Padding::Symmetric(1)), 8, 6),
         (ConvSpec::new(16, 5, 3).dilation(2).padding(Padding::Symmetric(2)), 6, 5),
         (ConvSpec::new(16, 5, 2).padding(Padding::Symmetric(0)), 2, 2),
+        (ConvSpec::new(6, 4, 3).groups(2).stride(2), 5, 5),
+        (ConvSpec::new(5, 5, 3).groups(5), 4, 4),
         tiled,
     ];
     for (spec, h, w) in specs {
@@ -45,7 +45,8 @@ fn it_is_candles_convolution() {
         let tolerance = if (spec, h, w) == tiled { 5e-4 } else { 1e-4 };
         let Padding::Symmetric(padding) = spec.padding else { panic!("symmetric in this test") };
         let (x, weight) = (random("x", &[3, spec.inputs, h, w]), random("w", &spec.weight_shape()));
-        let want = run(&x, &weight, |x, w| x.conv2d(w, padding, spec.stride, spec.dilation, 1).unwrap());
+        let want =
+            run(&x, &weight, |x, w| x.conv2d(w, padding, spec.stride, spec.dilation, spec.groups).unwrap());
         let single = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
         let got = run(&x, &weight, |x, w| graph::conv2d(x, w, spec).unwrap());
         let rough = run(&single(&x), &single(&weight), |x, w| graph::conv2d(x, w, spec).unwrap());
@@ -137,6 +138,6 @@ fn misfits_are_told() {
     assert!(e.contains("4 channels") && e.contains("[2, 3, 5, 5]"), "{e}");
     let e = graph::conv2d(&x, &w.to_dtype(DType::F32).unwrap(), spec).unwrap_err().to_string();
     assert!(e.contains("F32") && e.contains("F64"), "{e}");
-    let e = graph::conv2d(&x, &w, spec.groups(2)).unwrap_err().to_string();
+    let e = graph::conv2d(&x, &w, spec.groups(5)).unwrap_err().to_string();
     assert!(e.contains("groups"), "{e}");
 }

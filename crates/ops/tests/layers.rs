@@ -1,9 +1,10 @@
 //! Layers against plain loops, central differences, each other's element types and thread counts.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use stillhouse_ops::{
     Act, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, Params, Precision, Result, Rng, Tape,
 };
+use stillhouse_testkit::device;
 use stillhouse_testkit::diff::assert_close;
 
 const SIZES: [(usize, usize); 3] = [(5, 7), (4, 4), (1, 1)];
@@ -35,7 +36,7 @@ fn specs() -> Vec<ConvSpec> {
 fn random(name: &str, shape: &[usize], dtype: DType) -> Tensor {
     let mut draw = Rng::new(9).stream(name).at(0, 0);
     let values: Vec<f64> = (0..shape.iter().product()).map(|_| draw.uniform_in(-1.0, 1.0)).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap().to_dtype(dtype).unwrap()
 }
 
 /// A 1x1 convolution (so that the block under test has an input that needs a gradient), the
@@ -49,7 +50,7 @@ struct Net {
 
 impl Net {
     fn new(spec: ConvSpec, bn: bool, act: Act, dtype: DType) -> Self {
-        let params = Params::new(dtype, &Device::Cpu).unwrap();
+        let params = Params::new(dtype, &device()).unwrap();
         let p = params.builder(Rng::new(3));
         let front = ConvSpec::new(2, spec.inputs, 1).padding(Padding::Symmetric(0));
         let front = ConvBnAct::without_bn(front, "front", true, Act::None, Init::Uniform(1.0), &p).unwrap();
@@ -221,7 +222,7 @@ fn gradients_equal_central_differences() {
                         let mut moved = start.clone();
                         moved[i] += delta;
                         net.params
-                            .import(id, &Tensor::from_vec(moved, shape.clone(), &Device::Cpu).unwrap())
+                            .import(id, &Tensor::from_vec(moved, shape.clone(), &device()).unwrap())
                             .unwrap();
                         net.loss(&images, mode).unwrap()
                     };
@@ -259,7 +260,7 @@ fn f32_gradients_equal_f64() {
 
 /// The tests above once more on every lower instruction set, in a process of its own.
 #[test]
-fn every_instruction_set() {
+fn kernels_of_every_instruction_set() {
     if std::env::var_os("STILLHOUSE_ISA").is_some() {
         return;
     }
@@ -271,6 +272,18 @@ fn every_instruction_set() {
             .unwrap();
         assert!(status.status.success(), "{isa}: {}", String::from_utf8_lossy(&status.stdout));
     }
+}
+
+/// The tests of layers once more as candle graphs, in a process of their own. What is of the kernels
+/// alone begins with that word.
+#[test]
+fn kernels_and_graphs_agree() {
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .env("STILLHOUSE_ENGINE", "graph")
+        .args(["--skip", "kernels_", "--test-threads=1"])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
 }
 
 /// A small residual network with every layer.
@@ -306,7 +319,7 @@ fn network(params: &Params) -> impl Fn(&Tensor, &mut Tape) -> Result<Tensor> {
 fn train(threads: usize) -> (Vec<f64>, Vec<u32>) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let params = Params::new(DType::F32, &device()).unwrap();
         let forward = network(&params);
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
         let mut sgd = stillhouse_ops::optim::Sgd::new(0.9, true);
@@ -342,7 +355,7 @@ fn any_thread_count_gives_the_same_bits() {
 
 #[test]
 fn max_pool_takes_the_first_maximum() {
-    let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+    let params = Params::new(DType::F64, &device()).unwrap();
     let mut tape = Tape::new(&params, Mode::EvalRecord).unwrap();
     for (k, s, p, h, w) in
         [(3, 2, 1, 5, 6), (2, 2, 0, 5, 5), (2, 1, 0, 3, 3), (3, 3, 1, 7, 4), (3, 2, 1, 1, 1)]
@@ -384,7 +397,7 @@ fn max_pool_takes_the_first_maximum() {
 
 #[test]
 fn a_candle_graph_is_a_node() {
-    let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+    let params = Params::new(DType::F64, &device()).unwrap();
     let p = params.builder(Rng::new(1));
     let conv = ConvBnAct::without_bn(ConvSpec::new(2, 3, 3), "conv", true, Act::Relu, Init::Uniform(0.5), &p)
         .unwrap();
@@ -454,7 +467,7 @@ fn misuse_is_an_error() {
     assert!(text(net.front.forward(&x, &mut tape).unwrap_err()).contains("earlier pass"));
     tape.want(&["nothing"]);
     assert!(text(tape.outputs().unwrap_err()).contains("no tap `nothing`"));
-    let loss = Tensor::new(1f32, &Device::Cpu).unwrap();
+    let loss = Tensor::new(1f32, &device()).unwrap();
     assert!(text(tape.backward(&loss).unwrap_err()).contains("nothing is recorded"));
     let mut eval = Tape::new(&net.params, Mode::Eval).unwrap();
     let out = net.run(&images, &mut eval).unwrap();
@@ -468,7 +481,7 @@ fn misuse_is_an_error() {
 /// A frozen network in bf16 gives what f64 gives, to the precision of bf16, and the same bits for any
 /// thread count; where the machine has no tiles it says so.
 #[test]
-fn bf16_is_near_f64() {
+fn kernels_in_bf16_are_near_f64() {
     let frozen = |net: &Net, bf16: bool, images: &Tensor| -> Result<Vec<f64>> {
         let mut tape = Tape::new(&net.params, Mode::Frozen)?;
         if bf16 {
@@ -503,7 +516,7 @@ fn bf16_is_near_f64() {
 }
 
 #[test]
-fn work_is_measured_on_demand() {
+fn kernels_are_measured_on_demand() {
     let net = Net::new(ConvSpec::new(6, 8, 3), true, Act::Relu, DType::F32);
     let images = random("images", &[2, 2, 5, 7], DType::F32);
     let mut tape = Tape::new(&net.params, Mode::Train).unwrap();

@@ -2,14 +2,15 @@
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Adam, Hyper, Rule, Sgd};
-use stillhouse_ops::{Gradients, Init, Linear, Mode, Params, Rng, Tape};
+use stillhouse_ops::{Engine, Gradients, Init, Linear, Mode, Params, Rng, Tape};
+use stillhouse_testkit::device;
 use stillhouse_testkit::diff::assert_close;
 
 const HYPER: Hyper = Hyper { lr: 0.03, weight_decay: 0.2 };
 const BETAS: [f64; 2] = [0.8, 0.95];
 
 fn store(dtype: DType) -> (Params, Linear) {
-    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let params = Params::new(dtype, &device()).unwrap();
     let p = params.builder(Rng::new(1));
     let init = Init::Uniform(1.0);
     let linear = Linear::new(5, 19, "fc", init, Some(init), &p).unwrap();
@@ -26,7 +27,7 @@ fn gradients(params: &Params, linear: &Linear, step: u64) -> Gradients {
     tape.begin(Rng::new(0), step);
     let mut draw = Rng::new(3).at(step, 0);
     let values: Vec<f64> = (0..10).map(|_| draw.normal()).collect();
-    let x = Tensor::from_vec(values, (2, 5, 1, 1), &Device::Cpu).unwrap().to_dtype(params.dtype()).unwrap();
+    let x = Tensor::from_vec(values, (2, 5, 1, 1), &device()).unwrap().to_dtype(params.dtype()).unwrap();
     let x = tape.input(&x).unwrap();
     let y = linear.forward(&x, &mut tape).unwrap();
     tape.tap("logits", &y).unwrap();
@@ -129,6 +130,26 @@ fn states_go_through_a_checkpoint() {
     }
 }
 
+/// As many values, in another order.
+#[test]
+fn kernels_do_not_take_the_state_of_a_graph() {
+    let of = |engine: Engine| {
+        let params = Params::with_engine(DType::F32, &Device::Cpu, engine).unwrap();
+        let init = Init::Uniform(1.0);
+        let linear = Linear::new(5, 16, "fc", init, None, &params.builder(Rng::new(1))).unwrap();
+        let mut rule = Rule::Sgd(Sgd::new(0.9, false));
+        rule.step(&params, &gradients(&params, &linear, 0), |_| Some(HYPER)).unwrap();
+        let state = rule.state(&params).unwrap();
+        (params, state)
+    };
+    let ((one, a), (other, b)) = (of(Engine::Kernels), of(Engine::Graph));
+    assert_eq!(a[0].1.elem_count(), b[0].1.elem_count());
+    for (params, state) in [(&one, &b), (&other, &a)] {
+        let refused = Sgd::new(0.9, false).load_state(params, state).unwrap_err().to_string();
+        assert!(refused.contains("fc.weight") && refused.contains("another engine"), "{refused}");
+    }
+}
+
 #[test]
 fn norms_are_clipped_over_what_moves() {
     let (params, linear) = store(DType::F64);
@@ -144,4 +165,15 @@ fn norms_are_clipped_over_what_moves() {
     assert!((told - weight).abs() < 1e-12 * weight);
     assert!((norm(&flat(&grads, "fc.weight")) - 0.5 * weight).abs() < 1e-5 * weight);
     assert_eq!(flat(&grads, "fc.bias"), before[1]);
+}
+
+/// All of this once more as candle graphs, in a process of its own.
+#[test]
+fn kernels_and_graphs_agree() {
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .env("STILLHOUSE_ENGINE", "graph")
+        .args(["--skip", "kernels_", "--test-threads=1"])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
 }

@@ -1,9 +1,9 @@
 //! Layers against stored PyTorch numbers (`pytorch/generate.py` made them), in f64 and f32.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde_json::Value;
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Mode, Padding, Params, Rng, Tape};
-use stillhouse_testkit::{diff::assert_close, generator};
+use stillhouse_testkit::{device, diff::assert_close, generator};
 
 /// Uniform in [low, high) by the name's stream, rounded to f32.
 fn tensor(name: &str, shape: &[usize], low: f64, high: f64, dtype: DType) -> Tensor {
@@ -11,7 +11,7 @@ fn tensor(name: &str, shape: &[usize], low: f64, high: f64, dtype: DType) -> Ten
     let count = shape.iter().product();
     let values: Vec<f32> =
         generator::stream(name).take(count).map(|z| (low + (high - low) * unit(z)) as f32).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap().to_dtype(dtype).unwrap()
 }
 
 fn number(v: &Value) -> usize {
@@ -35,7 +35,7 @@ fn check(case: &Value, dtype: DType) {
         "relu6" => Act::Relu6,
         other => panic!("unknown activation {other}"),
     };
-    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let params = Params::new(dtype, &device()).unwrap();
     let (p, zero) = (params.builder(Rng::new(0)), Init::Constant(0.0));
     let front = ConvSpec::new(2, spec.inputs, 1);
     let front = ConvBnAct::without_bn(front, "front", true, Act::None, zero, &p).unwrap();
@@ -100,7 +100,7 @@ fn layers_equal_pytorch() {
 }
 
 fn check_map(case: &Value, dtype: DType) {
-    let params = Params::new(dtype, &Device::Cpu).unwrap();
+    let params = Params::new(dtype, &device()).unwrap();
     let input: Vec<usize> = case["input"].as_array().unwrap().iter().map(number).collect();
     let size: Vec<usize> = case["size"].as_array().map_or(vec![], |s| s.iter().map(number).collect());
     let norm = LayerNorm::new(input[1], "norm", &params.builder(Rng::new(0))).unwrap();
@@ -145,4 +145,15 @@ fn maps_equal_pytorch() {
         check_map(case, DType::F32);
     }
     assert!(cases.len() >= 15);
+}
+
+/// All of this once more as candle graphs, in a process of its own.
+#[test]
+fn kernels_and_graphs_agree() {
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .env("STILLHOUSE_ENGINE", "graph")
+        .args(["--skip", "kernels_", "--test-threads=1"])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
 }

@@ -102,6 +102,12 @@ pub(crate) fn test_loader(
     Ok((context.parts.loader)(dataset, &spec)?)
 }
 
+/// All of it where metrics count; on the CPU nothing is copied.
+fn on_host(features: Features) -> Result<Features> {
+    let all = features.iter().map(|(name, t)| Ok((name.to_string(), t.to_device(&Device::Cpu)?)));
+    all.collect::<Result<Features>>()
+}
+
 /// The batch on the device of the run.
 pub(crate) fn to_device(batch: Batch, device: &Device) -> Result<Batch> {
     let target = match batch.target {
@@ -216,7 +222,8 @@ pub(crate) fn test(
         loader.seek(Default::default())?;
         let mut done = 0;
         while let Some(batch) = loader.next_batch()? {
-            let batch = to_device(batch, &context.device)?;
+            // Labels stay on the host, where the metrics count.
+            let batch = Batch { images: batch.images.to_device(&context.device)?, ..batch };
             if context.stopped() {
                 return Err(Error::Interrupted { step: 0, folder: Default::default() });
             }
@@ -232,7 +239,7 @@ pub(crate) fn test(
     };
     let look = |tape: &mut Tape, images: &Tensor| -> Result<Features> {
         tape.begin(Rng::new(0), 0);
-        Ok(network.backbone.forward(images, tape)?)
+        on_host(network.backbone.forward(images, tape)?)
     };
     run(0, None, &mut |tape, batch| {
         match &batch.target {
@@ -244,8 +251,8 @@ pub(crate) fn test(
                     metric.update(features.logits()?, &batch.target)?;
                 }
                 // Copied: the tape uses the memory of its outputs again.
-                logits.push(features.logits()?.to_device(&Device::Cpu)?.copy()?);
-                labels.push(classes.to_device(&Device::Cpu)?);
+                logits.push(features.logits()?.copy()?);
+                labels.push(classes.clone());
             }
             Target::Mask(mask) => {
                 right = None;
@@ -257,7 +264,8 @@ pub(crate) fn test(
                 dense::logits_by_part(network, tape, &batch.images, |images, tile, logits| {
                     let own = mask.narrow(0, images.start, images.len())?;
                     let target = Target::Mask(dense::part(&own, &tile.taken)?.contiguous()?);
-                    metrics.iter_mut().try_for_each(|metric| Ok(metric.update(logits, &target)?))
+                    let logits = logits.to_device(&Device::Cpu)?;
+                    metrics.iter_mut().try_for_each(|metric| Ok(metric.update(&logits, &target)?))
                 })?;
             }
         }

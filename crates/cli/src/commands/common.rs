@@ -9,7 +9,7 @@ use stillhouse_trainer::{CellConfig, Context, Experiment, Plan, plan};
 
 use crate::places::Places;
 use crate::problem::{Prepared, Problem};
-use crate::{environment, parts};
+use crate::{device, environment, parts};
 
 /// Where runs take place.
 pub(crate) fn context(places: &Places, stop: Arc<AtomicBool>) -> Context {
@@ -19,6 +19,7 @@ pub(crate) fn context(places: &Places, stop: Arc<AtomicBool>) -> Context {
     context.missing = parts::is_missing;
     context.stop = stop;
     context.environment = environment::environment();
+    context.device = device::device();
     context
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "threads": threads,
         "instructions": stillhouse_ops::isa().to_string(),
-        "devices": ["cpu"],
+        "devices": devices(),
         "memory_bytes": memory("MemTotal:"),
         "memory_free_bytes": memory("MemAvailable:"),
         "data": { "roots": roots(&places.data), "datasets": datasets(&places.data) },
@@ -79,11 +79,27 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     Ok(if findings.is_empty() { Ended::Well } else { Ended::Findings })
 }
 
+/// What `--device` can take here.
+fn devices() -> Vec<&'static str> {
+    match candle_core::Device::new_cuda(0) {
+        Ok(_) => vec!["cpu", "cuda"],
+        Err(_) => vec!["cpu"],
+    }
+}
+
+fn readable_devices(devices: &Value) -> &'static str {
+    match (devices.as_array().map_or(0, Vec::len), cfg!(feature = "cuda")) {
+        (2.., _) => "cpu, cuda",
+        (_, true) => "cpu (no CUDA device can be used)",
+        (_, false) => "cpu (this build has no CUDA)",
+    }
+}
+
 fn readable(report: &Value) -> String {
     let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     let bytes = |value: &Value| value.as_u64().map_or_else(|| "unknown".to_string(), talk::size);
     let mut text = format!(
-        "stillhouse {} ({})\nsystem      {}, {}\nthreads     {} of {} cores, instructions {}\nmemory      {}, free {}\ndevices     cpu (this build has no CUDA)\n",
+        "stillhouse {} ({})\nsystem      {}, {}\nthreads     {} of {} cores, instructions {}\nmemory      {}, free {}\ndevices     {}\n",
         word(&report["version"]),
         word(&report["revision"]),
         word(&report["system"]),
@@ -93,6 +109,7 @@ fn readable(report: &Value) -> String {
         word(&report["instructions"]),
         bytes(&report["memory_bytes"]),
         bytes(&report["memory_free_bytes"]),
+        readable_devices(&report["devices"]),
     );
     for (title, kind, list) in [("data", "data", "datasets"), ("weights", "weights", "files")] {
         for root in report[kind]["roots"].as_array().into_iter().flatten() {

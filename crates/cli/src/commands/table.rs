@@ -8,6 +8,7 @@ use stillhouse_report::{AccuracyTable, Asked, Caption, Planned, accuracy};
 use stillhouse_trainer::{Cell, CellConfig, Context, Experiment, Plan, Role};
 
 use crate::commands::common;
+use crate::device;
 use crate::problem::Problem;
 
 /// Makes the table again and again while runs go on.
@@ -113,7 +114,7 @@ fn caption(
         tested: if masks { common_value(&students, tested) } else { String::new() },
         schedule: common_value(&students, schedule),
         seeds,
-        device: format!("CPU, {threads} threads, {}", stillhouse_ops::isa()),
+        device: device::words(threads),
         sampler: common_value(if balanced.is_empty() { &students } else { &balanced }, sampler) + plain,
         teacher_network: match teachers.split_first() {
             Some(((first, _), rest)) if rest.iter().all(|(c, _)| c.student == first.student) => {

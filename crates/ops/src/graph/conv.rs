@@ -5,7 +5,8 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
 use crate::graph::{from_slice, made_of};
 use crate::kernels::Shared;
-use crate::kernels::geometry::{ConvGeo, ConvSpec, Padding, pad_images};
+use crate::kernels::depthwise::{Depthwise, DepthwiseGradient, gradient_scratch};
+use crate::kernels::geometry::{ConvGeo, ConvSpec, Padding, Rows, pad_images};
 use crate::kernels::tap_gemm::{Epilogue, TapGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
@@ -21,12 +22,10 @@ use crate::{Error, Result};
 /// Inside maps are NHWC: a map of a tape, or of this function, is taken without a copy.
 ///
 /// # Errors
-/// If weight or map do not have the shape that `spec` says, if dtypes differ, and for groups.
+/// If weight or map do not have the shape that `spec` says, or if dtypes differ.
 pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
-    if spec.groups != 1 {
-        return Err(Error::usage("conv2d", "groups are not built here; use a layer of the tape"));
-    }
+    spec.check()?;
     if c != spec.inputs || weight.dims() != spec.weight_shape() {
         let expected = format!("a map of {} channels, a weight {:?}", spec.inputs, spec.weight_shape());
         return Err(Error::shape("conv2d", expected, (x.dims(), weight.dims())));
@@ -35,10 +34,14 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
         let found = (x.dims(), x.dtype(), weight.dtype());
         return Err(Error::shape("conv2d", "one or more images, and one of f32 and f64 for both", found));
     }
-    if let (false, Padding::Symmetric(padding)) = (x.device().is_cpu(), spec.padding) {
-        return Ok(x.conv2d(weight, padding, spec.stride, spec.dilation, 1)?);
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::conv2d(x, weight, spec);
     }
-    let op = Conv { geo: ConvGeo::new(spec, h, w)?, panels: Panels::new(&spec.weight_shape(), 1)? };
+    if let (false, Padding::Symmetric(padding)) = (x.device().is_cpu(), spec.padding) {
+        return Ok(x.conv2d(weight, padding, spec.stride, spec.dilation, spec.groups)?);
+    }
+    let op = Conv { geo: ConvGeo::new(spec, h, w)?, panels: Panels::new(&spec.weight_shape(), spec.groups)? };
     let y = x.permute((0, 2, 3, 1))?.contiguous()?.apply_op2(&weight.contiguous()?, op)?;
     Ok(y.permute((0, 3, 1, 2))?)
 }
@@ -97,53 +100,101 @@ impl Conv {
             Self::convolve(tiles, x, &self.panels.pack(weight), false, &mut y);
             return y;
         }
+        let spec = &self.geo.spec;
+        let packed = self.panels.pack(weight);
+        let (source_len, target_len) = (self.geo.source_len(), self.output_len());
+        let target = Shared::new(&mut y);
+        if self.panels.depthwise() {
+            self.depthwise(&self.geo.forward, (x, source_len), &packed, (target, target_len), images);
+            return y;
+        }
         let padded = self.padded(x, images);
-        TapGemm {
+        for (g, weight) in packed.chunks_exact(self.panels.group_len()).enumerate() {
+            TapGemm {
+                images,
+                rows: &self.geo.forward,
+                source: padded.as_deref().unwrap_or(x),
+                source_len,
+                source_first: g * spec.inputs / spec.groups,
+                target_first: g * spec.outputs / spec.groups,
+                weight,
+                panels: &self.panels.panels(),
+                target,
+                target_len,
+                epilogue: Epilogue::store(false),
+                zeros: &vec![T::ZERO; self.geo.forward.kc],
+                sums: None,
+            }
+            .run();
+        }
+        y
+    }
+
+    /// Every channel by itself: the result, or the gradient of the map.
+    fn depthwise<T: Real>(
+        &self,
+        rows: &Rows,
+        (source, source_len): (&[T], usize),
+        weight: &[T],
+        (target, target_len): (Shared<T>, usize),
+        images: usize,
+    ) {
+        Depthwise {
             images,
-            rows: &self.geo.forward,
-            source: padded.as_deref().unwrap_or(x),
-            source_len: self.geo.source_len(),
-            source_first: 0,
-            target_first: 0,
-            weight: &self.panels.pack(weight),
-            panels: &self.panels.panels(),
-            target: Shared::new(&mut y),
-            target_len: self.output_len(),
+            channels: self.geo.spec.outputs,
+            rows,
+            source,
+            source_len,
+            weight,
+            target,
+            target_len,
             epilogue: Epilogue::store(false),
-            zeros: &vec![T::ZERO; self.geo.forward.kc],
             sums: None,
         }
         .run();
-        y
     }
 
     fn data_gradient<T: Real>(&self, dy: &[T], weight: &[T]) -> Vec<T> {
         let images = dy.len() / self.output_len();
         let mut dx = vec![T::ZERO; images * self.input_len()];
+        let spec = &self.geo.spec;
+        let packed = self.panels.pack(weight);
+        let (source_len, target_len) = (self.output_len(), self.input_len());
+        let phases = || self.geo.backward.iter().filter(|rows| !rows.taps.is_empty());
+        if self.panels.depthwise() {
+            let target = Shared::new(&mut dx);
+            phases().for_each(|rows| {
+                self.depthwise(rows, (dy, source_len), &packed, (target, target_len), images);
+            });
+            return dx;
+        }
         let mut turned = vec![T::ZERO; self.panels.transposed_len()];
-        self.panels.transpose(&self.panels.pack(weight), &mut turned);
         if let Some(tiles) = self.tiles::<T>(images) {
+            self.panels.transpose(&packed, &mut turned);
             Self::convolve(tiles.turned(), dy, &turned, true, &mut dx);
             return dx;
         }
         let target = Shared::new(&mut dx);
-        for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
-            TapGemm {
-                images,
-                rows,
-                source: dy,
-                source_len: self.output_len(),
-                source_first: 0,
-                target_first: 0,
-                weight: &turned,
-                panels: &self.panels.transposed_panels(),
-                target,
-                target_len: self.input_len(),
-                epilogue: Epilogue::store(false),
-                zeros: &vec![T::ZERO; rows.kc],
-                sums: None,
+        for (g, weight) in packed.chunks_exact(self.panels.group_len()).enumerate() {
+            self.panels.transpose(weight, &mut turned);
+            for rows in phases() {
+                TapGemm {
+                    images,
+                    rows,
+                    source: dy,
+                    source_len,
+                    source_first: g * spec.outputs / spec.groups,
+                    target_first: g * spec.inputs / spec.groups,
+                    weight: &turned,
+                    panels: &self.panels.transposed_panels(),
+                    target,
+                    target_len,
+                    epilogue: Epilogue::store(false),
+                    zeros: &vec![T::ZERO; rows.kc],
+                    sums: None,
+                }
+                .run();
             }
-            .run();
         }
         dx
     }
@@ -158,22 +209,43 @@ impl Conv {
             winograd::WeightGradient { tiles, source: x, dy, gradient, scratch }.run();
             return self.panels.unpack(gradient);
         }
-        let padded = self.padded(x, images);
-        let mut scratch = vec![T::ZERO; wgrad::scratch_len(images * self.geo.forward.p, stored)];
-        WeightGradient {
-            images,
-            rows: &self.geo.forward,
-            source: padded.as_deref().unwrap_or(x),
-            source_len: self.geo.source_len(),
-            source_first: 0,
-            dy,
-            dy_len: self.output_len(),
-            dy_first: 0,
-            panels: &self.panels.panels(),
-            gradient: &mut gradient,
-            scratch: &mut scratch,
+        let spec = &self.geo.spec;
+        let rows = images * self.geo.forward.p;
+        let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
+        if self.panels.depthwise() {
+            let mut scratch = vec![T::ZERO; gradient_scratch(rows, stored)];
+            DepthwiseGradient {
+                images,
+                channels: spec.outputs,
+                rows: &self.geo.forward,
+                source: x,
+                source_len,
+                dy,
+                dy_len,
+                gradient: &mut gradient,
+                scratch: &mut scratch,
+            }
+            .run();
+            return self.panels.unpack(&gradient);
         }
-        .run();
+        let padded = self.padded(x, images);
+        let mut scratch = vec![T::ZERO; wgrad::scratch_len(rows, self.panels.group_len())];
+        for (g, gradient) in gradient.chunks_exact_mut(self.panels.group_len()).enumerate() {
+            WeightGradient {
+                images,
+                rows: &self.geo.forward,
+                source: padded.as_deref().unwrap_or(x),
+                source_len,
+                source_first: g * spec.inputs / spec.groups,
+                dy,
+                dy_len,
+                dy_first: g * spec.outputs / spec.groups,
+                panels: &self.panels.panels(),
+                gradient,
+                scratch: &mut scratch,
+            }
+            .run();
+        }
         self.panels.unpack(&gradient)
     }
 
@@ -183,9 +255,10 @@ impl Conv {
         weight: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = made_of::<T>([dy, weight], x, |dy, weight| self.data_gradient(dy, weight))?;
-        let dw = made_of::<T>([x, dy], weight, |x, dy| self.weight_gradient(x, dy))?;
-        Ok((Some(dx), Some(dw)))
+        // Nothing for images and weights that need none.
+        let dx = || made_of::<T>([dy, weight], x, |dy, weight| self.data_gradient(dy, weight));
+        let dw = || made_of::<T>([x, dy], weight, |x, dy| self.weight_gradient(x, dy));
+        Ok((x.track_op().then(dx).transpose()?, weight.track_op().then(dw).transpose()?))
     }
 }
 

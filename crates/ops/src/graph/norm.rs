@@ -3,7 +3,8 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
-use crate::graph::from_slice;
+use crate::graph::shape::like;
+use crate::graph::{from_slice, rows_of};
 use crate::kernels::norm;
 use crate::kernels::tap_gemm::Act;
 use crate::real::{Real, with_values};
@@ -12,12 +13,12 @@ use crate::{Error, Result};
 /// Batch norm of a training step, and the statistics that it took.
 #[derive(Debug, Clone)]
 pub struct BatchNormed {
-    /// `[M, C]`
+    /// In the shape of the argument.
     pub y: Tensor,
-    /// Mean of each channel, without gradient.
-    pub mean: Vec<f64>,
-    /// Biased variance of each channel, without gradient.
-    pub variance: Vec<f64>,
+    /// Mean of each channel `[C]`, without gradient; of f64 on the CPU.
+    pub mean: Tensor,
+    /// Biased variance of each channel `[C]`, without gradient; of f64 on the CPU.
+    pub variance: Tensor,
 }
 
 /// Batch norm over the rows of `x [M, C]` with `gamma [C]` and `beta [C]`, by the mean and the biased
@@ -46,7 +47,19 @@ pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     };
     let inverse = variance.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
     let op = BatchNorm { mean: mean.clone(), inverse };
-    Ok(BatchNormed { y: x.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)?, mean, variance })
+    let y = x.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)?;
+    let of_channel = |values| Tensor::from_vec(values, channels, x.device());
+    Ok(BatchNormed { y, mean: of_channel(mean)?, variance: of_channel(variance)? })
+}
+
+/// [`batch_norm`] over all pixels of maps `[B, C, H, W]`.
+pub(crate) fn batch_norm_maps(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormed> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::batch_norm(x, gamma, beta, eps);
+    }
+    let normed = batch_norm(&rows_of(x)?, gamma, beta, eps)?;
+    Ok(BatchNormed { y: like(normed.y, x)?, ..normed })
 }
 
 /// Out of candle's operations, for other devices.
@@ -56,8 +69,7 @@ fn composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Batch
     let variance = centred.sqr()?.mean(0)?;
     let scale = (&variance + eps)?.sqrt()?.recip()?.mul(gamma)?;
     let y = centred.broadcast_mul(&scale)?.broadcast_add(beta)?;
-    let values = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
-    Ok(BatchNormed { y, mean: values(&mean)?, variance: values(&variance)? })
+    Ok(BatchNormed { y, mean: mean.detach(), variance: variance.detach() })
 }
 
 fn statistics<T: Real>(x: &[T], channels: usize) -> (Vec<f64>, Vec<f64>) {

@@ -66,6 +66,27 @@ impl Windows {
         Self { size, count, pixels: map[0] * map[1], table, regions, mixed }
     }
 
+    /// Pixels of one image.
+    pub(crate) fn pixels(&self) -> usize {
+        self.pixels
+    }
+
+    /// The pixel of every token, or -1.
+    pub(crate) fn table(&self) -> &[i32] {
+        &self.table
+    }
+
+    /// What is added to the product of every pair of tokens, `[count, tokens, tokens]`; nothing if every
+    /// window has one region.
+    pub(crate) fn mask(&self) -> Option<Vec<f64>> {
+        let one = self.mixed.iter().all(|m| !m);
+        let of_window = |regions: &[u8]| -> Vec<f64> {
+            let pairs = regions.iter().flat_map(|q| regions.iter().map(move |k| q == k));
+            pairs.map(|same| if same { 0.0 } else { MASKED }).collect()
+        };
+        (!one).then(|| self.regions.chunks_exact(self.tokens()).flat_map(of_window).collect())
+    }
+
     /// Tokens of a window.
     pub(crate) fn tokens(&self) -> usize {
         self.size[0] * self.size[1]

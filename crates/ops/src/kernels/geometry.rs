@@ -85,7 +85,7 @@ impl ConvSpec {
     }
 
     /// Output length and padding before, for one direction of length `size`.
-    fn along(&self, size: usize) -> Result<(usize, usize)> {
+    pub(crate) fn along(&self, size: usize) -> Result<(usize, usize)> {
         let reach = self.dilation * (self.kernel - 1) + 1;
         match self.padding {
             Padding::Symmetric(p) => {

@@ -57,6 +57,17 @@ impl Along {
         })
     }
 
+    /// `[inputs, outputs]`: column `i` holds the weights of output `i`.
+    pub(crate) fn matrix(&self) -> Vec<f64> {
+        let mut values = vec![0.0; self.inputs * self.outputs()];
+        for i in 0..self.outputs() {
+            for (at, weight) in self.at(i) {
+                values[at * self.outputs() + i] += weight;
+            }
+        }
+        values
+    }
+
     /// Outputs.
     pub(crate) fn outputs(&self) -> usize {
         self.ends.len()

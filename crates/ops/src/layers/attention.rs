@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
+
 use crate::buffers::Buf;
+use crate::graph::{self, WindowTables};
 use crate::kernels::attention::{Attention, Windows, bias_len, spread_bias};
 use crate::layers::Record;
 use crate::layers::linear::Linear;
@@ -83,7 +86,36 @@ impl WindowAttention {
         if let Some(node) = tape.sketched(|| Op::WindowAttention, &[&qkv], shape, false) {
             return Ok(node);
         }
+        if tape.composed.is_some() {
+            return self.compose(&qkv, tape);
+        }
         by_type!(tape, T => self.run::<T>(&qkv, tape))
+    }
+
+    /// As a candle graph.
+    fn compose(&self, qkv: &Node, tape: &mut Tape) -> Result<Node> {
+        let map = [qkv.shape[1], qkv.shape[2]];
+        let key = [map, self.window, self.shift];
+        let table = tape.weight(self.table);
+        let outside = match self.qkv.bias() {
+            Some(id) => tape.weight(id),
+            None => Tensor::zeros(3 * self.channels, tape.dtype(), tape.params().device())?,
+        };
+        let known = tape.composed.as_ref().and_then(|kept| kept.windows.get(&key)).cloned();
+        let tables = match known {
+            Some(tables) => tables,
+            None => {
+                let windows = Windows::new(map, self.window, self.shift);
+                let tables = WindowTables::new(&windows, tape.dtype(), tape.params().device())?;
+                if let Some(kept) = &mut tape.composed {
+                    kept.windows.insert(key, tables.clone());
+                }
+                tables
+            }
+        };
+        let x = tape.tensor("window attention", qkv)?;
+        let y = graph::window_attention(&x, &outside, &table, self.heads, &tables)?;
+        tape.composed_node(y)
     }
 
     fn run<T: Elem>(&self, qkv: &Node, tape: &mut Tape) -> Result<Node> {

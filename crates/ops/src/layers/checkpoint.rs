@@ -78,7 +78,13 @@ impl Tape {
         segment: impl Fn(&Node, &mut Tape) -> Result<Node> + Send + Sync + 'static,
     ) -> Result<Node> {
         let inside = self.segment != Pass::Outside; // where there is nothing left to save
-        if !self.checkpointing || !self.mode().records() || inside || self.is_sketching() {
+        // candle's graph keeps what it keeps.
+        if self.composed.is_some()
+            || !self.checkpointing
+            || !self.mode().records()
+            || inside
+            || self.is_sketching()
+        {
             return segment(x, self);
         }
         by_type!(self, T => self.checkpoint_t::<T>(x, Arc::new(segment)))

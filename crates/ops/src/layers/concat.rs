@@ -1,5 +1,7 @@
 //! Maps side by side.
 
+use candle_core::Tensor;
+
 use crate::buffers::Buf;
 use crate::kernels::elementwise::copy_columns;
 use crate::layers::Record;
@@ -48,6 +50,9 @@ impl Tape {
         let shape = [images, h, w, inputs.iter().map(|x| x.channels()).sum()];
         if let Some(node) = self.sketched(|| Op::Concat, inputs, shape, first.flat) {
             return Ok(node);
+        }
+        if let Some(node) = self.compose("concat", inputs, |x| Ok(Tensor::cat(x, 1)?)) {
+            return node;
         }
         by_type!(self, T => self.concat_t::<T>(inputs, first))
     }

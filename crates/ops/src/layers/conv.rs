@@ -1,6 +1,7 @@
 //! Convolution, batch norm and activation as one block.
 
 mod backward;
+mod composed;
 mod halves;
 mod pass;
 
@@ -161,8 +162,8 @@ impl ConvBnAct {
         if c != self.spec.inputs {
             return Err(Error::shape("conv", format!("{} input channels", self.spec.inputs), x.shape));
         }
-        let geo = tape.geo(self.spec, h, w)?;
-        let shape = [b, geo.output[0], geo.output[1], self.spec.outputs];
+        let (oh, ow) = self.spec.output_size(h, w)?;
+        let shape = [b, oh, ow, self.spec.outputs];
         if let Some(s) = shortcut
             && s.shape != shape
         {
@@ -173,6 +174,10 @@ impl ConvBnAct {
         if let Some(node) = tape.sketched(|| self.op(), &inputs, shape, flat) {
             return Ok(node);
         }
+        if tape.composed.is_some() {
+            return self.compose(x, shortcut, tape);
+        }
+        let geo = tape.geo(self.spec, h, w)?;
         if tape.bf16() && self.spec.groups == 1 && !x.flat {
             return self.run_halves(x, shortcut, shape, &geo, tape);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::buffers::Buf;
+use crate::graph;
 use crate::kernels::elementwise::{self, gelu, gelu_backward};
 use crate::layers::Record;
 use crate::sketch::Op;
@@ -48,6 +49,9 @@ impl Tape {
         if let Some(node) = self.sketched(|| Op::Gelu, &[x], x.shape, x.flat) {
             return Ok(node);
         }
+        if let Some(node) = self.compose("gelu", &[x], |x| graph::gelu(&x[0])) {
+            return node;
+        }
         by_type!(self, T => self.gelu_t::<T>(x))
     }
 
@@ -74,15 +78,18 @@ impl Tape {
         if !self.mode().trains() || p == 0.0 {
             return Ok(x.clone());
         }
-        by_type!(self, T => self.drop_path_t::<T>(x, p))
-    }
-
-    fn drop_path_t<T: Elem>(&mut self, x: &Node, p: f64) -> Result<Node> {
-        let values = self.values::<T>("drop_path", x)?;
         let (rng, step) = self.draw_key();
         let keep = 1.0 / (1.0 - p);
         let factor = |image: usize| if rng.at(step, image as u64).chance(p) { 0.0 } else { keep };
         let factors: Vec<f64> = (0..x.batch()).map(factor).collect();
+        if let Some(node) = self.compose("drop_path", &[x], |x| graph::scale_images(&x[0], &factors)) {
+            return node;
+        }
+        by_type!(self, T => self.drop_path_t::<T>(x, factors))
+    }
+
+    fn drop_path_t<T: Elem>(&mut self, x: &Node, factors: Vec<f64>) -> Result<Node> {
+        let values = self.values::<T>("drop_path", x)?;
         let mut out = T::lane(self).pool.take(values.len());
         elementwise::scale_images(&values, &factors, &mut out);
         let node = self.node(x.shape, x.flat, x.needs_grad, out);

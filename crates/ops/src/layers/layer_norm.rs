@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::buffers::Buf;
+use crate::graph;
 use crate::kernels::layer_norm;
 use crate::layers::Record;
 use crate::params::{Builder, Init};
@@ -39,6 +40,12 @@ impl LayerNorm {
         let op = || Op::LayerNorm { weight: self.weight, bias: self.bias, eps: EPS };
         if let Some(node) = tape.sketched(op, &[x], x.shape, x.flat) {
             return Ok(node);
+        }
+        let [weight, bias] = [self.weight, self.bias].map(|id| tape.weight(id));
+        if let Some(node) =
+            tape.compose("layer norm", &[x], |x| graph::layer_norm(&x[0], &weight, &bias, EPS))
+        {
+            return node;
         }
         by_type!(tape, T => self.run::<T>(x, tape))
     }

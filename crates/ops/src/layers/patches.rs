@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::buffers::Buf;
+use crate::graph;
 use crate::kernels::patches::{merge, split};
 use crate::layers::Record;
 use crate::sketch::Op;
@@ -32,6 +33,9 @@ impl Tape {
         let shape = [b, h.div_ceil(2), w.div_ceil(2), 4 * c];
         if let Some(node) = self.sketched(|| Op::MergePatches, &[x], shape, false) {
             return Ok(node);
+        }
+        if let Some(node) = self.compose("merge_patches", &[x], |x| graph::merge_patches(&x[0])) {
+            return node;
         }
         by_type!(self, T => self.merge_patches_t::<T>(x))
     }

@@ -1,6 +1,7 @@
 //! Maps of another size: bilinear resizing, adaptive average pooling, a vector on every pixel.
 
 use crate::buffers::Buf;
+use crate::graph;
 use crate::kernels::pool::{spread, sum_pixels};
 use crate::kernels::resample::{Along, resample};
 use crate::layers::Record;
@@ -79,6 +80,9 @@ impl Tape {
             return Ok(node);
         }
         let (rows, columns) = (along(x.shape[1], size.0), along(x.shape[2], size.1));
+        if let Some(node) = self.compose(op, &[x], |x| graph::resample(&x[0], &rows, &columns)) {
+            return node;
+        }
         by_type!(self, T => self.resample_t::<T>(op, x, rows, columns))
     }
 
@@ -112,6 +116,9 @@ impl Tape {
         let shape = [x.shape[0], size.0, size.1, x.shape[3]];
         if let Some(node) = self.sketched(|| Op::Expand, &[x], shape, false) {
             return Ok(node);
+        }
+        if let Some(node) = self.compose("expand", &[x], |x| graph::expand(&x[0], size)) {
+            return node;
         }
         by_type!(self, T => self.expand_t::<T>(x, size))
     }

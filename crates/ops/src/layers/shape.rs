@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use crate::buffers::Buf;
+use crate::graph;
 use crate::kernels::pool::{MaxPool, spread, sum_pixels};
 use crate::kernels::tap_gemm::Act;
 use crate::kernels::{self, elementwise};
 use crate::layers::Record;
+use crate::rng::Rng;
 use crate::sketch::Op;
 use crate::tape::{Backward, Elem, Node, Tape, by_type};
 use crate::{Error, Result};
@@ -96,6 +98,24 @@ impl<T: Elem> DropoutRecord<T> {
     }
 }
 
+/// 0 for what is dropped, `1 / (1 - p)` for the rest.
+fn draw_dropped<T: Elem>(scale: &mut [T], (rng, step): (Rng, u64), p: f64) {
+    const PART: usize = 4096;
+    let len = scale.len();
+    let keep = T::of(1.0 / (1.0 - p));
+    let limit = (p * f64::from(u32::MAX)) as u32;
+    let parts = kernels::Shared::new(scale);
+    kernels::parallel(len.div_ceil(PART), |i| {
+        // SAFETY: one part per task.
+        #[allow(unsafe_code)]
+        let part = unsafe { parts.range(i * PART, PART.min(len - i * PART)) };
+        let mut draw = rng.at(step, i as u64);
+        for s in part {
+            *s = if draw.next_u32() < limit { T::ZERO } else { keep };
+        }
+    });
+}
+
 impl Tape {
     /// Max pooling with padding that never wins: `[B, C, H, W]` to
     /// `[B, C, (H + 2p - k) / s + 1, (W + 2p - k) / s + 1]`. The first maximum of a window takes
@@ -129,6 +149,9 @@ impl Tape {
         if let Some(node) = self.sketched(op, &[x], shape, false) {
             return Ok(node);
         }
+        if let Some(node) = self.compose("max_pool", &[x], |x| graph::max_pool(&x[0], geo)) {
+            return node;
+        }
         by_type!(self, T => self.max_pool_t::<T>(x, b, geo))
     }
 
@@ -152,6 +175,9 @@ impl Tape {
         let shape = [x.shape[0], 1, 1, x.shape[3]];
         if let Some(node) = self.sketched(|| Op::GlobalAveragePool, &[x], shape, true) {
             return Ok(node);
+        }
+        if let Some(node) = self.compose("global_avg_pool", &[x], |x| graph::global_average(&x[0])) {
+            return node;
         }
         by_type!(self, T => self.global_avg_pool_t::<T>(x))
     }
@@ -181,6 +207,9 @@ impl Tape {
         if let Some(node) = self.sketched(|| Op::Add, &[a, b], a.shape, a.flat) {
             return Ok(node);
         }
+        if let Some(node) = self.compose("add", &[a, b], |x| graph::add(&x[0], &x[1])) {
+            return node;
+        }
         by_type!(self, T => self.sum_t::<T>(a, Some(b), Act::None))
     }
 
@@ -188,6 +217,9 @@ impl Tape {
     pub fn relu(&mut self, x: &Node) -> Result<Node> {
         if let Some(node) = self.sketched(|| Op::Relu, &[x], x.shape, x.flat) {
             return Ok(node);
+        }
+        if let Some(node) = self.compose("relu", &[x], |x| graph::activate(&x[0], Act::Relu)) {
+            return node;
         }
         by_type!(self, T => self.sum_t::<T>(x, None, Act::Relu))
     }
@@ -226,23 +258,17 @@ impl Tape {
     }
 
     fn dropout_t<T: Elem>(&mut self, x: &Node, p: f64) -> Result<Node> {
-        const PART: usize = 4096;
+        let key = self.draw_key();
+        if self.composed.is_some() {
+            let mut scale = vec![T::ZERO; x.shape.iter().product()];
+            draw_dropped(&mut scale, key, p);
+            let composed = self.compose("dropout", &[x], |y| graph::scale(&y[0], scale, x.shape));
+            return composed.unwrap_or_else(|| Ok(x.clone()));
+        }
         let values = self.values::<T>("dropout", x)?;
-        let (rng, step) = self.draw_key();
         let len = values.len();
         let mut scale = T::lane(self).pool.take(len);
-        let keep = T::of(1.0 / (1.0 - p));
-        let limit = (p * f64::from(u32::MAX)) as u32;
-        let parts = kernels::Shared::new(&mut scale);
-        kernels::parallel(len.div_ceil(PART), |i| {
-            // SAFETY: one part per task.
-            #[allow(unsafe_code)]
-            let part = unsafe { parts.range(i * PART, PART.min(len - i * PART)) };
-            let mut draw = rng.at(step, i as u64);
-            for s in part {
-                *s = if draw.next_u32() < limit { T::ZERO } else { keep };
-            }
-        });
+        draw_dropped(&mut scale, key, p);
         let mut out = T::lane(self).pool.take(len);
         elementwise::multiply(&values, &scale, &mut out);
         let needs_grad = x.needs_grad;

@@ -1,10 +1,11 @@
 //! Adam and AdamW.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use candle_core::{Device, Tensor};
 
-use super::{Hyper, Moment, Moments, by_type, moment_tensor, movable, read_moment};
+use super::{Hyper, Moment, Moments, by_type, composed, moment_tensor, movable, read_moment};
 use crate::gradients::Gradients;
 use crate::kernels::optim::{AdamStep, adam};
 use crate::params::{Param, Params};
@@ -65,11 +66,13 @@ impl Adam {
         id: ParamId,
         hyper: Hyper,
     ) -> Result<()> {
-        let len = params.get(id).var().elem_count();
-        let new = || State { steps: 0, first: T::make(len), second: T::make(len) };
-        let state = self.state.entry(id).or_insert_with(new);
-        let (Some(m), Some(v)) = (T::of_state(&mut state.first), T::of_state(&mut state.second)) else {
-            return Err(Error::usage("adam", "the state has another element type than the parameters"));
+        let state = match self.state.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(State {
+                steps: 0,
+                first: Moment::zeros(params, id)?,
+                second: Moment::zeros(params, id)?,
+            }),
         };
         state.steps += 1;
         let correction = self.betas.map(|beta| 1.0 - beta.powf(state.steps as f64));
@@ -80,6 +83,14 @@ impl Adam {
             eps: self.eps,
             weight_decay: hyper.weight_decay,
             decoupled: self.decoupled,
+        };
+        if let (Moment::Tensor(m), Moment::Tensor(v), Some(g)) =
+            (&mut state.first, &mut state.second, gradients.tensor(id))
+        {
+            return composed::adam(params, id, g, [m, v], step);
+        }
+        let (Some(m), Some(v)) = (T::of_state(&mut state.first), T::of_state(&mut state.second)) else {
+            return Err(Error::usage("adam", "the state has another element type than the parameters"));
         };
         gradients
             .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| adam(p, g, m, v, step)))?

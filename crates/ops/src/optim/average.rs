@@ -22,8 +22,7 @@ impl Average {
         let mut values = Vec::new();
         for param in params.all().into_iter().filter(|p| wanted(p)) {
             if let Some(id) = params.id(&param.name) {
-                let flat = param.var().flatten_all()?;
-                values.push((id, read_moment(params, &param.name, &flat)?.1));
+                values.push((id, read_moment(params, &param.name, param.var().as_tensor())?.1));
             }
         }
         Ok(Self { decay, values })
@@ -33,6 +32,11 @@ impl Average {
     pub fn update(&mut self, params: &Params) -> Result<()> {
         let decay = self.decay;
         for (id, average) in &mut self.values {
+            if let Moment::Tensor(average) = average {
+                let now = (params.get(*id).var().as_detached_tensor() * (1.0 - decay))?;
+                *average = ((&*average * decay)? + now)?;
+                continue;
+            }
             by_type!(params, T => each::<T>(params, *id, average, |a, p| {
                 *a = T::of(decay * a.wide() + (1.0 - decay) * p.wide());
             }))?;
@@ -44,6 +48,12 @@ impl Average {
     /// train on.
     pub fn swap(&mut self, params: &Params) -> Result<()> {
         for (id, average) in &mut self.values {
+            if let Moment::Tensor(average) = average {
+                let now = params.get(*id).var().as_detached_tensor().copy()?;
+                params.set(*id, average)?;
+                *average = now;
+                continue;
+            }
             by_type!(params, T => each::<T>(params, *id, average, std::mem::swap))?;
         }
         Ok(())

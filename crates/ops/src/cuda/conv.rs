@@ -1,0 +1,269 @@
+//! Convolution: forward, gradient of the map, gradient of the weight.
+
+use std::ffi::c_void;
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::cudnn::sys;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
+
+use super::descriptors::{Convolution, Filter, Map};
+use super::{Context, Number, factor, fresh, math, read, sizes, view, write_to};
+use crate::kernels::geometry::ConvSpec;
+
+/// More memory than this an algorithm does not get.
+const MOST_WORKSPACE: usize = 1 << 30;
+
+/// A convolution on maps of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Geometry {
+    x: [i32; 4],
+    weight: [i32; 4],
+    y: [i32; 4],
+    pad: [i32; 2],
+    stride: i32,
+    dilation: i32,
+    groups: i32,
+}
+
+/// Which of the three passes; what they read, and what they make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Pass {
+    /// Map and weight to result.
+    Forward,
+    /// Weight and gradient of the result to gradient of the map.
+    Data,
+    /// Map and gradient of the result to gradient of the weight.
+    Weight,
+}
+
+/// What an algorithm is chosen for.
+pub(super) type Key = (Geometry, Pass, DType, bool);
+
+/// An algorithm and its workspace in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Algorithm {
+    choice: Choice,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Choice {
+    Forward(sys::cudnnConvolutionFwdAlgo_t),
+    Data(sys::cudnnConvolutionBwdDataAlgo_t),
+    Weight(sys::cudnnConvolutionBwdFilterAlgo_t),
+}
+
+/// `[B, C, H, W]` with `weight [O, C / groups, k, k]` to `[B, O, H', W']`, checked before.
+pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> crate::Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let ((oh, top), (ow, left)) = (spec.along(h)?, spec.along(w)?);
+    // cuDNN pads alike on both sides; what is missing behind is put there first.
+    let reach = spec.dilation * (spec.kernel - 1) + 1;
+    let behind = |size: usize, out: usize, before: usize| {
+        ((out - 1) * spec.stride + reach).saturating_sub(size + 2 * before)
+    };
+    let (more_h, more_w) = (behind(h, oh, top), behind(w, ow, left));
+    let mut x = x.clone();
+    if more_h > 0 {
+        x = x.pad_with_zeros(2, 0, more_h)?;
+    }
+    if more_w > 0 {
+        x = x.pad_with_zeros(3, 0, more_w)?;
+    }
+    let geometry = Geometry {
+        x: sizes([b, c, h + more_h, w + more_w])?,
+        weight: sizes(spec.weight_shape())?,
+        y: sizes([b, spec.outputs, oh, ow])?,
+        pad: sizes([top, left])?,
+        stride: sizes([spec.stride])?[0],
+        dilation: sizes([spec.dilation])?[0],
+        groups: sizes([spec.groups])?[0],
+    };
+    let op = Conv { geometry, pass: Pass::Forward };
+    Ok(x.contiguous()?.apply_op2(&weight.contiguous()?, op)?)
+}
+
+struct Conv {
+    geometry: Geometry,
+    pass: Pass,
+}
+
+struct Descriptors {
+    x: Map,
+    weight: Filter,
+    y: Map,
+    conv: Convolution,
+}
+
+impl Conv {
+    fn descriptors<T: Number>(&self) -> Result<Descriptors> {
+        let g = &self.geometry;
+        Ok(Descriptors {
+            x: Map::new::<T>(g.x)?,
+            weight: Filter::new::<T>(g.weight)?,
+            y: Map::new::<T>(g.y)?,
+            conv: Convolution::new::<T>(g.pad, g.stride, g.dilation, g.groups, math())?,
+        })
+    }
+
+    fn target(&self) -> [i32; 4] {
+        match self.pass {
+            Pass::Forward => self.geometry.y,
+            Pass::Data => self.geometry.x,
+            Pass::Weight => self.geometry.weight,
+        }
+    }
+
+    /// The first of cuDNN's list, which is sorted by expected time, that is deterministic and frugal.
+    fn algorithm<T: Number>(&self, d: &Descriptors, context: &mut Context) -> Result<Algorithm> {
+        let key = (self.geometry, self.pass, T::TYPE, math() == sys::cudnnMathType_t::CUDNN_FMA_MATH);
+        if let Some(known) = context.algorithms.get(&key) {
+            return Ok(*known);
+        }
+        macro_rules! ask {
+            ($choice:path, $call:path, $perf:ty, $($descriptor:expr),*) => {{
+                let mut found = 0;
+                // SAFETY: plain numbers, for which zeros are valid values.
+                let mut list: [$perf; 10] = unsafe { std::mem::zeroed() };
+                // SAFETY: all descriptors are alive, and the list has that many places.
+                unsafe { $call(context.handle, $($descriptor),*, 10, &mut found, list.as_mut_ptr()) }.result()?;
+                list.iter()
+                    .take(usize::try_from(found).unwrap_or(0))
+                    .filter(|a| a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC)
+                    .filter(|a| a.status.result().is_ok() && a.memory <= MOST_WORKSPACE)
+                    .map(|a| Algorithm { choice: $choice(a.algo), bytes: a.memory })
+                    .next()
+            }};
+        }
+        let (x, w, y, conv) = (d.x.raw(), d.weight.raw(), d.y.raw(), d.conv.raw());
+        let chosen = match self.pass {
+            Pass::Forward => ask!(
+                Choice::Forward,
+                sys::cudnnGetConvolutionForwardAlgorithm_v7,
+                sys::cudnnConvolutionFwdAlgoPerf_t,
+                x,
+                w,
+                conv,
+                y
+            ),
+            Pass::Data => ask!(
+                Choice::Data,
+                sys::cudnnGetConvolutionBackwardDataAlgorithm_v7,
+                sys::cudnnConvolutionBwdDataAlgoPerf_t,
+                w,
+                y,
+                conv,
+                x
+            ),
+            Pass::Weight => ask!(
+                Choice::Weight,
+                sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7,
+                sys::cudnnConvolutionBwdFilterAlgoPerf_t,
+                x,
+                y,
+                conv,
+                w
+            ),
+        };
+        let Some(chosen) = chosen else {
+            candle_core::bail!(
+                "cuDNN has no deterministic algorithm for {:?} of {:?}",
+                self.pass,
+                self.geometry
+            )
+        };
+        context.algorithms.insert(key, chosen);
+        Ok(chosen)
+    }
+
+    fn run<T: Number>(
+        &self,
+        a: CudaView<'_, T>,
+        b: CudaView<'_, T>,
+        device: &CudaDevice,
+    ) -> Result<CudaSlice<T>> {
+        let len = self.target().iter().map(|d| *d as usize).product();
+        let mut out = fresh::<T>(device, len)?;
+        let d = self.descriptors::<T>()?;
+        Context::with(device, |context| {
+            let algorithm = self.algorithm::<T>(&d, context)?;
+            let handle = context.handle;
+            let stream = device.cuda_stream();
+            let (one, zero) = (T::of(1.0), T::ZERO);
+            let (one, zero) = (factor(&one), factor(&zero));
+            let space = context.workspace(algorithm.bytes, device)?;
+            read!(a = &a, &stream);
+            read!(b = &b, &stream);
+            write_to!(out = &mut out, &stream);
+            write_to!(space = space, &stream);
+            let (x, w, y, conv) = (d.x.raw(), d.weight.raw(), d.y.raw(), d.conv.raw());
+            let bytes = algorithm.bytes;
+            // SAFETY: descriptors say what memory the pointers have, which lives until the call is in
+            // the stream and is freed in its order.
+            let status = unsafe {
+                match algorithm.choice {
+                    Choice::Forward(algo) => sys::cudnnConvolutionForward(
+                        handle, one, x, a, w, b, conv, algo, space, bytes, zero, y, out,
+                    ),
+                    Choice::Data(algo) => sys::cudnnConvolutionBackwardData(
+                        handle, one, w, a, y, b, conv, algo, space, bytes, zero, x, out,
+                    ),
+                    Choice::Weight(algo) => sys::cudnnConvolutionBackwardFilter(
+                        handle, one, x, a, y, b, conv, algo, space, bytes, zero, w, out,
+                    ),
+                }
+            };
+            Ok(status.result()?)
+        })?;
+        Ok(out)
+    }
+}
+
+impl CustomOp2 for Conv {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        candle_core::bail!("conv2d: this form of it runs on a card")
+    }
+
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        a_layout: &Layout,
+        b: &CudaStorage,
+        b_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let device = a.device();
+        let shape = Shape::from(self.target().map(|d| d as usize).to_vec());
+        let storage = match a.dtype() {
+            DType::F64 => {
+                let out = self.run(view::<f64>(a, a_layout)?, view(b, b_layout)?, device)?;
+                CudaStorage::wrap_cuda_slice(out, device.clone())
+            }
+            _ => {
+                let out = self.run(view::<f32>(a, a_layout)?, view(b, b_layout)?, device)?;
+                CudaStorage::wrap_cuda_slice(out, device.clone())
+            }
+        };
+        Ok((storage, shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let of = |pass: Pass, a: &Tensor| a.apply_op2_no_bwd(&dy, &Conv { geometry: self.geometry, pass });
+        // Nothing for images and weights that need none.
+        let dx = x.track_op().then(|| of(Pass::Data, weight)).transpose()?;
+        let dw = weight.track_op().then(|| of(Pass::Weight, x)).transpose()?;
+        Ok((dx, dw))
+    }
+}
