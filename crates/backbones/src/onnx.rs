@@ -283,6 +283,7 @@ impl Graph<'_> {
                     self.apply("Transpose", &[&normal], &[Attribute::Ints("perm", &[0, 3, 1, 2])])
                 }
             }
+            Op::Elu => self.apply("Elu", &[&x], &[]),
             Op::Gelu => {
                 let root = self.constant(&[], &[std::f32::consts::SQRT_2]);
                 let (one, half) = (self.constant(&[], &[1.0]), self.constant(&[], &[0.5]));

@@ -81,6 +81,8 @@ pub enum Op {
     },
     /// `x * P(normal <= x)`.
     Gelu,
+    /// `x` above zero, `exp(x) - 1` below.
+    Elu,
     /// Attention inside windows, from queries, keys and values side by side.
     WindowAttention,
     /// Four neighbours side by side.
