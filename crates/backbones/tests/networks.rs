@@ -1,7 +1,7 @@
 //! The battery that every registered network goes through.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_backbones::{count, registry, usual_size};
+use stillhouse_backbones::{count, is_frozen, registry, usual_size};
 use stillhouse_core::network::{Backbone, BackboneRequest};
 use stillhouse_core::{Params, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
@@ -113,7 +113,7 @@ fn small(name: &str) -> (BackboneRequest, usize) {
 fn smallest() -> Vec<BackboneRequest> {
     let family = |name: &str| name.chars().take_while(|c| c.is_alphabetic()).collect::<String>();
     let mut found: Vec<(String, BackboneRequest, usize)> = Vec::new();
-    for row in registry().rows() {
+    for row in registry().rows().iter().filter(|row| !is_frozen(row.name)) {
         let (request, parameters) = small(row.name);
         match found.iter_mut().find(|(name, ..)| *name == family(row.name)) {
             Some((_, least, fewest)) if parameters < *fewest => (*least, *fewest) = (request, parameters),
@@ -131,7 +131,9 @@ fn run_rows(large: bool) {
     let small_ones = smallest();
     // Rows that name their backbone are the row whose backbone is a variant.
     let rows = registry();
-    for row in rows.rows().iter().filter(|row| !row.name.starts_with("deeplabv3plus_")) {
+    for row in
+        rows.rows().iter().filter(|row| !row.name.starts_with("deeplabv3plus_") && !is_frozen(row.name))
+    {
         let (request, parameters) = small(row.name);
         let is_large = parameters > LARGE && small_ones.iter().all(|r| r.name != row.name);
         if is_large == large {

@@ -30,6 +30,8 @@ pub struct NormIds {
 pub enum Op {
     /// The images.
     Input,
+    /// What was computed outside of the tape.
+    Outside,
     /// `act(norm(conv(x) + bias) + shortcut)`; the shortcut is the second input, where there is one.
     /// A linear layer is a convolution of one pixel whose weight has two dimensions.
     Conv {
