@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench cuda-check gpu-check clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench cuda-check gpu-check clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ test: cargo ## Run all tests of the workspace
 
 test-long: cargo ## Run the tests that take longer than `make test` may: every method on every network, the largest networks
 	$(CARGO) test --workspace --locked -- --ignored
+
+test-transformers: cargo ## Compare the teachers of candle-transformers (feature `transformers`) with timm's values
+	$(CARGO) test --locked -p stillhouse-backbones --features transformers --test transformers
 
 check: fmt clippy docs deny ## Format, clippy, rustdoc, licences, layers: what a change has to pass besides the tests
 	$(CARGO) test --locked -p stillhouse-tests --test layers --test documents

@@ -298,7 +298,12 @@ fn two_steps_a_batch_have_a_table() {
     let mut args = vec!["reproduce", "mksmt_cub", "--profile", "smoke", "--json"];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
     let json = run(folder.path(), &args).code(0).json();
-    assert!(json["caption"].as_str().unwrap().contains("species (embedded, procedural)"), "{json}");
+    for part in [
+        "species (embedded, procedural)",
+        "Steps of a batch: 2 (1. ce at exit3.logits, runs to exit 3 and moves",
+    ] {
+        assert!(json["caption"].as_str().unwrap().contains(part), "{json}");
+    }
     let cells = json["cells"].as_array().unwrap();
     assert!(
         cells.iter().all(|c| c["student"] == "swin_tiny_patch4_window7_224" && c["state"] == "done"),

@@ -4,8 +4,8 @@
 //! Self-Distillation for Fine-Grained Image Recognition", Journal of Computer Research and
 //! Development 60(8), 2023, DOI 10.7544/issn1000-1239.202330262: two exits, at the third and the
 //! fourth stage. The paper names an output-processing module that brings stages of any width to
-//! vectors of one length K; here it is layer norm, mean over the map, linear, GELU, then the output
-//! layer. `logits` are those of the fourth stage, at which the paper infers. With `at = [2, 3]` there
+//! vectors of one length K; its figure is lost, so it has several forms ([`Opm`]), after each of which
+//! comes the output layer. `logits` are those of the fourth stage, at which the paper infers. With `at = [2, 3]` there
 //! is an exit at the second stage too, for the paper's training in three steps.
 //!
 //! `exits`: early exits at any stages of a network, and one at the last: *paper* Zhang et al.,
@@ -16,7 +16,7 @@
 //! *Taps*: the backbone's (`F1`..); for an exit at `F<i>` `exit<i>.feat`, the vector before its output
 //! layer, and `exit<i>.logits`; `embedding` and `logits`, those of the last exit.
 //!
-//! *Names*: timm's below `backbone.`; `opm<i>.norm`, `opm<i>.fc`, `out<i>`; for convolutions
+//! *Names*: timm's below `backbone.`; `opm<i>.norm`, `opm<i>.fc`, `opm<i>.bn`, `out<i>`; for convolutions
 //! `exit<i>.conv<j>` and `exit<i>.bn<j>`.
 
 use candle_core::Tensor;
@@ -52,7 +52,8 @@ pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
 fn mksmt_defaults() -> String {
     "backbone = \"swin_large_patch4_window12_384\"  # Yu et al. 2023, section 3\n\
      k = 896  # ours: meets the paper's 1.1 % more parameters\n\
-     at = [3]  # Yu et al. 2023: early exits; [2, 3] for three steps\n"
+     at = [3]  # Yu et al. 2023: early exits; [2, 3] for three steps\n\
+     opm = \"ln_pool_linear_gelu\"  # ours, the paper's figure is lost; \"ln_pool_linear_bn_elu\", \"ln_pool_linear\"\n"
         .into()
 }
 
@@ -60,7 +61,8 @@ fn exits_defaults() -> String {
     "backbone = \"resnet18\"  # Zhang et al. 2019\n\
      at = [1, 2, 3]  # Zhang et al. 2019: after every stage\n\
      kind = \"conv\"  # Zhang et al. 2019: convolutions down to the last stage's size; \"linear\", \"opm\"\n\
-     k = 256  # ours: length of the vectors of \"opm\"\n"
+     k = 256  # ours: length of the vectors of \"opm\"\n\
+     opm = \"ln_pool_linear_gelu\"  # ours, for the kind \"opm\"; \"ln_pool_linear_bn_elu\", \"ln_pool_linear\"\n"
         .into()
 }
 
@@ -80,6 +82,22 @@ enum Kind {
     Opm,
 }
 
+/// Forms of MKSMT's output-processing module: layer norm over the channels, mean over the map, linear,
+/// and what follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+enum Opm {
+    /// GELU.
+    #[default]
+    #[serde(rename = "ln_pool_linear_gelu")]
+    Gelu,
+    /// Batch norm over K and ELU.
+    #[serde(rename = "ln_pool_linear_bn_elu")]
+    BnElu,
+    /// Nothing.
+    #[serde(rename = "ln_pool_linear")]
+    Linear,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Variant {
@@ -91,9 +109,11 @@ struct Variant {
     kind: Option<Kind>,
     #[serde(default)]
     k: Option<usize>,
+    #[serde(default)]
+    opm: Option<Opm>,
 }
 
-const KEYS: [&str; 4] = ["backbone", "at", "kind", "k"];
+const KEYS: [&str; 5] = ["backbone", "at", "kind", "k", "opm"];
 
 /// What an exit does with a map before its output layer.
 #[derive(Debug)]
@@ -102,8 +122,8 @@ enum Module {
     Mean,
     /// Convolutions of stride 2, then the mean.
     Convs(Vec<ConvBnAct>),
-    /// Layer norm, mean over the map, linear, GELU.
-    Opm(LayerNorm, Linear),
+    /// Layer norm, mean over the map, linear, and what the form says.
+    Opm(Opm, LayerNorm, Linear),
 }
 
 /// One exit.
@@ -129,11 +149,15 @@ impl Exit {
                 }
                 tape.global_avg_pool(&x)?
             }
-            Module::Opm(norm, fc) => {
+            Module::Opm(form, norm, fc) => {
                 let x = norm.forward(x, tape)?;
                 let x = tape.global_avg_pool(&x)?;
                 let x = fc.forward(&x, tape)?;
-                tape.gelu(&x)?
+                match form {
+                    Opm::Gelu => tape.gelu(&x)?,
+                    Opm::BnElu => tape.elu(&x)?,
+                    Opm::Linear => x,
+                }
             }
         };
         tape.tap(&self.feat, &feat)?;
@@ -150,7 +174,12 @@ impl Exit {
                     size = work.conv_bn(conv, size)?;
                 }
             }
-            Module::Opm(_, fc) => work.linear(fc),
+            Module::Opm(form, _, fc) => {
+                work.linear(fc);
+                if *form == Opm::BnElu {
+                    work.batch_norm_outputs += fc.outputs() as u64;
+                }
+            }
         }
         work.linear(&self.out);
         Ok(())
@@ -178,7 +207,7 @@ impl Exits {
         let name = request.name.clone();
         check_classes(request)?;
         let (own, inner) = split(&request.variant, &KEYS);
-        let Variant { backbone, at, kind, k } = from_table(&own, &format!("variant of {name}"))?;
+        let Variant { backbone, at, kind, k, opm } = from_table(&own, &format!("variant of {name}"))?;
         let mksmt = name == "mksmt";
         if mksmt && kind.is_some() {
             return Err(Error::unfit(&name, "its module is given; `kind` is for the network `exits`"));
@@ -188,6 +217,13 @@ impl Exits {
         let k = k.unwrap_or(if mksmt { 896 } else { 256 });
         if k == 0 {
             return Err(Error::unfit(&name, "k is 0; expected at least 1"));
+        }
+        let form = opm.unwrap_or_default();
+        if kind != Kind::Opm && form != Opm::default() {
+            return Err(Error::unfit(
+                &name,
+                "`opm` is of the kind \"opm\"; set `kind` to it, or leave `opm` out",
+            ));
         }
         let backbone = backbone.unwrap_or_else(|| default.to_string());
         let inner = BackboneRequest { name: backbone, classes: request.classes, variant: inner };
@@ -207,7 +243,7 @@ impl Exits {
         let mut taps = body.taps().to_vec();
         let mut exits = Vec::new();
         for i in at {
-            let exit = exit(kind, k, i, &stages, request.classes, p)?;
+            let exit = exit((kind, form, k), i, &stages, request.classes, p)?;
             taps.push(TapSpec::vector(&exit.feat, exit.out.inputs()));
             taps.push(TapSpec::vector(&exit.logits, request.classes));
             exits.push(exit);
@@ -235,7 +271,13 @@ impl Exits {
 }
 
 /// The exit at stage `i`, from 1; the last stage has nothing to convolve.
-fn exit(kind: Kind, k: usize, i: usize, stages: &[TapSpec], classes: usize, p: &Builder) -> Result<Exit> {
+fn exit(
+    (kind, form, k): (Kind, Opm, usize),
+    i: usize,
+    stages: &[TapSpec],
+    classes: usize,
+    p: &Builder,
+) -> Result<Exit> {
     let channels = stages[i - 1].channels;
     let (module, inputs) = match kind {
         Kind::Linear => (Module::Mean, channels),
@@ -255,7 +297,11 @@ fn exit(kind: Kind, k: usize, i: usize, stages: &[TapSpec], classes: usize, p: &
             let at = p.pp(format!("opm{i}"));
             let init = Init::fan_in_uniform(channels);
             let norm = LayerNorm::new(channels, "norm", &at)?;
-            (Module::Opm(norm, Linear::new(channels, k, "fc", init, Some(init), &at)?), k)
+            let fc = match form {
+                Opm::BnElu => Linear::with_bn(channels, k, ("fc", "bn"), (init, init), &at)?,
+                Opm::Gelu | Opm::Linear => Linear::new(channels, k, "fc", init, Some(init), &at)?,
+            };
+            (Module::Opm(form, norm, fc), k)
         }
     };
     let init = Init::fan_in_uniform(inputs);

@@ -30,6 +30,8 @@ mod protobuf;
 pub mod resnet;
 mod save;
 pub mod swin;
+#[cfg(feature = "transformers")]
+mod transformers;
 pub mod vgg;
 mod weights;
 pub mod weights_file;
@@ -56,19 +58,34 @@ struct Family {
     work: fn(&BackboneRequest, &Builder, (usize, usize)) -> Result<Work>,
     /// Builds a size without its head, for networks that put another on it.
     body: Option<BuildBody>,
+    /// Whether nothing but the last layer learns.
+    frozen: bool,
 }
 
 type BuildBody = fn(&BackboneRequest, &Builder) -> Result<Box<dyn Body>>;
 
 /// Every architecture, in the order of listing.
 const FAMILIES: &[Family] = &[
-    Family { rows: resnet::ROWS, work: resnet::work, body: Some(resnet::body) },
-    Family { rows: mobilenetv2::ROWS, work: mobilenetv2::work, body: Some(mobilenetv2::body) },
-    Family { rows: vgg::ROWS, work: vgg::work, body: Some(vgg::body) },
-    Family { rows: cifar_resnet::ROWS, work: cifar_resnet::work, body: Some(cifar_resnet::body) },
-    Family { rows: swin::ROWS, work: swin::work, body: Some(swin::body) },
-    Family { rows: exits::ROWS, work: exits::work, body: None },
-    Family { rows: deeplabv3plus::ROWS, work: deeplabv3plus::work, body: None },
+    Family { rows: resnet::ROWS, work: resnet::work, body: Some(resnet::body), frozen: false },
+    Family { rows: mobilenetv2::ROWS, work: mobilenetv2::work, body: Some(mobilenetv2::body), frozen: false },
+    Family { rows: vgg::ROWS, work: vgg::work, body: Some(vgg::body), frozen: false },
+    Family {
+        rows: cifar_resnet::ROWS,
+        work: cifar_resnet::work,
+        body: Some(cifar_resnet::body),
+        frozen: false,
+    },
+    Family { rows: swin::ROWS, work: swin::work, body: Some(swin::body), frozen: false },
+    Family { rows: exits::ROWS, work: exits::work, body: None, frozen: false },
+    Family { rows: deeplabv3plus::ROWS, work: deeplabv3plus::work, body: None, frozen: false },
+    #[cfg(feature = "transformers")]
+    transformers::family(transformers::CONVNEXT),
+    #[cfg(feature = "transformers")]
+    transformers::family(transformers::EFFICIENTNET),
+    #[cfg(feature = "transformers")]
+    transformers::family(transformers::VIT),
+    #[cfg(feature = "transformers")]
+    transformers::family(transformers::DINOV2),
 ];
 
 /// All networks of this crate by name.
@@ -84,6 +101,16 @@ pub fn registry() -> Registry<BackboneBuild> {
     Registry::new("backbone", &rows)
 }
 
+/// Whether nothing of a network but its last layer learns: candle's own, behind the feature
+/// `transformers`.
+///
+/// ```
+/// assert!(!stillhouse_backbones::is_frozen("resnet18"));
+/// ```
+pub fn is_frozen(name: &str) -> bool {
+    FAMILIES.iter().any(|family| family.frozen && family.rows.iter().any(|row| row.name == name))
+}
+
 /// Side of the square images that a network is made for, in pixels. Swin Transformers can run on no
 /// other without `img_size`.
 ///
@@ -96,6 +123,7 @@ pub fn usual_size(name: &str) -> usize {
         "mksmt" => 384,
         _ if name.ends_with("_384") => 384,
         _ if name.starts_with("cifar_") => 32,
+        _ if name.ends_with("_dinov2") => 518,
         _ => 224,
     }
 }

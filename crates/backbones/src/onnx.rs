@@ -2,7 +2,7 @@
 //!
 //! Operation set 17. Batch norms stay nodes of their own, runtimes fold them. Weights have their
 //! names; the batch is free, rows and columns are those that were asked for. Networks with window
-//! attention cannot be written.
+//! attention and those of candle-transformers cannot be written.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -76,7 +76,8 @@ pub fn model(
         shapes: HashMap::new(),
         count: 0,
     };
-    if sketch.steps.iter().any(|step| matches!(step.op, Op::WindowAttention | Op::MergePatches)) {
+    let lacks = |step: &Step| matches!(step.op, Op::WindowAttention | Op::MergePatches | Op::Outside);
+    if sketch.steps.iter().any(lacks) {
         return Err(not_in_onnx(network.name()));
     }
     for step in &sketch.steps {
@@ -116,8 +117,8 @@ pub fn model(
 const IMAGES: &str = "images";
 
 fn not_in_onnx(who: &str) -> CoreError {
-    let what = "cannot be written as ONNX: window attention is not among what is written; its weights \
-                can be exported without it";
+    let what = "cannot be written as ONNX: window attention and candle's own networks are not among what \
+                is written; its weights can be exported without it";
     CoreError::unfit(who, what)
 }
 
@@ -283,6 +284,7 @@ impl Graph<'_> {
                     self.apply("Transpose", &[&normal], &[Attribute::Ints("perm", &[0, 3, 1, 2])])
                 }
             }
+            Op::Elu => self.apply("Elu", &[&x], &[]),
             Op::Gelu => {
                 let root = self.constant(&[], &[std::f32::consts::SQRT_2]);
                 let (one, half) = (self.constant(&[], &[1.0]), self.constant(&[], &[0.5]));
@@ -292,7 +294,7 @@ impl Graph<'_> {
                 let product = self.apply("Mul", &[&x, &sum], &[]);
                 self.apply("Mul", &[&product, &half], &[])
             }
-            Op::WindowAttention | Op::MergePatches => return Err(not_in_onnx(self.who)),
+            Op::WindowAttention | Op::MergePatches | Op::Outside => return Err(not_in_onnx(self.who)),
         };
         self.values.insert(step.output, result);
         let shape = if step.flat { vec![channels] } else { vec![channels, height, width] };

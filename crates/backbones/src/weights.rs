@@ -32,6 +32,9 @@ const MANIFESTS: &[(&str, &str)] = manifests![
     "swin_base_patch4_window7_224.imagenet",
     "swin_base_patch4_window12_384.imagenet",
     "swin_large_patch4_window12_384.imagenet",
+    "convnext_tiny.imagenet",
+    "tf_efficientnet_b0.imagenet",
+    "vit_small_patch16_224.imagenet",
 ];
 
 /// What is known of one weights file.
@@ -159,12 +162,15 @@ impl Manifest {
     }
 }
 
-/// All weights that have a manifest.
+/// All weights that have a manifest, of the networks that this build has.
 ///
 /// # Errors
 /// A manifest that cannot be read; a test keeps them readable.
 pub fn manifests() -> Result<Vec<Manifest>> {
-    MANIFESTS.iter().map(|(title, text)| config::parse(text, &format!("weights/{title}.toml"))).collect()
+    let read = |(title, text): &(&str, &str)| config::parse(text, &format!("weights/{title}.toml"));
+    let all: Vec<Manifest> = MANIFESTS.iter().map(read).collect::<Result<_>>()?;
+    let built = |name: &str| FAMILIES.iter().any(|f| f.rows.iter().any(|row| row.name == name));
+    Ok(all.into_iter().filter(|m| built(&m.arch)).collect())
 }
 
 /// Endings of files that are taken as they are.

@@ -245,6 +245,9 @@ fn manifests_are_whole() {
         .collect();
     embedded.sort();
     there.sort();
+    // Without the feature there are no networks of candle-transformers, and so no weights for them.
+    let built = |name: &String| registry().get(name.split('.').next().unwrap()).is_ok();
+    there.retain(|name| cfg!(feature = "transformers") || built(name));
     assert_eq!(embedded, there, "every manifest of weights/ is embedded, under its own name");
     for m in all {
         // Whole, its beginning, or not known.

@@ -63,6 +63,12 @@ pub(crate) fn load(name: &str, sets: &[String]) -> Result<Experiment, Problem> {
     Ok(experiment)
 }
 
+/// The text of an experiment of the program.
+fn builtin(name: &str) -> stillhouse_core::Result<String> {
+    let found = BUILTIN.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_string());
+    found.ok_or_else(|| stillhouse_core::Error::unfit(name, "is no experiment of this program"))
+}
+
 fn open(name: &str) -> Result<Experiment, Problem> {
     let path = Path::new(name);
     if path.is_file() {
@@ -76,8 +82,8 @@ fn open(name: &str) -> Result<Experiment, Problem> {
     match all.iter().find(|f| f.name == name) {
         Some(Found { path: Some(path), .. }) => Experiment::load(path).prepared(),
         Some(Found { path: None, .. }) => {
-            let text = BUILTIN.iter().find(|(n, _)| *n == name).map(|(_, t)| *t).unwrap_or_default();
-            Experiment::parse(text, &format!("experiments/{name}.toml (of this program)"), name).prepared()
+            let origin = format!("experiments/{name}.toml (of this program)");
+            Experiment::parse_beside(&builtin(name)?, &origin, name, &builtin).prepared()
         }
         None => {
             let names: Vec<&str> = all.iter().map(|f| f.name.as_str()).collect();
@@ -96,6 +102,13 @@ mod tests {
     fn experiments_of_the_program_can_be_read() {
         for (name, _) in BUILTIN {
             assert_eq!(load(name, &[]).unwrap().name(), *name);
+        }
+        for (name, table) in
+            [("mksmt_cub", "p3.cub"), ("mksmt_nabirds", "p3.nabirds"), ("mksmt_dogs", "p3.dogs")]
+        {
+            let experiment = load(name, &[]).unwrap();
+            assert_eq!(experiment.published()["table"].as_str(), Some(table));
+            assert_eq!(experiment.profiles(), ["paper", "reduced", "smoke"]);
         }
     }
 

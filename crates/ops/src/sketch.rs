@@ -30,6 +30,8 @@ pub struct NormIds {
 pub enum Op {
     /// The images.
     Input,
+    /// What was computed outside of the tape.
+    Outside,
     /// `act(norm(conv(x) + bias) + shortcut)`; the shortcut is the second input, where there is one.
     /// A linear layer is a convolution of one pixel whose weight has two dimensions.
     Conv {
@@ -81,6 +83,8 @@ pub enum Op {
     },
     /// `x * P(normal <= x)`.
     Gelu,
+    /// `x` above zero, `exp(x) - 1` below.
+    Elu,
     /// Attention inside windows, from queries, keys and values side by side.
     WindowAttention,
     /// Four neighbours side by side.

@@ -557,6 +557,29 @@ impl Tape {
         by_type!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))
     }
 
+    /// What `f` computes outside of the tape, a map `[B, C, H, W]` or a vector `[B, D]` of that shape, as
+    /// a node that no gradient passes: other people's networks, which stay as they are. A sketch takes
+    /// its shape and does not run it.
+    pub fn outside(
+        &mut self,
+        shape: &[usize],
+        f: impl FnOnce() -> candle_core::Result<Tensor>,
+    ) -> Result<Node> {
+        let (inside, flat) = match *shape {
+            [b, c] => ([b, 1, 1, c], true),
+            [b, c, h, w] => ([b, h, w, c], false),
+            _ => return Err(Error::shape("outside", "a shape [B, C, H, W] or [B, D]", shape)),
+        };
+        if let Some(node) = self.sketched(|| Op::Outside, &[], inside, flat) {
+            return Ok(node);
+        }
+        let values = f()?;
+        if values.dims() != shape {
+            return Err(Error::shape("outside", format!("{shape:?}"), values.dims()));
+        }
+        by_type!(self, T => crate::layers::graph::outside_values::<T>(self, inside, flat, &values))
+    }
+
     /// Gradients of a scalar with respect to every trainable parameter: candle's backward to the
     /// taps, then the tape's own to the parameters. The recorded pass is used up.
     pub fn backward(&mut self, loss: &Tensor) -> Result<Gradients> {

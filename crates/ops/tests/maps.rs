@@ -281,6 +281,16 @@ fn layer_norm_gelu_and_linear_on_maps() {
     }
 }
 
+#[test]
+fn elu_on_maps() {
+    for dtype in BOTH {
+        let (params, shape) = (store(dtype), [2, 3, 2, 4]);
+        let layer = |x: &[Node], t: &mut Tape| t.elu(&x[0]);
+        Case { what: format!("elu {dtype:?}"), shapes: vec![shape], params: &params, layer: &layer }
+            .check(|x| x[0].iter().map(|x| if *x > 0.0 { *x } else { x.exp() - 1.0 }).collect());
+    }
+}
+
 /// Swin's attention, pixel by pixel: no windows are cut, a pixel looks for the others of its own.
 fn naive_attention(
     value: &dyn Fn(&str) -> Vec<f64>,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use stillhouse_core::files;
 
+use crate::caption;
 use crate::record::{About, Record};
 use crate::run::{Facts, RunResult};
 use crate::{
@@ -115,7 +116,7 @@ impl Asked {
     /// Makes up from run folders what was asked: of each experiment and profile one table. Folders
     /// are runs themselves or hold runs; `published` tells an experiment's printed table.
     pub fn from_runs(folders: &[PathBuf], published: impl Fn(&str) -> Option<String>) -> Result<Vec<Self>> {
-        type Runs = Vec<(Planned, Option<Facts>)>;
+        type Runs = Vec<(Planned, toml::Table, Option<Facts>)>;
         let mut found: BTreeMap<(String, String), Runs> = BTreeMap::new();
         for folder in run_folders(folders)? {
             let Some((about, _)) = About::read(&folder)? else { continue };
@@ -131,11 +132,11 @@ impl Asked {
                 seed: about.seed(),
                 folder,
             };
-            found.entry((about.experiment, about.profile)).or_default().push((run, facts));
+            found.entry((about.experiment, about.profile)).or_default().push((run, about.run, facts));
         }
         let tables = found.into_iter().map(|((experiment, profile), runs)| {
-            let caption = caption(&experiment, profile, &runs);
-            let runs = runs.into_iter().map(|(run, _)| run).collect();
+            let caption = caption_of(&experiment, profile, &runs);
+            let runs = runs.into_iter().map(|(run, ..)| run).collect();
             Self::new(caption, published(&experiment), Vec::new(), runs)
         });
         Ok(tables.collect())
@@ -163,8 +164,8 @@ fn run_folders(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(runs)
 }
 
-fn caption(experiment: &str, profile: String, runs: &[(Planned, Option<Facts>)]) -> Caption {
-    let facts: Vec<&Facts> = runs.iter().filter_map(|(_, facts)| facts.as_ref()).collect();
+fn caption_of(experiment: &str, profile: String, runs: &[(Planned, toml::Table, Option<Facts>)]) -> Caption {
+    let facts: Vec<&Facts> = runs.iter().filter_map(|(.., facts)| facts.as_ref()).collect();
     let all = |value: &dyn Fn(&Facts) -> String| {
         let mut values: Vec<String> = facts.iter().map(|f| value(f)).collect();
         values.sort();
@@ -175,7 +176,7 @@ fn caption(experiment: &str, profile: String, runs: &[(Planned, Option<Facts>)])
     let mut networks: Vec<&str> = teachers.map(|t| t.backbone.as_str()).collect();
     networks.sort_unstable();
     networks.dedup();
-    let mut seeds: Vec<u64> = runs.iter().map(|(run, _)| run.seed).collect();
+    let mut seeds: Vec<u64> = runs.iter().map(|(run, ..)| run.seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
     let begun = |init: &str, epochs: u64| match init {
@@ -193,6 +194,7 @@ fn caption(experiment: &str, profile: String, runs: &[(Planned, Option<Facts>)])
         seeds,
         device: all(&|f| f.device.clone()),
         sampler: all(&|f| f.sampler.clone()),
+        steps: caption::steps(runs.iter().map(|(run, config, _)| (run.method.as_str(), config))),
         teacher_network: if let [one] = networks.as_slice() { (*one).to_string() } else { String::new() },
         teacher: all(&|f| f.teacher.as_ref().map_or("none".to_string(), |t| begun(&t.init, t.epochs))),
         student: all(&|f| begun(&f.init, f.epochs)),

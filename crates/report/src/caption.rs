@@ -1,6 +1,8 @@
-//! What stands above a table: data, resolution, schedule, seeds, device, sampler, teacher.
+//! What stands above a table: data, resolution, schedule, seeds, device, sampler, steps of a batch,
+//! teacher.
 
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 /// What stands above the table. Every field is printed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +29,9 @@ pub struct Caption {
     pub device: String,
     /// How batches are drawn.
     pub sampler: String,
+    /// The training steps of a batch by method; empty where every method has one.
+    #[serde(default)]
+    pub steps: String,
     /// Registry id of the teacher; empty where there is none or there are several. Stands in headings.
     #[serde(default)]
     pub teacher_network: String,
@@ -60,7 +65,7 @@ impl Caption {
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
         let mut text = format!(
             "{}. {label}Profile: {}. Data: {}. Resolution: {} px.{} \
-             Schedule: {}. Seeds: {}. Device: {}. Sampler: {}. Teacher: {}. Students: {}.",
+             Schedule: {}. Seeds: {}. Device: {}. Sampler: {}.{} Teacher: {}. Students: {}.",
             self.title.trim_end_matches('.'),
             self.profile,
             self.data,
@@ -70,6 +75,7 @@ impl Caption {
             seeds.join(", "),
             self.device,
             self.sampler,
+            if self.steps.is_empty() { String::new() } else { format!(" Steps of a batch: {}.", self.steps) },
             self.teacher,
             self.student
         );
@@ -77,5 +83,80 @@ impl Caption {
             text.push_str(&format!(" Changed: {}.", self.changed.join(", ")));
         }
         text
+    }
+}
+
+/// The training steps of a batch of all methods, from their resolved configurations: what each step
+/// reads, how far the network runs and what moves. Empty where every method has one step.
+pub fn steps<'a>(runs: impl IntoIterator<Item = (&'a str, &'a Table)>) -> String {
+    let mut found: Vec<(String, Vec<&str>)> = Vec::new();
+    for (method, run) in runs {
+        let text = steps_of(run);
+        match found.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, methods)) if methods.contains(&method) => {}
+            Some((_, methods)) => methods.push(method),
+            None => found.push((text, vec![method])),
+        }
+    }
+    if found.iter().all(|(text, _)| text == ONE) {
+        return String::new();
+    }
+    let parts = found.into_iter().map(|(text, methods)| format!("{text} for {}", methods.join(", ")));
+    parts.collect::<Vec<_>>().join("; ")
+}
+
+const ONE: &str = "one";
+
+fn steps_of(run: &Table) -> String {
+    let list = |table: Option<&Value>, key: &str| -> Vec<Value> {
+        table.and_then(|t| t.get(key)?.as_array().cloned()).unwrap_or_default()
+    };
+    let steps = list(run.get("train"), "step");
+    if steps.len() < 2 {
+        return ONE.to_string();
+    }
+    let losses = run.get("loss").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut told = Vec::new();
+    for (place, step) in (1i64..).zip(&steps) {
+        let word = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).map(str::to_string);
+        let own = losses.iter().filter(|l| l.get("step").and_then(Value::as_integer) == Some(place));
+        let own: Vec<String> = own
+            .filter_map(|loss| {
+                let method = word(loss, "method")?;
+                Some(word(loss, "tap").map_or(method.clone(), |tap| format!("{method} at {tap}")))
+            })
+            .collect();
+        let moves = list(Some(step), "moves");
+        let moves: Vec<&str> = moves.iter().filter_map(Value::as_str).collect();
+        let moves = if moves.is_empty() { "all".to_string() } else { moves.join(" ") };
+        let exit = step.get("exit").and_then(Value::as_integer);
+        let depth = exit.map_or_else(String::new, |exit| format!(" runs to exit {exit} and"));
+        told.push(format!("{place}. {},{depth} moves {moves}", own.join(" + ")));
+    }
+    format!("{} ({})", steps.len(), told.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_told_by_method() {
+        let table = |text: &str| toml::from_str::<Table>(text).unwrap();
+        let (one, single) = (table("loss = []\n[train]\nepochs = 1"), table("train.step = [{ exit = 3 }]"));
+        let two = table(
+            "loss = [{ method = 'ce', tap = 'exit3.logits', step = 1 }, { method = 'self_kl', step = 2 }]\n\
+             [[train.step]]\nexit = 3\nmoves = ['backbone.layers.0.*', 'out3.*']\n[[train.step]]\n",
+        );
+        assert_eq!(steps([("baseline", &one), ("kd", &single)]), "");
+        let text = steps([("baseline", &one), ("mksmt", &two), ("mksmt", &two), ("t2", &two)]);
+        assert_eq!(
+            text,
+            "one for baseline; 2 (1. ce at exit3.logits, runs to exit 3 and moves \
+             backbone.layers.0.* out3.*; 2. self_kl, moves all) for mksmt, t2"
+        );
+        let caption = Caption { steps: text, ..Caption::default() };
+        assert!(caption.text().contains("Steps of a batch: one for baseline; 2 (1. ce at"));
+        assert!(!Caption::default().text().contains("Steps of a batch"));
     }
 }

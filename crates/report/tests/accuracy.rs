@@ -21,6 +21,7 @@ fn caption() -> Caption {
         seeds: vec![0, 1],
         device: "CPU, 2 threads".into(),
         sampler: "21 classes x 3".into(),
+        steps: String::new(),
         teacher_network: "resnet50".into(),
         teacher: "from scratch".into(),
         student: "from scratch".into(),

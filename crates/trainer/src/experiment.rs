@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use crate::config::{
     CellConfig, DataConfig, EvalConfig, LossConfig, NetworkConfig, TrainConfig, overlay, scratch,
 };
+use crate::extends::extended;
 use crate::{Error, Result};
 
 /// An experiment file and what the command line sets on top of it.
@@ -97,17 +98,30 @@ struct Point<'a> {
 }
 
 impl Experiment {
-    /// Reads a file; its name without `.toml` is the experiment's, unless it says `name = "..."`.
+    /// Reads a file; its name without `.toml` is the experiment's, unless it says `name = "..."`. With
+    /// `extends = "other"` it says in what it differs from `other.toml` in its folder.
     /// Every profile is checked, so that a mistake in one is found before another has run.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(stillhouse_core::Error::io(path))?;
+        let read = |path: &Path| std::fs::read_to_string(path).map_err(stillhouse_core::Error::io(path));
         let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        Self::parse(&text, &path.display().to_string(), &stem)
+        let beside = |name: &str| read(&path.with_file_name(format!("{name}.toml")));
+        Self::parse_beside(&read(path)?, &path.display().to_string(), &stem, &beside)
     }
 
-    /// Reads text; `origin` stands in messages.
+    /// Reads text that extends no other; `origin` stands in messages.
     pub fn parse(text: &str, origin: &str, name: &str) -> Result<Self> {
-        let table: Table = config::parse(text, origin)?;
+        let alone = |name: &str| Err(stillhouse_core::Error::unfit(name, "no other file is at hand here"));
+        Self::parse_beside(text, origin, name, &alone)
+    }
+
+    /// Reads text; `text_of` gives the text of the experiment that it extends, if it does.
+    pub fn parse_beside(
+        text: &str,
+        origin: &str,
+        name: &str,
+        text_of: &dyn Fn(&str) -> stillhouse_core::Result<String>,
+    ) -> Result<Self> {
+        let table = extended(config::parse(text, origin)?, origin, text_of)?;
         let name = table.get("name").and_then(Value::as_str).unwrap_or(name).to_string();
         let ok = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         if !ok || name.starts_with('.') {

@@ -20,6 +20,7 @@ mod error;
 mod evaluate;
 mod events;
 mod experiment;
+mod extends;
 mod folder;
 mod groups;
 mod look;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use stillhouse_core::data::{Sampler, Task};
-use stillhouse_report::{AccuracyTable, Asked, Caption, Planned, accuracy};
+use stillhouse_report::{AccuracyTable, Asked, Caption, Planned, accuracy, caption};
 use stillhouse_trainer::{Cell, CellConfig, Context, Experiment, Plan, Role};
 
 use crate::commands::common;
@@ -26,7 +26,7 @@ impl Maker {
         sets: &[String],
         threads: usize,
     ) -> Result<Self, Problem> {
-        let caption = caption(experiment, plan, context, sets, threads)?;
+        let caption = caption_of(experiment, plan, context, sets, threads)?;
         let published = published(experiment);
         let students = plan.cells.iter().filter(|c| c.role == Role::Student);
         let runs = students.map(|c| Planned {
@@ -62,7 +62,7 @@ pub(crate) fn published(experiment: &Experiment) -> Option<String> {
     experiment.published().get("table").and_then(|t| t.as_str().map(str::to_string))
 }
 
-fn caption(
+fn caption_of(
     experiment: &Experiment,
     plan: &Plan,
     context: &Context,
@@ -100,6 +100,10 @@ fn caption(
     seeds.dedup();
     let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != accuracy::BELOW).copied().collect();
     let plain = if balanced.len() < students.len() { "; baseline_plain: shuffled" } else { "" };
+    let resolved: Vec<(&str, toml::Table)> = students
+        .iter()
+        .map(|(cell, config)| Ok((cell.method.as_str(), toml::Table::try_from(config)?)))
+        .collect::<anyhow::Result<_>>()?;
     // A run that was there before teaches and is no cell of the plan.
     let given = students.iter().find_map(|(_, config)| config.teacher.as_ref());
     Ok(Caption {
@@ -116,6 +120,7 @@ fn caption(
         seeds,
         device: device::words(threads),
         sampler: common_value(if balanced.is_empty() { &students } else { &balanced }, sampler) + plain,
+        steps: caption::steps(resolved.iter().map(|(method, config)| (*method, config))),
         teacher_network: match teachers.split_first() {
             Some(((first, _), rest)) if rest.iter().all(|(c, _)| c.student == first.student) => {
                 first.student.clone()

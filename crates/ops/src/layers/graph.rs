@@ -61,6 +61,19 @@ pub(crate) fn forward<T: Elem>(
     Ok(node)
 }
 
+/// Values from outside as a node that no gradient passes.
+pub(crate) fn outside_values<T: Elem>(
+    tape: &mut Tape,
+    shape: [usize; 4],
+    flat: bool,
+    values: &Tensor,
+) -> Result<Node> {
+    let inside = if flat { values.clone() } else { values.permute((0, 2, 3, 1))? };
+    let mut out = T::lane(tape).pool.take(inside.elem_count());
+    with_values::<T, _>(&inside.to_dtype(T::TYPE)?, |v| out.copy_from_slice(v))?;
+    Ok(tape.node(shape, flat, false, out))
+}
+
 impl GraphRecord {
     pub(crate) fn backward<T: Elem>(self, dy: &Buf<T>, back: &mut Backward<T>) -> Result<()> {
         let dims = self.result.dims();

@@ -25,6 +25,21 @@ impl Linear {
         Ok(Self(ConvBnAct::build(spec, &[outputs, inputs], name, None, bias, Act::None, weight, p)?))
     }
 
+    /// With batch norm over its outputs: makes `<bn>.weight`, `.bias`, `.running_mean` and `.running_var`
+    /// too. As PyTorch's batch norm of vectors, it needs two vectors in training. The bias before it
+    /// moves only its running mean.
+    pub fn with_bn(
+        inputs: usize,
+        outputs: usize,
+        (name, bn): (&str, &str),
+        (weight, bias): (Init, Init),
+        p: &Builder,
+    ) -> Result<Self> {
+        let spec = ConvSpec::new(inputs, outputs, 1).padding(Padding::Symmetric(0));
+        let shape = [outputs, inputs];
+        Ok(Self(ConvBnAct::build(spec, &shape, name, Some(bn), Some(bias), Act::None, weight, p)?))
+    }
+
     /// Runs it on a vector or on every pixel of a map.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         self.check(x)?;
@@ -57,6 +72,11 @@ impl Linear {
     /// Values of a vector that goes in.
     pub fn inputs(&self) -> usize {
         self.0.spec().inputs
+    }
+
+    /// Values of a vector that comes out.
+    pub fn outputs(&self) -> usize {
+        self.0.spec().outputs
     }
 
     /// Multiply-accumulates for one vector or pixel.

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod checkpoint;
 pub(crate) mod concat;
 pub(crate) mod conv;
+pub(crate) mod elu;
 pub(crate) mod gelu;
 pub(crate) mod graph;
 pub(crate) mod layer_norm;
@@ -28,6 +29,7 @@ pub(crate) enum Record<T> {
     Expand(resize::ExpandRecord),
     Concat(concat::ConcatRecord),
     Gelu(gelu::GeluRecord<T>),
+    Elu(elu::EluRecord<T>),
     DropPath(gelu::DropPathRecord),
     LayerNorm(layer_norm::LayerNormRecord<T>),
     Patches(patches::PatchesRecord),
@@ -49,6 +51,7 @@ impl<T: Elem> Record<T> {
             Self::Expand(r) => r.out,
             Self::Concat(r) => r.out,
             Self::Gelu(r) => r.out,
+            Self::Elu(r) => r.out,
             Self::DropPath(r) => r.out,
             Self::LayerNorm(r) => r.out,
             Self::Patches(r) => r.out,
@@ -70,6 +73,7 @@ impl<T: Elem> Record<T> {
             Self::Expand(r) => r.backward(&dy, back),
             Self::Concat(r) => r.backward(&dy, back),
             Self::Gelu(r) => r.backward(dy, back),
+            Self::Elu(r) => r.backward(dy, back),
             Self::DropPath(r) => r.backward(dy, back),
             Self::LayerNorm(r) => r.backward(dy, back, tape),
             Self::Patches(r) => r.backward(&dy, back),
