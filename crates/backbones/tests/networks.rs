@@ -257,7 +257,7 @@ fn output_modules_equal_plain_loops() {
         let (x, pixels) = (flat(map), height * width);
         let (gain, shift, fc, bias) =
             (value("norm.weight"), value("norm.bias"), value("fc.weight"), value("fc.bias"));
-        let mut linear = vec![[0.0; K]; 3];
+        let mut linear = [[0.0; K]; 3];
         for (n, linear) in linear.iter_mut().enumerate() {
             let mut mean = vec![0.0; channels];
             for p in 0..pixels {
