@@ -41,7 +41,9 @@ pub(crate) fn choose(choice: Choice, tf32: bool) -> Result<(), Problem> {
 #[cfg(feature = "cuda")]
 fn open_card(tf32: bool) -> Result<Device, Problem> {
     let device = Device::new_cuda(0).map_err(|e| {
-        Problem::usage(format!("no CUDA device can be used: {e}"))
+        // Behind the first line candle may have put a backtrace.
+        let e = e.to_string();
+        Problem::usage(format!("no CUDA device can be used: {}", e.lines().next().unwrap_or_default()))
             .hint("see what `nvidia-smi` says, or run on the processor: --device cpu")
     })?;
     stillhouse_ops::allow_tf32(tf32);
