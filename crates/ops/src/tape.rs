@@ -577,6 +577,10 @@ impl Tape {
         if values.dims() != shape {
             return Err(Error::shape("outside", format!("{shape:?}"), values.dims()));
         }
+        if self.composed.is_some() {
+            let here = values.detach().to_device(self.params.device())?.to_dtype(self.dtype())?;
+            return self.composed_node(here);
+        }
         by_type!(self, T => crate::layers::graph::outside_values::<T>(self, inside, flat, &values))
     }
 

@@ -41,6 +41,9 @@ impl Tape {
         if let Some(node) = self.sketched(|| Op::Elu, &[x], x.shape, x.flat) {
             return Ok(node);
         }
+        if let Some(node) = self.compose("elu", &[x], |x| Ok(x[0].elu(1.0)?)) {
+            return node;
+        }
         by_type!(self, T => self.elu_t::<T>(x))
     }
 

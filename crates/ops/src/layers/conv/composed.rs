@@ -11,11 +11,12 @@ use crate::{Error, Result};
 impl ConvBnAct {
     pub(super) fn compose(&self, x: &Node, shortcut: Option<&Node>, tape: &mut Tape) -> Result<Node> {
         let input = tape.tensor("conv", x)?;
+        let of_vectors = x.flat && tape.params().get(self.weight).shape.len() == 2;
         let y = match self.norm {
             Some(norm) if tape.mode() == Mode::Train => self.normed(&norm, &input, tape)?,
             Some(norm) if tape.mode().trains() => {
                 let (a, b) = self.running(&norm, tape)?;
-                let y = self.convolved(&input, &tape.weight(self.weight))?;
+                let y = self.convolved(&input, &self.kernel(tape)?)?;
                 y.broadcast_mul(&of_channel(&a)?)?.broadcast_add(&of_channel(&b)?)?
             }
             Some(norm) => {
@@ -23,15 +24,24 @@ impl ConvBnAct {
                 self.convolved(&input, &folded.weight)?.broadcast_add(&of_channel(&folded.bias)?)?
             }
             None => {
+                self.has_values(tape)?;
                 let bias = self.bias.map(|id| tape.weight(id));
                 self.plain_tensor(&input, &tape.weight(self.weight), bias.as_ref())?
             }
         };
+        // A linear layer with batch norm was a convolution of one pixel.
+        let y = if of_vectors { y.flatten_from(1)? } else { y };
         let y = match shortcut {
             Some(shortcut) => graph::add(&y, &tape.tensor("conv", shortcut)?)?,
             None => y,
         };
         tape.composed_node(graph::activate(&y, self.act)?)
+    }
+
+    /// The weight as one of convolutions.
+    fn kernel(&self, tape: &Tape) -> Result<Tensor> {
+        self.has_values(tape)?;
+        Ok(tape.weight(self.weight).reshape(&self.spec.weight_shape())?)
     }
 
     /// Convolution of a map, or of a vector as a map of one pixel.
@@ -57,7 +67,7 @@ impl ConvBnAct {
 
     /// By the batch's statistics, which move the running ones.
     fn normed(&self, norm: &Norm, x: &Tensor, tape: &mut Tape) -> Result<Tensor> {
-        let y = self.convolved(x, &tape.weight(self.weight))?;
+        let y = self.convolved(x, &self.kernel(tape)?)?;
         let rows = y.elem_count() / self.spec.outputs;
         if rows < 2 {
             return Err(Error::shape(
@@ -109,11 +119,12 @@ impl ConvBnAct {
         let (a, bias) = self.running(norm, tape)?;
         let mut shape = [1; 4];
         shape[0] = self.spec.outputs;
-        let weight = tape.weight(self.weight).broadcast_mul(&a.reshape(&shape)?)?;
+        let weight = self.kernel(tape)?.broadcast_mul(&a.reshape(&shape)?)?;
         let folded = FoldedTensors { version, weight, bias };
         if let Some(kept) = &mut tape.composed {
             kept.folded.insert(self.weight, folded.clone());
         }
+        self.give_up(tape)?;
         Ok(folded)
     }
 }
