@@ -4,7 +4,7 @@
 //! Self-Distillation for Fine-Grained Image Recognition", Journal of Computer Research and
 //! Development 60(8), 2023, DOI 10.7544/issn1000-1239.202330262: two exits, at the third and the
 //! fourth stage. The paper names an output-processing module that brings stages of any width to
-//! vectors of one length K; its figure is lost, so it has several forms ([`Opm`]), after each of which
+//! vectors of one length K; its figure is lost, so it has several forms (`Opm`), after each of which
 //! comes the output layer. `logits` are those of the fourth stage, at which the paper infers. With `at = [2, 3]` there
 //! is an exit at the second stage too, for the paper's training in three steps.
 //!
