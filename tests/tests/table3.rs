@@ -172,7 +172,8 @@ fn an_interrupted_table_ends_as_the_same_table() {
     let said: stillhouse_tests::Said = child.wait_with_output().unwrap().into();
     said.code(130).tells(&["same command again"]);
     let stopped = results(folder.path());
-    assert_eq!(stopped.len(), 2, "the baseline and the teacher are done: {:?}", stopped.keys());
+    // The baseline and the teacher; `kd` too, where it was faster than the signal.
+    assert!((2..=3).contains(&stopped.len()), "{:?}", stopped.keys());
 
     run(folder.path(), &args).code(0);
     let (undisturbed, ended) = (results(whole.path()), results(folder.path()));
