@@ -147,10 +147,11 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         .teacher
         .map(|model| {
             let net = model.build(2)?;
-            let mut tape = Tape::new(&net.params, Mode::Frozen)?;
-            tape.want(&needs(|m| m.needs().teacher));
-            tape.give_up_weights();
-            Ok::<_, anyhow::Error>((net, tape))
+            let mut teaching = Tape::new(&net.params, Mode::Frozen)?;
+            teaching.want(&needs(|m| m.needs().teacher));
+            teaching.give_up_weights();
+            teaching.share_memory(&tape);
+            Ok::<_, anyhow::Error>((net, teaching))
         })
         .transpose()?;
     let look = |net: &Network, tape: &mut Tape| -> anyhow::Result<Features> {

@@ -1,12 +1,19 @@
 //! Memory that is used again.
 
 use std::collections::HashMap;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Free vectors by length. A forward and backward pass of the same shapes finds all its memory
-/// here after the first time.
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
+/// Smallest size that is told apart.
+const SMALLEST: usize = 64;
+
+/// Free memory by size, in powers of two: maps of different layers take turns in one buffer. A forward
+/// and backward pass of the same shapes finds all its memory here after the first time. What of a buffer
+/// was never asked for is never touched, so the system need not find memory for it.
 #[derive(Debug, Default)]
 pub(crate) struct Pool<T> {
     free: Mutex<HashMap<usize, Vec<Vec<T>>>>,
@@ -14,15 +21,24 @@ pub(crate) struct Pool<T> {
     owned: AtomicUsize,
 }
 
+fn size(len: usize) -> usize {
+    len.next_power_of_two().max(SMALLEST)
+}
+
 impl<T: Copy + Default> Pool<T> {
-    /// A buffer of that length with unspecified (but initialised) values.
+    /// A buffer of that length with unspecified (but initialised) values. It begins with a line of the
+    /// cache: a vector or a row of a tile that lies across two lines is read in twice the time.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buf<T> {
-        let found = self.free.lock().ok().and_then(|mut f| f.get_mut(&len).and_then(Vec::pop));
-        let values = found.unwrap_or_else(|| {
-            self.owned.fetch_add(len, Ordering::Relaxed);
-            vec![T::default(); len]
-        });
-        Buf { values, pool: Arc::clone(self) }
+        let size = size(len);
+        let found = self.free.lock().ok().and_then(|mut f| f.get_mut(&size).and_then(Vec::pop));
+        let mut values = found.unwrap_or_else(|| Vec::with_capacity(size + LINE / size_of::<T>()));
+        let first = values.as_ptr().align_offset(LINE);
+        let range = first..first + len;
+        if values.len() < range.end {
+            self.owned.fetch_add(range.end - values.len(), Ordering::Relaxed);
+            values.resize(range.end, T::default());
+        }
+        Buf { values, range, pool: Arc::clone(self) }
     }
 }
 
@@ -46,19 +62,20 @@ impl<T> Pool<T> {
 #[derive(Debug)]
 pub(crate) struct Buf<T> {
     values: Vec<T>,
+    range: Range<usize>,
     pool: Arc<Pool<T>>,
 }
 
 impl<T> Deref for Buf<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &self.values
+        &self.values[self.range.clone()]
     }
 }
 
 impl<T> DerefMut for Buf<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.values
+        &mut self.values[self.range.clone()]
     }
 }
 
@@ -66,7 +83,41 @@ impl<T> Drop for Buf<T> {
     fn drop(&mut self) {
         let values = std::mem::take(&mut self.values);
         if let Ok(mut free) = self.pool.free.lock() {
-            free.entry(values.len()).or_default().push(values);
+            free.entry(size(self.range.len())).or_default().push(values);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_begin_with_a_line_and_come_back() {
+        let pool = Arc::new(Pool::<f32>::default());
+        for len in [0, 1, 15, 16, 17, 4096, 1 << 20] {
+            let (first, second) = (pool.take(len), pool.take(len));
+            for buffer in [&first, &second] {
+                assert_eq!((buffer.len(), buffer.as_ptr().align_offset(LINE)), (len, 0));
+            }
+            let place = second.as_ptr();
+            drop(second);
+            assert_eq!(pool.take(len).as_ptr(), place);
+        }
+    }
+
+    #[test]
+    fn what_fits_the_same_size_takes_turns() {
+        let pool = Arc::new(Pool::<f64>::default());
+        let place = pool.take(700).as_ptr();
+        let held = pool.bytes();
+        let longer = pool.take(1024);
+        assert_eq!(longer.as_ptr(), place);
+        assert!(longer.iter().all(|x| *x == 0.0));
+        assert!(pool.bytes() > held && pool.bytes() < 8 * 1024 + 2 * LINE, "{}", pool.bytes());
+        assert_ne!(pool.take(700).as_ptr(), place, "it is in use");
+        drop(longer);
+        pool.clear();
+        assert_eq!(pool.take(1).len(), 1);
     }
 }

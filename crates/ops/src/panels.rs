@@ -12,6 +12,9 @@ pub(crate) const LANES: usize = 16;
 /// Most vectors in a panel.
 pub(crate) const MAX_VECTORS: usize = 4;
 
+/// Values of a turned weight that are held at a time.
+const TURNED: usize = 4 << 20;
+
 /// One panel: its first column in the group and its width in vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Panel {
@@ -96,10 +99,31 @@ impl Panels {
         self.taps * (self.out / self.groups) * self.inner.div_ceil(LANES) * LANES
     }
 
-    /// Turns the weights of one group for the data gradient; every value of `to` is written.
-    pub(crate) fn transpose<T: crate::real::Real>(&self, from: &[T], to: &mut [T]) {
+    /// [`Self::transposed_panels`] in parts of about [`TURNED`] values at most, each with offsets of its
+    /// own: a large weight needs no second copy of itself.
+    pub(crate) fn transposed_parts(&self) -> Vec<Vec<Panel>> {
+        let depth = self.taps * (self.out / self.groups);
+        let panels = self.transposed_panels();
+        let each = (TURNED / (MAX_VECTORS * LANES * depth)).max(1);
+        let parts = panels.chunks(each).map(|part| {
+            let base = part[0].offset;
+            part.iter().map(|p| Panel { offset: p.offset - base, ..*p }).collect()
+        });
+        parts.collect()
+    }
+
+    /// Values that the largest of these parts takes.
+    pub(crate) fn transposed_part_len(&self) -> usize {
+        let depth = self.taps * (self.out / self.groups);
+        let values = |part: &Vec<Panel>| part.iter().map(|p| p.vectors * LANES * depth).sum();
+        self.transposed_parts().iter().map(values).max().unwrap_or(0)
+    }
+
+    /// Turns the weights of one group for these panels of the data gradient; all their values are
+    /// written.
+    pub(crate) fn transpose<T: crate::real::Real>(&self, from: &[T], targets: &[Panel], to: &mut [T]) {
         let outputs = self.out / self.groups;
-        let (sources, targets) = (self.panels(), self.transposed_panels());
+        let sources = self.panels();
         let shared = crate::kernels::Shared::new(to);
         crate::kernels::parallel(targets.len() * self.taps, |task| {
             let (target, tap) = (&targets[task / self.taps], task % self.taps);

@@ -106,9 +106,9 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct Folded<T> {
     pub(crate) version: u64,
-    pub(crate) weight: Vec<T>,
+    pub(crate) weight: Buf<T>,
     /// The weight as Winograd's algorithm reads it, once it was wanted.
-    pub(crate) points: OnceLock<Vec<T>>,
+    pub(crate) points: OnceLock<Buf<T>>,
     pub(crate) bias: Vec<T>,
 }
 
@@ -382,7 +382,18 @@ impl Tape {
         self.halves.clear();
     }
 
-    /// Bytes of all maps and gradients that the tape holds, in use and kept for the next pass;
+    /// Takes the memory of its maps from where another tape takes its own: what one has done with serves
+    /// the other. For networks that run in turns, as a teacher and its student do. To be called before the
+    /// first pass.
+    pub fn share_memory(&mut self, other: &Self) {
+        self.f32.pool = Arc::clone(&other.f32.pool);
+        self.f32.bytes = Arc::clone(&other.f32.bytes);
+        self.f64.pool = Arc::clone(&other.f64.pool);
+        self.f64.bytes = Arc::clone(&other.f64.bytes);
+        self.halves = Arc::clone(&other.halves);
+    }
+
+    /// Bytes of all maps and gradients that the tape (or those that share its memory) holds, in use and kept for the next pass;
     /// parameters and what the taps hand out not counted.
     pub fn memory_bytes(&self) -> usize {
         self.f32.pool.bytes()

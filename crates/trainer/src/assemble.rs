@@ -85,6 +85,9 @@ pub(crate) fn learner(
     let average = average.transpose()?;
     let mut tape = Tape::new(&student.params, mode)?;
     tape.set_checkpointing(config.train.checkpointing);
+    if let Some(teacher) = &mut teacher {
+        teacher.tape.share_memory(&tape);
+    }
     let learner = Learner {
         tape,
         student,

@@ -168,15 +168,16 @@ impl Conv {
             });
             return dx;
         }
+        let cut = self.panels.transposed_panels();
         let mut turned = vec![T::ZERO; self.panels.transposed_len()];
         if let Some(tiles) = self.tiles::<T>(images) {
-            self.panels.transpose(&packed, &mut turned);
+            self.panels.transpose(&packed, &cut, &mut turned);
             Self::convolve(tiles.turned(), dy, &turned, true, &mut dx);
             return dx;
         }
         let target = Shared::new(&mut dx);
         for (g, weight) in packed.chunks_exact(self.panels.group_len()).enumerate() {
-            self.panels.transpose(weight, &mut turned);
+            self.panels.transpose(weight, &cut, &mut turned);
             for rows in phases() {
                 TapGemm {
                     images,
@@ -186,7 +187,7 @@ impl Conv {
                     source_first: g * spec.outputs / spec.groups,
                     target_first: g * spec.inputs / spec.groups,
                     weight: &turned,
-                    panels: &self.panels.transposed_panels(),
+                    panels: &cut,
                     target,
                     target_len,
                     epilogue: Epilogue::store(false),

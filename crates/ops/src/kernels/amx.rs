@@ -3,9 +3,12 @@
 
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
 use super::geometry::Rows;
 use super::tap_gemm::Act;
 use super::{Shared, parallel};
+use crate::buffers::{Buf, Pool};
 
 /// Values of the depth that one tile product takes, and the columns and rows of a block of four tiles.
 const DEPTH: usize = 32;
@@ -67,7 +70,7 @@ fn convert<A: Copy + Sync, B: Send>(from: &[A], to: &mut [B], f: impl Fn(A) -> B
 /// Folded weights as the tiles read them: `[columns / 32][depth / 32][2][16][16][2]`.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    tiles: Vec<u16>,
+    tiles: Buf<u16>,
     /// Kernel elements times inputs, filled up to whole blocks.
     depth: usize,
     outputs: usize,
@@ -76,10 +79,16 @@ pub(crate) struct Weights {
 
 impl Weights {
     /// From `[outputs, inner, taps]`.
-    pub(crate) fn new(plain: &[f32], bias: Vec<f32>, [outputs, inner, taps]: [usize; 3]) -> Self {
+    pub(crate) fn new(
+        plain: &[f32],
+        bias: Vec<f32>,
+        [outputs, inner, taps]: [usize; 3],
+        pool: &Arc<Pool<u16>>,
+    ) -> Self {
         assert!(plain.len() == outputs * inner * taps && bias.len() == outputs);
         let depth = (inner * taps).next_multiple_of(DEPTH);
-        let mut tiles = vec![0; outputs.div_ceil(BLOCK) * BLOCK * depth];
+        let mut tiles = pool.take(outputs.div_ceil(BLOCK) * BLOCK * depth);
+        tiles.fill(0);
         for o in 0..outputs {
             for tap in 0..taps {
                 for i in 0..inner {
@@ -218,6 +227,10 @@ mod x86 {
         rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
     };
 
+    /// A block of sums, whose rows begin with a line of the cache.
+    #[repr(align(64))]
+    struct Sums([f32; BLOCK * BLOCK]);
+
     /// Output rows from `first` on, as many as `out` has.
     ///
     /// # Safety
@@ -248,7 +261,7 @@ mod x86 {
             }
         }
         let steps = depth / DEPTH;
-        let mut sums = [0f32; BLOCK * BLOCK];
+        let mut sums = Sums([0.0; BLOCK * BLOCK]);
         // SAFETY: tiles are set up and given back here; all pointers stay inside their slices: blocks of
         // rows in the source or in the gathered rows, whole blocks of weights.
         unsafe {
@@ -270,8 +283,8 @@ mod x86 {
                             _mm_prefetch::<_MM_HINT_T0>(s.as_ptr().add(first * n + at).cast());
                         }
                     }
-                    product(a, depth, weights, steps, &mut sums);
-                    finish(job, &sums, first, row, rows, column, out);
+                    product(a, depth, weights, steps, &mut sums.0);
+                    finish(job, &sums.0, first, row, rows, column, out);
                 }
             }
             asm!("tilerelease", options(nostack, nomem));

@@ -44,6 +44,10 @@ pub(crate) fn scratch_len(rows: usize, stored: usize) -> usize {
     (chunks(rows, stored) - 1) * stored
 }
 
+/// Values that begin with a line of the cache.
+#[repr(align(64))]
+struct Lines<T>([T; BLOCK * MAX_VECTORS * LANES]);
+
 /// A part of the work: these rows, this panel, these inputs, into this copy.
 struct Part<'a, 'b, T> {
     all: &'a WeightGradient<'b, T>,
@@ -127,7 +131,7 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
         let all = self.all;
         let r = all.rows;
         let width = self.panel.vectors * LANES;
-        let mut dy = [T::ZERO; BLOCK * MAX_VECTORS * LANES];
+        let mut dy = Lines([T::ZERO; BLOCK * MAX_VECTORS * LANES]);
         let mut pairs = [(0usize, 0usize); BLOCK];
         let mut start = self.rows.start;
         while start < self.rows.end || start == self.rows.start {
@@ -136,7 +140,7 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
                 let from =
                     row / r.p * all.dy_len + r.target[row % r.p] as usize + all.dy_first + self.panel.first;
                 let to = (row - start) * width;
-                dy[to..to + self.panel.columns].copy_from_slice(&all.dy[from..from + self.panel.columns]);
+                dy.0[to..to + self.panel.columns].copy_from_slice(&all.dy[from..from + self.panel.columns]);
             }
             let fresh = start == self.rows.start;
             for (t, tap) in r.taps.iter().enumerate() {
@@ -162,15 +166,15 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
                         let source = all.source.as_ptr().add(input);
                         input += if L::WIDE {
                             match self.panel.vectors {
-                                4 => tiles::<L, 6, 4>(source, &dy, pairs, into, width, left, fresh),
-                                3 => tiles::<L, 8, 3>(source, &dy, pairs, into, width, left, fresh),
-                                2 => tiles::<L, 8, 2>(source, &dy, pairs, into, width, left, fresh),
-                                _ => tiles::<L, 8, 1>(source, &dy, pairs, into, width, left, fresh),
+                                4 => tiles::<L, 6, 4>(source, &dy.0, pairs, into, width, left, fresh),
+                                3 => tiles::<L, 8, 3>(source, &dy.0, pairs, into, width, left, fresh),
+                                2 => tiles::<L, 8, 2>(source, &dy.0, pairs, into, width, left, fresh),
+                                _ => tiles::<L, 8, 1>(source, &dy.0, pairs, into, width, left, fresh),
                             }
                         } else {
                             let mut done = 0;
                             for v in 0..self.panel.vectors {
-                                let (dy, into) = (&dy[v * LANES..], into.add(v * LANES));
+                                let (dy, into) = (&dy.0[v * LANES..], into.add(v * LANES));
                                 done = tiles::<L, 4, 1>(source, dy, pairs, into, width, left, fresh);
                             }
                             done

@@ -242,7 +242,7 @@ mod tests {
             ..t
         };
         let mut turned = vec![T::ZERO; panels.transposed_len()];
-        panels.transpose(&stored, &mut turned);
+        panels.transpose(&stored, &panels.transposed_panels(), &mut turned);
         assert!(deviation(&run(back, &dy, &turned, true, dx.len()), &moved(&dx)) < tolerance, "{t:?} data");
 
         let mut gradient = vec![T::of(f64::NAN); stored.len()];

@@ -199,7 +199,7 @@ impl ConvBnAct {
                     Epilogue { accumulate: false, bias: Some(&folded.bias), shortcut: extra, act: self.act };
                 if let Some(tiles) = pass.tiles::<T>(tape) {
                     let weight = folded.points.get_or_init(|| {
-                        let mut points = vec![T::ZERO; tiles.weight_len()];
+                        let mut points = T::lane(tape).pool.take(tiles.weight_len());
                         winograd::transform_weight(
                             &folded.weight,
                             tiles.inputs,
@@ -364,7 +364,9 @@ impl ConvBnAct {
         self.has_values(tape)?;
         let (weight, bias) = self.fold::<T>(tape)?;
         let narrow = |v: Vec<f64>| v.into_iter().map(T::of).collect::<Vec<T>>();
-        let weight = narrow(self.panels.pack(&weight));
+        let packed = self.panels.pack(&weight);
+        let mut weight = T::lane(tape).pool.take(packed.len());
+        weight.iter_mut().zip(packed).for_each(|(w, x)| *w = T::of(x));
         let folded = Arc::new(Folded { version, weight, points: OnceLock::new(), bias: narrow(bias) });
         T::lane(tape).folded.insert(self.weight, Arc::clone(&folded));
         self.give_up(tape)?;

@@ -57,7 +57,7 @@ impl ConvBnAct {
         let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
         let taps = self.spec.kernel * self.spec.kernel;
         let shape = [self.spec.outputs, self.spec.inputs, taps];
-        let weights = Arc::new(Weights::new(&narrow(weight), narrow(bias), shape));
+        let weights = Arc::new(Weights::new(&narrow(weight), narrow(bias), shape, &tape.halves));
         tape.tiles.insert(self.weight, Arc::clone(&weights));
         self.give_up(tape)?;
         Ok(weights)

@@ -163,36 +163,39 @@ impl Pass<'_> {
             }
             return;
         }
-        let cut = panels.transposed_panels();
-        let mut turned = T::lane(tape).pool.take(panels.transposed_len());
         if let Some(tiles) = self.tiles::<T>(tape) {
             let tiles = tiles.turned();
-            panels.transpose(weight, &mut turned);
+            let mut turned = T::lane(tape).pool.take(panels.transposed_len());
+            panels.transpose(weight, &panels.transposed_panels(), &mut turned);
             let mut points = T::lane(tape).pool.take(tiles.weight_len());
             winograd::transform_weight(&turned, tiles.inputs, tiles.outputs, true, &mut points);
             self.convolve(tiles, dy, &points, dx, Epilogue::store(accumulate), None, tape);
             return;
         }
         let zeros = T::lane(tape).zeros(spec.outputs / spec.groups);
+        let parts = panels.transposed_parts();
+        let mut turned = T::lane(tape).pool.take(panels.transposed_part_len());
         for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
-            panels.transpose(weight, &mut turned);
-            for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
-                TapGemm {
-                    images: self.images,
-                    rows,
-                    source: dy,
-                    source_len,
-                    source_first: g * spec.outputs / spec.groups,
-                    target_first: g * spec.inputs / spec.groups,
-                    weight: &turned,
-                    panels: &cut,
-                    target,
-                    target_len,
-                    epilogue: Epilogue::store(accumulate),
-                    zeros: &zeros,
-                    sums: None,
+            for part in &parts {
+                panels.transpose(weight, part, &mut turned);
+                for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
+                    TapGemm {
+                        images: self.images,
+                        rows,
+                        source: dy,
+                        source_len,
+                        source_first: g * spec.outputs / spec.groups,
+                        target_first: g * spec.inputs / spec.groups,
+                        weight: &turned,
+                        panels: part,
+                        target,
+                        target_len,
+                        epilogue: Epilogue::store(accumulate),
+                        zeros: &zeros,
+                        sums: None,
+                    }
+                    .run();
                 }
-                .run();
             }
         }
     }
