@@ -2,6 +2,7 @@
 
 use candle_core::{D, Tensor};
 use stillhouse_core::{Error, Result};
+pub(crate) use stillhouse_ops::graph::log_softmax;
 
 /// Logits `[B, N]` or `[B, N, H, W]` as rows `[B, N]` or `[B * H * W, N]`.
 pub(crate) fn rows(logits: &Tensor, who: &str) -> Result<Tensor> {
@@ -10,14 +11,6 @@ pub(crate) fn rows(logits: &Tensor, who: &str) -> Result<Tensor> {
         [b, n, h, w] => Ok(logits.permute((0, 2, 3, 1))?.reshape((b * h * w, *n))?),
         other => Err(Error::unfit(who, format!("needs logits [B, N] or [B, N, H, W], got {other:?}"))),
     }
-}
-
-/// `x - ln sum exp x` along the last axis, finite for any finite `x`.
-pub(crate) fn log_softmax(x: &Tensor) -> Result<Tensor> {
-    // The maximum is a constant: its gradient cancels.
-    let shifted = x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)?;
-    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    Ok(shifted.broadcast_sub(&log_sum)?)
 }
 
 /// `ln sum exp x` along the last axis, finite for any finite `x`.

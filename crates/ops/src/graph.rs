@@ -6,6 +6,7 @@ mod norm;
 mod pool;
 mod resize;
 mod shape;
+mod softmax;
 mod svd;
 
 pub(crate) use attention::{WindowTables, window_attention};
@@ -18,6 +19,7 @@ pub(crate) use shape::{
     activate, add, expand, gelu, global_average, layer_norm, linear, merge_patches, resample, scale,
     scale_images,
 };
+pub use softmax::log_softmax;
 pub use svd::svd;
 
 use candle_core::{CpuStorage, Layout, Tensor};

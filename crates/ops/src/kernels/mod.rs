@@ -17,6 +17,7 @@ pub(crate) mod patches;
 pub(crate) mod pool;
 pub(crate) mod resample;
 pub(crate) mod small_gemm;
+pub(crate) mod softmax;
 pub(crate) mod special;
 pub(crate) mod tap_gemm;
 pub(crate) mod wgrad;
