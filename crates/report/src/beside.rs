@@ -167,16 +167,15 @@ impl Beside {
         if self.table.id.starts_with("p2.") {
             return frkdnet::number(&self.numbers, self.table.id, method, student, dataset);
         }
-        // Table 7 has no accuracies of its own: they are those of Table 6.
-        let table = if self.table.id == "p1.t7" { "p1.t6" } else { self.table.id };
         let name = title(&METHODS, method)?;
-        if table == "p1.t3" {
-            let column = format!("ResNet50-{}@{ratio}", title(&STUDENTS, student)?);
-            return self.numbers.cell(table, name, &column)?.value;
+        let student = title(&STUDENTS, student)?;
+        match self.place(dataset)? {
+            ("p1.t3", _) => self.numbers.cell("p1.t3", name, &format!("ResNet50-{student}@{ratio}"))?.value,
+            (table, row) => {
+                let name = if method == "baseline" { "Student" } else { name };
+                (student == "ResNet18" && ratio == 60).then(|| self.numbers.cell(table, row, name)?.value)?
+            }
         }
-        let name = if method == "baseline" { "Student" } else { name };
-        let row = self.row(dataset)?;
-        (student == "resnet18").then(|| self.numbers.cell(table, row, name)?.value)?
     }
 
     /// The printed accuracy or mean IoU of the teacher in percent.
@@ -184,13 +183,24 @@ impl Beside {
         if self.table.id.starts_with("p2.") {
             return frkdnet::teacher(&self.numbers, dataset);
         }
-        let table = if self.table.id == "p1.t7" { "p1.t6" } else { self.table.id };
-        self.numbers.cell(table, self.row(dataset)?, "Teacher")?.value
+        let (table, row) = self.place(dataset)?;
+        self.numbers.cell(table, row, "Teacher")?.value
     }
 
-    fn row(&self, dataset: &str) -> Option<&'static str> {
-        let one = ["p1.t6", "p1.t7"].contains(&self.table.id);
-        if one { Some("overall accuracy") } else { title(&DATASETS, dataset) }
+    /// The table and the row in which the accuracies on a dataset are printed. A dataset that is not the
+    /// table's own stands in Table 5; one that the paper does not have takes the place of the table's own.
+    fn place(&self, dataset: &str) -> Option<(&'static str, &'static str)> {
+        let row = title(&DATASETS, dataset);
+        let (own, place) = match self.table.id {
+            "p1.t3" => ("ucm", ("p1.t3", "")),
+            // Table 7 has no accuracies of its own: they are those of Table 6.
+            "p1.t6" | "p1.t7" => ("rsc11", ("p1.t6", "overall accuracy")),
+            table => return Some((table, row?)),
+        };
+        match row {
+            Some(row) if dataset != own => Some(("p1.t5", row)),
+            _ => Some(place),
+        }
     }
 
     /// Every printed number of this page beside ours.
@@ -272,4 +282,29 @@ fn gain(cells: &[Cell], student: &str, dataset: &str, ratio: u64, method: &str) 
     let others = cells.iter().filter(here).filter(|c| c.method != method).filter_map(|c| c.mean);
     let own = cells.iter().filter(here).find(|c| c.method == method)?.mean?;
     others.reduce(f64::max).map(|best| own - best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run on another dataset of the paper has that dataset's numbers beside it, or none.
+    #[test]
+    fn printed_numbers_are_of_the_same_dataset() {
+        let number = |id: &str, method: &str, dataset: &str, ratio: u64| {
+            Beside::of(id).unwrap().unwrap().number(method, "resnet18", dataset, ratio)
+        };
+        let six = number("p1.t6", "class_centre", "rsc11", 60);
+        assert_eq!((six, number("p1.t6", "class_centre", "rsscn7", 60)), (Some(94.37), Some(91.70)));
+        assert_eq!(number("p1.t6", "class_centre", "scenes", 60), six, "in place of RSC11");
+        assert_eq!(number("p1.t6", "nst_all", "rsscn7", 60), None);
+        assert_eq!(number("p1.t6", "class_centre", "rsc11", 80), None);
+        assert_eq!(number("p1.t5", "class_centre", "rsscn7", 60), Some(91.70));
+        assert_eq!(number("p1.t3", "class_centre", "ucm", 80), Some(97.14));
+        assert_eq!(number("p1.t3", "class_centre", "rsscn7", 80), None);
+        assert_eq!(number("p1.t3", "class_centre", "rsscn7", 60), Some(91.70));
+        let teacher = |id: &str, dataset: &str| Beside::of(id).unwrap().unwrap().teacher(dataset);
+        assert_eq!((teacher("p1.t6", "rsc11"), teacher("p1.t6", "rsscn7")), (Some(92.35), Some(91.07)));
+        assert_eq!(teacher("p1.t3", "ucm"), None, "not printed");
+    }
 }
