@@ -18,7 +18,7 @@ looped! {
             for v in x {
                 let shifted = *v - max;
                 // The exponential takes anything for a number.
-                lost |= shifted != shifted;
+                lost |= shifted.partial_cmp(&T::ZERO).is_none();
                 sum += shifted.power_of_e();
             }
             let log_sum = T::of(if lost { f64::NAN } else { sum.wide().ln() });
