@@ -101,9 +101,9 @@ deny: cargo
 kill-test: cargo ## Kill a run KILLS times (50) at random moments; it must end with the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
 
-slurm-test: cargo ## A small grid through a real Slurm on this machine, a task killed (needs slurm-wlm, munge, root)
+slurm-test: cargo ## A small grid (GRID=whole: all of Table 3's smoke) through a real Slurm here, a task killed (slurm-wlm, munge, root)
 	$(CARGO) build --release --locked -p stillhouse-cli --bin stillhouse
-	tests/slurm.sh $(TARGET)/release/stillhouse
+	tests/slurm.sh $(TARGET)/release/stillhouse $(or $(GRID),small)
 
 fuzz: cargo ## Read FUZZ (2000) damaged files of each kind: image formats, lists and MAT files, parquet, archives
 	STILLHOUSE_FUZZ=$(or $(FUZZ),2000) $(CARGO) test --locked -p stillhouse-datasets --lib --test mutations --test archives damaged

@@ -3,7 +3,8 @@
 # tables must be equal. One task is killed on the way and submitted again.
 # Needs slurm-wlm and munge (apt-get install --no-install-recommends slurm-wlm munge), and root.
 #
-#   tests/slurm.sh target/release/stillhouse
+#   tests/slurm.sh target/release/stillhouse          a grid of tiny networks, a minute
+#   tests/slurm.sh target/release/stillhouse whole    Table 3's smoke profile as it is, a quarter of an hour
 set -euo pipefail
 program=$(realpath "$1")
 for tool in slurmctld slurmd sbatch munged; do
@@ -59,12 +60,13 @@ small=(table3 --profile smoke
   --set teacher.backbone=resnet18 --set teacher.train.epochs=2 --set train.epochs=4
   --set "train.checkpoint='1 steps'" --set "teacher.train.checkpoint='1 steps'"
   --set "matrix.method=['baseline', 'kd', 'class_centre', 'sp']" --set "matrix.student=['mobilenetv2_100']")
+if [ "${2:-small}" = whole ]; then small=(table3 --profile smoke); fi
 echo "-- in one process"
 "$program" reproduce "${small[@]}" --threads 1 --runs one >one.txt
 echo "-- through Slurm; the first student that runs is killed"
 "$program" submit slurm "${small[@]}" --runs many --most 2
 killed=
-for _ in $(seq 1200); do
+for _ in $(seq 12000); do
   # A student that has written a checkpoint, and a task of students that runs.
   if compgen -G 'many/table3/smoke/*/checkpoint-*' >/dev/null; then
     task=$(squeue -h -r -t R -o '%i %j' | awk '/stillhouse-students/ { print $1; exit }')
