@@ -31,14 +31,15 @@ impl<T: Copy + Default> Pool<T> {
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buf<T> {
         let size = size(len);
         let found = self.free.lock().ok().and_then(|mut f| f.get_mut(&size).and_then(Vec::pop));
-        let mut values = found.unwrap_or_else(|| Vec::with_capacity(size + LINE / size_of::<T>()));
-        let first = values.as_ptr().align_offset(LINE);
-        let range = first..first + len;
-        if values.len() < range.end {
-            self.owned.fetch_add(range.end - values.len(), Ordering::Relaxed);
-            values.resize(range.end, T::default());
+        let line = LINE / size_of::<T>();
+        let mut values = found.unwrap_or_else(|| Vec::with_capacity(size + line));
+        // A line more wherever the vector begins, so that the count does not depend on it.
+        if values.len() < len + line {
+            self.owned.fetch_add(len + line - values.len(), Ordering::Relaxed);
+            values.resize(len + line, T::default());
         }
-        Buf { values, range, pool: Arc::clone(self) }
+        let first = values.as_ptr().align_offset(LINE);
+        Buf { values, range: first..first + len, pool: Arc::clone(self) }
     }
 }
 

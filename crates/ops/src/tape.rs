@@ -393,8 +393,8 @@ impl Tape {
         self.halves = Arc::clone(&other.halves);
     }
 
-    /// Bytes of all maps and gradients that the tape (or those that share its memory) holds, in use and kept for the next pass;
-    /// parameters and what the taps hand out not counted.
+    /// Bytes of all maps and gradients that the tape and those that share its memory hold, in use and kept
+    /// for the next pass; parameters and what the taps hand out not counted.
     pub fn memory_bytes(&self) -> usize {
         self.f32.pool.bytes()
             + self.f64.pool.bytes()

@@ -468,4 +468,33 @@ mod tests {
         assert!(said.contains("given up"), "{said}");
         assert!(params.import(id, &Tensor::zeros((8, 3, 3, 3), DType::F32, &Device::Cpu).unwrap()).is_err());
     }
+
+    /// What one tape has done with serves the other, and changes nothing.
+    #[test]
+    fn tapes_that_share_memory_take_turns() {
+        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let p = params.builder(Rng::new(1));
+        let spec = ConvSpec::new(3, 8, 3);
+        let layer = ConvBnAct::new(spec, "conv", "bn", Act::Relu, Init::Normal(0.3), &p).unwrap();
+        let images = Tensor::arange(0f32, 6144.0, &Device::Cpu).unwrap().reshape((2, 3, 32, 32)).unwrap();
+        let run = |tape: &mut Tape| -> Result<Vec<f32>> {
+            tape.begin(Rng::new(0), 0);
+            let x = tape.input(&images)?;
+            let x = layer.forward(&x, tape)?;
+            tape.tap("logits", &x)?;
+            let values = tape.outputs()?[0].1.flatten_all()?.to_vec1()?;
+            tape.begin(Rng::new(0), 1);
+            Ok(values)
+        };
+        let tape = || Tape::new(&params, Mode::Eval).unwrap();
+        let (mut alone, mut first, mut second) = (tape(), tape(), tape());
+        second.share_memory(&first);
+        let values = run(&mut alone).unwrap();
+        assert_eq!(run(&mut first).unwrap(), values);
+        assert_eq!(first.memory_bytes(), alone.memory_bytes());
+        assert_eq!(run(&mut second).unwrap(), values);
+        // Only the folded weights, which stay, are there twice; without sharing nothing would be.
+        let more = second.memory_bytes() - alone.memory_bytes();
+        assert!(more > 0 && more < alone.memory_bytes() / 4, "{more} of {}", alone.memory_bytes());
+    }
 }
