@@ -220,6 +220,24 @@ mod tests {
     }
 
     #[test]
+    fn a_large_weight_turns_in_parts_as_in_one() {
+        let panels = Panels::new(&[66_000, 80], 1).unwrap();
+        let stored: Vec<f32> = (0..panels.stored()).map(|i| i as f32).collect();
+        let mut whole = vec![0.0; panels.transposed_len()];
+        panels.transpose(&stored, &panels.transposed_panels(), &mut whole);
+        let (parts, mut joined) = (panels.transposed_parts(), Vec::new());
+        assert_eq!(parts.len(), 2);
+        for part in &parts {
+            let len = part.iter().map(|p| p.vectors * LANES * panels.out).sum();
+            assert!(len <= panels.transposed_part_len() && len < whole.len());
+            let mut turned = vec![0.0; len];
+            panels.transpose(&stored, part, &mut turned);
+            joined.extend(turned);
+        }
+        assert!(joined == whole);
+    }
+
+    #[test]
     fn panels_are_even() {
         let widths = |c| cut(c, 1).iter().map(|p| p.vectors).collect::<Vec<_>>();
         assert_eq!(widths(16), [1]);
