@@ -23,10 +23,7 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
         return Err(Error::shape("log_softmax", expected, x.dims()));
     }
     if !x.device().is_cpu() || !matches!(x.dtype(), DType::F32 | DType::F64) {
-        // The maximum is a constant: its gradient cancels.
-        let shifted = x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)?;
-        let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        return Ok(shifted.broadcast_sub(&log_sum)?);
+        return Ok(candle_nn::ops::log_softmax(x, D::Minus1)?);
     }
     Ok(x.contiguous()?.apply_op1(LogSoftmax)?)
 }
