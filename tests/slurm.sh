@@ -53,18 +53,18 @@ slurmctld -c && slurmd -N "$host"
 until sinfo -h -o %T | grep -q idle; do sleep 0.2; done
 
 cd "$work"
-small=(table3 --profile smoke
+grid=(table3 --profile smoke
   --set 'data.per_class=[4, 2]' --set data.image_size=32
   --set "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]"
   --set "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]"
   --set teacher.backbone=resnet18 --set teacher.train.epochs=2 --set train.epochs=4
   --set "train.checkpoint='1 steps'" --set "teacher.train.checkpoint='1 steps'"
   --set "matrix.method=['baseline', 'kd', 'class_centre', 'sp']" --set "matrix.student=['mobilenetv2_100']")
-if [ "${2:-small}" = whole ]; then small=(table3 --profile smoke); fi
+if [ "${2:-small}" = whole ]; then grid=(table3 --profile smoke); fi
 echo "-- in one process"
-"$program" reproduce "${small[@]}" --threads 1 --runs one >one.txt
+"$program" reproduce "${grid[@]}" --threads 1 --runs one >one.txt
 echo "-- through Slurm; the first student that runs is killed"
-"$program" submit slurm "${small[@]}" --runs many --most 2
+"$program" submit slurm "${grid[@]}" --runs many --most 2
 killed=
 for _ in $(seq 12000); do
   # A student that has written a checkpoint, and a task of students that runs.
@@ -76,10 +76,10 @@ for _ in $(seq 12000); do
 done
 echo "killed: ${killed:-nothing}"
 while [ -n "$(squeue -h)" ]; do sleep 0.5; done
-open=$("$program" reproduce "${small[@]}" --runs many --plan --json | grep -c '"pending"' || true)
+open=$("$program" reproduce "${grid[@]}" --runs many --plan --json | grep -c '"pending"' || true)
 echo "cells that are not finished now: $open"
 echo "-- submitted again"
-"$program" submit slurm "${small[@]}" --runs many --most 2 --wait
+"$program" submit slurm "${grid[@]}" --runs many --most 2 --wait
 python3 - <<'CHECK'
 import json, pathlib
 def cells(root):
