@@ -33,10 +33,10 @@ use stillhouse_core::data::{Target, Task};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result};
-use stillhouse_ops::graph::resize_bilinear;
+use stillhouse_ops::graph::{cross_entropy, resize_bilinear};
 
 use crate::labels::IGNORE;
-use crate::softmax::{log_softmax, rows};
+use crate::softmax::rows;
 use crate::sum::sum;
 use crate::{fit, settings};
 
@@ -126,14 +126,14 @@ impl Ce {
             [_, h, w] => resize_bilinear(logits, (h, w), false)?,
             _ => logits.clone(),
         };
-        let log_p = log_softmax(&rows(&logits, "ce")?)?; // [M, N]
+        let logits = rows(&logits, "ce")?; // [M, N]
         let labels = labels.flatten_all()?;
         let counts = match ignore {
             Some(index) => labels.ne(index)?,
             None => labels.ones_like()?.to_dtype(DType::U8)?,
         };
         let labels = counts.where_cond(&labels, &labels.zeros_like()?)?;
-        let (largest, classes) = (labels.max(0)?.to_scalar::<u32>()?, log_p.dim(1)?);
+        let (largest, classes) = (labels.max(0)?.to_scalar::<u32>()?, logits.dim(1)?);
         if largest as usize >= classes {
             return Err(Error::unfit(
                 "ce",
@@ -143,10 +143,8 @@ impl Ce {
                 ),
             ));
         }
-        let s = self.config.label_smoothing;
-        let own = log_p.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)?; // [M]
-        let each = ((own * (s - 1.0))? - (log_p.mean(1)? * s)?)?;
-        let counts = counts.to_dtype(log_p.dtype())?;
+        let each = cross_entropy(&logits, &labels, self.config.label_smoothing)?; // [M]
+        let counts = counts.to_dtype(each.dtype())?;
         let total = sum(&(each * &counts)?)?;
         Ok(total.div(&sum(&counts)?.maximum(1.0)?)?)
     }

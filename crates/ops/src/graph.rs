@@ -19,7 +19,7 @@ pub(crate) use shape::{
     activate, add, expand, gelu, global_average, layer_norm, linear, merge_patches, resample, scale,
     scale_images,
 };
-pub use softmax::log_softmax;
+pub use softmax::{cross_entropy, log_softmax};
 pub use svd::svd;
 
 use candle_core::{CpuStorage, Layout, Tensor};

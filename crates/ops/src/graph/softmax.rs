@@ -1,7 +1,7 @@
-//! Logarithms of probabilities in a candle graph.
+//! Logarithms of probabilities, and the cross-entropy made of them, in a candle graph.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Shape, Tensor};
 
 use crate::graph::{from_slice, made_of};
 use crate::kernels::softmax;
@@ -59,6 +59,104 @@ impl CustomOp1 for LogSoftmax {
     }
 }
 
+/// Cross-entropy `[M]` of logits `x` `[M, N]` with `labels` `[M]` (u32); of the target, the part `smoothing`
+/// in `[0, 1]` is shared by all classes (Szegedy et al. 2016, section 7). Finite for any finite logits.
+///
+/// On the CPU no probabilities are kept: the way back makes them anew from the logits.
+///
+/// # Errors
+///
+/// Other shapes, labels of another type or not below `N`.
+pub fn cross_entropy(x: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor> {
+    const NAME: &str = "cross_entropy";
+    let classes = match (x.dims(), labels.dims()) {
+        ([m, n], [labels]) if m == labels && *n > 0 => *n,
+        (x, labels) => {
+            return Err(Error::shape(NAME, "logits [M, N] and labels [M]", [x, labels].concat()));
+        }
+    };
+    if labels.dtype() != DType::U32 {
+        return Err(Error::usage(NAME, format!("expected labels of type u32, got {:?}", labels.dtype())));
+    }
+    if labels.elem_count() > 0 {
+        let largest = labels.max(0)?.to_scalar::<u32>()?;
+        if largest as usize >= classes {
+            return Err(Error::usage(
+                NAME,
+                format!("label {largest}, but the logits have {classes} classes"),
+            ));
+        }
+    }
+    if x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64) {
+        return Ok(x.contiguous()?.apply_op2(&labels.contiguous()?, CrossEntropy { smoothing })?);
+    }
+    let log_p = log_softmax(x)?;
+    let own = (log_p.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)? * (smoothing - 1.0))?;
+    if smoothing == 0.0 {
+        return Ok(own);
+    }
+    Ok((own - (log_p.mean(1)? * smoothing)?)?)
+}
+
+struct CrossEntropy {
+    smoothing: f64,
+}
+
+impl CrossEntropy {
+    fn forward<T: Real>(
+        &self,
+        (x, of_x): (&CpuStorage, &Layout),
+        (labels, of_labels): (&CpuStorage, &Layout),
+    ) -> candle_core::Result<Vec<T>> {
+        let Some((start, end)) = of_labels.contiguous_offsets() else {
+            candle_core::bail!("expected contiguous labels")
+        };
+        let labels = &labels.as_slice::<u32>()?[start..end];
+        let width = of_x.dims().last().copied().unwrap_or(1);
+        Ok(softmax::entropy(from_slice(x, of_x)?, labels, width, self.smoothing))
+    }
+
+    fn backward<T: Real>(&self, x: &Tensor, labels: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
+        let (labels, width) = (labels.to_vec1::<u32>()?, x.dim(D::Minus1)?);
+        made_of::<T>([x, dy], x, |x, dy| softmax::entropy_backward(x, &labels, dy, width, self.smoothing))
+    }
+}
+
+impl CustomOp2 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross_entropy"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        of_x: &Layout,
+        labels: &CpuStorage,
+        of_labels: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (logits, labels) = ((x, of_x), (labels, of_labels));
+        let values = match x.dtype() {
+            DType::F64 => CpuStorage::F64(self.forward(logits, labels)?),
+            _ => CpuStorage::F32(self.forward(logits, labels)?),
+        };
+        Ok((values, of_labels.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        labels: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let dx = match x.dtype() {
+            DType::F64 => self.backward::<f64>(x, labels, dy)?,
+            _ => self.backward::<f32>(x, labels, dy)?,
+        };
+        Ok((Some(dx), None))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
@@ -90,6 +188,55 @@ mod tests {
             for (got, want) in y.iter().zip(&want_y).chain(dx.iter().zip(&want_dx)) {
                 assert!((got - want).abs() <= within * (1.0 + want.abs()), "{got} {want}");
             }
+        }
+    }
+
+    /// Against candle's own operations, on many rows, with and without smoothing and with any gradient.
+    #[test]
+    fn cross_entropy_is_the_formula() {
+        let (rows, classes) = (3000, 21);
+        let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % classes as u32).collect();
+        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+        for (dtype, within) in [(DType::F64, 1e-12), (DType::F32, 2e-6)] {
+            let x = Tensor::arange(0f64, (rows * classes) as f64, &Device::Cpu).unwrap();
+            let x = ((x * 0.37).unwrap().sin().unwrap() * 9.0).unwrap().to_dtype(dtype).unwrap();
+            let x = Var::from_tensor(&x.reshape((classes, rows)).unwrap()).unwrap();
+            for s in [0.0, 0.1, 1.0] {
+                let run = |f: &dyn Fn(&Tensor) -> Tensor| {
+                    let y = f(&x.t().unwrap());
+                    let slopes = (y.detach() * 0.3).unwrap();
+                    let grads = (&y * slopes).unwrap().sum_all().unwrap().backward().unwrap();
+                    (values(&y), values(grads.get(&x).unwrap()))
+                };
+                let (y, dx) = run(&|x| cross_entropy(x, &labels, s).unwrap());
+                let (want_y, want_dx) = run(&|x| {
+                    let log_sum = x.exp().unwrap().sum_keepdim(1).unwrap().log().unwrap();
+                    let log_p = x.broadcast_sub(&log_sum).unwrap();
+                    let own = log_p.gather(&labels.unsqueeze(1).unwrap(), 1).unwrap().squeeze(1).unwrap();
+                    ((own * (s - 1.0)).unwrap() - (log_p.mean(1).unwrap() * s).unwrap()).unwrap()
+                });
+                for (got, want) in y.iter().zip(&want_y).chain(dx.iter().zip(&want_dx)) {
+                    assert!((got - want).abs() <= 4.0 * within * (1.0 + want.abs()), "{s}: {got} {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn cross_entropy_refuses_what_does_not_fit() {
+        let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+        let labels = |l: &[u32]| Tensor::new(l, &Device::Cpu).unwrap();
+        let said = |labels: &Tensor| cross_entropy(&x, labels, 0.0).unwrap_err().to_string();
+        for (labels, words) in [
+            (labels(&[0, 3]), "label 3, but the logits have 3 classes"),
+            (labels(&[0]), "labels [M]"),
+            (labels(&[0, 1]).to_dtype(DType::I64).unwrap(), "u32"),
+        ] {
+            assert!(
+                said(&labels).contains(words) && said(&labels).contains("cross_entropy"),
+                "{}",
+                said(&labels)
+            );
         }
     }
 
