@@ -527,14 +527,17 @@ impl Tape {
             self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
             return Ok(());
         }
-        let values =
-            by_type!(self, T => Tensor::from_slice(&self.values::<T>("tap", x)?, shape, &Device::Cpu)?);
-        let (leaf, tensor) = if self.mode.records() && x.needs_grad {
-            let leaf = Var::from_tensor(&values)?;
-            (Some(leaf.clone()), leaf.as_tensor().clone())
-        } else {
-            (None, values)
-        };
+        let leaf = self.mode.records() && x.needs_grad;
+        let (leaf, tensor) = by_type!(self, T => {
+            let values = self.values::<T>("tap", x)?;
+            if leaf {
+                let leaf = Var::from_slice(&values, shape, &Device::Cpu)?;
+                let tensor = leaf.as_tensor().clone();
+                (Some(leaf), tensor)
+            } else {
+                (None, Tensor::from_slice(&values, shape, &Device::Cpu)?)
+            }
+        });
         let tensor = if x.flat { tensor } else { tensor.permute((0, 3, 1, 2))? };
         self.taps.push(Tap { name: name.into(), node: x.id, leaf, tensor });
         Ok(())
