@@ -134,15 +134,16 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     if !methods.iter().any(|method| brings_ce(method.as_ref())) {
         methods.insert(0, build("ce", &toml::Table::new())?);
     }
+    // As the trainer: the student's logits are always kept, a teacher's only for a method that reads them.
     let needs = |of: fn(&dyn Distiller) -> Vec<String>| {
         let mut taps: Vec<String> = methods.iter().flat_map(|m| of(m.as_ref())).collect();
-        taps.push("logits".into());
         taps.sort();
         taps.dedup();
         taps
     };
+    let of_student = [needs(|m| m.needs().student), vec!["logits".into()]].concat();
     let mut tape = Tape::new(&student.params, Mode::Train)?;
-    tape.want(&needs(|m| m.needs().student));
+    tape.want(&of_student);
     let mut teacher = setting
         .teacher
         .map(|model| {

@@ -11,7 +11,7 @@
 //!
 //! *Taps*: the backbone's (`F1`..`F4`); `aspp`, the decoder's input at stride 4 (48 channels of `F1`,
 //! then 256 of the pyramid); `decoder`, the classifier's input; `logits_low`, the logits before they
-//! are upsampled; `logits`, `[B, classes, H, W]` in the size of the image.
+//! are upsampled; `logits`, `[B, classes, H, W]` in the size of the image, made only if they are wanted.
 //!
 //! *Variants*: `backbone`, `output_stride` 16, 8 or 32 (rates 6 12 18, twice and half of that),
 //! `dropout` after the pyramid; all others are the backbone's own. The rows that name their backbone
@@ -268,8 +268,10 @@ impl Backbone for DeepLabV3Plus {
         tape.tap("decoder", &x)?;
         x = self.classifier.forward(&x, tape)?; // [B, classes, H/4, W/4]
         tape.tap("logits_low", &x)?;
-        x = tape.resize_bilinear(&x, (height, width), false)?;
-        tape.tap("logits", &x)?;
+        if tape.wants("logits") {
+            x = tape.resize_bilinear(&x, (height, width), false)?;
+            tape.tap("logits", &x)?;
+        }
         Ok(tape.outputs()?.into_iter().collect())
     }
 
