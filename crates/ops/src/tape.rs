@@ -4,20 +4,23 @@
 //! network marks, the tape hands out candle tensors (`[B, C, H, W]` views); a loss is ordinary
 //! candle code, and [`Tape::backward`] joins the two graphs.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, OnceLock};
+mod backward;
+mod lane;
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+pub(crate) use self::backward::Backward;
+pub(crate) use self::lane::{Elem, Folded, Lane, by_type};
 use crate::buffers::{Buf, Pool};
 use crate::composed::Composed;
-use crate::gradients::{Grad, Gradients};
+use crate::kernels;
 use crate::kernels::geometry::{ConvGeo, ConvSpec};
-use crate::kernels::{self, elementwise};
-use crate::layers::Record;
 use crate::layers::checkpoint::Pass;
 use crate::measure::Totals;
-use crate::params::{Engine, Kind, Params};
+use crate::params::{Engine, Params};
 use crate::real::{Real, with_values};
 use crate::rng::Rng;
 use crate::sketch::{Op, Sketching};
@@ -101,100 +104,6 @@ impl Node {
         self.shape[3]
     }
 }
-
-/// Weights with batch norm folded in, made at one version of the parameters.
-#[derive(Debug)]
-pub(crate) struct Folded<T> {
-    pub(crate) version: u64,
-    pub(crate) weight: Buf<T>,
-    /// The weight as Winograd's algorithm reads it, once it was wanted.
-    pub(crate) points: OnceLock<Buf<T>>,
-    pub(crate) bias: Vec<T>,
-}
-
-/// Everything of the tape that depends on the element type.
-#[derive(Debug)]
-pub(crate) struct Lane<T> {
-    pub(crate) pool: Arc<Pool<T>>,
-    pub(crate) bytes: Arc<Pool<u8>>,
-    pub(crate) records: Vec<Record<T>>,
-    pub(crate) folded: HashMap<ParamId, Arc<Folded<T>>>,
-    pub(crate) zeros: Arc<Vec<T>>,
-    /// What the batch norms of a segment sum around.
-    pub(crate) shifts: VecDeque<Vec<T>>,
-}
-
-impl<T: Default + Clone> Default for Lane<T> {
-    fn default() -> Self {
-        Self {
-            pool: Arc::default(),
-            bytes: Arc::default(),
-            records: Vec::new(),
-            folded: HashMap::new(),
-            zeros: Arc::new(vec![T::default(); 4096]),
-            shifts: VecDeque::new(),
-        }
-    }
-}
-
-impl<T: Real> Lane<T> {
-    /// At least `len` zeros.
-    pub(crate) fn zeros(&mut self, len: usize) -> Arc<Vec<T>> {
-        if self.zeros.len() < len {
-            self.zeros = Arc::new(vec![T::ZERO; len]);
-        }
-        Arc::clone(&self.zeros)
-    }
-}
-
-/// `f32` and `f64` inside the tape.
-pub(crate) trait Elem: Real {
-    fn lane(tape: &mut Tape) -> &mut Lane<Self>;
-    fn data(data: &Data) -> Option<&Arc<Buf<Self>>>;
-    fn wrap(values: Arc<Buf<Self>>) -> Data;
-    fn grad(values: Buf<Self>) -> Grad;
-}
-
-macro_rules! elem {
-    ($type:ty, $field:ident, $variant:ident) => {
-        impl Elem for $type {
-            fn lane(tape: &mut Tape) -> &mut Lane<Self> {
-                &mut tape.$field
-            }
-            fn data(data: &Data) -> Option<&Arc<Buf<Self>>> {
-                match data {
-                    Data::$variant(values) => Some(values),
-                    _ => None,
-                }
-            }
-            fn wrap(values: Arc<Buf<Self>>) -> Data {
-                Data::$variant(values)
-            }
-            fn grad(values: Buf<Self>) -> Grad {
-                Grad::$variant(values)
-            }
-        }
-    };
-}
-elem!(f32, f32, F32);
-elem!(f64, f64, F64);
-
-/// Calls a generic method by the element type of a tape.
-macro_rules! by_type {
-    ($tape:expr, $T:ident => $call:expr) => {
-        match $tape.dtype() {
-            candle_core::DType::F64 => {
-                type $T = f64;
-                $call
-            }
-            _ => {
-                type $T = f32;
-                $call
-            }
-        }
-    };
-}
-pub(crate) use by_type;
 
 #[derive(Debug)]
 struct Tap {
@@ -596,125 +505,6 @@ impl Tape {
             return self.composed_node(here);
         }
         by_type!(self, T => crate::layers::graph::outside_values::<T>(self, inside, flat, &values))
-    }
-
-    /// Gradients of a scalar with respect to every trainable parameter: candle's backward to the
-    /// taps, then the tape's own to the parameters. The recorded pass is used up.
-    pub fn backward(&mut self, loss: &Tensor) -> Result<Gradients> {
-        if !self.mode.records() {
-            return Err(Error::usage("backward", format!("a pass in mode {:?} records nothing", self.mode)));
-        }
-        if self.nodes == 0 {
-            return Err(Error::usage("backward", "nothing is recorded; run the network first"));
-        }
-        if loss.elem_count() != 1 {
-            return Err(Error::shape("backward", "a scalar loss", loss.dims()));
-        }
-        let store = loss.backward()?;
-        let mut gradients = Gradients::new(&self.params);
-        if self.mode.trains() {
-            gradients.collect(&store)?;
-        }
-        if let Some(composed) = &self.composed {
-            let taps = self.taps.iter().map(|tap| (tap.name.as_str(), tap.node));
-            gradients.taps = composed.tap_gradients(taps, &store);
-        } else {
-            by_type!(self, T => self.sweep::<T>(&store, &mut gradients))?;
-        }
-        self.forget();
-        Ok(gradients)
-    }
-
-    fn sweep<T: Elem>(
-        &mut self,
-        store: &candle_core::backprop::GradStore,
-        gradients: &mut Gradients,
-    ) -> Result<()> {
-        let records = std::mem::take(&mut T::lane(self).records);
-        let mut back = Backward {
-            grads: (0..self.nodes).map(|_| None).collect(),
-            params: HashMap::new(),
-            tensors: Vec::new(),
-            taps: Vec::new(),
-            pool: Arc::clone(&T::lane(self).pool),
-        };
-        for tap in &self.taps {
-            if let Some(g) = tap.leaf.as_ref().and_then(|leaf| store.get(leaf)) {
-                let mut buf = back.pool.take(g.elem_count());
-                with_values::<T, _>(g, |g| buf.copy_from_slice(g))?;
-                back.add(tap.node, buf);
-            }
-        }
-        for record in records.into_iter().rev() {
-            self.go_back(record, &mut back)?;
-        }
-        gradients.taps.append(&mut back.taps);
-        for store in &back.tensors {
-            gradients.collect(store)?;
-        }
-        for (id, values) in back.params {
-            gradients.insert(id, T::grad(values))?;
-        }
-        Ok(())
-    }
-
-    /// Carries the gradient of a record's node on, if it has one.
-    pub(crate) fn go_back<T: Elem>(&mut self, record: Record<T>, back: &mut Backward<T>) -> Result<()> {
-        let out = record.out();
-        let Some(dy) = back.grads.get_mut(out).and_then(Option::take) else { return Ok(()) };
-        // A segment that runs again gives its node's gradient to the record that made it.
-        if self.mode == Mode::EvalRecord && !matches!(record, Record::Checkpoint(_)) {
-            for tap in self.taps.iter().filter(|t| t.node == out) {
-                let shape = tap.leaf.as_ref().map_or(tap.tensor.shape(), |l| l.shape());
-                let g = Tensor::from_slice(&dy, shape, &Device::Cpu)?;
-                let g = if g.rank() == 4 { g.permute((0, 3, 1, 2))? } else { g };
-                back.taps.push((tap.name.clone(), g));
-            }
-        }
-        record.backward(dy, back, self)
-    }
-
-    /// Whether a parameter gets a gradient in this mode.
-    pub(crate) fn trains(&self, id: ParamId) -> bool {
-        let param = self.params.get(id);
-        self.mode.trains() && param.trainable && param.kind == Kind::Weight
-    }
-}
-
-/// Gradients on their way back.
-pub(crate) struct Backward<T> {
-    pub(crate) grads: Vec<Option<Buf<T>>>,
-    pub(crate) params: HashMap<ParamId, Buf<T>>,
-    pub(crate) tensors: Vec<candle_core::backprop::GradStore>,
-    pub(crate) taps: Vec<(String, Tensor)>,
-    pub(crate) pool: Arc<Pool<T>>,
-}
-
-impl<T: Real> Backward<T> {
-    /// Adds to the gradient of a node.
-    pub(crate) fn add(&mut self, id: usize, gradient: Buf<T>) {
-        match &mut self.grads[id] {
-            Some(sum) => elementwise::add_to(sum, &gradient),
-            empty => *empty = Some(gradient),
-        }
-    }
-
-    /// Takes what has been collected for a node, or new memory: `(buffer, whether it holds a sum)`.
-    pub(crate) fn slot(&mut self, id: usize, len: usize) -> (Buf<T>, bool) {
-        match self.grads[id].take() {
-            Some(sum) => (sum, true),
-            None => (self.pool.take(len), false),
-        }
-    }
-
-    /// Adds to the gradient of a parameter.
-    pub(crate) fn param(&mut self, id: ParamId, gradient: Buf<T>) {
-        match self.params.get_mut(&id) {
-            Some(sum) => elementwise::add_to(sum, &gradient),
-            None => {
-                self.params.insert(id, gradient);
-            }
-        }
     }
 }
 

@@ -1,0 +1,105 @@
+//! What of the tape depends on the element type.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+
+use super::{Data, Tape};
+use crate::ParamId;
+use crate::buffers::{Buf, Pool};
+use crate::gradients::Grad;
+use crate::layers::Record;
+use crate::real::Real;
+
+/// Weights with batch norm folded in, made at one version of the parameters.
+#[derive(Debug)]
+pub(crate) struct Folded<T> {
+    pub(crate) version: u64,
+    pub(crate) weight: Buf<T>,
+    /// The weight as Winograd's algorithm reads it, once it was wanted.
+    pub(crate) points: OnceLock<Buf<T>>,
+    pub(crate) bias: Vec<T>,
+}
+
+/// Everything of the tape that depends on the element type.
+#[derive(Debug)]
+pub(crate) struct Lane<T> {
+    pub(crate) pool: Arc<Pool<T>>,
+    pub(crate) bytes: Arc<Pool<u8>>,
+    pub(crate) records: Vec<Record<T>>,
+    pub(crate) folded: HashMap<ParamId, Arc<Folded<T>>>,
+    pub(crate) zeros: Arc<Vec<T>>,
+    /// What the batch norms of a segment sum around.
+    pub(crate) shifts: VecDeque<Vec<T>>,
+}
+
+impl<T: Default + Clone> Default for Lane<T> {
+    fn default() -> Self {
+        Self {
+            pool: Arc::default(),
+            bytes: Arc::default(),
+            records: Vec::new(),
+            folded: HashMap::new(),
+            zeros: Arc::new(vec![T::default(); 4096]),
+            shifts: VecDeque::new(),
+        }
+    }
+}
+
+impl<T: Real> Lane<T> {
+    /// At least `len` zeros.
+    pub(crate) fn zeros(&mut self, len: usize) -> Arc<Vec<T>> {
+        if self.zeros.len() < len {
+            self.zeros = Arc::new(vec![T::ZERO; len]);
+        }
+        Arc::clone(&self.zeros)
+    }
+}
+
+/// `f32` and `f64` inside the tape.
+pub(crate) trait Elem: Real {
+    fn lane(tape: &mut Tape) -> &mut Lane<Self>;
+    fn data(data: &Data) -> Option<&Arc<Buf<Self>>>;
+    fn wrap(values: Arc<Buf<Self>>) -> Data;
+    fn grad(values: Buf<Self>) -> Grad;
+}
+
+macro_rules! elem {
+    ($type:ty, $field:ident, $variant:ident) => {
+        impl Elem for $type {
+            fn lane(tape: &mut Tape) -> &mut Lane<Self> {
+                &mut tape.$field
+            }
+            fn data(data: &Data) -> Option<&Arc<Buf<Self>>> {
+                match data {
+                    Data::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+            fn wrap(values: Arc<Buf<Self>>) -> Data {
+                Data::$variant(values)
+            }
+            fn grad(values: Buf<Self>) -> Grad {
+                Grad::$variant(values)
+            }
+        }
+    };
+}
+elem!(f32, f32, F32);
+elem!(f64, f64, F64);
+
+/// Calls a generic method by the element type of a tape.
+macro_rules! by_type {
+    ($tape:expr, $T:ident => $call:expr) => {
+        match $tape.dtype() {
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $call
+            }
+            _ => {
+                type $T = f32;
+                $call
+            }
+        }
+    };
+}
+pub(crate) use by_type;
