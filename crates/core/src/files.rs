@@ -1,7 +1,7 @@
 //! Files that are either whole or not there, and the lock of a run folder.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -32,6 +32,38 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::
         return Err(Error::io(path)(e));
     }
     sync_folder(folder)
+}
+
+/// As [`write_atomic_with`]; returns the SHA-256 of what was written, in hex.
+pub fn write_atomic_hashed(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<String> {
+    let mut hash = Sha256::new();
+    write_atomic_with(path, |file| {
+        let mut to = BufWriter::with_capacity(1 << 20, Hashed { file, hash: &mut hash });
+        write(&mut to)?;
+        to.flush()
+    })?;
+    Ok(hex(&hash.finalize()))
+}
+
+/// Hashes what passes.
+struct Hashed<'a> {
+    file: &'a mut File,
+    hash: &'a mut Sha256,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Gives a finished file its name in one step, and makes it last through a power cut.

@@ -343,7 +343,13 @@ impl Params {
 
     /// All entries by name in PyTorch's order, for saving.
     pub fn export_all(&self) -> Result<Vec<(String, Tensor)>> {
-        (0..self.len()).map(|i| Ok((self.get(ParamId(i)).name, self.export(ParamId(i))?))).collect()
+        self.export_named(|_| true)
+    }
+
+    /// Those of [`Self::export_all`] whose names are `wanted`.
+    pub fn export_named(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Tensor)>> {
+        let entries = (0..self.len()).map(|i| (self.get(ParamId(i)).name, ParamId(i)));
+        entries.filter(|(name, _)| wanted(name)).map(|(name, id)| Ok((name, self.export(id)?))).collect()
     }
 
     /// Lets the values of an entry go: a tape keeps another form of them.

@@ -93,13 +93,19 @@ struct StateFile {
     sha256: BTreeMap<String, String>,
 }
 
-/// Named tensors of one file.
-pub(crate) type Group = (&'static str, Vec<(String, Tensor)>);
+/// Named tensors.
+pub(crate) type Tensors = Vec<(String, Tensor)>;
+
+/// A file and what makes its tensors, one file at a time: they may be copies of the parameters.
+pub(crate) type Group<'a> = (&'static str, &'a dyn Fn() -> Result<Tensors>);
+
+/// Writes tensors to a file; gives its SHA-256.
+type Write = fn(&Path, &[(String, Tensor)]) -> Result<String>;
 
 /// A checkpoint that was read back.
 pub(crate) struct Loaded {
     pub(crate) state: State,
-    groups: BTreeMap<String, Vec<(String, Tensor)>>,
+    groups: BTreeMap<String, Tensors>,
 }
 
 impl Loaded {
@@ -113,49 +119,46 @@ impl Loaded {
 pub(crate) struct Checkpoints {
     folder: PathBuf,
     run: String,
-    write: fn(&Path, &[u8]) -> stillhouse_core::Result<()>,
+    write: Write,
 }
 
 impl Checkpoints {
     /// Those of the run with that hash.
     pub(crate) fn new(folder: &Path, run: &str) -> Self {
-        Self { folder: folder.to_path_buf(), run: run.to_string(), write: files::write_atomic }
+        Self { folder: folder.to_path_buf(), run: run.to_string(), write: tensors::write }
     }
 
     /// Writes `checkpoint-<step>/` and removes all but the newest two. After an error the earlier
     /// checkpoints are as they were.
     pub(crate) fn save(&self, state: &State, groups: &[Group]) -> Result<()> {
-        let mut contents = Vec::new();
-        for (name, tensors) in groups {
-            contents.push((format!("{name}.safetensors"), tensors::encode(tensors)?));
-        }
-        let sha256 = contents.iter().map(|(name, bytes)| (name.clone(), files::sha256(bytes))).collect();
-        let file = StateFile { format: FORMAT, run: self.run.clone(), state: state.clone(), sha256 };
-        let json = serde_json::to_vec_pretty(&file).map_err(|e| Error::folder(&self.folder, e))?;
-        contents.push(("state.json".into(), json));
-
         let target = self.folder.join(format!("{PREFIX}{}", state.step));
         let part = self.folder.join(format!("{PREFIX}{}.part", state.step));
-        let result = (|| {
-            remove(&part)?;
-            fs::create_dir_all(&part).map_err(CoreError::io(&part))?;
-            for (name, bytes) in &contents {
-                (self.write)(&part.join(name), bytes)?;
-            }
-            // Only one that was found invalid, or one of the very same values, can be there already.
-            remove(&target)?;
-            files::rename_folder(&part, &target)
-        })();
-        if let Err(source) = result {
+        if let Err(source) = self.save_to(&part, &target, state, groups) {
             let _ = fs::remove_dir_all(&part);
-            let bytes = contents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
             let (folder, step, source) = (self.folder.clone(), state.step, Box::new(source));
-            return Err(Error::Checkpoint { folder, step, bytes, source });
+            return Err(Error::Checkpoint { folder, step, bytes: bytes(groups)?, source });
         }
         for (_, old) in self.list()?.into_iter().rev().skip(KEPT) {
             remove(&old)?;
         }
         Ok(())
+    }
+
+    fn save_to(&self, part: &Path, target: &Path, state: &State, groups: &[Group]) -> Result<()> {
+        remove(part)?;
+        fs::create_dir_all(part).map_err(CoreError::io(part))?;
+        let mut sha256 = BTreeMap::new();
+        for (name, tensors) in groups {
+            let name = format!("{name}.safetensors");
+            let hash = (self.write)(&part.join(&name), &tensors()?)?;
+            sha256.insert(name, hash);
+        }
+        let file = StateFile { format: FORMAT, run: self.run.clone(), state: state.clone(), sha256 };
+        let json = serde_json::to_vec_pretty(&file).map_err(|e| Error::folder(&self.folder, e))?;
+        files::write_atomic(&part.join("state.json"), &json)?;
+        // Only one that was found invalid, or one of the very same values, can be there already.
+        remove(target)?;
+        Ok(files::rename_folder(part, target)?)
     }
 
     /// The newest valid checkpoint. Others that are newer are removed, as are unfinished files; each
@@ -234,6 +237,16 @@ impl Checkpoints {
     }
 }
 
+/// What the values take on the disk.
+fn bytes(groups: &[Group]) -> Result<u64> {
+    let mut bytes = 0;
+    for (_, tensors) in groups {
+        bytes +=
+            tensors()?.iter().map(|(_, t)| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum::<u64>();
+    }
+    Ok(bytes)
+}
+
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).map_err(CoreError::io(folder))? {
@@ -257,7 +270,8 @@ mod tests {
     fn save(checkpoints: &Checkpoints, step: u64) -> Result<()> {
         let value = Tensor::new(&[step as f32, 0.1], &Device::Cpu)?;
         let state = State { step, ..State::default() };
-        checkpoints.save(&state, &[("student", vec![("w".into(), value)]), ("optimiser", Vec::new())])
+        let student = || Ok(vec![("w".into(), value.clone())]);
+        checkpoints.save(&state, &[("student", &student), ("optimiser", &|| Ok(Vec::new()))])
     }
 
     fn newest(checkpoints: &Checkpoints) -> Option<u64> {
@@ -321,11 +335,11 @@ mod tests {
         let mut checkpoints = Checkpoints::new(folder.path(), "run");
         save(&checkpoints, 1).unwrap();
         save(&checkpoints, 2).unwrap();
-        checkpoints.write = |path, bytes| {
-            files::write_atomic_with(path, |file| {
-                std::io::Write::write_all(file, &bytes[..bytes.len() / 2])?;
+        checkpoints.write = |path, _| {
+            Ok(files::write_atomic_hashed(path, |file| {
+                file.write_all(b"the beginning of a header")?;
                 Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
-            })
+            })?)
         };
         let e = save(&checkpoints, 3).unwrap_err().to_string();
         assert!(e.contains("step 3") && e.contains("intact") && e.contains("no storage space"), "{e}");

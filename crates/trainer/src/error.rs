@@ -56,7 +56,7 @@ pub enum Error {
         /// Size of the checkpoint.
         bytes: u64,
         /// What the system said.
-        source: Box<stillhouse_core::Error>,
+        source: Box<Error>,
     },
     /// A run folder that holds something else, or less, than it should.
     #[error("{}: {what}", path.display())]

@@ -11,7 +11,7 @@ use stillhouse_core::{Rng, files};
 use stillhouse_ops::Kind;
 
 use crate::assemble::learner;
-use crate::checkpoint::{Checkpoints, State, Tally};
+use crate::checkpoint::{Checkpoints, Group, State, Tally};
 use crate::config::{CellConfig, Every};
 use crate::evaluate::{Asked, named, test, test_loader, to_device};
 use crate::events::{Events, now};
@@ -310,12 +310,17 @@ impl<'a> Run<'a> {
 
     fn save(&self) -> Result<()> {
         let params = &self.learner.student.params;
-        let (own, connectors): (Vec<_>, Vec<_>) =
-            params.export_all()?.into_iter().partition(|(name, _)| is_own(name));
-        let optimiser = self.learner.rule.state(params)?;
-        let mut groups = vec![("student", own), ("connectors", connectors), ("optimiser", optimiser)];
-        if let Some(average) = &self.learner.average {
-            groups.push(("average", average.state(params)?));
+        let own = || Ok(params.export_named(is_own)?);
+        let connectors = || Ok(params.export_named(|name| !is_own(name))?);
+        let optimiser = || Ok(self.learner.rule.state(params)?);
+        let average = || match &self.learner.average {
+            Some(average) => Ok(average.state(params)?),
+            None => Ok(Vec::new()),
+        };
+        let mut groups: Vec<Group> =
+            vec![("student", &own), ("connectors", &connectors), ("optimiser", &optimiser)];
+        if self.learner.average.is_some() {
+            groups.push(("average", &average));
         }
         self.checkpoints.save(&self.state, &groups)
     }

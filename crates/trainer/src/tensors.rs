@@ -1,45 +1,76 @@
 //! safetensors files with the same bytes for the same values: no metadata, names in order.
 
+use std::io::Write;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, TensorView};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use stillhouse_core::files;
 
 use crate::{Error, Result};
 
-/// The bytes of a safetensors file.
-pub(crate) fn encode(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
-    let mut values = Vec::with_capacity(tensors.len());
+/// Writes a file whole or not at all, value by value: no second copy of the tensors is made. Returns its
+/// SHA-256.
+pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<String> {
+    let mut sorted: Vec<(Dtype, &str, Tensor)> = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
-        let (dtype, bytes): (Dtype, Vec<u8>) = match flat.dtype() {
-            DType::F32 => (Dtype::F32, flat.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            DType::F64 => (Dtype::F64, flat.to_vec1::<f64>()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            DType::U32 => (Dtype::U32, flat.to_vec1::<u32>()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            DType::I64 => (Dtype::I64, flat.to_vec1::<i64>()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::U32 => Dtype::U32,
+            DType::I64 => Dtype::I64,
             other => {
                 let what = format!("tensor `{name}` is {other:?}, expected f32, f64, u32 or i64");
                 return Err(Error::config("safetensors", what));
             }
         };
-        values.push((name, dtype, tensor.dims().to_vec(), bytes));
+        sorted.push((dtype, name, tensor.to_device(&Device::Cpu)?.contiguous()?));
     }
-    let views = values
-        .iter()
-        .map(|(name, dtype, shape, bytes)| {
-            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
-        .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
-    // The writer sorts by element type and name.
-    views.and_then(|views| safetensors::serialize(views, None)).map_err(|e| Error::config("safetensors", e))
+    // As the library sorts them.
+    sorted.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    let header = header(&sorted)?;
+    Ok(files::write_atomic_hashed(path, |to| {
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(&header)?;
+        sorted.iter().try_for_each(|(_, _, tensor)| put(tensor, to))
+    })?)
 }
 
-/// Writes a file whole or not at all; returns its SHA-256.
-pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<String> {
-    let bytes = encode(tensors)?;
-    files::write_atomic(path, &bytes)?;
-    Ok(files::sha256(&bytes))
+/// The header of a safetensors file with these tensors, one behind the other.
+fn header(sorted: &[(Dtype, &str, Tensor)]) -> Result<Vec<u8>> {
+    let mut end = 0;
+    let entries = sorted.iter().map(|(dtype, name, tensor)| {
+        let start = end;
+        end += tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let info = TensorInfo { dtype: *dtype, shape: tensor.dims().to_vec(), data_offsets: (start, end) };
+        (name.to_string(), info)
+    });
+    let metadata = Metadata::new(None, entries.collect()).map_err(|e| Error::config("safetensors", e))?;
+    let mut bytes = serde_json::to_vec(&metadata).map_err(|e| Error::config("safetensors", e))?;
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    Ok(bytes)
+}
+
+/// The values of a contiguous tensor of the CPU.
+fn put(tensor: &Tensor, to: &mut dyn Write) -> std::io::Result<()> {
+    fn all<T: Copy, const N: usize>(
+        values: &[T],
+        bytes: fn(T) -> [u8; N],
+        to: &mut dyn Write,
+    ) -> std::io::Result<()> {
+        values.iter().try_for_each(|v| to.write_all(&bytes(*v)))
+    }
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(values), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return Err(std::io::Error::other("the tensor is not one piece of memory"));
+    };
+    match values {
+        CpuStorage::F32(v) => all(&v[start..end], f32::to_le_bytes, to),
+        CpuStorage::F64(v) => all(&v[start..end], f64::to_le_bytes, to),
+        CpuStorage::U32(v) => all(&v[start..end], u32::to_le_bytes, to),
+        CpuStorage::I64(v) => all(&v[start..end], i64::to_le_bytes, to),
+        _ => Err(std::io::Error::other("the tensor is of another type")),
+    }
 }
 
 /// Reads a file in the order of the names.
@@ -61,14 +92,21 @@ mod tests {
         let a =
             ("a".to_string(), Tensor::new(&[[1f32, -0.0], [f32::MIN_POSITIVE, 4.0]], &Device::Cpu).unwrap());
         let b = ("b".to_string(), Tensor::new(&[1u32, 2, 3], &Device::Cpu).unwrap());
-        let bytes = encode(&[a.clone(), b.clone()]).unwrap();
-        assert_eq!(bytes, encode(&[b.clone(), a.clone()]).unwrap());
+        let c = ("c".to_string(), a.1.t().unwrap());
+        let all = [a, b, c];
+        let bytes = safetensors::serialize(all.iter().map(|(n, t)| (n, t)), None).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
-        assert_eq!(write(&path, &[b, a]).unwrap(), files::sha256(&bytes));
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let sha256 = write(&path, &order.map(|i| all[i].clone())).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "the library's bytes");
+            assert_eq!(sha256, files::sha256(&bytes));
+        }
         let back = read(&path, &Device::Cpu).unwrap();
-        assert_eq!(back.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(encode(&back).unwrap(), bytes);
+        assert_eq!(back.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(write(&path, &back).unwrap(), files::sha256(&bytes));
+        let halves = ("h".to_string(), Tensor::zeros(2, DType::BF16, &Device::Cpu).unwrap());
+        assert!(write(&path, &[halves]).unwrap_err().to_string().contains("`h` is BF16"));
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         assert!(read(&path, &Device::Cpu).unwrap_err().to_string().contains("x.safetensors"));
     }
