@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench cuda-check gpu-check clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize cuda-check gpu-check clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,14 @@ golden: cargo ## Compare losses, metrics, networks and transforms with the store
 
 bench: cargo ## Time our steps beside PyTorch's, in one run (CASE=... for some, STILLHOUSE_PYTHON names a Python with torch)
 	$(CARGO) run --release --locked -p stillhouse-bench -- $(if $(CASE),--case $(CASE)) $(ARGS)
+
+sanitize: cargo ## Run the tests of the layers under AddressSanitizer with each instruction set (needs a nightly toolchain)
+	for isa in avx512 avx2 scalar; do \
+	  STILLHOUSE_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 RUSTFLAGS="-Zsanitizer=address -Cdebuginfo=1" \
+	  RUSTUP_TOOLCHAIN=nightly \
+	  $(CARGO) test --locked --target-dir target/sanitize --target "$$(rustc -vV | sed -n 's/host: //p')" \
+	    -p stillhouse-ops --lib --tests || exit 1; \
+	done
 
 cuda-check: cargo ## Type-check the build with CUDA; takes neither toolkit nor card
 	crates/ops/cuda/check.sh
