@@ -210,8 +210,13 @@ fn show(folder: &Path, as_json: bool) -> Outcome {
 
 fn diff(a: &Path, b: &Path, as_json: bool) -> Outcome {
     let (left, right) = (open(a)?, open(b)?);
-    let mut grid =
-        Grid::new(&[("", Align::Left), (&left.about.cell, Align::Left), (&right.about.cell, Align::Left)]);
+    // Runs of one cell under other settings are told apart by their hash.
+    let same = left.about.cell == right.about.cell;
+    let head = |side: &Flat| match same {
+        true => format!("{} {:.8}", side.about.cell, side.about.hash),
+        false => side.about.cell.clone(),
+    };
+    let mut grid = Grid::new(&[("", Align::Left), (&head(&left), Align::Left), (&head(&right), Align::Left)]);
     let mut list = Vec::new();
     for (kind, left, right) in
         [("setting", &left.settings, &right.settings), ("figure", &left.figures, &right.figures)]
