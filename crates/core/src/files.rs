@@ -41,7 +41,7 @@ pub fn write_atomic_hashed(
 ) -> Result<String> {
     let mut hash = Sha256::new();
     write_atomic_with(path, |file| {
-        let mut to = BufWriter::with_capacity(1 << 20, Hashed { file, hash: &mut hash });
+        let mut to = BufWriter::new(Hashed { file, hash: &mut hash });
         write(&mut to)?;
         to.flush()
     })?;

@@ -58,7 +58,13 @@ fn put(tensor: &Tensor, to: &mut dyn Write) -> std::io::Result<()> {
         bytes: fn(T) -> [u8; N],
         to: &mut dyn Write,
     ) -> std::io::Result<()> {
-        values.iter().try_for_each(|v| to.write_all(&bytes(*v)))
+        let mut piece = Vec::with_capacity(1 << 14);
+        for values in values.chunks(1 << 14) {
+            piece.clear();
+            piece.extend(values.iter().map(|v| bytes(*v)));
+            to.write_all(piece.as_flattened())?;
+        }
+        Ok(())
     }
     let (storage, layout) = tensor.storage_and_layout();
     let (Storage::Cpu(values), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
