@@ -313,14 +313,11 @@ impl<'a> Run<'a> {
         let own = || Ok(params.export_named(is_own)?);
         let connectors = || Ok(params.export_named(|name| !is_own(name))?);
         let optimiser = || Ok(self.learner.rule.state(params)?);
-        let average = || match &self.learner.average {
-            Some(average) => Ok(average.state(params)?),
-            None => Ok(Vec::new()),
-        };
+        let average = self.learner.average.as_ref().map(|average| || Ok(average.state(params)?));
         let mut groups: Vec<Group> =
             vec![("student", &own), ("connectors", &connectors), ("optimiser", &optimiser)];
-        if self.learner.average.is_some() {
-            groups.push(("average", &average));
+        if let Some(average) = &average {
+            groups.push(("average", average));
         }
         self.checkpoints.save(&self.state, &groups)
     }
