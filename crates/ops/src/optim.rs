@@ -15,25 +15,8 @@ use candle_core::{DType, Device, Tensor};
 use crate::gradients::Gradients;
 use crate::kernels::optim::{SgdStep, sgd};
 use crate::params::{Engine, Kind, Param, Params};
-use crate::real::Real;
+use crate::real::{Real, by_type};
 use crate::{Error, ParamId, Result};
-
-/// Calls a generic method by the element type of a store.
-macro_rules! by_type {
-    ($params:expr, $T:ident => $call:expr) => {
-        match $params.dtype() {
-            candle_core::DType::F64 => {
-                type $T = f64;
-                $call
-            }
-            _ => {
-                type $T = f32;
-                $call
-            }
-        }
-    };
-}
-use by_type;
 
 /// Settings of one parameter in one update.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -55,6 +55,23 @@ pub fn isa() -> Isa {
     })
 }
 
+/// Calls a generic method by the element type of a tape or a store.
+macro_rules! by_type {
+    ($of:expr, $T:ident => $call:expr) => {
+        match $of.dtype() {
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $call
+            }
+            _ => {
+                type $T = f32;
+                $call
+            }
+        }
+    };
+}
+pub(crate) use by_type;
+
 /// `f32` or `f64`: what a tape can compute in.
 pub(crate) trait Real:
     Copy

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 pub(crate) use self::backward::Backward;
-pub(crate) use self::lane::{Elem, Folded, Lane, by_type};
+pub(crate) use self::lane::{Elem, Folded, Lane};
 use crate::buffers::{Buf, Pool};
 use crate::composed::Composed;
 use crate::kernels;
@@ -21,6 +21,7 @@ use crate::kernels::geometry::{ConvGeo, ConvSpec};
 use crate::layers::checkpoint::Pass;
 use crate::measure::Totals;
 use crate::params::{Engine, Params};
+pub(crate) use crate::real::by_type;
 use crate::real::{Real, with_values};
 use crate::rng::Rng;
 use crate::sketch::{Op, Sketching};

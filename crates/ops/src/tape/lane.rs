@@ -86,20 +86,3 @@ macro_rules! elem {
 }
 elem!(f32, f32, F32);
 elem!(f64, f64, F64);
-
-/// Calls a generic method by the element type of a tape.
-macro_rules! by_type {
-    ($tape:expr, $T:ident => $call:expr) => {
-        match $tape.dtype() {
-            candle_core::DType::F64 => {
-                type $T = f64;
-                $call
-            }
-            _ => {
-                type $T = f32;
-                $call
-            }
-        }
-    };
-}
-pub(crate) use by_type;
