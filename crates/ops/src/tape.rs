@@ -71,7 +71,7 @@ pub enum Precision {
     /// The type of its parameters.
     #[default]
     Full,
-    /// Convolutions in bf16, summed in f32, on the tile unit of x86 (AMX).
+    /// Convolutions in bf16, summed in f32, on the tiles (AMX) or vectors (AVX512-BF16) of x86.
     Bf16,
 }
 
@@ -133,7 +133,7 @@ pub struct Tape {
     precision: Precision,
     gives_up: bool,
     pub(crate) halves: Arc<Pool<u16>>,
-    pub(crate) tiles: HashMap<ParamId, Arc<kernels::amx::Weights>>,
+    pub(crate) tiles: HashMap<ParamId, Arc<kernels::bf16::Weights>>,
     pub(crate) spent: Option<Totals>,
     /// Whether segments keep no inner values.
     pub(crate) checkpointing: bool,
@@ -235,10 +235,10 @@ impl Tape {
             if self.dtype() != DType::F32 || self.mode != Mode::Frozen {
                 return Err(Error::usage("bf16", "only a frozen network of f32 parameters can run in bf16"));
             }
-            if !kernels::amx::available() {
+            if kernels::bf16::unit().is_none() {
                 return Err(Error::usage(
                     "bf16",
-                    "this machine has no AMX tiles for bf16 (or STILLHOUSE_ISA rules them out); use f32",
+                    "this machine has neither AMX nor AVX512-BF16 (or STILLHOUSE_ISA rules them out); use f32",
                 ));
             }
         }
@@ -388,7 +388,7 @@ impl Tape {
         }
         if let Data::Bf16(halves) = &x.data {
             let mut wide = self.f32.pool.take(halves.len());
-            kernels::amx::widen_all(halves, &mut wide);
+            kernels::bf16::widen_all(halves, &mut wide);
             if let Some(values) = T::data(&Data::F32(Arc::new(wide))) {
                 return Ok(Arc::clone(values));
             }

@@ -4,8 +4,8 @@
 //! Maps are NHWC. Work is split by shape only and partial sums are added in a fixed order, so a
 //! result does not depend on the number of threads.
 
-pub(crate) mod amx;
 pub(crate) mod attention;
+pub(crate) mod bf16;
 pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod geometry;

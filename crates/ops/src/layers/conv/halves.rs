@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::ConvBnAct;
-use crate::Result;
 use crate::buffers::Buf;
-use crate::kernels::amx::{self, Convolution, Weights};
+use crate::kernels::bf16::{self, Convolution, Weights};
 use crate::kernels::geometry::{ConvGeo, pad_images};
 use crate::tape::{Data, Node, Tape};
+use crate::{Error, Result};
 
 impl ConvBnAct {
     /// The block with batch norm folded in; what goes in is rounded to bf16 if it is not yet.
@@ -28,9 +28,10 @@ impl ConvBnAct {
             pad_images(&source, geo.input, geo.spec.inputs, geo.before, size, &mut copy);
             copy
         });
+        let unit = bf16::unit().ok_or_else(|| Error::usage("bf16", "this machine cannot multiply in it"))?;
         let weights = self.tiles(tape)?;
         let mut out = tape.halves.take(shape.iter().product());
-        let mut scratch = tape.halves.take(amx::scratch_len(&weights));
+        let mut scratch = tape.halves.take(bf16::scratch_len(&weights));
         Convolution {
             images,
             rows: &geo.forward,
@@ -42,7 +43,7 @@ impl ConvBnAct {
             target: &mut out,
             scratch: &mut scratch,
         }
-        .run();
+        .run(unit);
         tape.ended(started, || geo.work("bf16"), geo.macs(images));
         Ok(tape.node_of(shape, false, false, Data::Bf16(Arc::new(out))))
     }
@@ -71,6 +72,6 @@ fn halves(x: &Node, tape: &mut Tape) -> Result<Arc<Buf<u16>>> {
     }
     let values = tape.values::<f32>("conv", x)?;
     let mut narrow = tape.halves.take(values.len());
-    amx::narrow_all(&values, &mut narrow);
+    bf16::narrow_all(&values, &mut narrow);
     Ok(Arc::new(narrow))
 }
