@@ -17,6 +17,9 @@ use crate::real::Real;
 
 /// What masks the tokens of other regions: as in the authors' code.
 const MASKED: f64 = -100.0;
+/// A weight below this share of the largest is none. Those of masked tokens would end in subnormal
+/// numbers, with which every product takes a hundred times as long.
+const NEGLIGIBLE: f64 = 1e-20;
 /// Parts that the windows of a batch are cut into, by number only.
 const PARTS: usize = 16;
 
@@ -260,26 +263,43 @@ impl<T: Real> Attention<'_, T> {
                     *s += if *r == regions[q] { T::ZERO } else { T::of(MASKED) };
                 }
             }
-            let mut most = row[0];
-            for s in &row[1..n] {
-                most = if *s > most { *s } else { most };
-            }
+            row[n..].fill(T::of(f64::NEG_INFINITY));
+            let most = lanewise(row, T::of(f64::NEG_INFINITY), |a, b| if b > a { b } else { a });
             for s in row.iter_mut() {
-                *s = (*s - most).power_of_e();
+                let weight = (*s - most).power_of_e();
+                *s = if weight > T::of(NEGLIGIBLE) { weight } else { T::ZERO };
             }
-            row[n..].fill(T::ZERO);
-            let mut lanes = [T::ZERO; LANES];
-            for s in row.chunks_exact(LANES) {
-                for (l, s) in lanes.iter_mut().zip(s) {
-                    *l += *s;
-                }
-            }
-            let scale = T::of(1.0) / lanes.into_iter().sum::<T>();
+            let scale = T::of(1.0) / lanewise(row, T::ZERO, |a, b| a + b);
             for s in row.iter_mut() {
                 *s *= scale;
             }
         }
     }
+}
+
+/// All values of a row of whole vectors as one: lane by lane, then by halves.
+#[inline(always)]
+fn lanewise<T: Real>(row: &[T], start: T, f: impl Fn(T, T) -> T + Copy) -> T {
+    let mut lanes = [start; LANES];
+    for x in row.chunks_exact(LANES) {
+        for (l, x) in lanes.iter_mut().zip(x) {
+            *l = f(*l, *x);
+        }
+    }
+    halved(lanes, f)
+}
+
+/// All lanes as one, by halves.
+#[inline(always)]
+fn halved<T: Real>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
+    let mut n = LANES;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            lanes[i] = f(lanes[i], lanes[i + n]);
+        }
+    }
+    lanes[0]
 }
 
 /// Cuts a scratch buffer.
@@ -414,7 +434,7 @@ fn softmax_backward<T: Real>(weights: &[T], slopes: &mut [T], d_bias: &mut [T], 
                 *l += *p * *dp;
             }
         }
-        let mean = lanes.into_iter().sum::<T>();
+        let mean = halved(lanes, |a, b| a + b);
         for ((p, dp), b) in p.iter().zip(dp.iter_mut()).zip(d_bias) {
             *dp = *p * (*dp - mean);
             *b += *dp;
