@@ -10,7 +10,7 @@ use crate::panels::{LANES, MAX_VECTORS, Panel};
 use crate::real::Real;
 
 /// Rows whose output gradients lie in the first-level cache at a time.
-const BLOCK: usize = 160;
+const BLOCK: usize = 64;
 /// Weights up to this size are summed in partial copies over chunks of rows.
 const SMALL: usize = 160 * 1024;
 const CHUNKS: usize = 8;
