@@ -26,8 +26,7 @@ macro_rules! looped {
 pub(crate) use looped;
 
 looped! {
-    /// `to += from`.
-    add_to<'a>(to: &'a mut [T], from: &'a [T]) {
+    add_to_part<'a>(to: &'a mut [T], from: &'a [T]) {
         for (t, f) in to.iter_mut().zip(from) {
             *t += *f;
         }
@@ -35,8 +34,7 @@ looped! {
 }
 
 looped! {
-    /// `to = a + b`.
-    add<'a>(a: &'a [T], b: &'a [T], to: &'a mut [T]) {
+    add_part<'a>(a: &'a [T], b: &'a [T], to: &'a mut [T]) {
         for ((t, a), b) in to.iter_mut().zip(a).zip(b) {
             *t = *a + *b;
         }
@@ -44,8 +42,7 @@ looped! {
 }
 
 looped! {
-    /// `to = a * b`.
-    multiply<'a>(a: &'a [T], b: &'a [T], to: &'a mut [T]) {
+    multiply_part<'a>(a: &'a [T], b: &'a [T], to: &'a mut [T]) {
         for ((t, a), b) in to.iter_mut().zip(a).zip(b) {
             *t = *a * *b;
         }
@@ -53,8 +50,7 @@ looped! {
 }
 
 looped! {
-    /// `to = min(max(x, low), high)`.
-    clamp<'a>(x: &'a [T], low: T, high: T, to: &'a mut [T]) {
+    clamp_part<'a>(x: &'a [T], low: T, high: T, to: &'a mut [T]) {
         for (t, x) in to.iter_mut().zip(x) {
             let v = if *x > low { *x } else { low };
             *t = if v < high { v } else { high };
@@ -63,8 +59,7 @@ looped! {
 }
 
 looped! {
-    /// `gradient = 0` where `out` is not strictly inside (low, high).
-    mask<'a>(gradient: &'a mut [T], out: &'a [T], low: T, high: T) {
+    mask_part<'a>(gradient: &'a mut [T], out: &'a [T], low: T, high: T) {
         for (g, o) in gradient.iter_mut().zip(out) {
             *g = if *o > low && *o < high { *g } else { T::ZERO };
         }
@@ -133,6 +128,36 @@ fn by_parts<T: Real>(to: &mut [T], f: impl Fn(usize, &mut [T]) + Sync + Send) {
         let to = unsafe { to.range(i * PART, PART.min(len - i * PART)) };
         f(i * PART, to);
     });
+}
+
+/// `to = from`.
+pub(crate) fn copy<T: Real>(from: &[T], to: &mut [T]) {
+    by_parts(to, |start, to| to.copy_from_slice(&from[start..start + to.len()]));
+}
+
+/// `to += from`.
+pub(crate) fn add_to<T: Real>(to: &mut [T], from: &[T]) {
+    by_parts(to, |start, to| add_to_part(to, &from[start..start + to.len()]));
+}
+
+/// `to = a + b`.
+pub(crate) fn add<T: Real>(a: &[T], b: &[T], to: &mut [T]) {
+    by_parts(to, |start, to| add_part(&a[start..start + to.len()], &b[start..start + to.len()], to));
+}
+
+/// `to = a * b`.
+pub(crate) fn multiply<T: Real>(a: &[T], b: &[T], to: &mut [T]) {
+    by_parts(to, |start, to| multiply_part(&a[start..start + to.len()], &b[start..start + to.len()], to));
+}
+
+/// `to = min(max(x, low), high)`.
+pub(crate) fn clamp<T: Real>(x: &[T], low: T, high: T, to: &mut [T]) {
+    by_parts(to, |start, to| clamp_part(&x[start..start + to.len()], low, high, to));
+}
+
+/// `gradient = 0` where `out` is not strictly inside (low, high).
+pub(crate) fn mask<T: Real>(gradient: &mut [T], out: &[T], low: T, high: T) {
+    by_parts(gradient, |start, g| mask_part(g, &out[start..start + g.len()], low, high));
 }
 
 /// `to = x * P(normal <= x)`.

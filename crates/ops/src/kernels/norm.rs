@@ -80,7 +80,7 @@ impl<T: Real> Sums<'_, T> {
 /// squares have lost the variance.
 pub(crate) fn from_sums<T: Real>(parts: &[T], shift: &[T], rows: usize) -> Option<(Vec<f64>, Vec<f64>)> {
     let c = shift.len();
-    let sums = combine(parts, c);
+    let sums = combine(parts, 2 * c);
     let n = rows as f64;
     let (mut mean, mut variance) = (Vec::with_capacity(c), Vec::with_capacity(c));
     for i in 0..c {
@@ -97,9 +97,10 @@ pub(crate) fn from_sums<T: Real>(parts: &[T], shift: &[T], rows: usize) -> Optio
 }
 
 /// Sums partial `[2 * channels]` sums in order, in f64.
-fn combine<T: Real>(parts: &[T], channels: usize) -> Vec<f64> {
-    let mut sums = vec![0.0; 2 * channels];
-    for part in parts.chunks_exact(2 * channels) {
+/// Adds up parts of `len` sums.
+fn combine<T: Real>(parts: &[T], len: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; len];
+    for part in parts.chunks_exact(len) {
         for (s, p) in sums.iter_mut().zip(part) {
             *s += p.wide();
         }
@@ -121,7 +122,7 @@ pub(crate) fn statistics<T: Real>(y: &[T], channels: usize, scratch: &mut [T]) -
         let part = unsafe { parts.range(i * 2 * channels, 2 * channels) };
         moments(&y[i * step * channels..((i + 1) * step).min(rows) * channels], shift, part);
     });
-    let sums = combine(scratch, channels);
+    let sums = combine(scratch, 2 * channels);
     let n = rows as f64;
     let mean = (0..channels).map(|c| shift[c].wide() + sums[c] / n).collect();
     let variance =
@@ -215,7 +216,7 @@ pub(crate) fn open_backward_sums<T: Real>(
         let part = unsafe { parts.range(i * 2 * c, 2 * c) };
         open_sums(&dz[range.clone()], a, b, T::of(low), T::of(high), &y[range], mean, part);
     });
-    let mut sums = combine(scratch, c);
+    let mut sums = combine(scratch, 2 * c);
     let products = sums.split_off(c);
     (sums, products)
 }
@@ -296,9 +297,35 @@ pub(crate) fn backward_sums<T: Real>(
         let (dz, part) = unsafe { (gradient.range(range.start, range.len()), parts.range(i * 2 * c, 2 * c)) };
         masked_sums(dz, &out[range.clone()], T::of(low), T::of(high), &y[range], mean, part);
     });
-    let mut sums = combine(scratch, c);
+    let mut sums = combine(scratch, 2 * c);
     let products = sums.split_off(c);
     (sums, products)
+}
+
+looped! {
+    sum_rows<'a>(dz: &'a [T], sum: &'a mut [T]) {
+        sum.fill(T::ZERO);
+        for dz in dz.chunks_exact(sum.len()) {
+            for (s, dz) in sum.iter_mut().zip(dz) {
+                *s += *dz;
+            }
+        }
+    }
+}
+
+/// The sum of every column of rows of `c` values.
+pub(crate) fn column_sums<T: Real>(dz: &[T], c: usize, scratch: &mut [T]) -> Vec<f64> {
+    let rows = dz.len() / c;
+    let step = rows_per_task(rows, c);
+    let tasks = rows.div_ceil(step);
+    let scratch = &mut scratch[..tasks * c];
+    let parts = Shared::new(scratch);
+    parallel(tasks, |i| {
+        // SAFETY: one part per task.
+        let part = unsafe { parts.range(i * c, c) };
+        sum_rows(&dz[i * step * c..((i + 1) * step).min(rows) * c], part);
+    });
+    combine(scratch, c)
 }
 
 looped! {

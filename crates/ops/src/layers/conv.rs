@@ -258,6 +258,9 @@ impl ConvBnAct {
         }
         let node = tape.node(shape, false, needs_grad, out);
         if needs_grad {
+            // The derivative of the activation is read off the result, unless batch norm finds it anew.
+            let reads = self.act != Act::None && (self.norm.is_none() || shortcut.is_some());
+            let result = if reads { Some(tape.values::<T>("conv", &node)?) } else { None };
             let record = ConvRecord {
                 out: node.id,
                 layer: self.clone(),
@@ -268,7 +271,7 @@ impl ConvBnAct {
                 padded,
                 raw,
                 stats,
-                result: tape.values::<T>("conv", &node)?,
+                result,
                 shortcut: shortcut.filter(|s| s.needs_grad).map(|s| s.id),
                 shifted: shortcut.is_some(),
             };

@@ -70,9 +70,7 @@ impl<T: Elem> AddRecord<T> {
         let mut inputs = self.inputs.into_iter();
         let last = inputs.next_back();
         for id in inputs {
-            let mut copy = back.pool.take(dy.len());
-            copy.copy_from_slice(&dy);
-            back.add(id, copy);
+            back.add_copy(id, &dy);
         }
         if let Some(id) = last {
             back.add(id, dy);

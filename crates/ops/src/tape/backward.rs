@@ -116,6 +116,18 @@ impl<T: Real> Backward<T> {
         }
     }
 
+    /// Adds to the gradient of a node what others still read.
+    pub(crate) fn add_copy(&mut self, id: usize, gradient: &[T]) {
+        match &mut self.grads[id] {
+            Some(sum) => elementwise::add_to(sum, gradient),
+            empty => {
+                let mut copy = self.pool.take(gradient.len());
+                elementwise::copy(gradient, &mut copy);
+                *empty = Some(copy);
+            }
+        }
+    }
+
     /// Takes what has been collected for a node, or new memory: `(buffer, whether it holds a sum)`.
     pub(crate) fn slot(&mut self, id: usize, len: usize) -> (Buf<T>, bool) {
         match self.grads[id].take() {

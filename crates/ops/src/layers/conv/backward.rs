@@ -7,7 +7,7 @@ use super::{ConvBnAct, Stats};
 use crate::Result;
 use crate::buffers::Buf;
 use crate::kernels::geometry::ConvGeo;
-use crate::kernels::norm;
+use crate::kernels::{elementwise, norm};
 use crate::real::with_values;
 use crate::tape::{Backward, Elem, Tape};
 
@@ -24,7 +24,8 @@ pub(crate) struct ConvRecord<T> {
     /// Before batch norm.
     pub(super) raw: Option<Buf<T>>,
     pub(super) stats: Option<Stats<T>>,
-    pub(super) result: Arc<Buf<T>>,
+    /// What came out, where the activation's derivative is read off it.
+    pub(super) result: Option<Arc<Buf<T>>>,
     /// The shortcut, if it needs a gradient.
     pub(super) shortcut: Option<usize>,
     /// Whether a shortcut was added at all.
@@ -44,6 +45,8 @@ impl<T: Elem> ConvRecord<T> {
             buf
         };
         let mut scratch = pool.take(norm::scratch_len(rows, c));
+        // A shortcut without batch norm shares its gradient with the convolution, which goes first.
+        let mut shared = None;
         // After this dz is the gradient before the activation.
         let dy = if let (Some(norm), Some(stats), Some(y)) = (layer.norm, &self.stats, &self.raw) {
             // A shortcut takes the masked gradient; without one the mask is made where it is used.
@@ -51,7 +54,8 @@ impl<T: Elem> ConvRecord<T> {
             let (sum, product) = if self.shortcut.is_none() && !self.shifted {
                 norm::open_backward_sums(&dz, affine, layer.act, y, &stats.mean, &mut scratch)
             } else {
-                norm::backward_sums(&mut dz, &self.result, layer.act, y, &stats.mean, &mut scratch)
+                let out = self.result.as_deref().unwrap_or(y);
+                norm::backward_sums(&mut dz, out, layer.act, y, &stats.mean, &mut scratch)
             };
             if tape.trains(norm.weight) {
                 back.param(norm.weight, vector(&mut product.iter().zip(&stats.inverse).map(|(p, i)| p * i)));
@@ -88,17 +92,15 @@ impl<T: Elem> ConvRecord<T> {
                 }
             }
         } else {
-            let zeros = vec![T::ZERO; c];
-            let (sum, _) =
-                norm::backward_sums(&mut dz, &self.result, layer.act, &self.result, &zeros, &mut scratch);
-            if let Some(id) = layer.bias.filter(|id| tape.trains(*id)) {
+            let bias = layer.bias.filter(|id| tape.trains(*id));
+            if let (Some(bounds), Some(out)) = (layer.act.bounds(), &self.result) {
+                elementwise::mask(&mut dz, out, T::of(bounds.0), T::of(bounds.1));
+            }
+            if let Some(id) = bias {
+                let sum = norm::column_sums(&dz, c, &mut scratch);
                 back.param(id, vector(&mut sum.iter().copied()));
             }
-            if let Some(id) = self.shortcut {
-                let mut copy = pool.take(dz.len());
-                copy.copy_from_slice(&dz);
-                back.add(id, copy);
-            }
+            shared = self.shortcut;
             dz
         };
         drop(scratch);
@@ -119,6 +121,9 @@ impl<T: Elem> ConvRecord<T> {
             with_values::<T, _>(weight.var(), |w| pass.data_gradient(&dy, w, &mut dx, holds, tape))?;
             back.grads[id] = Some(dx);
             tape.ended(started, || self.geo.work("data gradient"), self.geo.macs(self.images));
+        }
+        if let Some(id) = shared {
+            back.add(id, dy);
         }
         Ok(())
     }
