@@ -131,16 +131,14 @@ impl AccuracyTable {
         let words: Vec<String> = leads
             .map(|t| {
                 let over = t.p.map_or_else(String::new, |p| format!(", paired t over the seeds p = {p:.3}"));
-                format!(
-                    "{} {} {}: {} is {:+.2} points from {} ({}{over})",
-                    t.student,
-                    t.dataset,
-                    part_words(t.ratio),
-                    t.method,
-                    t.difference,
-                    t.other,
-                    by_seed(t)
-                )
+                let (method, other) = (&t.method, &t.other);
+                let lead = if t.difference > 0.0 {
+                    format!("{method} is {:+.2} points from {other}", t.difference)
+                } else {
+                    format!("{method} and {other} are level")
+                };
+                let column = format!("{} {} {}", t.student, t.dataset, part_words(t.ratio));
+                format!("{column}: {lead} ({}{over})", by_seed(t))
             })
             .collect();
         if words.is_empty() { Vec::new() } else { vec![format!("Ahead: {}.", words.join("; "))] }
