@@ -441,3 +441,36 @@ fn softmax_backward<T: Real>(weights: &[T], slopes: &mut [T], d_bias: &mut [T], 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A token of another region has no weight at all: whatever its value, no bit moves.
+    #[test]
+    fn masked_tokens_weigh_nothing() {
+        let windows = Windows::new([4, 4], [2, 2], [1, 1]);
+        let (tokens, width) = (windows.tokens(), 16);
+        let window = windows.mixed.iter().position(|mixed| *mixed).unwrap();
+        let at = |token: usize| windows.table[window * tokens + token] as usize;
+        let region = |token: usize| windows.regions[window * tokens + token];
+        let mut qkv: Vec<f32> = (0..16 * 3 * width).map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0).collect();
+        let (outside, bias) = (vec![0.0; 3 * width], vec![0.0; bias_len(1, tokens)]);
+        let scratch = Arc::new(Pool::default());
+        let run = |qkv: &[f32]| {
+            let (windows, outside, bias, scratch) = (&windows, &outside[..], &bias[..], &scratch);
+            let mut out = vec![0.0; 16 * width];
+            Attention { windows, images: 1, heads: 1, width, qkv, outside, bias, scratch }.forward(&mut out);
+            out[at(0) * width..][..width].to_vec()
+        };
+        let before = run(&qkv);
+        for token in (1..tokens).filter(|t| region(*t) != region(0)) {
+            let value = (at(token) * 3 + 2) * width;
+            qkv[value..value + width].fill(1e20);
+        }
+        assert_eq!(before, run(&qkv));
+        let value = (at(0) * 3 + 2) * width;
+        qkv[value] += 1.0;
+        assert_ne!(before, run(&qkv));
+    }
+}
