@@ -235,6 +235,10 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn load_part(p: *const f32, n: usize) -> Self {
+            // Nearly always; a copy of so many values is a call.
+            if n == 16 {
+                return unsafe { Self::load(p) };
+            }
             let mut values = [0f32; 16];
             for (i, v) in values.iter_mut().enumerate().take(n) {
                 *v = unsafe { *p.add(i) };
@@ -250,6 +254,9 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn store_part(self, p: *mut f32, n: usize) {
+            if n == 16 {
+                return unsafe { self.store(p) };
+            }
             let mut values = [0f32; 16];
             unsafe { self.store(values.as_mut_ptr()) }
             for (i, v) in values.iter().enumerate().take(n) {

@@ -454,7 +454,8 @@ mod tests {
         let window = windows.mixed.iter().position(|mixed| *mixed).unwrap();
         let at = |token: usize| windows.table[window * tokens + token] as usize;
         let region = |token: usize| windows.regions[window * tokens + token];
-        let mut qkv: Vec<f32> = (0..16 * 3 * width).map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0).collect();
+        let mut qkv: Vec<f32> =
+            (0..16 * 3 * width).map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0).collect();
         let (outside, bias) = (vec![0.0; 3 * width], vec![0.0; bias_len(1, tokens)]);
         let scratch = Arc::new(Pool::default());
         let run = |qkv: &[f32]| {

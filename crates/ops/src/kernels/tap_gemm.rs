@@ -176,7 +176,7 @@ impl<T: Real> Kernel<T> for Block<'_, '_, T> {
                     }
                 } else {
                     for v in 0..panel.vectors {
-                        self.panel::<L, 5, 1>(panel, v);
+                        self.panel::<L, 6, 1>(panel, v);
                     }
                 }
             }

@@ -175,7 +175,7 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
                             let mut done = 0;
                             for v in 0..self.panel.vectors {
                                 let (dy, into) = (&dy.0[v * LANES..], into.add(v * LANES));
-                                done = tiles::<L, 4, 1>(source, dy, pairs, into, width, left, fresh);
+                                done = tiles::<L, 6, 1>(source, dy, pairs, into, width, left, fresh);
                             }
                             done
                         };
