@@ -1,3 +1,5 @@
+//! The innermost loops, on tiles and on vectors.
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -177,6 +179,13 @@ unsafe fn tile_product(
     }
 }
 
+/// The same bits as pairs of bf16.
+#[inline(always)]
+fn pairs(x: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes of any value.
+    unsafe { std::mem::transmute(x) }
+}
+
 /// `sums = a b` for [`TILE`] rows of `a`, `depth` values apart, and 32 columns.
 ///
 /// # Safety
@@ -196,9 +205,7 @@ unsafe fn vector_product(mut a: *const u16, depth: usize, b: *const u16, steps: 
                 for i in 0..TILE {
                     let x = _mm512_set1_epi32(a.add(i * depth + 2 * pair).cast::<i32>().read_unaligned());
                     for half in 0..2 {
-                        let (x, b) =
-                            (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute(b[half]));
-                        acc[i][half] = _mm512_dpbf16_ps(acc[i][half], x, b);
+                        acc[i][half] = _mm512_dpbf16_ps(acc[i][half], pairs(x), pairs(b[half]));
                     }
                 }
             }
