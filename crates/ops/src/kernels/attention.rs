@@ -467,7 +467,7 @@ mod tests {
         let before = run(&qkv);
         for token in (1..tokens).filter(|t| region(*t) != region(0)) {
             let value = (at(token) * 3 + 2) * width;
-            qkv[value..value + width].fill(1e20);
+            qkv[value..value + width].fill(1e38);
         }
         assert_eq!(before, run(&qkv));
         let value = (at(0) * 3 + 2) * width;
