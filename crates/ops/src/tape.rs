@@ -71,7 +71,7 @@ pub enum Precision {
     /// The type of its parameters.
     #[default]
     Full,
-    /// Convolutions in bf16, summed in f32, on the tiles (AMX) or vectors (AVX512-BF16) of x86.
+    /// Convolutions in bf16, summed in f32, on the tiles (AMX) or vectors (AVX-512) of x86.
     Bf16,
 }
 
@@ -238,7 +238,7 @@ impl Tape {
             if kernels::bf16::unit().is_none() {
                 return Err(Error::usage(
                     "bf16",
-                    "this machine has neither AMX nor AVX512-BF16 (or STILLHOUSE_ISA rules them out); use f32",
+                    "this machine has neither AMX nor AVX-512 (or STILLHOUSE_ISA rules them out); use f32",
                 ));
             }
         }

@@ -1,5 +1,5 @@
-//! Convolutions of a frozen network in bf16 on the tiles (AMX) or vectors (AVX512-BF16) of x86:
-//! products of bf16 values, summed in f32.
+//! Convolutions of a frozen network in bf16 on the tiles (AMX) or vectors (AVX-512) of x86: products of
+//! bf16 values, summed in f32.
 
 #![allow(unsafe_code)]
 
@@ -17,13 +17,15 @@ const BLOCK: usize = 32;
 const WEIGHTS: usize = DEPTH * BLOCK;
 /// Values of gathered rows that stay in the second-level cache.
 const GATHERED: usize = 384 * 1024;
+/// Rows that vectors multiply at a time.
+const LINES: usize = 14;
 
 /// What multiplies values in bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Tiles (AMX).
     Tiles,
-    /// Vectors (AVX512-BF16).
+    /// Vectors (AVX-512), which multiply widened values.
     Vectors,
 }
 
@@ -125,18 +127,31 @@ pub(crate) struct Convolution<'a> {
     pub(crate) shortcut: Option<&'a [u16]>,
     pub(crate) act: Act,
     pub(crate) target: &'a mut [u16],
-    /// At least [`scratch_len`].
+    /// At least [`Unit::scratch_len`].
     pub(crate) scratch: &'a mut [u16],
 }
 
-/// Rows of a task: a whole number of blocks whose gathered values stay in the cache.
-fn task_rows(depth: usize) -> usize {
-    (GATHERED / depth / BLOCK).clamp(1, 8) * BLOCK
-}
+impl Unit {
+    /// Rows of a task: a whole number of blocks whose gathered values stay in the cache.
+    fn task_rows(self, depth: usize) -> usize {
+        match self {
+            Self::Tiles => (GATHERED / depth / BLOCK).clamp(1, 8) * BLOCK,
+            Self::Vectors => (GATHERED / 2 / depth / LINES).clamp(1, 16) * LINES,
+        }
+    }
 
-/// Values of scratch memory of a convolution with these weights.
-pub(crate) fn scratch_len(weights: &Weights) -> usize {
-    rayon::current_num_threads() * task_rows(weights.depth) * weights.depth
+    /// 16-bit values of gathered rows that a thread holds.
+    fn held(self, depth: usize) -> usize {
+        match self {
+            Self::Tiles => self.task_rows(depth) * depth,
+            Self::Vectors => 2 * self.task_rows(depth) * depth,
+        }
+    }
+
+    /// Values of scratch memory of a convolution with these weights.
+    pub(crate) fn scratch_len(self, weights: &Weights) -> usize {
+        rayon::current_num_threads() * self.held(weights.depth)
+    }
 }
 
 impl Convolution<'_> {
@@ -152,10 +167,10 @@ impl Convolution<'_> {
         assert!(self.source.len() >= self.images * self.source_len);
         assert!(self.target.len() == rows * w.outputs);
         assert!(self.shortcut.is_none_or(|s| s.len() == self.target.len()));
-        assert!(self.scratch.len() >= scratch_len(w));
+        assert!(self.scratch.len() >= on.scratch_len(w));
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         {
-            let per_task = task_rows(w.depth);
+            let per_task = on.task_rows(w.depth);
             // A kernel of one pixel and stride 1 reads its rows where they lie.
             let in_place = r.taps.len() == 1
                 && r.kc == w.depth
@@ -163,7 +178,6 @@ impl Convolution<'_> {
                 && r.table.iter().enumerate().all(|(q, at)| *at as usize == q * r.kc);
             let (target, scratch) = (Shared::new(self.target), Shared::new(self.scratch));
             let job = x86::Job {
-                unit: on,
                 rows: r,
                 source: self.source,
                 source_len: self.source_len,
@@ -173,6 +187,7 @@ impl Convolution<'_> {
                 high: if self.act == Act::Relu6 { 6.0 } else { f32::INFINITY },
                 in_place,
             };
+            let held = on.held(w.depth);
             parallel(rows.div_ceil(per_task), |task| {
                 let first = task * per_task;
                 let count = per_task.min(rows - first);
@@ -181,8 +196,12 @@ impl Convolution<'_> {
                 // instructions exist by the assertion above.
                 unsafe {
                     let out = target.range(first * w.outputs, count * w.outputs);
-                    let gathered = scratch.range(slot * per_task * w.depth, per_task * w.depth);
-                    x86::rows(&job, first, out, gathered);
+                    let gathered = scratch.range(slot * held, held);
+                    match on {
+                        Unit::Tiles => x86::on_tiles(&job, first, out, gathered),
+                        // Any bits are an f32; buffers begin with a line of the cache.
+                        Unit::Vectors => x86::on_vectors(&job, first, out, gathered.align_to_mut().1),
+                    }
                 }
             });
         }
@@ -244,7 +263,7 @@ mod tests {
                 if unit().is_none_or(|best| best != on && on == Unit::Tiles) {
                     continue;
                 }
-                let (mut target, mut scratch) = (vec![0; want.len()], vec![0; scratch_len(&weights)]);
+                let (mut target, mut scratch) = (vec![0; want.len()], pool.take(on.scratch_len(&weights)));
                 Convolution {
                     images,
                     rows: &geo.forward,

@@ -86,11 +86,15 @@ pub(crate) fn sum_tasks(rows: usize) -> usize {
 /// Rows in a task, and values of weights that stay in the cache while tasks go down the rows.
 const TASK_ROWS: usize = 48;
 const GROUP_VALUES: usize = 192 * 1024;
-/// Pixels of a map so small that rows go by pixel, not by image: the rows of a tile then lack the same
-/// taps, which are left out.
+/// Pixels of a map so small that rows go by pixel, not by image.
 const FEW_PIXELS: usize = 64;
 /// Rows of weights that are asked for before they are read.
 const AHEAD: usize = 12;
+
+/// Whether rows go by pixel: the rows of a tile then lack the same taps, which are left out.
+pub(crate) fn by_pixel(rows: &Rows) -> bool {
+    rows.p <= FEW_PIXELS && rows.table.iter().any(|offset| *offset < 0)
+}
 
 impl<T: Real> TapGemm<'_, T> {
     pub(crate) fn run(&self) {
@@ -113,7 +117,7 @@ impl<T: Real> TapGemm<'_, T> {
             }
         }
         let blocks = rows.div_ceil(TASK_ROWS);
-        let by_pixel = self.rows.p <= FEW_PIXELS && self.rows.table.iter().any(|offset| *offset < 0);
+        let by_pixel = by_pixel(self.rows);
         parallel(groups.len() * blocks, |task| {
             let first = task % blocks * TASK_ROWS;
             let last = (first + TASK_ROWS).min(rows);

@@ -178,14 +178,14 @@ impl ConvBnAct {
             return self.compose(x, shortcut, tape);
         }
         let geo = tape.geo(self.spec, h, w)?;
-        if tape.bf16() && self.spec.groups == 1 && !x.flat {
+        let pass = Pass { layer: self, geo: &geo, images: b };
+        if tape.bf16() && self.spec.groups == 1 && !x.flat && !pass.saves_in_f32::<T>(tape) {
             return self.run_halves(x, shortcut, shape, &geo, tape);
         }
         let started = tape.started();
         let values = tape.values::<T>("conv", x)?;
         let shortcut_values = shortcut.map(|s| tape.values::<T>("conv", s)).transpose()?;
         let extra = shortcut_values.as_ref().map(|s| &s[..]);
-        let pass = Pass { layer: self, geo: &geo, images: b };
         let padded = pass.pad::<T>(&values, tape);
         let source = padded.as_deref().unwrap_or(&values);
         let params = tape.params().clone();

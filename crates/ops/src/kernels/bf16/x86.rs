@@ -3,11 +3,14 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{BLOCK, DEPTH, Rows, Unit, WEIGHTS, Weights};
+use super::{BLOCK, DEPTH, LINES, Rows, Unit, WEIGHTS, Weights};
 
 /// The best unit of the processor.
 pub(super) fn found() -> Option<Unit> {
-    let vectors = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
+    let vectors = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
     vectors.then(|| if tiles() { Unit::Tiles } else { Unit::Vectors })
 }
 
@@ -22,7 +25,6 @@ fn tiles() -> bool {
 }
 
 pub(super) struct Job<'a> {
-    pub(super) unit: Unit,
     pub(super) rows: &'a Rows,
     pub(super) source: &'a [u16],
     pub(super) source_len: usize,
@@ -32,9 +34,6 @@ pub(super) struct Job<'a> {
     pub(super) high: f32,
     pub(super) in_place: bool,
 }
-
-/// Rows that vectors multiply at a time.
-const TILE: usize = 8;
 
 /// Palette 1, eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -58,12 +57,12 @@ static SHAPE: Shape = Shape {
 #[repr(align(64))]
 struct Sums([f32; BLOCK * BLOCK]);
 
-/// Output rows from `first` on, as many as `out` has.
+/// Output rows from `first` on, as many as `out` has, on tiles.
 ///
 /// # Safety
 /// The machine has the instructions, `Convolution::run` has seen the bounds.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(super) unsafe fn rows(job: &Job, first: usize, out: &mut [u16], gathered: &mut [u16]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn on_tiles(job: &Job, first: usize, out: &mut [u16], gathered: &mut [u16]) {
     let (w, r) = (job.weights, job.rows);
     let (depth, n) = (w.depth, w.outputs);
     let count = out.len() / n;
@@ -92,9 +91,7 @@ pub(super) unsafe fn rows(job: &Job, first: usize, out: &mut [u16], gathered: &m
     // SAFETY: tiles are set up and given back here; all pointers stay inside their slices: blocks of
     // rows in the source or in the gathered rows, whole blocks of weights.
     unsafe {
-        if job.unit == Unit::Tiles {
-            asm!("ldtilecfg [{}]", in(reg) &raw const SHAPE, options(nostack, readonly));
-        }
+        asm!("ldtilecfg [{}]", in(reg) &raw const SHAPE, options(nostack, readonly));
         for column in (0..n).step_by(BLOCK) {
             let weights = w.tiles.as_ptr().add(column / BLOCK * steps * WEIGHTS);
             for row in (0..count).step_by(BLOCK) {
@@ -103,30 +100,13 @@ pub(super) unsafe fn rows(job: &Job, first: usize, out: &mut [u16], gathered: &m
                 } else {
                     gathered.as_ptr().add(row * depth)
                 };
-                // What the block will touch at its end comes while the products run.
                 let rows = (count - row).min(BLOCK);
-                for i in 0..rows {
-                    let at = (row + i) * n + column;
-                    _mm_prefetch::<_MM_HINT_ET0>(out.as_ptr().add(at).cast());
-                    if let Some(s) = job.shortcut {
-                        _mm_prefetch::<_MM_HINT_T0>(s.as_ptr().add(first * n + at).cast());
-                    }
-                }
-                match job.unit {
-                    Unit::Tiles => tile_product(a, depth, weights, steps, &mut sums.0),
-                    Unit::Vectors => {
-                        for part in (0..rows).step_by(TILE) {
-                            let sums = &mut sums.0[part * BLOCK..(part + TILE) * BLOCK];
-                            vector_product(a.add(part * depth), depth, weights, steps, sums);
-                        }
-                    }
-                }
+                announce(job, first, row, rows, column, out);
+                tile_product(a, depth, weights, steps, &mut sums.0);
                 finish(job, &sums.0, first, row, rows, column, out);
             }
         }
-        if job.unit == Unit::Tiles {
-            asm!("tilerelease", options(nostack, nomem));
-        }
+        asm!("tilerelease", options(nostack, nomem));
     }
 }
 
@@ -179,41 +159,112 @@ unsafe fn tile_product(
     }
 }
 
-/// The same bits as pairs of bf16.
-#[inline(always)]
-fn pairs(x: __m512i) -> __m512bh {
-    // SAFETY: both are 64 bytes of any value.
-    unsafe { std::mem::transmute(x) }
-}
-
-/// `sums = a b` for [`TILE`] rows of `a`, `depth` values apart, and 32 columns.
+/// Output rows from `first` on, as many as `out` has, on vectors. `wide` takes the gathered rows in f32,
+/// `[rows / LINES][depth / 32][LINES][32]`: the processor's own product of bf16 takes longer than that of
+/// the widened values.
 ///
 /// # Safety
-/// The machine has the instructions; `a` has these rows, `b` whole blocks for `steps`.
+/// The machine has the instructions, `Convolution::run` has seen the bounds.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn on_vectors(job: &Job, first: usize, out: &mut [u16], wide: &mut [f32]) {
+    let (w, r) = (job.weights, job.rows);
+    let (depth, n) = (w.depth, w.outputs);
+    let (count, steps) = (out.len() / n, depth / DEPTH);
+    let (mut image, mut q) = (first / r.p, first % r.p);
+    for row in 0..count {
+        let to = &mut wide[row / LINES * LINES * depth..][..LINES * depth];
+        let line = row % LINES;
+        for (t, tap) in r.taps.iter().enumerate() {
+            let from = usize::try_from(r.table[t * r.p + q]).ok();
+            let from = from.map(|at| &job.source[image * job.source_len + at..][..r.kc]);
+            let (mut d, mut done) = (tap * r.kc, 0);
+            while done < r.kc {
+                let n = (DEPTH - d % DEPTH).min(r.kc - done);
+                let to = &mut to[(d / DEPTH * LINES + line) * DEPTH + d % DEPTH..][..n];
+                match from {
+                    Some(from) => to.iter_mut().zip(&from[done..]).for_each(|(t, x)| *t = super::widen(*x)),
+                    None => to.fill(0.0),
+                }
+                (d, done) = (d + n, done + n);
+            }
+        }
+        for d in r.taps.len() * r.kc..depth {
+            to[(d / DEPTH * LINES + line) * DEPTH + d % DEPTH] = 0.0;
+        }
+        q += 1;
+        if q == r.p {
+            (image, q) = (image + 1, 0);
+        }
+    }
+    let mut sums = Sums([0.0; BLOCK * BLOCK]);
+    for column in (0..n).step_by(BLOCK) {
+        for row in (0..count).step_by(LINES) {
+            let rows = (count - row).min(LINES);
+            // SAFETY: whole tiles of gathered rows, whole blocks of weights; the rest as above.
+            unsafe {
+                announce(job, first, row, rows, column, out);
+                let weights = w.tiles.as_ptr().add(column / BLOCK * steps * WEIGHTS);
+                line_product(wide.as_ptr().add(row * depth), weights, steps, &mut sums.0);
+                finish(job, &sums.0, first, row, rows, column, out);
+            }
+        }
+    }
+}
+
+/// `sums = a b` for [`LINES`] rows of `a` and 32 columns.
+///
+/// # Safety
+/// The machine has the instructions; `a` has a tile, `b` whole blocks for `steps`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 #[allow(clippy::needless_range_loop)] // register tiles are indexed
-unsafe fn vector_product(mut a: *const u16, depth: usize, b: *const u16, steps: usize, sums: &mut [f32]) {
-    assert!(sums.len() == TILE * BLOCK);
+unsafe fn line_product(mut a: *const f32, mut b: *const u16, steps: usize, sums: &mut [f32; BLOCK * BLOCK]) {
     // SAFETY: by the caller.
     unsafe {
-        let mut acc = [[_mm512_setzero_ps(); 2]; TILE];
-        for step in 0..steps {
+        let mut acc = [[_mm512_setzero_ps(); 2]; LINES];
+        for _ in 0..steps {
             for pair in 0..DEPTH / 2 {
-                let b = b.add(step * WEIGHTS + pair * 32);
+                let b = b.add(pair * 32);
                 let b = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(WEIGHTS / 2).cast())];
-                for i in 0..TILE {
-                    let x = _mm512_set1_epi32(a.add(i * depth + 2 * pair).cast::<i32>().read_unaligned());
+                // The earlier of a pair lies in the lower half.
+                let early = b.map(|b| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(b)));
+                for i in 0..LINES {
+                    let x = _mm512_set1_ps(*a.add(i * DEPTH + 2 * pair));
                     for half in 0..2 {
-                        acc[i][half] = _mm512_dpbf16_ps(acc[i][half], pairs(x), pairs(b[half]));
+                        acc[i][half] = _mm512_fmadd_ps(x, early[half], acc[i][half]);
+                    }
+                }
+                let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+                let late = b.map(|b| _mm512_castsi512_ps(_mm512_and_si512(b, high)));
+                for i in 0..LINES {
+                    let x = _mm512_set1_ps(*a.add(i * DEPTH + 2 * pair + 1));
+                    for half in 0..2 {
+                        acc[i][half] = _mm512_fmadd_ps(x, late[half], acc[i][half]);
                     }
                 }
             }
-            a = a.add(DEPTH);
+            a = a.add(LINES * DEPTH);
+            b = b.add(WEIGHTS);
         }
-        for i in 0..TILE {
+        for i in 0..LINES {
             for half in 0..2 {
                 _mm512_storeu_ps(sums.as_mut_ptr().add(i * BLOCK + half * 16), acc[i][half]);
+            }
+        }
+    }
+}
+
+/// Asks for what a block will touch at its end.
+#[inline(always)]
+unsafe fn announce(job: &Job, first: usize, row: usize, count: usize, column: usize, out: &mut [u16]) {
+    let n = job.weights.outputs;
+    for i in 0..count {
+        let at = (row + i) * n + column;
+        // SAFETY: hints, which need no valid address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_ET0>(out.as_ptr().wrapping_add(at).cast());
+            if let Some(s) = job.shortcut {
+                _mm_prefetch::<_MM_HINT_T0>(s.as_ptr().wrapping_add(first * n + at).cast());
             }
         }
     }
@@ -251,10 +302,24 @@ unsafe fn finish(
                 }
                 // Not a number stays so: the second operand is taken.
                 x = _mm512_min_ps(high, _mm512_max_ps(low, x));
-                let half: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
+                let half = narrow(x);
                 let to = out.as_mut_ptr().add((row + i) * n + at);
                 _mm256_mask_storeu_epi16(to.cast(), mask, half);
             }
         }
+    }
+}
+
+/// [`super::narrow`] of sixteen values.
+#[inline(always)]
+unsafe fn narrow(x: __m512) -> __m256i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let none = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let kept = _mm512_mask_or_epi32(up, none, bits, _mm512_set1_epi32(0x40_0000));
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept))
     }
 }

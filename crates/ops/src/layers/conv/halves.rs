@@ -31,7 +31,7 @@ impl ConvBnAct {
         let unit = bf16::unit().ok_or_else(|| Error::usage("bf16", "this machine cannot multiply in it"))?;
         let weights = self.tiles(tape)?;
         let mut out = tape.halves.take(shape.iter().product());
-        let mut scratch = tape.halves.take(bf16::scratch_len(&weights));
+        let mut scratch = tape.halves.take(unit.scratch_len(&weights));
         Convolution {
             images,
             rows: &geo.forward,
