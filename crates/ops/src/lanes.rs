@@ -46,6 +46,16 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, o: Self) -> Self;
     /// The smaller one.
     unsafe fn min(self, o: Self) -> Self;
+    /// Turns a block of 16 x 16 values, whose rows are so far apart.
+    #[inline(always)]
+    unsafe fn turn((from, from_row): (*const Self::T, usize), (to, to_row): (*mut Self::T, usize)) {
+        for i in 0..16 {
+            for j in 0..16 {
+                // SAFETY: the caller has both blocks.
+                unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) }
+            }
+        }
+    }
     /// Asks for the memory at `p`, which need not be valid, to read it soon.
     #[inline(always)]
     unsafe fn prefetch(p: *const Self::T) {
@@ -158,6 +168,37 @@ mod x86 {
     impl Lanes for Avx512 {
         type T = f32;
         const WIDE: bool = true;
+        #[inline(always)]
+        unsafe fn turn((from, from_row): (*const f32, usize), (to, to_row): (*mut f32, usize)) {
+            unsafe {
+                // Four rows at a time: vector `c` then has column `4 lane + c` in each lane of 128 bits.
+                let mut part = [[_mm512_setzero_ps(); 4]; 4];
+                for (i, part) in part.iter_mut().enumerate() {
+                    let row = |j: usize| _mm512_loadu_ps(from.add((4 * i + j) * from_row));
+                    let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+                    let wide = |x| _mm512_castps_pd(x);
+                    let (ab, cd) = (wide(_mm512_unpacklo_ps(a, b)), wide(_mm512_unpacklo_ps(c, d)));
+                    let (ab2, cd2) = (wide(_mm512_unpackhi_ps(a, b)), wide(_mm512_unpackhi_ps(c, d)));
+                    *part = [
+                        _mm512_unpacklo_pd(ab, cd),
+                        _mm512_unpackhi_pd(ab, cd),
+                        _mm512_unpacklo_pd(ab2, cd2),
+                        _mm512_unpackhi_pd(ab2, cd2),
+                    ]
+                    .map(|x| _mm512_castpd_ps(x));
+                }
+                for c in 0..4 {
+                    let (a, b, d, e) = (part[0][c], part[1][c], part[2][c], part[3][c]);
+                    let early = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(d, e));
+                    let late = (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(d, e));
+                    let store = |lane: usize, x| _mm512_storeu_ps(to.add((4 * lane + c) * to_row), x);
+                    store(0, _mm512_shuffle_f32x4::<0x88>(early.0, early.1));
+                    store(1, _mm512_shuffle_f32x4::<0xdd>(early.0, early.1));
+                    store(2, _mm512_shuffle_f32x4::<0x88>(late.0, late.1));
+                    store(3, _mm512_shuffle_f32x4::<0xdd>(late.0, late.1));
+                }
+            }
+        }
         #[inline(always)]
         unsafe fn prefetch(p: *const f32) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
@@ -308,3 +349,32 @@ mod other {
 }
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use other::{Avx2, Avx512};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Turn<'a>(&'a [f32], &'a mut [f32]);
+
+    impl Kernel<f32> for Turn<'_> {
+        type Out = ();
+        #[inline(always)]
+        fn run<L: Lanes<T = f32>>(self) {
+            assert!(self.0.len() >= 15 * 20 + 16 && self.1.len() >= 15 * 24 + 16);
+            // SAFETY: both have their sixteen rows.
+            unsafe { L::turn((self.0.as_ptr(), 20), (self.1.as_mut_ptr(), 24)) }
+        }
+    }
+
+    #[test]
+    fn a_block_is_turned() {
+        let from: Vec<f32> = (0..320).map(|i| i as f32).collect();
+        let mut to = vec![-1.0; 384];
+        f32::run(Turn(&from, &mut to));
+        for (j, row) in to.chunks(24).enumerate() {
+            for (i, x) in row.iter().enumerate() {
+                assert_eq!(*x, if i < 16 { from[i * 20 + j] } else { -1.0 }, "{i} {j}");
+            }
+        }
+    }
+}

@@ -5,6 +5,8 @@
 //! straight through. Missing columns are zero and stay zero under every optimiser, because their
 //! gradient is zero. A depthwise weight is `[tap][channel]`.
 
+use crate::lanes::{Kernel, Lanes};
+use crate::real::Real;
 use crate::{Error, Result};
 
 /// Values in a vector of every kernel, whatever the instruction set.
@@ -121,9 +123,8 @@ impl Panels {
 
     /// Turns the weights of one group for these panels of the data gradient; all their values are
     /// written.
-    pub(crate) fn transpose<T: crate::real::Real>(&self, from: &[T], targets: &[Panel], to: &mut [T]) {
+    pub(crate) fn transpose<T: Real>(&self, from: &[T], targets: &[Panel], to: &mut [T]) {
         let outputs = self.out / self.groups;
-        let sources = self.panels();
         let shared = crate::kernels::Shared::new(to);
         crate::kernels::parallel(targets.len() * self.taps, |task| {
             let (target, tap) = (&targets[task / self.taps], task % self.taps);
@@ -131,26 +132,23 @@ impl Panels {
             // SAFETY: one tap of one panel per task.
             #[allow(unsafe_code)]
             let to = unsafe { shared.range(target.offset + tap * outputs * width, outputs * width) };
-            if target.columns < width {
-                to.fill(T::ZERO);
-            }
-            for source in &sources {
-                let source_width = source.vectors * LANES;
-                let base = source.offset + (tap * self.inner + target.first) * source_width;
-                let from = &from[base..base + target.columns * source_width];
-                // Blocks of 16 x 16, so that both sides stay in the first-level cache.
-                for o0 in (0..source.columns).step_by(LANES) {
-                    for i0 in (0..target.columns).step_by(LANES) {
-                        for o in o0..(o0 + LANES).min(source.columns) {
-                            let row = (source.first + o) * width;
-                            for i in i0..(i0 + LANES).min(target.columns) {
-                                to[row + i] = from[i * source_width + o];
-                            }
-                        }
-                    }
-                }
-            }
+            self.transpose_tap(from, target, tap, to);
         });
+    }
+
+    /// Turns one tap for one of these panels, `[output][column]`.
+    pub(crate) fn transpose_tap<T: Real>(&self, from: &[T], target: &Panel, tap: usize, to: &mut [T]) {
+        let width = target.vectors * LANES;
+        if target.columns < width {
+            to.fill(T::ZERO);
+        }
+        for source in &self.panels() {
+            let source_width = source.vectors * LANES;
+            let base = source.offset + (tap * self.inner + target.first) * source_width;
+            let from = &from[base..base + target.columns * source_width];
+            let to = &mut to[source.first * width..(source.first + source.columns) * width];
+            T::run(Turn { from, from_row: source_width, columns: source.columns, to, to_row: width });
+        }
     }
 
     /// Calls `f(plain index, stored index)` for every value.
@@ -195,6 +193,44 @@ impl Panels {
         let mut plain = vec![T::default(); self.out * self.inner * self.taps];
         self.each(|p, s| plain[p] = stored[s]);
         plain
+    }
+}
+
+/// `to[j][i] = from[i][j]` for as many columns.
+struct Turn<'a, T> {
+    from: &'a [T],
+    from_row: usize,
+    columns: usize,
+    to: &'a mut [T],
+    to_row: usize,
+}
+
+impl<T: Real> Kernel<T> for Turn<'_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Lanes<T = T>>(self) {
+        let rows = self.from.len() / self.from_row;
+        assert!(rows <= self.to_row && self.columns <= self.from_row);
+        assert!(self.to.len() >= self.columns * self.to_row);
+        for j0 in (0..self.columns).step_by(LANES) {
+            for i0 in (0..rows).step_by(LANES) {
+                if i0 + LANES <= rows && j0 + LANES <= self.columns {
+                    let (from, to) = (i0 * self.from_row + j0, j0 * self.to_row + i0);
+                    // SAFETY: a whole block of both, by the lines above.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        let (from, to) = (self.from.as_ptr().add(from), self.to.as_mut_ptr().add(to));
+                        L::turn((from, self.from_row), (to, self.to_row));
+                    }
+                    continue;
+                }
+                for j in j0..(j0 + LANES).min(self.columns) {
+                    for i in i0..(i0 + LANES).min(rows) {
+                        self.to[j * self.to_row + i] = self.from[i * self.from_row + j];
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -291,6 +291,24 @@ impl ConvGeo {
 }
 
 impl Rows {
+    /// Each tap by itself, with its index and the rows that it reaches; those that reach all come first.
+    /// Such rows read the weights of one tap.
+    pub(crate) fn by_tap(&self) -> Vec<(usize, Self)> {
+        let mut taps: Vec<(usize, Self)> = self
+            .taps
+            .iter()
+            .zip(self.table.chunks(self.p))
+            .map(|(tap, offsets)| {
+                let reached = || (0..self.p).filter(|q| offsets[*q] >= 0);
+                let (table, target): (Vec<i32>, Vec<u32>) =
+                    reached().map(|q| (offsets[q], self.target[q])).unzip();
+                (*tap, Self { p: table.len(), taps: vec![0], kc: self.kc, table, target })
+            })
+            .collect();
+        taps.sort_by_key(|(_, rows)| rows.p < self.p);
+        taps
+    }
+
     /// Leaves out taps that read only padding (small maps, large dilation).
     fn drop_empty_taps(&mut self) {
         let p = self.p;

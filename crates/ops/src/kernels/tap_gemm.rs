@@ -98,6 +98,15 @@ pub(crate) fn by_pixel(rows: &Rows) -> bool {
 
 impl<T: Real> TapGemm<'_, T> {
     pub(crate) fn run(&self) {
+        self.tasks(|tasks, task| parallel(tasks, task));
+    }
+
+    /// The same on this thread alone, inside of a task.
+    pub(crate) fn run_here(&self) {
+        self.tasks(|tasks, task| (0..tasks).for_each(task));
+    }
+
+    fn tasks(&self, each: impl FnOnce(usize, &(dyn Fn(usize) + Sync))) {
         let rows = self.images * self.rows.p;
         if rows == 0 || self.panels.is_empty() {
             return;
@@ -118,7 +127,7 @@ impl<T: Real> TapGemm<'_, T> {
         }
         let blocks = rows.div_ceil(TASK_ROWS);
         let by_pixel = by_pixel(self.rows);
-        parallel(groups.len() * blocks, |task| {
+        each(groups.len() * blocks, &|task| {
             let first = task % blocks * TASK_ROWS;
             let last = (first + TASK_ROWS).min(rows);
             T::run(Block { gemm: self, panels: groups[task / blocks], first, last, by_pixel });

@@ -4,15 +4,21 @@ use std::sync::Arc;
 
 use super::{ConvBnAct, NOMINAL_BATCH};
 use crate::buffers::Buf;
-use crate::kernels::Shared;
 use crate::kernels::bf16::{self, Unit};
 use crate::kernels::depthwise::{self, Depthwise, DepthwiseGradient, gradient_scratch};
-use crate::kernels::geometry::{ConvGeo, pad_images};
+use crate::kernels::geometry::{ConvGeo, Rows, pad_images};
 use crate::kernels::norm::Sums;
 use crate::kernels::tap_gemm::{self, Epilogue, TapGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
+use crate::kernels::{Shared, parallel};
+use crate::panels::{LANES, MAX_VECTORS, Panel};
 use crate::tape::{Elem, Tape};
+
+/// Rows of a data gradient up to which turning the weights is much of its work.
+const FEW_ROWS: usize = 512;
+/// Panels that keep threads busy when each is a task.
+const ENOUGH_PANELS: usize = 4;
 
 /// A layer on maps of one size.
 pub(super) struct Pass<'a> {
@@ -153,6 +159,14 @@ impl Pass<'_> {
         if !accumulate && self.geo.backward.iter().any(|r| r.taps.is_empty()) {
             dx.fill(T::ZERO);
         }
+        if self.images * h * w <= FEW_ROWS
+            && spec.groups * panels.transposed_panels().len() >= ENOUGH_PANELS
+            && !panels.depthwise()
+            && self.tiles::<T>(tape).is_none()
+        {
+            self.data_gradient_by_tap(dy, weight, dx, accumulate, tape);
+            return;
+        }
         let target = Shared::new(dx);
         if panels.depthwise() {
             for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
@@ -209,6 +223,62 @@ impl Pass<'_> {
         }
     }
 
+    /// The data gradient where turning the weights is much of the work: a task turns one tap of one
+    /// panel into memory that stays in the cache, multiplies, and goes on to the next tap.
+    fn data_gradient_by_tap<T: Elem>(
+        &self,
+        dy: &[T],
+        weight: &[T],
+        dx: &mut [T],
+        accumulate: bool,
+        tape: &mut Tape,
+    ) {
+        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (inputs, outputs) = (spec.inputs / spec.groups, spec.outputs / spec.groups);
+        let cut = panels.transposed_panels();
+        // Of each phase the first tap stores, if it reaches all rows.
+        let mut taps: Vec<(usize, bool, Rows)> = Vec::new();
+        for phase in &self.geo.backward {
+            for (i, (tap, rows)) in phase.by_tap().into_iter().enumerate() {
+                if i == 0 && rows.p < phase.p && !accumulate {
+                    dx.fill(T::ZERO);
+                }
+                taps.push((tap, accumulate || i > 0 || rows.p < phase.p, rows));
+            }
+        }
+        let (target, zeros) = (Shared::new(dx), T::lane(tape).zeros(outputs));
+        let held = outputs * MAX_VECTORS * LANES;
+        let mut turned = T::lane(tape).pool.take(rayon::current_num_threads() * held);
+        let turned = Shared::new(&mut turned);
+        parallel(spec.groups * cut.len(), |task| {
+            let (g, panel) = (task / cut.len(), Panel { offset: 0, ..cut[task % cut.len()] });
+            let weight = &weight[g * panels.group_len()..][..panels.group_len()];
+            let slot = rayon::current_thread_index().unwrap_or(0);
+            // SAFETY: one stretch per thread, which a task leaves to no other before it ends.
+            #[allow(unsafe_code)]
+            let turned = unsafe { turned.range(slot * held, outputs * panel.vectors * LANES) };
+            for (tap, adds, rows) in &taps {
+                panels.transpose_tap(weight, &panel, *tap, turned);
+                TapGemm {
+                    images: self.images,
+                    rows,
+                    source: dy,
+                    source_len: self.output_len(),
+                    source_first: g * outputs,
+                    target_first: g * inputs,
+                    weight: turned,
+                    panels: &[panel],
+                    target,
+                    target_len: self.geo.input.iter().product::<usize>() * spec.inputs,
+                    epilogue: Epilogue::store(*adds),
+                    zeros: &zeros,
+                    sums: None,
+                }
+                .run_here();
+            }
+        });
+    }
+
     /// Gradient of the weight in panel order.
     pub(super) fn weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], tape: &mut Tape) -> Buf<T> {
         let (spec, panels) = (&self.geo.spec, &self.layer.panels);
@@ -263,6 +333,74 @@ impl Pass<'_> {
                 scratch: &mut scratch,
             }
             .run();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::kernels::geometry::{ConvSpec, Padding};
+    use crate::{Act, Init, Mode, Params, Rng};
+
+    /// By definition: every product goes to the pixel that it came from.
+    fn by_definition(spec: &ConvSpec, geo: &ConvGeo, images: usize, dy: &[f64], w: &[f64], dx: &mut [f64]) {
+        let ([h, wide], [oh, ow], [top, left]) = (geo.input, geo.output, geo.before);
+        let (inner, per) = (spec.inputs / spec.groups, spec.outputs / spec.groups);
+        for row in 0..images * oh * ow {
+            let (image, oy, ox) = (row / (oh * ow), row / ow % oh, row % ow);
+            for tap in 0..spec.kernel * spec.kernel {
+                let y = (oy * spec.stride + tap / spec.kernel * spec.dilation).wrapping_sub(top);
+                let x = (ox * spec.stride + tap % spec.kernel * spec.dilation).wrapping_sub(left);
+                if y >= h || x >= wide {
+                    continue;
+                }
+                for o in 0..spec.outputs {
+                    let g = dy[row * spec.outputs + o];
+                    for i in 0..inner {
+                        let at = ((image * h + y) * wide + x) * spec.inputs + o / per * inner + i;
+                        dx[at] += g * w[(o * inner + i) * spec.kernel * spec.kernel + tap];
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn data_gradients_of_few_rows_by_definition() {
+        let value = |i: usize| ((i * 7919 + 13) % 257) as f64 / 64.0 - 2.0;
+        let same = ConvSpec::new(250, 21, 3);
+        let cut = ConvSpec::new(193, 17, 2).padding(Padding::Symmetric(0));
+        for (spec, size) in [
+            (same, [2, 2]),
+            (same.stride(2), [5, 4]),
+            (same.dilation(2).padding(Padding::Symmetric(2)), [3, 4]),
+            (ConvSpec::new(256, 40, 1), [3, 1]),
+            (ConvSpec::new(256, 8, 1).stride(2), [3, 5]),
+            (ConvSpec::new(144, 16, 3).groups(2), [3, 3]),
+            (cut, [4, 3]),
+        ] {
+            let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+            let p = params.builder(Rng::new(0));
+            let layer =
+                ConvBnAct::without_bn(spec, "conv", false, Act::None, Init::Constant(0.0), &p).unwrap();
+            let mut tape = Tape::new(&params, Mode::Train).unwrap();
+            let geo = ConvGeo::new(spec, size[0], size[1]).unwrap();
+            let (images, pass) = (3, Pass { layer: &layer, geo: &geo, images: 3 });
+            let plain: Vec<f64> = (0..spec.weight_shape().iter().product()).map(|i| value(3 * i)).collect();
+            let dy: Vec<f64> = (0..images * pass.output_len()).map(value).collect();
+            for adds in [false, true] {
+                let mut dx: Vec<f64> =
+                    (0..images * size[0] * size[1] * spec.inputs).map(|i| value(5 * i)).collect();
+                let mut want = if adds { dx.clone() } else { vec![0.0; dx.len()] };
+                by_definition(&spec, &geo, images, &dy, &plain, &mut want);
+                pass.data_gradient(&dy, &layer.panels.pack(&plain), &mut dx, adds, &mut tape);
+                for (x, w) in dx.iter().zip(&want) {
+                    assert!((x - w).abs() < 1e-9, "{spec:?} on {size:?}: {x} in place of {w}");
+                }
+            }
         }
     }
 }
