@@ -284,18 +284,23 @@ impl<T: Real> Block<'_, '_, T> {
                         w = w.add(width);
                     }
                 }
-                // A loop to `count` would index the tile by a variable and put it into memory.
+                // A loop to `count` indexes the tile by a variable: in a copy, lest registers be kept in
+                // memory while the products run.
+                let mut sums = [[[T::ZERO; LANES]; NV]; MR];
                 for i in 0..MR {
-                    if i >= count {
-                        break;
+                    for v in 0..NV {
+                        acc[i][v].store(sums[i][v].as_mut_ptr());
                     }
+                }
+                for i in 0..count {
                     let offset =
                         image[i] * g.target_len + r.target[at[i]] as usize + g.target_first + panel.first;
                     for v in 0..NV {
                         let column = (v0 + v) * LANES;
                         let n = panel.columns.saturating_sub(column).min(LANES);
                         if n > 0 {
-                            self.finish(acc[i][v], offset + column, panel.first + column, n);
+                            let sum = L::load(sums[i][v].as_ptr());
+                            self.finish(sum, offset + column, panel.first + column, n);
                         }
                     }
                 }
