@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use candle_core::{Device, Tensor};
@@ -15,7 +15,7 @@ use crate::pipeline::{Pair, Pipeline};
 use crate::sampler::Order;
 use crate::{Error, Raster};
 
-/// Batches made ahead.
+/// Batches made ahead, whose images the workers take in order.
 const AHEAD: usize = 2;
 
 /// Makes a loader with as many workers as rayon has threads here; see [`loader_with_threads`].
@@ -78,6 +78,9 @@ struct Source {
     stopped: AtomicBool,
 }
 
+/// A transformed image and its class.
+type Made = (Pair, u32);
+
 /// A decoded image after the fixed steps.
 struct Cached {
     pair: Pair,
@@ -94,8 +97,8 @@ impl Source {
         Ok(Cached { pair: self.pipeline.fixed(Pair { image: sample.image.into(), mask }), class })
     }
 
-    /// One transformed image and its class.
-    fn image(&self, epoch: u64, place: u64, index: usize) -> Result<(Pair, u32)> {
+    /// One image.
+    fn image(&self, epoch: u64, place: u64, index: usize) -> Result<Made> {
         let mut draw = self.augment.at(epoch, place);
         let slot = &self.cache[index];
         if let Some(cached) = slot.get() {
@@ -117,21 +120,9 @@ impl Source {
         Ok(result)
     }
 
-    fn batch(&self, position: Position, indices: &[usize]) -> Result<Batch> {
-        let first = position.batch * self.order.batch_size() as u64;
-        let images: Vec<(Pair, u32)> = indices
-            .par_iter()
-            .enumerate()
-            .map(|(i, &index)| {
-                if self.stopped.load(Ordering::Relaxed) {
-                    return Err(Error::Died("stopped".to_string()).into());
-                }
-                self.image(position.epoch, first + i as u64, index)
-            })
-            // Collected by place: the first error in order, whoever was faster.
-            .collect::<Vec<_>>()
-            .into_iter()
-            .collect::<Result<_>>()?;
+    /// A batch of these images; the first error in order, whichever was made first.
+    fn batch(&self, indices: &[usize], images: Vec<Result<Made>>) -> Result<Batch> {
+        let images: Vec<Made> = images.into_iter().collect::<Result<_>>()?;
         let (height, width) = images.first().map_or((0, 0), |(p, _)| (p.image.height, p.image.width));
         let other = images.iter().position(|(p, _)| (p.image.height, p.image.width) != (height, width));
         if let Some(i) = other {
@@ -172,6 +163,37 @@ impl Source {
     }
 }
 
+/// A batch whose images are being made. Images are tasks of their own, first in first out, so that no
+/// worker waits at the end of a batch for the others.
+struct Making<'a> {
+    source: &'a Source,
+    position: Position,
+    indices: Vec<usize>,
+    images: Mutex<Vec<Option<Result<Made>>>>,
+    /// Images that are not made yet.
+    left: AtomicUsize,
+    done: SyncSender<Result<Batch>>,
+}
+
+impl Making<'_> {
+    /// Makes one image, and the batch after its last one.
+    fn image(&self, i: usize) {
+        let place = self.position.batch * self.source.order.batch_size() as u64 + i as u64;
+        let image = if self.source.stopped.load(Ordering::Relaxed) {
+            Err(Error::Died("stopped".to_string()).into())
+        } else {
+            self.source.image(self.position.epoch, place, self.indices[i])
+        };
+        let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images()[i] = Some(image);
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let images = std::mem::take(&mut *images()).into_iter().flatten().collect();
+            // Nobody waits for it any more if this fails.
+            let _ = self.done.send(self.source.batch(&self.indices, images));
+        }
+    }
+}
+
 struct Loader {
     source: Arc<Source>,
     threads: usize,
@@ -180,7 +202,8 @@ struct Loader {
 }
 
 struct Worker {
-    batches: Receiver<Result<Batch>>,
+    /// Where each batch will come, in order.
+    batches: Receiver<Receiver<Result<Batch>>>,
     thread: JoinHandle<()>,
 }
 
@@ -196,18 +219,32 @@ impl Loader {
         let source = Arc::clone(&self.source);
         let mut position = self.next;
         let run = move || {
-            loop {
-                let epoch = source.order.epoch(position.epoch);
-                for indices in &epoch[(position.batch as usize).min(epoch.len())..] {
-                    let batch = pool.install(|| source.batch(position, indices));
-                    let failed = batch.is_err();
-                    if sender.send(batch).is_err() || failed {
-                        return;
+            // Ends when every image that was begun is done.
+            pool.in_place_scope_fifo(|scope| {
+                loop {
+                    let epoch = source.order.epoch(position.epoch);
+                    for indices in &epoch[(position.batch as usize).min(epoch.len())..] {
+                        let (done, batch) = sync_channel(1);
+                        let making = Arc::new(Making {
+                            source: &source,
+                            position,
+                            indices: indices.clone(),
+                            images: Mutex::new(indices.iter().map(|_| None).collect()),
+                            left: AtomicUsize::new(indices.len()),
+                            done,
+                        });
+                        for i in 0..indices.len() {
+                            let making = Arc::clone(&making);
+                            scope.spawn_fifo(move |_| making.image(i));
+                        }
+                        if sender.send(batch).is_err() {
+                            return;
+                        }
+                        position.batch += 1;
                     }
-                    position.batch += 1;
+                    position = Position { epoch: position.epoch + 1, batch: 0 };
                 }
-                position = Position { epoch: position.epoch + 1, batch: 0 };
-            }
+            });
         };
         let thread = std::thread::Builder::new()
             .name("loader".to_string())
@@ -246,7 +283,8 @@ impl BatchSource for Loader {
             Some(worker) => worker,
             None => self.start()?,
         };
-        let received = self.worker.insert(worker).batches.recv();
+        // Either ends without a batch if a thread has panicked.
+        let received = self.worker.insert(worker).batches.recv().and_then(|batch| batch.recv());
         match received {
             Ok(Ok(batch)) => {
                 self.next.batch += 1;

@@ -167,7 +167,8 @@ fn the_cache_keeps_what_fits() {
         drop(loader);
         let count = set.1.load(Ordering::Relaxed);
         assert!((decodes..=decodes + 2 * 42).contains(&count), "{cache_bytes}: {count}");
-        assert!(cache_bytes != 1 << 20 || count == decodes, "{count}");
+        // The next epoch may want an image that the other worker is still decoding.
+        assert!(cache_bytes != 1 << 20 || count <= decodes + 1, "{count}");
     }
 }
 
