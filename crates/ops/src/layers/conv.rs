@@ -179,7 +179,8 @@ impl ConvBnAct {
         }
         let geo = tape.geo(self.spec, h, w)?;
         let pass = Pass { layer: self, geo: &geo, images: b };
-        if tape.bf16() && self.spec.groups == 1 && !x.flat && !pass.saves_in_f32::<T>(tape) {
+        let low = tape.bf16() && self.spec.groups == 1 && !x.flat;
+        if low && !pass.saves_in_f32::<T>(tape) {
             return self.run_halves(x, shortcut, shape, &geo, tape);
         }
         let started = tape.started();
@@ -216,8 +217,10 @@ impl ConvBnAct {
             } else {
                 self.plain(&pass, source, extra, &mut out, tape)?;
             }
+            let node = tape.node(shape, false, false, out);
+            let node = if low { halves::rounded(&node, tape)? } else { node };
             tape.ended(started, || geo.work("forward"), geo.macs(b));
-            return Ok(tape.node(shape, false, false, out));
+            return Ok(node);
         }
 
         self.has_values(tape)?;

@@ -65,6 +65,12 @@ impl ConvBnAct {
     }
 }
 
+/// The node in bf16: what a convolution in f32 leaves where the network is in bf16.
+pub(super) fn rounded(x: &Node, tape: &mut Tape) -> Result<Node> {
+    let values = halves(x, tape)?;
+    Ok(tape.node_of(x.shape, false, false, Data::Bf16(values)))
+}
+
 /// The values of a node in bf16.
 fn halves(x: &Node, tape: &mut Tape) -> Result<Arc<Buf<u16>>> {
     if let Data::Bf16(values) = &x.data {
