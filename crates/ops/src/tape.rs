@@ -71,7 +71,9 @@ pub enum Precision {
     /// The type of its parameters.
     #[default]
     Full,
-    /// Convolutions in bf16, summed in f32, on the tiles (AMX) or vectors (AVX-512) of x86.
+    /// What convolutions read and leave is rounded to bf16; products are summed in f32, on the tiles
+    /// (AMX) or vectors (AVX-512) of x86. Without tiles, convolutions that Winograd's algorithm or
+    /// left-out taps make cheaper keep their weights in f32.
     Bf16,
 }
 
