@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize cuda-check gpu-check clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize miri cuda-check gpu-check clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -124,6 +124,12 @@ sanitize: cargo ## Run the tests of the layers under AddressSanitizer with each 
 	  $(CARGO) test --locked --target-dir target/sanitize --target "$$(rustc -vV | sed -n 's/host: //p')" \
 	    -p stillhouse-ops --lib --tests || exit 1; \
 	done
+
+miri: cargo ## Run the small tests of the layers in Miri, with the scalar kernels (needs a nightly toolchain with miri)
+	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows -Zmiri-ignore-leaks" RAYON_NUM_THREADS=2 \
+	RUSTUP_TOOLCHAIN=nightly \
+	$(CARGO) miri test --locked --target-dir target/miri -p stillhouse-ops --lib --test layers -- \
+	  given_up a_block_is_turned rounds_to_nearest_even misuse max_pool_takes what_needs_no
 
 cuda-check: cargo ## Type-check the build with CUDA; takes neither toolkit nor card
 	crates/ops/cuda/check.sh
