@@ -159,16 +159,8 @@ impl Pass<'_> {
         if !accumulate && self.geo.backward.iter().any(|r| r.taps.is_empty()) {
             dx.fill(T::ZERO);
         }
-        if self.images * h * w <= FEW_ROWS
-            && spec.groups * panels.transposed_panels().len() >= ENOUGH_PANELS
-            && !panels.depthwise()
-            && self.tiles::<T>(tape).is_none()
-        {
-            self.data_gradient_by_tap(dy, weight, dx, accumulate, tape);
-            return;
-        }
-        let target = Shared::new(dx);
         if panels.depthwise() {
+            let target = Shared::new(dx);
             for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
                 Depthwise {
                     images: self.images,
@@ -195,8 +187,13 @@ impl Pass<'_> {
             self.convolve(tiles, dy, &points, dx, Epilogue::store(accumulate), None, tape);
             return;
         }
+        let tasks = spec.groups * panels.transposed_panels().len();
+        if self.images * h * w <= FEW_ROWS && tasks >= ENOUGH_PANELS {
+            self.data_gradient_by_tap(dy, weight, dx, accumulate, tape);
+            return;
+        }
         let zeros = T::lane(tape).zeros(spec.outputs / spec.groups);
-        let parts = panels.transposed_parts();
+        let (target, parts) = (Shared::new(dx), panels.transposed_parts());
         let mut turned = T::lane(tape).pool.take(panels.transposed_part_len());
         for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
             for part in &parts {
