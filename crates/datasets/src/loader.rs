@@ -394,6 +394,41 @@ mod tests {
         assert_eq!(loader.next_batch().unwrap().unwrap().ids, [4, 5]);
     }
 
+    /// A data set whose third image panics.
+    struct Panicking(Fake);
+
+    impl Dataset for Panicking {
+        fn info(&self) -> &stillhouse_core::data::DatasetInfo {
+            self.0.info()
+        }
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn key(&self, index: usize) -> String {
+            self.0.key(index)
+        }
+        fn class(&self, index: usize) -> Option<u32> {
+            self.0.class(index)
+        }
+        fn sample(&self, index: usize) -> Result<stillhouse_core::data::Sample> {
+            assert!(index != 2, "the third image");
+            self.0.sample(index)
+        }
+        fn identity(&self) -> Result<String> {
+            self.0.identity()
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_worker_is_told() {
+        let set = Fake::new(&[6]);
+        let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
+        let mut loader = loader_with_threads(Arc::new(Panicking(set)), &spec, 2).unwrap();
+        assert_eq!(loader.next_batch().unwrap().unwrap().ids, [0, 1]);
+        let e = loader.next_batch().unwrap_err().to_string();
+        assert!(e.contains("the third image"), "{e}");
+    }
+
     #[test]
     fn sizes_that_differ_are_named() {
         let set = Fake::new(&[4]);
