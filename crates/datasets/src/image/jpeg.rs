@@ -1,4 +1,9 @@
-//! JPEG, by zune-jpeg in strict mode.
+//! JPEG: baseline files by [`baseline`], the others by zune-jpeg in strict mode.
+
+mod baseline;
+mod colour;
+mod entropy;
+mod idct;
 
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -9,6 +14,18 @@ use super::{As, Decoded, Input, MAX_SIDE, RGB, collect, exif};
 use crate::Result;
 
 pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
+    let fits = |width: usize, height: usize| input.checked_size(width as u64, height as u64).is_ok();
+    if let Some(image) = baseline::decode(input.bytes, fits) {
+        let stored = if image.channels == 1 { "grey" } else { RGB };
+        let orientation = exif::orientation(&image.exif);
+        let raster = collect(input, image.size, image.channels, image.pixels, to)?;
+        return Ok(Decoded { raster, orientation, stored });
+    }
+    decode_any(input, to)
+}
+
+/// Decodes by zune-jpeg, which has a message for what is wrong.
+fn decode_any(input: &Input, to: As) -> Result<Decoded> {
     // The decoder fills what is missing with grey, even in strict mode if only the last rows
     // are: so the end is looked for first.
     if !is_whole(input.bytes) {
@@ -73,6 +90,55 @@ fn is_whole(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raster::Raster;
+
+    /// Files that Pillow wrote, and what it read from them again; `make.py` made them.
+    fn files() -> Vec<(String, Vec<u8>, Raster)> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jpeg");
+        let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|e| e == "jpg"));
+        paths.sort();
+        let file = |path: std::path::PathBuf| {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_string();
+            let png = std::fs::read(path.with_extension("png")).unwrap();
+            let raster = crate::image::decode(&png, &name, As::Rgb, false).unwrap();
+            (name, std::fs::read(path).unwrap(), raster)
+        };
+        paths.into_iter().map(file).collect()
+    }
+
+    #[test]
+    fn baseline_files_have_the_pixels_of_libjpeg() {
+        let mut baseline = 0;
+        for (name, bytes, expected) in files() {
+            let input = Input { bytes: &bytes, name: &name, format: "JPEG" };
+            let ours = baseline::decode(&bytes, |_, _| true);
+            assert_eq!(ours.is_none(), name.starts_with("other"), "{name}");
+            baseline += usize::from(ours.is_some());
+            let found = decode(&input, As::Rgb).unwrap().raster;
+            assert_eq!((found.width, found.height), (expected.width, expected.height), "{name}");
+            let furthest = found.pixels.iter().zip(&expected.pixels).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(furthest.unwrap() <= if ours.is_some() { 0 } else { 12 }, "{name}: {furthest:?}");
+        }
+        assert!(baseline >= 8);
+    }
+
+    #[test]
+    fn every_cut_of_a_file_is_left_to_the_other_decoder() {
+        for (name, bytes, _) in files() {
+            // A cut behind the pixels may leave the end marker's first byte.
+            for end in 0..bytes.len() - 1 {
+                assert!(baseline::decode(&bytes[..end], |_, _| true).is_none(), "{name} up to {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_not_decoded() {
+        for (_, bytes, _) in files() {
+            assert!(baseline::decode(&bytes, |_, _| false).is_none());
+        }
+    }
 
     #[test]
     fn the_end_marker_of_a_thumbnail_does_not_count() {
