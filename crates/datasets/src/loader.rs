@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 use stillhouse_core::data::{Batch, BatchSource, Dataset, Label, LoaderSpec, Position, Target, Task};
 use stillhouse_core::{Result, Rng};
 
@@ -140,11 +139,10 @@ impl Source {
             .into());
         }
         let count = images.len();
-        let mut values = vec![0f32; count * 3 * height * width];
-        values
-            .par_chunks_mut((3 * height * width).max(1))
-            .zip(&images)
-            .for_each(|(out, (pair, _))| self.pipeline.finish(&pair.image, out));
+        // One after the other: this writes to memory without clearing it first, while other workers
+        // go on with the next batch.
+        let mut values = Vec::with_capacity(count * 3 * height * width);
+        images.iter().for_each(|(pair, _)| self.pipeline.finish(&pair.image, &mut values));
         let target = match self.dataset.info().task {
             Task::Classification => {
                 Target::Classes(Tensor::from_iter(images.iter().map(|(_, class)| *class), &Device::Cpu)?)

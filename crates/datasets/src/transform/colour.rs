@@ -194,36 +194,24 @@ pub fn invert(image: &Raster) -> Raster {
 /// `(v / 255 - mean) / std` in f32, channels first: `[C, H, W]`. Missing means are 0 and missing
 /// deviations 1.
 pub fn normalize(image: &Raster, mean: &[f32], std: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; image.pixels.len()];
+    let mut out = Vec::with_capacity(image.pixels.len());
     normalize_into(image, mean, std, &mut out);
     out
 }
 
-/// As [`normalize`], into the `[C, H, W]` values of `out`.
-pub fn normalize_into(image: &Raster, mean: &[f32], std: &[f32], out: &mut [f32]) {
-    let (plane, channels) = ((image.width * image.height).max(1), image.channels);
-    let table = |c: usize| -> [f32; 256] {
-        let (mean, std) = (mean.get(c).copied().unwrap_or(0.0), std.get(c).copied().unwrap_or(1.0));
-        std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std)
-    };
-    if let (3, Some((red, rest))) = (channels, out.split_at_mut_checked(plane))
-        && let Some((green, blue)) = rest.split_at_mut_checked(plane)
-    {
-        let tables = [table(0), table(1), table(2)];
-        let outs = red.iter_mut().zip(green).zip(blue);
-        for (pixel, ((r, g), b)) in image.pixels.as_chunks::<3>().0.iter().zip(outs) {
-            *r = tables[0][usize::from(pixel[0])];
-            *g = tables[1][usize::from(pixel[1])];
-            *b = tables[2][usize::from(pixel[2])];
+/// As [`normalize`], behind the values of `out`.
+pub fn normalize_into(image: &Raster, mean: &[f32], std: &[f32], out: &mut Vec<f32>) {
+    pulp::Arch::new().dispatch(|| {
+        for c in 0..image.channels {
+            let (mean, std) = (mean.get(c).copied().unwrap_or(0.0), std.get(c).copied().unwrap_or(1.0));
+            let one = |v: u8| (f32::from(v) / 255.0 - mean) / std;
+            match image.channels {
+                // Vectors come of a number that is known.
+                3 => out.extend(image.pixels.as_chunks::<3>().0.iter().map(|pixel| one(pixel[c]))),
+                n => out.extend(image.pixels.chunks_exact(n).map(|pixel| one(pixel[c]))),
+            }
         }
-        return;
-    }
-    for (c, out) in out.chunks_exact_mut(plane).take(channels).enumerate() {
-        let table = table(c);
-        for (out, pixel) in out.iter_mut().zip(image.pixels.chunks_exact(channels)) {
-            *out = table[usize::from(pixel[c])];
-        }
-    }
+    });
 }
 
 #[cfg(test)]
