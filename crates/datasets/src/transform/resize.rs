@@ -220,19 +220,25 @@ impl pulp::WithSimd for Down<'_> {
         let stride = view.width * view.channels;
         let mut out = Vec::with_capacity(stride * taps.len());
         let whole = stride - stride % N;
+        let mut rows = Vec::new();
         for (first, weights) in taps.iter() {
-            let rows = || weights.iter().enumerate().map(|(i, &weight)| (view.row(first + i), weight));
+            rows.clear();
+            rows.extend(weights.iter().enumerate().map(|(i, &weight)| (view.row(first + i), weight)));
             for at in (0..whole).step_by(N) {
                 let mut sums = [1i32 << (BITS - 1); N];
-                for (row, weight) in rows() {
+                for (row, weight) in &rows {
                     for (sum, &value) in sums.iter_mut().zip(&row[at..][..N]) {
                         *sum += i32::from(value) * weight;
                     }
                 }
-                out.extend_from_slice(&sums.map(clip));
+                let mut values = [0; N];
+                for (value, &sum) in values.iter_mut().zip(&sums) {
+                    *value = clip(sum);
+                }
+                out.extend_from_slice(&values);
             }
             out.extend((whole..stride).map(|at| {
-                let sum = rows().map(|(row, weight)| i32::from(row[at]) * weight).sum::<i32>();
+                let sum = rows.iter().map(|(row, weight)| i32::from(row[at]) * weight).sum::<i32>();
                 clip(sum + (1 << (BITS - 1)))
             }));
         }
