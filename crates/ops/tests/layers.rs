@@ -515,6 +515,59 @@ fn kernels_in_bf16_are_near_f64() {
     assert!(error.to_string().contains("f32 parameters"), "{error}");
 }
 
+/// Large maps of 1x1 convolutions get both gradients in one pass where there are few threads, to the
+/// bits that the separate passes of many threads give; by the second consumer of `x`, added to those of
+/// the first.
+#[test]
+fn kernels_give_both_gradients_in_one_pass() {
+    let train = |outputs: usize, act: Act, add: bool, threads: usize| {
+        let params = Params::new(DType::F32, &device()).unwrap();
+        let p = params.builder(Rng::new(3));
+        let conv = |inputs, outputs, name: &str, act| {
+            let (spec, bn) = (ConvSpec::new(inputs, outputs, 1), format!("{name}_bn"));
+            ConvBnAct::new(spec, name, &bn, act, Init::Uniform(0.7), &p).unwrap()
+        };
+        let front = conv(2, 20, "front", Act::Relu);
+        let (first, second) = (conv(20, outputs, "first", act), conv(20, outputs, "second", act));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut tape = Tape::new(&params, Mode::Train).unwrap();
+            tape.want(&["out"]);
+            tape.begin(Rng::new(0), 0);
+            tape.measure(true);
+            let images = tape.input(&random("images", &[31, 2, 33, 35], DType::F32)).unwrap();
+            let x = front.forward(&images, &mut tape).unwrap();
+            let y = first.forward(&x, &mut tape).unwrap();
+            let y = if add {
+                second.forward_add(&x, &y, &mut tape).unwrap()
+            } else {
+                let z = second.forward(&x, &mut tape).unwrap();
+                tape.concat(&[&y, &z]).unwrap()
+            };
+            tape.tap("out", &y).unwrap();
+            let out = tape.outputs().unwrap().remove(0).1;
+            let weights = random("loss", out.dims(), DType::F32);
+            let grads = tape.backward(&(out * weights).unwrap().sum_all().unwrap()).unwrap();
+            let spent = tape.spent();
+            let one_pass = spent.iter().filter(|s| s.work.ends_with("1x1, stride 1, on 33x35: gradients"));
+            let calls: usize = one_pass.map(|s| s.calls).sum();
+            assert_eq!(calls, if threads > 32 { 0 } else { 2 }, "{spent:?}");
+            let bits = params.all().into_iter().filter_map(|param| {
+                let gradient = grads.param(&param.name).unwrap()?.flatten_all().unwrap().to_vec1::<f32>();
+                Some((param.name, gradient.unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()))
+            });
+            bits.collect::<Vec<_>>()
+        })
+    };
+    for (outputs, act, add) in [(70, Act::Relu6, false), (20, Act::None, true), (33, Act::Relu, true)] {
+        let separate = train(outputs, act, add, 40);
+        assert!(separate.len() >= 9);
+        for threads in [1, 3] {
+            assert!(train(outputs, act, add, threads) == separate, "{outputs}, {act:?}, {threads} threads");
+        }
+    }
+}
+
 #[test]
 fn kernels_are_measured_on_demand() {
     let net = Net::new(ConvSpec::new(6, 8, 3), true, Act::Relu, DType::F32);

@@ -14,6 +14,7 @@ pub(crate) mod memory;
 pub(crate) mod norm;
 pub(crate) mod optim;
 pub(crate) mod patches;
+pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod resample;
 pub(crate) mod small_gemm;

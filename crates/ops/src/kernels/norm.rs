@@ -96,7 +96,6 @@ pub(crate) fn from_sums<T: Real>(parts: &[T], shift: &[T], rows: usize) -> Optio
     Some((mean, variance))
 }
 
-/// Sums partial `[2 * channels]` sums in order, in f64.
 /// Adds up parts of `len` sums.
 fn combine<T: Real>(parts: &[T], len: usize) -> Vec<f64> {
     let mut sums = vec![0.0; len];
@@ -335,6 +334,30 @@ looped! {
             for (((((d, dz), y), a), k2), k1) in dy.iter_mut().zip(dz).zip(y).zip(a).zip(k2).zip(k1) {
                 *d = *a * *dz + *k2 * *y + *k1;
             }
+        }
+    }
+}
+
+/// What makes the gradient of a norm's input, `a * dz + k2 * y + k1` per channel, of the one behind it.
+#[derive(Clone, Copy)]
+pub(crate) struct Slopes<'a, T> {
+    pub(crate) a: &'a [T],
+    pub(crate) k2: &'a [T],
+    pub(crate) k1: &'a [T],
+    /// Where `dz` is not masked yet: the norm's shift and the activation behind it.
+    pub(crate) open: Option<(&'a [T], Act)>,
+}
+
+impl<T: Real> Slopes<'_, T> {
+    /// Some rows, on this thread.
+    pub(crate) fn rows(&self, dz: &[T], y: &[T], dy: &mut [T]) {
+        match self.open {
+            Some((b, act)) => {
+                let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+                dy.copy_from_slice(dz);
+                open_rows(dy, b, T::of(low), T::of(high), y, self.a, self.k2, self.k1);
+            }
+            None => input_rows(dz, y, self.a, self.k2, self.k1, dy),
         }
     }
 }

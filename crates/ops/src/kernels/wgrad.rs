@@ -13,7 +13,10 @@ use crate::real::Real;
 const BLOCK: usize = 64;
 /// Weights up to this size are summed in partial copies over chunks of rows.
 const SMALL: usize = 160 * 1024;
-const CHUNKS: usize = 8;
+/// Copies: of small weights more, which balances threads better.
+const CHUNKS: std::ops::RangeInclusive<usize> = 8..=32;
+/// Least rows of a chunk.
+const CHUNK_ROWS: usize = 128;
 
 /// `gradient[tap][input][column] = sum over rows of source * output gradient` for one group.
 pub(crate) struct WeightGradient<'a, T> {
@@ -35,8 +38,37 @@ pub(crate) struct WeightGradient<'a, T> {
 }
 
 /// Chunks of rows, fixed by the shape.
-fn chunks(rows: usize, stored: usize) -> usize {
-    if stored <= SMALL && rows >= 1024 { CHUNKS } else { 1 }
+pub(crate) fn chunks(rows: usize, stored: usize) -> usize {
+    let (least, most) = (*CHUNKS.start(), *CHUNKS.end());
+    if stored > SMALL || rows < least * CHUNK_ROWS {
+        return 1;
+    }
+    (2 * SMALL / stored).clamp(least, most).min(rows / CHUNK_ROWS)
+}
+
+/// The rows of a chunk.
+pub(crate) fn chunk(rows: usize, chunks: usize, i: usize) -> std::ops::Range<usize> {
+    let per_chunk = rows.div_ceil(chunks);
+    (i * per_chunk).min(rows)..((i + 1) * per_chunk).min(rows)
+}
+
+/// Adds the copies of the chunks after the first to `gradient`, which is the first one's.
+pub(crate) fn add_chunks<T: Real>(gradient: &mut [T], scratch: &mut [T], chunks: usize) {
+    let stored = gradient.len();
+    let size = stored.div_ceil(16).max(1);
+    let (gradient, scratch) = (Shared::new(gradient), Shared::new(scratch));
+    parallel(stored.div_ceil(size), |i| {
+        let (start, len) = (i * size, size.min(stored - i * size));
+        // SAFETY: tasks take disjoint ranges.
+        let sum = unsafe { gradient.range(start, len) };
+        for c in 0..chunks - 1 {
+            // SAFETY: as above.
+            let part = unsafe { scratch.range(c * stored + start, len) };
+            for (s, p) in sum.iter_mut().zip(part.iter()) {
+                *s += *p;
+            }
+        }
+    });
 }
 
 /// Values of scratch memory that a weight gradient needs.
@@ -55,6 +87,8 @@ struct Part<'a, 'b, T> {
     rows: std::ops::Range<usize>,
     inputs: std::ops::Range<usize>,
     into: *mut T,
+    /// Whether the first rows overwrite the copy.
+    fresh: bool,
 }
 
 impl<T: Real> WeightGradient<'_, T> {
@@ -63,7 +97,7 @@ impl<T: Real> WeightGradient<'_, T> {
         let rows = self.images * self.rows.p;
         let taps = self.rows.taps.iter().max().map_or(0, |t| t + 1);
         let per_tap: usize = self.panels.iter().map(|p| p.vectors * LANES).sum::<usize>() * self.rows.kc;
-        self.check(taps);
+        self.check(taps, stored);
         if rows == 0 || self.rows.taps.len() * per_tap < stored {
             self.gradient.fill(T::ZERO);
             self.scratch.fill(T::ZERO);
@@ -73,42 +107,39 @@ impl<T: Real> WeightGradient<'_, T> {
         }
         let chunks = chunks(rows, stored);
         assert!(self.scratch.len() >= (chunks - 1) * stored);
-        let gradient = Shared::new(&mut *std::mem::take(&mut self.gradient));
-        let scratch = Shared::new(&mut *std::mem::take(&mut self.scratch));
+        let (first, others) = (std::mem::take(&mut self.gradient), std::mem::take(&mut self.scratch));
+        let (gradient, scratch) = (Shared::new(first), Shared::new(others));
         // Enough tasks for many threads also where there are few panels.
         let cuts = if chunks > 1 { 1 } else { (16 / self.panels.len()).clamp(1, self.rows.kc.div_ceil(32)) };
         let per_cut = self.rows.kc.div_ceil(cuts).next_multiple_of(8);
-        let per_chunk = rows.div_ceil(chunks);
         let all = &self;
         parallel(chunks * self.panels.len() * cuts, |task| {
-            let (chunk, rest) = (task / (all.panels.len() * cuts), task % (all.panels.len() * cuts));
+            let (number, rest) = (task / (all.panels.len() * cuts), task % (all.panels.len() * cuts));
             let (panel, cut) = (all.panels[rest / cuts], rest % cuts);
             let inputs = (cut * per_cut).min(all.rows.kc)..((cut + 1) * per_cut).min(all.rows.kc);
-            let range = (chunk * per_chunk).min(rows)..((chunk + 1) * per_chunk).min(rows);
+            let rows = chunk(rows, chunks, number);
             // SAFETY: inside: chunk 0 is the gradient itself, the others lie in the scratch.
-            let into =
-                unsafe { if chunk == 0 { gradient.ptr() } else { scratch.ptr().add((chunk - 1) * stored) } };
-            T::run(Part { all, panel, rows: range, inputs, into });
+            let into = unsafe {
+                if number == 0 { gradient.ptr() } else { scratch.ptr().add((number - 1) * stored) }
+            };
+            T::run(Part { all, panel, rows, inputs, into, fresh: true });
         });
         if chunks > 1 {
-            let size = stored.div_ceil(16).max(1);
-            parallel(stored.div_ceil(size), |i| {
-                let (start, len) = (i * size, size.min(stored - i * size));
-                // SAFETY: tasks take disjoint ranges.
-                let sum = unsafe { gradient.range(start, len) };
-                for c in 0..chunks - 1 {
-                    // SAFETY: as above.
-                    let part = unsafe { scratch.range(c * stored + start, len) };
-                    for (s, p) in sum.iter_mut().zip(part.iter()) {
-                        *s += *p;
-                    }
-                }
-            });
+            add_chunks(first, others, chunks);
+        }
+    }
+
+    /// Adds all rows to `into` on this thread, inside of a task; `fresh` ones overwrite it.
+    pub(crate) fn run_here(&self, into: &mut [T], fresh: bool) {
+        self.check(self.rows.taps.iter().max().map_or(0, |t| t + 1), into.len());
+        for &panel in self.panels {
+            let (rows, inputs) = (0..self.images * self.rows.p, 0..self.rows.kc);
+            T::run(Part { all: self, panel, rows, inputs, into: into.as_mut_ptr(), fresh });
         }
     }
 
     /// Everything that the unchecked pointers below rely on.
-    fn check(&self, taps: usize) {
+    fn check(&self, taps: usize, stored: usize) {
         let r = self.rows;
         assert_eq!(r.table.len(), r.taps.len() * r.p);
         let reach = r.table.iter().max().map_or(0, |m| usize::try_from(*m + 1).unwrap_or(0));
@@ -117,7 +148,7 @@ impl<T: Real> WeightGradient<'_, T> {
         assert!(self.dy.len() >= self.images * self.dy_len);
         for p in self.panels {
             assert!(p.vectors <= MAX_VECTORS);
-            assert!(p.offset + taps * r.kc * p.vectors * LANES <= self.gradient.len());
+            assert!(p.offset + taps * r.kc * p.vectors * LANES <= stored);
             let far = r.target.iter().max().map_or(0, |m| *m as usize);
             assert!(far + self.dy_first + p.first + p.columns <= self.dy_len);
         }
@@ -142,7 +173,7 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
                 let to = (row - start) * width;
                 dy.0[to..to + self.panel.columns].copy_from_slice(&all.dy[from..from + self.panel.columns]);
             }
-            let fresh = start == self.rows.start;
+            let fresh = self.fresh && start == self.rows.start;
             for (t, tap) in r.taps.iter().enumerate() {
                 let mut count = 0;
                 for row in start..end {

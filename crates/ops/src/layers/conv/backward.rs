@@ -6,8 +6,9 @@ use super::pass::Pass;
 use super::{ConvBnAct, Stats};
 use crate::Result;
 use crate::buffers::Buf;
+use crate::kernels::elementwise;
 use crate::kernels::geometry::ConvGeo;
-use crate::kernels::{elementwise, norm};
+use crate::kernels::norm::{self, Slopes};
 use crate::real::with_values;
 use crate::tape::{Backward, Elem, Tape};
 
@@ -51,7 +52,8 @@ impl<T: Elem> ConvRecord<T> {
         let dy = if let (Some(norm), Some(stats), Some(y)) = (layer.norm, &self.stats, &self.raw) {
             // A shortcut takes the masked gradient; without one the mask is made where it is used.
             let affine = (&stats.a[..], &stats.b[..]);
-            let (sum, product) = if self.shortcut.is_none() && !self.shifted {
+            let open = self.shortcut.is_none() && !self.shifted;
+            let (sum, product) = if open {
                 norm::open_backward_sums(&dz, affine, layer.act, y, &stats.mean, &mut scratch)
             } else {
                 let out = self.result.as_deref().unwrap_or(y);
@@ -77,8 +79,32 @@ impl<T: Elem> ConvRecord<T> {
                     k1[i] = T::of(-stats.wide_a[i] * sum[i] / n - slope * stats.wide_mean[i]);
                 }
             }
+            let pass = Pass { layer, geo: &self.geo, images: self.images };
+            if let (id, true) = self.x
+                && tape.trains(layer.weight)
+                && self.shortcut != Some(id)
+                && pass.is_pointwise()
+            {
+                let (a, k2, k1) = (&stats.a[..], &k2[..], &k1[..]);
+                let slopes = Slopes { a, k2, k1, open: open.then_some((&stats.b[..], layer.act)) };
+                drop(scratch);
+                tape.ended(started, || self.geo.work("norm gradient"), 0);
+                let started = tape.started();
+                let (mut dx, holds) = back.slot(id, self.values.len());
+                let weight = tape.params().get(layer.weight);
+                let gradient = with_values::<T, _>(weight.var(), |w| {
+                    pass.pointwise(&self.values, (&dz, y), slopes, w, &mut dx, holds, tape)
+                })?;
+                tape.ended(started, || self.geo.work("gradients"), 2 * self.geo.macs(self.images));
+                back.param(layer.weight, gradient);
+                back.grads[id] = Some(dx);
+                if let Some(id) = self.shortcut {
+                    back.add(id, dz);
+                }
+                return Ok(());
+            }
             match self.shortcut {
-                None if !self.shifted => {
+                None if open => {
                     norm::open_backward_input(&mut dz, affine, layer.act, y, &k2, &k1);
                     dz
                 }

@@ -7,7 +7,8 @@ use crate::buffers::Buf;
 use crate::kernels::bf16::{self, Unit};
 use crate::kernels::depthwise::{self, Depthwise, DepthwiseGradient, gradient_scratch};
 use crate::kernels::geometry::{ConvGeo, Rows, pad_images};
-use crate::kernels::norm::Sums;
+use crate::kernels::norm::{Slopes, Sums};
+use crate::kernels::pointwise::{self, Pointwise};
 use crate::kernels::tap_gemm::{self, Epilogue, TapGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
@@ -274,6 +275,61 @@ impl Pass<'_> {
                 .run_here();
             }
         });
+    }
+
+    /// Whether weight and input get their gradients in one go.
+    pub(super) fn is_pointwise(&self) -> bool {
+        let (spec, rows) = (&self.geo.spec, self.images * self.geo.forward.p);
+        let dense = spec.kernel == 1 && spec.stride == 1 && spec.groups == 1;
+        // Padding would make the output larger.
+        dense
+            && self.geo.input == self.geo.output
+            && self.geo.padded.is_none()
+            && pointwise::serves(rows, spec.inputs, spec.outputs, self.layer.panels.stored())
+    }
+
+    /// Gradient of the weight in panel order, and of the input, added to what is there if
+    /// `accumulate`, from the one behind the norm and what went into the norm.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn pointwise<T: Elem>(
+        &self,
+        source: &[T],
+        (dz, y): (&[T], &[T]),
+        slopes: Slopes<T>,
+        weight: &[T],
+        dx: &mut [T],
+        accumulate: bool,
+        tape: &mut Tape,
+    ) -> Buf<T> {
+        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (inputs, outputs, stored) = (spec.inputs, spec.outputs, panels.stored());
+        let pool = Arc::clone(&T::lane(tape).pool);
+        let turned_panels = panels.transposed_panels();
+        let mut turned = pool.take(panels.transposed_len());
+        panels.transpose(weight, &turned_panels, &mut turned);
+        let mut gradient = pool.take(stored);
+        let mut scratch = pool.take(wgrad::scratch_len(self.images * self.geo.forward.p, stored));
+        let threads = rayon::current_num_threads();
+        let mut blocks = pool.take(threads * pointwise::block_len(inputs, outputs));
+        Pointwise {
+            inputs,
+            outputs,
+            source,
+            dz,
+            y,
+            slopes,
+            panels: &panels.panels(),
+            turned: &turned,
+            turned_panels: &turned_panels,
+            gradient: &mut gradient,
+            scratch: &mut scratch,
+            dx,
+            accumulate,
+            blocks: &mut blocks,
+            zeros: &T::lane(tape).zeros(outputs),
+        }
+        .run();
+        gradient
     }
 
     /// Gradient of the weight in panel order.
