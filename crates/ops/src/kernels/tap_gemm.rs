@@ -269,7 +269,12 @@ impl<T: Real> Block<'_, '_, T> {
                         continue;
                     }
                     let mut w = weight.add(tap * r.kc * width);
+                    // Rows often follow each other: those of the next tile are asked for while the
+                    // products of this one run.
+                    let mut next = from[0].wrapping_add(MR * r.kc);
                     for k in 0..r.kc {
+                        L::prefetch(next);
+                        next = next.wrapping_add(MR);
                         let mut b = [L::splat(T::ZERO); NV];
                         for v in 0..NV {
                             L::prefetch(w.wrapping_add(AHEAD * width + v * LANES));
