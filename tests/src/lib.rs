@@ -163,7 +163,12 @@ pub fn images(folder: &Path) {
         ("meadow", ["jpeg_420.input.jpg", "jpeg_422.input.jpg", "jpeg_444.input.jpg", "jpeg_420.image.png"]),
         (
             "quarry",
-            ["jpeg_exif_3.input.jpg", "jpeg_exif_5.input.jpg", "jpeg_422.image.png", "jpeg_444.image.png"],
+            [
+                "jpeg_exif_3.input.jpg",
+                "jpeg_exif_5.input.jpg",
+                "jpeg_low_quality.image.png",
+                "jpeg_restart.image.png",
+            ],
         ),
     ] {
         let folder = folder.join(class);

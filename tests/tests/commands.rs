@@ -364,7 +364,7 @@ fn own_images_in_one_command() {
     }
     let page = std::fs::read_to_string(folder.path().join("out/report.html")).unwrap();
     assert!(page.contains("data:image/png;base64,") && page.contains("Grad-CAM"), "no samples on the page");
-    let said = run(folder.path(), &["predict", "out", "mine/quarry/jpeg_422.image.png"]).code(0);
+    let said = run(folder.path(), &["predict", "out", "mine/quarry/jpeg_restart.image.png"]).code(0);
     assert!(said.stdout.contains("meadow") && said.stdout.contains("quarry"), "{}", said.stdout);
 
     let student = std::fs::read(folder.path().join("out/student.safetensors")).unwrap();
