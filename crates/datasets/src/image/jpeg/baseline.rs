@@ -1,5 +1,5 @@
-//! Baseline files with one scan, which nearly all photographs are: in about half of zune-jpeg's time,
-//! and to the very pixels of libjpeg, which Pillow and torchvision decode with. Everything else,
+//! Baseline files with one scan, which nearly all photographs are: in about two thirds of zune-jpeg's
+//! time, and to the very pixels of libjpeg, which Pillow and torchvision decode with. Everything else,
 //! damaged files among them, is left to zune-jpeg and its messages.
 
 use super::colour::{self, Plane};
