@@ -13,6 +13,9 @@ use crate::count::Work;
 /// Every stage of a body.
 pub(crate) const ALL: usize = usize::MAX;
 
+/// What looks at the maps of a body: the number of the stage, from 0, and its map.
+pub(crate) type See<'a> = &'a mut dyn FnMut(usize, &Node);
+
 /// The stages of a network.
 pub(crate) trait Body: Debug + Send + Sync {
     /// All taps inside.
@@ -25,8 +28,9 @@ pub(crate) trait Body: Debug + Send + Sync {
         self.taps().iter().filter(|t| is_stage(&t.name)).cloned().collect()
     }
 
-    /// Runs the first `depth` stages on `[B, 3, H, W]` and marks their taps; the map after each.
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>>;
+    /// Runs the first `depth` stages on `[B, 3, H, W]` and marks their taps; gives the last map. `see`
+    /// is shown the map after each stage, whose memory is used again unless it keeps it.
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node>;
 
     /// Counts the first `depth` stages; the size of the map after each.
     fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>>;
@@ -50,11 +54,6 @@ pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Bod
             ))
         }
     }
-}
-
-/// The last map of a body.
-pub(crate) fn last(who: &str, maps: Vec<Node>) -> Result<Node> {
-    maps.into_iter().next_back().ok_or_else(|| Error::unfit(who, "has no stage"))
 }
 
 /// A variant's own keys, and those that are its backbone's.

@@ -17,10 +17,10 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node};
 
-use crate::body::Body;
+use crate::body::{Body, See};
 use crate::classifier::{Classifier, Neck};
 use crate::count::Work;
-use crate::resnet::{Block, Place};
+use crate::resnet::{Block, Place, run};
 use crate::{NoVariant, conv};
 
 /// One row for each depth and width.
@@ -89,9 +89,8 @@ impl Stages {
             let p = p.pp(format!("layer{}", i + 1));
             let mut stage = Vec::new();
             for b in 0..blocks {
-                let act = if b + 1 == blocks { Act::None } else { Act::Relu };
                 let stride = if b == 0 && i > 0 { 2 } else { 1 };
-                let at = Place { act, inputs, width, stride, first: 1, second: 1, stride_in_1x1: false };
+                let at = Place { inputs, width, stride, first: 1, second: 1, stride_in_1x1: false };
                 stage.push(Block::basic(at, &p.pp(b))?);
                 inputs = width;
             }
@@ -108,21 +107,16 @@ impl Body for Stages {
         &self.taps
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         x = self.stem.forward(&x, tape)?; // [B, 16, H, W]
         tape.tap("F0", &x)?;
-        let mut maps = Vec::new();
         for (i, stage) in self.stages.iter().enumerate().take(depth) {
-            for block in stage {
-                x = block.forward(x, tape)?;
-            }
-            tape.tap(F_PRE[i], &x)?;
-            x = tape.relu(&x)?;
+            x = run(stage, F_PRE[i], x, tape)?;
             tape.tap(F[i], &x)?;
-            maps.push(x.clone());
+            see(i, &x);
         }
-        Ok(maps)
+        Ok(x)
     }
 
     fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {

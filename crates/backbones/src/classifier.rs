@@ -5,7 +5,7 @@ use stillhouse_core::network::{Backbone, BackboneRequest, Features, TapSpec};
 use stillhouse_core::{Builder, Result, Tape};
 use stillhouse_ops::{ConvBnAct, LayerNorm, Linear};
 
-use crate::body::{ALL, Body, last};
+use crate::body::{ALL, Body};
 use crate::check_classes;
 use crate::count::Work;
 
@@ -84,7 +84,7 @@ impl Backbone for Classifier {
     }
 
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let mut x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
+        let mut x = self.body.forward(images, ALL, tape, &mut |_, _| ())?;
         match &self.neck {
             Neck::None => {}
             Neck::Conv(conv) => x = conv.forward(&x, tape)?,

@@ -252,13 +252,16 @@ impl Backbone for DeepLabV3Plus {
 
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
         let (_, _, height, width) = images.dims4()?;
-        let maps = self.body.forward(images, ALL, tape)?;
-        let (Some(low), Some(high)) = (maps.first(), maps.last()) else {
-            return Err(Error::unfit(&self.name, "its backbone has no stage"));
-        };
-        let mut x = self.pyramid.forward(high, tape)?; // [B, 256, H/16, W/16]
+        let mut low = None;
+        let high = self.body.forward(images, ALL, tape, &mut |stage, map| {
+            if stage == 0 {
+                low = Some(map.clone());
+            }
+        })?;
+        let low = low.ok_or_else(|| Error::unfit(&self.name, "its backbone has no stage"))?;
+        let mut x = self.pyramid.forward(&high, tape)?; // [B, 256, H/16, W/16]
         x = tape.dropout(&x, self.dropout)?;
-        let low = self.low.forward(low, tape)?; // [B, 48, H/4, W/4]
+        let low = self.low.forward(&low, tape)?; // [B, 48, H/4, W/4]
         x = tape.resize_bilinear(&x, low.size(), false)?;
         x = tape.concat(&[&low, &x])?; // [B, 304, H/4, W/4]
         tape.tap("aspp", &x)?;

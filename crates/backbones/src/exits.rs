@@ -336,11 +336,18 @@ impl Backbone for Exits {
         if tape.wants("logits") || tape.wants("embedding") {
             depth = usize::MAX;
         }
-        let maps = self.body.forward(images, depth, tape)?;
         let count = self.body.stages().len();
-        for exit in &self.exits {
-            let wanted = tape.wants(&exit.feat) || tape.wants(&exit.logits) || exit.stage + 1 == count;
-            if let (Some(map), true) = (maps.get(exit.stage), wanted) {
+        let wanted =
+            |exit: &&Exit| tape.wants(&exit.feat) || tape.wants(&exit.logits) || exit.stage + 1 == count;
+        let exits: Vec<&Exit> = self.exits.iter().filter(wanted).collect();
+        let mut maps = vec![None; count];
+        self.body.forward(images, depth, tape, &mut |stage, map| {
+            if exits.iter().any(|exit| exit.stage == stage) {
+                maps[stage] = Some(map.clone());
+            }
+        })?;
+        for exit in exits {
+            if let Some(map) = &maps[exit.stage] {
                 let (feat, logits) = exit.forward(map, tape)?;
                 if exit.stage + 1 == count {
                     tape.tap("embedding", &feat)?;

@@ -23,7 +23,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::Body;
+use crate::body::{Body, See};
 use crate::classifier::{Classifier, Neck};
 use crate::conv;
 use crate::count::Work;
@@ -231,20 +231,19 @@ impl Body for Groups {
         &self.taps
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         x = self.stem.forward(&x, tape)?; // [B, 32, H/2, W/2]
-        let mut maps = Vec::new();
         for (g, group) in self.groups(depth) {
             for block in group {
                 x = block.forward(x, tape)?;
             }
-            if let Some((_, tap)) = TAPS.iter().find(|(after, _)| *after == g) {
-                tape.tap(tap, &x)?;
-                maps.push(x.clone());
+            if let Some(stage) = TAPS.iter().position(|(after, _)| *after == g) {
+                tape.tap(TAPS[stage].1, &x)?;
+                see(stage, &x);
             }
         }
-        Ok(maps)
+        Ok(x)
     }
 
     fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {

@@ -23,7 +23,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::Body;
+use crate::body::{Body, See};
 use crate::classifier::{Classifier, Neck};
 use crate::conv;
 use crate::count::Work;
@@ -121,8 +121,6 @@ pub(crate) struct Block {
 /// Where a block stands.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
-    /// The activation of its sum: none at the end of a stage, where the sum itself is a tap.
-    pub(crate) act: Act,
     pub(crate) inputs: usize,
     pub(crate) width: usize,
     pub(crate) stride: usize,
@@ -138,7 +136,7 @@ impl Block {
     pub(crate) fn basic(at: Place, p: &Builder) -> Result<Self> {
         let inner =
             vec![conv(three(at.inputs, at.width, at.first).stride(at.stride), "conv1", "bn1", Act::Relu, p)?];
-        let last = conv(three(at.width, at.width, at.second), "conv2", "bn2", at.act, p)?;
+        let last = conv(three(at.width, at.width, at.second), "conv2", "bn2", Act::Relu, p)?;
         Ok(Self { inner, last, projection: projection(at, at.width, p)? })
     }
 
@@ -150,11 +148,20 @@ impl Block {
             conv(ConvSpec::new(at.inputs, at.width, 1).stride(in_1x1), "conv1", "bn1", Act::Relu, p)?,
             conv(three(at.width, at.width, at.first).stride(in_3x3), "conv2", "bn2", Act::Relu, p)?,
         ];
-        let last = conv(ConvSpec::new(at.width, outputs, 1), "conv3", "bn3", at.act, p)?;
+        let last = conv(ConvSpec::new(at.width, outputs, 1), "conv3", "bn3", Act::Relu, p)?;
         Ok(Self { inner, last, projection: projection(at, outputs, p)? })
     }
 
-    pub(crate) fn forward(&self, x: Node, tape: &mut Tape) -> Result<Node> {
+    fn forward(&self, x: Node, tape: &mut Tape) -> Result<Node> {
+        self.ending(&self.last, x, tape)
+    }
+
+    /// The sum before the ReLU.
+    fn sum(&self, x: Node, tape: &mut Tape) -> Result<Node> {
+        self.ending(&self.last.activated(Act::None), x, tape)
+    }
+
+    fn ending(&self, last: &ConvBnAct, x: Node, tape: &mut Tape) -> Result<Node> {
         let shortcut = match &self.projection {
             Some(projection) => projection.forward(&x, tape)?,
             None => x.clone(),
@@ -163,7 +170,7 @@ impl Block {
         for conv in &self.inner {
             y = conv.forward(&y, tape)?;
         }
-        Ok(self.last.forward_add(&y, &shortcut, tape)?)
+        Ok(last.forward_add(&y, &shortcut, tape)?)
     }
 
     pub(crate) fn work(&self, size: (usize, usize), work: &mut Work) -> Result<(usize, usize)> {
@@ -173,6 +180,20 @@ impl Block {
         let size = self.inner.iter().try_fold(size, |size, conv| work.conv_bn(conv, size))?;
         work.conv_bn(&self.last, size)
     }
+}
+
+/// Runs a stage. Its last sum is made apart from the ReLU only if it is wanted as a tap.
+pub(crate) fn run(stage: &[Block], sum: &str, mut x: Node, tape: &mut Tape) -> Result<Node> {
+    for (i, block) in stage.iter().enumerate() {
+        x = if i + 1 == stage.len() && tape.wants(sum) {
+            let before = block.sum(x, tape)?;
+            tape.tap(sum, &before)?;
+            tape.relu(&before)?
+        } else {
+            block.forward(x, tape)?
+        };
+    }
+    Ok(x)
 }
 
 /// The shortcut's 1x1 convolution where the shape changes (option B of the paper).
@@ -215,8 +236,7 @@ impl Stages {
             for b in 0..blocks {
                 let (stride, first) = if b == 0 { (steps.stride, steps.first) } else { (1, steps.rest) };
                 let stride_in_1x1 = variant.stride_in_1x1;
-                let act = if b + 1 == blocks { Act::None } else { Act::Relu };
-                let at = Place { act, inputs, width, stride, first, second: steps.rest, stride_in_1x1 };
+                let at = Place { inputs, width, stride, first, second: steps.rest, stride_in_1x1 };
                 stage.push(match kind {
                     Kind::Basic => Block::basic(at, &p.pp(b))?,
                     Kind::Bottleneck => Block::bottleneck(at, &p.pp(b))?,
@@ -236,21 +256,16 @@ impl Body for Stages {
         &self.taps
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         x = self.stem.forward(&x, tape)?; // [B, 64, H/2, W/2]
         x = tape.max_pool(&x, 3, 2, 1)?; // [B, 64, H/4, W/4]
-        let mut maps = Vec::new();
         for (i, stage) in self.stages.iter().enumerate().take(depth) {
-            for block in stage {
-                x = block.forward(x, tape)?;
-            }
-            tape.tap(F_PRE[i], &x)?;
-            x = tape.relu(&x)?;
+            x = run(stage, F_PRE[i], x, tape)?;
             tape.tap(F[i], &x)?;
-            maps.push(x.clone());
+            see(i, &x);
         }
-        Ok(maps)
+        Ok(x)
     }
 
     fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {

@@ -30,7 +30,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node, Padding, WindowAttention};
 
-use crate::body::Body;
+use crate::body::{Body, See};
 use crate::classifier::{Classifier, Neck};
 use crate::count::Work;
 
@@ -319,12 +319,11 @@ impl Body for Stages {
         &self.taps
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         self.check(x.size())?;
         x = self.patches.forward(&x, tape)?; // [B, C, H/4, W/4]
         x = self.norm.forward(&x, tape)?;
-        let mut maps = Vec::new();
         for (i, stage) in self.stages.iter().enumerate().take(depth) {
             if let Some(merging) = &stage.merging {
                 x = merging.forward(&x, tape)?; // twice the channels, half the rows and columns
@@ -334,9 +333,9 @@ impl Body for Stages {
                 x = tape.checkpoint(&x, move |x, tape| block.forward(x, tape))?;
             }
             tape.tap(F[i], &x)?;
-            maps.push(x.clone());
+            see(i, &x);
         }
-        Ok(maps)
+        Ok(x)
     }
 
     fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {

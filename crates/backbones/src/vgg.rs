@@ -26,7 +26,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Builder, Error, Result, Tape};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::{ALL, Body, last};
+use crate::body::{ALL, Body, See};
 use crate::count::Work;
 use crate::{NoVariant, check_classes};
 
@@ -136,18 +136,17 @@ impl Body for Convs {
         &self.taps
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape) -> Result<Vec<Node>> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
-        let mut maps = Vec::new();
         for (g, group) in self.groups.iter().enumerate() {
             for conv in group {
                 x = conv.forward(&x, tape)?;
             }
             if let Some(stage) = g.checked_sub(2) {
                 tape.tap(&self.taps[stage].name, &x)?;
-                maps.push(x.clone());
-                if maps.len() >= depth {
-                    return Ok(maps);
+                see(stage, &x);
+                if stage + 1 >= depth {
+                    return Ok(x);
                 }
             }
             if x.size().0.min(x.size().1) < 2 {
@@ -156,8 +155,8 @@ impl Body for Convs {
             x = tape.max_pool(&x, 2, 2, 0)?;
         }
         tape.tap("F4", &x)?; // [B, 512, H/32, W/32]
-        maps.push(x);
-        Ok(maps)
+        see(self.taps.len() - 1, &x);
+        Ok(x)
     }
 
     fn work(&self, mut size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
@@ -253,7 +252,7 @@ impl Backbone for Vgg {
     }
 
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let mut x = last(&self.name, self.body.forward(images, ALL, tape)?)?;
+        let mut x = self.body.forward(images, ALL, tape, &mut |_, _| ())?;
         let pooled = tape.global_avg_pool(&x)?; // [B, 512]
         tape.tap("pooled", &pooled)?;
         let (height, width) = x.size();

@@ -115,6 +115,12 @@ impl ConvBnAct {
         Ok(Self { spec, panels, weight, bias, norm, act })
     }
 
+    /// The same block, on the same parameters, with this activation.
+    #[must_use]
+    pub fn activated(&self, act: Act) -> Self {
+        Self { act, ..self.clone() }
+    }
+
     /// Its bias, if it has one.
     pub(crate) fn bias(&self) -> Option<ParamId> {
         self.bias
