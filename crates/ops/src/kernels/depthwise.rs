@@ -4,7 +4,7 @@
 
 use super::geometry::Rows;
 use super::norm::Sums;
-use super::tap_gemm::{Act, Epilogue};
+use super::tap_gemm::{Epilogue, acted};
 use super::{Shared, parallel};
 use crate::lanes::{Kernel, Lanes};
 use crate::panels::LANES;
@@ -75,21 +75,35 @@ impl<T: Real> Kernel<T> for Span<'_, '_, T> {
     fn run<L: Lanes<T = T>>(self) {
         let d = self.all;
         let r = d.rows;
-        for row in self.first..self.last {
-            let (image, at) = (row / r.p, row % r.p);
+        // Where the taps of a row begin in the source and in the weight.
+        let mut taps = Vec::with_capacity(r.taps.len());
+        let (mut image, mut at) = (self.first / r.p, self.first % r.p);
+        for _ in self.first..self.last {
+            taps.clear();
+            for (t, tap) in r.taps.iter().enumerate() {
+                let offset = r.table[t * r.p + at];
+                if offset >= 0 {
+                    taps.push((image * d.source_len + offset as usize, tap * d.channels));
+                }
+            }
+            let target = image * d.target_len + r.target[at] as usize;
             let mut c = 0;
             while c < d.channels {
+                let left = d.channels - c;
                 // SAFETY: bounds were seen by `check`; spans write disjoint rows.
-                unsafe {
-                    if d.channels - c >= 4 * LANES {
-                        self.columns::<L, 4>(image, at, c, 4 * LANES);
-                        c += 4 * LANES;
-                    } else {
-                        let n = (d.channels - c).min(LANES);
-                        self.columns::<L, 1>(image, at, c, n);
-                        c += n;
+                c += unsafe {
+                    match left / LANES {
+                        0 => self.columns::<L, 1, false>(&taps, target, c, left),
+                        1 => self.columns::<L, 1, true>(&taps, target, c, LANES),
+                        2 => self.columns::<L, 2, true>(&taps, target, c, 2 * LANES),
+                        3 => self.columns::<L, 3, true>(&taps, target, c, 3 * LANES),
+                        _ => self.columns::<L, 4, true>(&taps, target, c, 4 * LANES),
                     }
-                }
+                };
+            }
+            at += 1;
+            if at == r.p {
+                (image, at) = (image + 1, 0);
             }
         }
         if let Some(sums) = &d.sums {
@@ -104,28 +118,29 @@ impl<T: Real> Kernel<T> for Span<'_, '_, T> {
 }
 
 impl<T: Real> Span<'_, '_, T> {
-    /// `n` channels from `c`: full vectors, or one partial one.
+    /// `n` channels from `c` of one row: `NV` vectors, or a part of one. Gives `n`.
     #[inline(always)]
-    unsafe fn columns<L: Lanes<T = T>, const NV: usize>(&self, image: usize, at: usize, c: usize, n: usize) {
+    unsafe fn columns<L: Lanes<T = T>, const NV: usize, const WHOLE: bool>(
+        &self,
+        taps: &[(usize, usize)],
+        target: usize,
+        c: usize,
+        n: usize,
+    ) -> usize {
         let d = self.all;
-        let r = d.rows;
         // SAFETY: bounds were seen by `check`.
         unsafe {
             let load = |p: *const T, v: usize| {
-                if n >= NV * LANES { L::load(p.add(v * LANES)) } else { L::load_part(p, n) }
+                if WHOLE { L::load(p.add(v * LANES)) } else { L::load_part(p, n) }
             };
+            let (source, weight) = (d.source.as_ptr().add(c), d.weight.as_ptr().add(c));
             let mut acc = [L::splat(T::ZERO); NV];
-            for (t, tap) in r.taps.iter().enumerate() {
-                let offset = *r.table.get_unchecked(t * r.p + at);
-                if offset >= 0 {
-                    let x = d.source.as_ptr().add(image * d.source_len + offset as usize + c);
-                    let w = d.weight.as_ptr().add(tap * d.channels + c);
-                    for (v, acc) in acc.iter_mut().enumerate() {
-                        *acc = acc.fma(load(x, v), load(w, v));
-                    }
+            for (x, w) in taps {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = acc.fma(load(source.add(*x), v), load(weight.add(*w), v));
                 }
             }
-            let offset = image * d.target_len + r.target[at] as usize + c;
+            let offset = target + c;
             let to = d.target.ptr().add(offset);
             let e = &d.epilogue;
             for (v, acc) in acc.iter().enumerate() {
@@ -139,18 +154,15 @@ impl<T: Real> Span<'_, '_, T> {
                 if let Some(shortcut) = e.shortcut {
                     x = x.add(load(shortcut.as_ptr().add(offset), v));
                 }
-                match e.act {
-                    Act::None => {}
-                    Act::Relu => x = x.max(L::splat(T::ZERO)),
-                    Act::Relu6 => x = x.max(L::splat(T::ZERO)).min(L::splat(T::of(6.0))),
-                }
-                if n >= NV * LANES {
+                x = acted(x, e.act);
+                if WHOLE {
                     x.store(to.add(v * LANES));
                 } else {
                     x.store_part(to, n);
                 }
             }
         }
+        n
     }
 }
 
@@ -169,8 +181,9 @@ pub(crate) struct DepthwiseGradient<'a, T> {
 }
 
 const CHUNKS: usize = 8;
-/// Taps whose sums stay in registers.
+/// Taps whose sums stay in registers, and vectors of channels that share the search for a row's taps.
 const TAPS: usize = 9;
+const VECTORS: usize = 3;
 
 fn chunks(rows: usize) -> usize {
     if rows >= 256 { CHUNKS } else { 1 }
@@ -189,8 +202,8 @@ struct Sum<'a, T> {
     dy: &'a [T],
     dy_len: usize,
     range: std::ops::Range<usize>,
-    /// First channel of this task.
-    c: usize,
+    /// Vectors of channels of this task.
+    vectors: std::ops::Range<usize>,
     into: *mut T,
 }
 
@@ -207,7 +220,8 @@ impl<T: Real> DepthwiseGradient<'_, T> {
             scratch.fill(T::ZERO);
         }
         let per_chunk = rows.div_ceil(chunks);
-        let blocks = self.channels.div_ceil(LANES);
+        let vectors = self.channels.div_ceil(LANES);
+        let blocks = vectors.div_ceil(VECTORS);
         let shared = Shared::new(scratch);
         parallel(chunks * blocks, |task| {
             let (chunk, block) = (task / blocks, task % blocks);
@@ -221,12 +235,14 @@ impl<T: Real> DepthwiseGradient<'_, T> {
                 dy: self.dy,
                 dy_len: self.dy_len,
                 range: (chunk * per_chunk).min(rows)..((chunk + 1) * per_chunk).min(rows),
-                c: block * LANES,
+                vectors: block * VECTORS..((block + 1) * VECTORS).min(vectors),
                 into,
             });
         });
-        for (i, g) in self.gradient.iter_mut().enumerate() {
-            *g = (0..chunks).map(|c| self.scratch[c * stored + i]).fold(T::ZERO, |a, b| a + b);
+        let (first, others) = self.scratch[..chunks * stored].split_at(stored);
+        self.gradient.copy_from_slice(first);
+        for part in others.chunks_exact(stored) {
+            self.gradient.iter_mut().zip(part).for_each(|(g, p)| *g += *p);
         }
     }
 }
@@ -235,42 +251,74 @@ impl<T: Real> Kernel<T> for Sum<'_, T> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes<T = T>>(self) {
+        let mut v = self.vectors.start;
+        while v < self.vectors.end {
+            let (c, left) = (v * LANES, self.channels - v * LANES);
+            // SAFETY: bounds were seen by `check`; this task owns its channels of its copy.
+            v += unsafe {
+                match self.vectors.end - v {
+                    _ if left < LANES => self.columns::<L, 1, false>(c, left),
+                    3 if L::WIDE && left >= 3 * LANES => self.columns::<L, 3, true>(c, LANES),
+                    2.. if L::WIDE && left >= 2 * LANES => self.columns::<L, 2, true>(c, LANES),
+                    _ => self.columns::<L, 1, true>(c, LANES),
+                }
+            };
+        }
+    }
+}
+
+impl<T: Real> Sum<'_, T> {
+    /// All rows of `NV` vectors of channels from `c`, or of one of `n` channels. Gives `NV`.
+    #[inline(always)]
+    unsafe fn columns<L: Lanes<T = T>, const NV: usize, const WHOLE: bool>(
+        &self,
+        c: usize,
+        n: usize,
+    ) -> usize {
         let r = self.rows;
-        let n = (self.channels - self.c).min(LANES);
-        let zeros = [T::ZERO; LANES];
+        let zeros = [T::ZERO; VECTORS * LANES];
         for first in (0..r.taps.len()).step_by(TAPS) {
             let count = TAPS.min(r.taps.len() - first);
-            // SAFETY: bounds were seen by `check`; this task owns its channels of its copy.
+            // SAFETY: by the caller.
             unsafe {
-                let mut acc = [L::splat(T::ZERO); TAPS];
-                for row in self.range.clone() {
-                    let (image, at) = (row / r.p, row % r.p);
-                    let dy = self
-                        .dy
-                        .as_ptr()
-                        .add(image * self.dy_len + *r.target.get_unchecked(at) as usize + self.c);
-                    let source = self.source.as_ptr().add(image * self.source_len + self.c);
-                    let from = |t: usize| {
+                let load = |p: *const T, v: usize| {
+                    if WHOLE { L::load(p.add(v * LANES)) } else { L::load_part(p, n) }
+                };
+                let mut acc = [[L::splat(T::ZERO); NV]; TAPS];
+                let (mut image, mut at) = (self.range.start / r.p, self.range.start % r.p);
+                for _ in self.range.clone() {
+                    let target = *r.target.get_unchecked(at) as usize;
+                    let dy = self.dy.as_ptr().add(image * self.dy_len + target + c);
+                    let source = self.source.as_ptr().add(image * self.source_len + c);
+                    let mut d = [L::splat(T::ZERO); NV];
+                    for (v, d) in d.iter_mut().enumerate() {
+                        *d = load(dy, v);
+                    }
+                    for (t, acc) in acc.iter_mut().enumerate() {
                         let offset =
                             if t < count { *r.table.get_unchecked((first + t) * r.p + at) } else { -1 };
-                        if offset >= 0 { source.add(offset as usize) } else { zeros.as_ptr() }
-                    };
-                    if n == LANES {
-                        let d = L::load(dy);
-                        for (t, acc) in acc.iter_mut().enumerate() {
-                            *acc = acc.fma(d, L::load(from(t)));
+                        let x = if offset >= 0 { source.add(offset as usize) } else { zeros.as_ptr() };
+                        for (v, acc) in acc.iter_mut().enumerate() {
+                            *acc = acc.fma(d[v], load(x, v));
                         }
-                    } else {
-                        let d = L::load_part(dy, n);
-                        for (t, acc) in acc.iter_mut().enumerate() {
-                            *acc = acc.fma(d, L::load_part(from(t), n));
-                        }
+                    }
+                    at += 1;
+                    if at == r.p {
+                        (image, at) = (image + 1, 0);
                     }
                 }
                 for (t, acc) in acc.iter().enumerate().take(count) {
-                    acc.store_part(self.into.add(r.taps[first + t] * self.channels + self.c), n);
+                    let into = self.into.add(r.taps[first + t] * self.channels + c);
+                    for (v, acc) in acc.iter().enumerate() {
+                        if WHOLE {
+                            acc.store(into.add(v * LANES));
+                        } else {
+                            acc.store_part(into, n);
+                        }
+                    }
                 }
             }
         }
+        NV
     }
 }

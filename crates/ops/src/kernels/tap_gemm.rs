@@ -89,7 +89,7 @@ const GROUP_VALUES: usize = 192 * 1024;
 /// Pixels of a map so small that rows go by pixel, not by image.
 const FEW_PIXELS: usize = 64;
 /// Rows of weights that are asked for before they are read.
-const AHEAD: usize = 12;
+pub(super) const AHEAD: usize = 12;
 
 /// Whether rows go by pixel: the rows of a tile then lack the same taps, which are left out.
 pub(crate) fn by_pixel(rows: &Rows) -> bool {
@@ -214,12 +214,46 @@ impl<T: Real> Kernel<T> for Block<'_, '_, T> {
     }
 }
 
+/// Rows of a tile: those after the last one of the block are the last one again.
+struct Places<const MR: usize> {
+    image: [usize; MR],
+    /// Row in the image.
+    at: [usize; MR],
+    /// Where the row begins in the target.
+    target: [usize; MR],
+}
+
 impl<T: Real> Block<'_, '_, T> {
     /// Image and row in the image of a row.
     #[inline(always)]
     fn place(&self, row: usize) -> (usize, usize) {
         let g = self.gemm;
         if self.by_pixel { (row % g.images, row / g.images) } else { (row / g.rows.p, row % g.rows.p) }
+    }
+
+    /// Places of the tile that begins with a row of the block.
+    #[inline(always)]
+    fn places<const MR: usize>(&self, row: usize) -> Places<MR> {
+        let g = self.gemm;
+        let (mut image, mut at) = self.place(row);
+        let mut places = Places { image: [0; MR], at: [0; MR], target: [0; MR] };
+        for i in 0..MR {
+            places.image[i] = image;
+            places.at[i] = at;
+            // SAFETY: a row of an image, of which `TapGemm::check` has seen the table.
+            let target = unsafe { *g.rows.target.get_unchecked(at) };
+            places.target[i] = image * g.target_len + target as usize + g.target_first;
+            // A division takes as long as ten products.
+            if row + i + 1 < self.last {
+                let (inner, end) = if self.by_pixel { (&mut image, g.images) } else { (&mut at, g.rows.p) };
+                *inner += 1;
+                if *inner == end {
+                    *inner = 0;
+                    *if self.by_pixel { &mut at } else { &mut image } += 1;
+                }
+            }
+        }
+        places
     }
 
     /// Columns of `NV` vectors of the panel, from vector `v0`.
@@ -232,49 +266,54 @@ impl<T: Real> Block<'_, '_, T> {
         let r = g.rows;
         let width = panel.vectors * LANES;
         let (source, zeros) = (g.source.as_ptr(), g.zeros.as_ptr());
+        let column = panel.first + v0 * LANES;
+        let whole = panel.columns >= (v0 + NV) * LANES;
         let mut row = self.first;
+        let mut places = self.places::<MR>(row);
         while row < self.last {
             let count = MR.min(self.last - row);
-            let (mut image, mut at) = ([0usize; MR], [0usize; MR]);
-            for i in 0..MR {
-                let k = row + i.min(count - 1);
-                (image[i], at[i]) = self.place(k);
-            }
+            // What the next tile touches at its end is asked for line by line while the products of
+            // this one run: all at once, the requests would wait for each other, and the products
+            // for them.
+            let goes_on = row + MR < self.last;
+            let next = self.places::<MR>(if goes_on { row + MR } else { self.first });
+            let next_column = if goes_on { column } else { column + NV * LANES };
             // SAFETY: by the contract of this function.
             unsafe {
                 let weight = g.weight.as_ptr().add(panel.offset + v0 * LANES);
-                // What the tile touches at its end comes while the products run.
-                for i in 0..MR {
-                    let to = image[i] * g.target_len + *r.target.get_unchecked(at[i]) as usize;
-                    let to = to + g.target_first + panel.first + v0 * LANES;
-                    for v in 0..NV {
-                        L::prefetch_write(g.target.ptr().wrapping_add(to + v * LANES));
-                        if let Some(shortcut) = g.epilogue.shortcut {
-                            L::prefetch(shortcut.as_ptr().wrapping_add(to + v * LANES));
-                        }
+                let ask = |line: usize| {
+                    let to = next.target[line / NV] + next_column + line % NV * LANES;
+                    L::prefetch_write(g.target.ptr().wrapping_add(to));
+                    if let Some(shortcut) = g.epilogue.shortcut {
+                        L::prefetch(shortcut.as_ptr().wrapping_add(to));
                     }
-                }
+                };
+                let mut line = 0;
                 let mut acc = [[L::splat(T::ZERO); NV]; MR];
                 for (t, tap) in r.taps.iter().enumerate() {
                     let mut from = [zeros; MR];
                     let mut any = false;
                     for i in 0..MR {
-                        let offset = *r.table.get_unchecked(t * r.p + at[i]);
+                        let offset = *r.table.get_unchecked(t * r.p + places.at[i]);
                         if offset >= 0 {
                             any = true;
-                            from[i] = source.add(image[i] * g.source_len + g.source_first + offset as usize);
+                            from[i] =
+                                source.add(places.image[i] * g.source_len + g.source_first + offset as usize);
                         }
                     }
                     if !any {
                         continue;
                     }
                     let mut w = weight.add(tap * r.kc * width);
-                    // Rows often follow each other: those of the next tile are asked for while the
-                    // products of this one run.
-                    let mut next = from[0].wrapping_add(MR * r.kc);
+                    // Rows often follow each other: those of the next tile are asked for too.
+                    let mut ahead = from[0].wrapping_add(MR * r.kc);
                     for k in 0..r.kc {
-                        L::prefetch(next);
-                        next = next.wrapping_add(MR);
+                        L::prefetch(ahead);
+                        ahead = ahead.wrapping_add(MR);
+                        if line < MR * NV {
+                            ask(line);
+                            line += 1;
+                        }
                         let mut b = [L::splat(T::ZERO); NV];
                         for v in 0..NV {
                             L::prefetch(w.wrapping_add(AHEAD * width + v * LANES));
@@ -289,28 +328,92 @@ impl<T: Real> Block<'_, '_, T> {
                         w = w.add(width);
                     }
                 }
-                // A loop to `count` indexes the tile by a variable: in a copy, lest registers be kept in
-                // memory while the products run.
-                let mut sums = [[[T::ZERO; LANES]; NV]; MR];
+                (line..MR * NV).for_each(ask);
+                if whole && count == MR {
+                    self.finish_tile(acc, &places, column);
+                } else {
+                    self.finish_part(acc, &places, count, panel, v0);
+                }
+            }
+            places = next;
+            row += count;
+        }
+    }
+
+    /// Epilogue and store of a tile that lacks nothing, from the registers.
+    #[inline(always)]
+    unsafe fn finish_tile<L: Lanes<T = T>, const MR: usize, const NV: usize>(
+        &self,
+        mut acc: [[L; NV]; MR],
+        places: &Places<MR>,
+        column: usize,
+    ) {
+        let e = &self.gemm.epilogue;
+        let to = |i: usize, v: usize| places.target[i] + column + v * LANES;
+        // SAFETY: bounds as in `panel`.
+        unsafe {
+            let target = self.gemm.target.ptr();
+            if e.accumulate {
                 for i in 0..MR {
                     for v in 0..NV {
-                        acc[i][v].store(sums[i][v].as_mut_ptr());
-                    }
-                }
-                for i in 0..count {
-                    let offset =
-                        image[i] * g.target_len + r.target[at[i]] as usize + g.target_first + panel.first;
-                    for v in 0..NV {
-                        let column = (v0 + v) * LANES;
-                        let n = panel.columns.saturating_sub(column).min(LANES);
-                        if n > 0 {
-                            let sum = L::load(sums[i][v].as_ptr());
-                            self.finish(sum, offset + column, panel.first + column, n);
-                        }
+                        acc[i][v] = acc[i][v].add(L::load(target.add(to(i, v))));
                     }
                 }
             }
-            row += count;
+            if let Some(bias) = e.bias {
+                for v in 0..NV {
+                    let bias = L::load(bias.as_ptr().add(self.gemm.target_first + column + v * LANES));
+                    for i in 0..MR {
+                        acc[i][v] = acc[i][v].add(bias);
+                    }
+                }
+            }
+            if let Some(shortcut) = e.shortcut {
+                for i in 0..MR {
+                    for v in 0..NV {
+                        acc[i][v] = acc[i][v].add(L::load(shortcut.as_ptr().add(to(i, v))));
+                    }
+                }
+            }
+            for i in 0..MR {
+                for v in 0..NV {
+                    acted(acc[i][v], e.act).store(target.add(to(i, v)));
+                }
+            }
+        }
+    }
+
+    /// The same of a tile at the end of the rows or of the columns.
+    #[inline(always)]
+    unsafe fn finish_part<L: Lanes<T = T>, const MR: usize, const NV: usize>(
+        &self,
+        acc: [[L; NV]; MR],
+        places: &Places<MR>,
+        count: usize,
+        panel: &Panel,
+        v0: usize,
+    ) {
+        // SAFETY: bounds as in `panel`.
+        unsafe {
+            // A loop to `count` indexes the tile by a variable: in a copy, lest registers be kept in
+            // memory while the products run.
+            let mut sums = [[[T::ZERO; LANES]; NV]; MR];
+            for i in 0..MR {
+                for v in 0..NV {
+                    acc[i][v].store(sums[i][v].as_mut_ptr());
+                }
+            }
+            for i in 0..count {
+                for v in 0..NV {
+                    let column = (v0 + v) * LANES;
+                    let n = panel.columns.saturating_sub(column).min(LANES);
+                    if n > 0 {
+                        let sum = L::load(sums[i][v].as_ptr());
+                        let column = panel.first + column;
+                        self.finish(sum, places.target[i] + column, column, n);
+                    }
+                }
+            }
         }
     }
 
@@ -331,12 +434,23 @@ impl<T: Real> Block<'_, '_, T> {
             if let Some(shortcut) = e.shortcut {
                 x = x.add(L::load_part(shortcut.as_ptr().add(offset), n));
             }
-            match e.act {
-                Act::None => {}
-                Act::Relu => x = x.max(L::splat(T::ZERO)),
-                Act::Relu6 => x = x.max(L::splat(T::ZERO)).min(L::splat(T::of(6.0))),
-            }
-            x.store_part(to, n);
+            acted(x, e.act).store_part(to, n);
+        }
+    }
+}
+
+/// An activation of one vector.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn acted<L: Lanes>(x: L, act: Act) -> L {
+    // SAFETY: by the caller.
+    unsafe {
+        match act {
+            Act::None => x,
+            Act::Relu => x.max(L::splat(L::T::ZERO)),
+            Act::Relu6 => x.max(L::splat(L::T::ZERO)).min(L::splat(L::T::of(6.0))),
         }
     }
 }
