@@ -11,6 +11,8 @@ use crate::real::Real;
 
 /// Rows whose output gradients lie in the first-level cache at a time.
 const BLOCK: usize = 64;
+/// Inputs times taps up to which a row of the output's gradient is read too seldom to be copied.
+const FEW_INPUTS: usize = 32;
 /// Weights up to this size are summed in partial copies over chunks of rows.
 const SMALL: usize = 160 * 1024;
 /// Copies: of small weights more, which balances threads better.
@@ -162,27 +164,36 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
         let all = self.all;
         let r = all.rows;
         let width = self.panel.vectors * LANES;
-        let mut dy = Lines([T::ZERO; BLOCK * MAX_VECTORS * LANES]);
-        let mut pairs = [(0usize, 0usize); BLOCK];
+        // Rows of a few inputs are read in place: a copy takes as long as their products.
+        let copies = self.panel.columns < width || r.taps.len() * self.inputs.len() > FEW_INPUTS;
+        let mut copy = Lines([T::ZERO; BLOCK * MAX_VECTORS * LANES]);
+        let (mut pairs, mut places) = ([(0usize, 0usize); BLOCK], [(0usize, 0usize, 0usize); BLOCK]);
+        let (mut image, mut at) = (self.rows.start / r.p, self.rows.start % r.p);
         let mut start = self.rows.start;
         while start < self.rows.end || start == self.rows.start {
             let end = (start + BLOCK).min(self.rows.end);
-            for row in start..end {
-                let from =
-                    row / r.p * all.dy_len + r.target[row % r.p] as usize + all.dy_first + self.panel.first;
-                let to = (row - start) * width;
-                dy.0[to..to + self.panel.columns].copy_from_slice(&all.dy[from..from + self.panel.columns]);
+            let places = &mut places[..end.saturating_sub(start)];
+            for (i, place) in places.iter_mut().enumerate() {
+                let from = image * all.dy_len + r.target[at] as usize + all.dy_first + self.panel.first;
+                *place = (image * all.source_len + all.source_first, at, from);
+                if copies {
+                    let columns = self.panel.columns;
+                    copy.0[i * width..i * width + columns].copy_from_slice(&all.dy[from..from + columns]);
+                    place.2 = i * width;
+                }
+                at += 1;
+                if at == r.p {
+                    (image, at) = (image + 1, 0);
+                }
             }
+            let dy = if copies { &copy.0[..] } else { all.dy };
             let fresh = self.fresh && start == self.rows.start;
             for (t, tap) in r.taps.iter().enumerate() {
                 let mut count = 0;
-                for row in start..end {
-                    let offset = r.table[t * r.p + row % r.p];
+                for (source, at, dy) in places.iter() {
+                    let offset = r.table[t * r.p + at];
                     if offset >= 0 {
-                        pairs[count] = (
-                            row / r.p * all.source_len + all.source_first + offset as usize,
-                            (row - start) * width,
-                        );
+                        pairs[count] = (source + offset as usize, *dy);
                         count += 1;
                     }
                 }
@@ -197,15 +208,15 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
                         let source = all.source.as_ptr().add(input);
                         input += if L::WIDE {
                             match self.panel.vectors {
-                                4 => tiles::<L, 6, 4>(source, &dy.0, pairs, into, width, left, fresh),
-                                3 => tiles::<L, 8, 3>(source, &dy.0, pairs, into, width, left, fresh),
-                                2 => tiles::<L, 8, 2>(source, &dy.0, pairs, into, width, left, fresh),
-                                _ => tiles::<L, 8, 1>(source, &dy.0, pairs, into, width, left, fresh),
+                                4 => tiles::<L, 6, 4>(source, dy, pairs, into, width, left, fresh),
+                                3 => tiles::<L, 8, 3>(source, dy, pairs, into, width, left, fresh),
+                                2 => tiles::<L, 8, 2>(source, dy, pairs, into, width, left, fresh),
+                                _ => tiles::<L, 8, 1>(source, dy, pairs, into, width, left, fresh),
                             }
                         } else {
                             let mut done = 0;
                             for v in 0..self.panel.vectors {
-                                let (dy, into) = (&dy.0[v * LANES..], into.add(v * LANES));
+                                let (dy, into) = (&dy[v * LANES..], into.add(v * LANES));
                                 done = tiles::<L, 6, 1>(source, dy, pairs, into, width, left, fresh);
                             }
                             done
