@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
 use super::super::norm::Sums;
-use super::super::tap_gemm::{Act, Epilogue};
+use super::super::tap_gemm::{AHEAD, Epilogue, acted};
 use super::super::{Shared, parallel};
 use super::transform::{output, transform_input};
 use super::{POINTS, SMALL, Tiles, slot};
@@ -216,11 +216,7 @@ impl<T: Real> Task<'_, '_, T> {
                             if let Some(shortcut) = e.shortcut {
                                 value = value.add(L::load(shortcut.as_ptr().add(at)));
                             }
-                            match e.act {
-                                Act::None => {}
-                                Act::Relu => value = value.max(zero),
-                                Act::Relu6 => value = value.max(zero).min(L::splat(T::of(6.0))),
-                            }
+                            value = acted(value, e.act);
                             value.store(to);
                             if sums.is_some() {
                                 let d = value.add(minus_shift);
@@ -261,9 +257,18 @@ unsafe fn rows_by_panel<L: Lanes, const MR: usize, const NV: usize>(
             }
             let mut acc = [[L::splat(L::T::ZERO); NV]; MR];
             let mut w = b;
+            // What the next tile reads and leaves is asked for line by line, as in `TapGemm`.
+            let mut ahead = a.wrapping_add((row + MR) * depth);
             for k in 0..depth {
+                L::prefetch(ahead);
+                ahead = ahead.wrapping_add(MR);
+                if k < MR * NV {
+                    let to = (row + MR + k / NV) * stride + k % NV * LANES;
+                    L::prefetch_write(c.wrapping_add(to));
+                }
                 let mut b = [L::splat(L::T::ZERO); NV];
                 for v in 0..NV {
+                    L::prefetch(w.wrapping_add(AHEAD * width + v * LANES));
                     b[v] = L::load(w.add(v * LANES));
                 }
                 for i in 0..MR {
