@@ -1,7 +1,7 @@
 //! Memory that is used again.
 
-use std::collections::HashMap;
-use std::ops::{Deref, DerefMut, Range};
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut, Range, RangeBounds};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ const SMALLEST: usize = 64;
 /// was never asked for is never touched, so the system need not find memory for it.
 #[derive(Debug, Default)]
 pub(crate) struct Pool<T> {
-    free: Mutex<HashMap<usize, Vec<Vec<T>>>>,
+    free: Mutex<BTreeMap<usize, Vec<Vec<T>>>>,
     /// Values of all vectors, in use and free.
     owned: AtomicUsize,
 }
@@ -29,17 +29,41 @@ impl<T: Copy + Default> Pool<T> {
     /// A buffer of that length with unspecified (but initialised) values. It begins with a line of the
     /// cache: a vector or a row of a tile that lies across two lines is read in twice the time.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buf<T> {
-        let size = size(len);
-        let found = self.free.lock().ok().and_then(|mut f| f.get_mut(&size).and_then(Vec::pop));
+        self.take_of(len, size(len)..=size(len))
+    }
+
+    /// The same in a larger size, if only there is one free: for what goes back before long, such as the
+    /// maps of a network that records nothing. What stays would keep it from larger maps.
+    pub(crate) fn borrow(self: &Arc<Self>, len: usize) -> Buf<T> {
+        self.take_of(len, size(len)..)
+    }
+
+    /// A buffer for what stays, such as weights: of just that length, so that it fits where another one
+    /// was given up.
+    pub(crate) fn keep(self: &Arc<Self>, len: usize) -> Buf<T> {
+        self.aligned(len, size(len), Vec::with_capacity(len + LINE / size_of::<T>()))
+    }
+
+    fn take_of(self: &Arc<Self>, len: usize, sizes: impl RangeBounds<usize>) -> Buf<T> {
+        let found = self.free.lock().ok().and_then(|mut free| {
+            free.range_mut(sizes).find_map(|(size, values)| Some((*size, values.pop()?)))
+        });
+        let (size, values) = found.unwrap_or_else(|| {
+            let size = size(len);
+            (size, Vec::with_capacity(size + LINE / size_of::<T>()))
+        });
+        self.aligned(len, size, values)
+    }
+
+    fn aligned(self: &Arc<Self>, len: usize, size: usize, mut values: Vec<T>) -> Buf<T> {
         let line = LINE / size_of::<T>();
-        let mut values = found.unwrap_or_else(|| Vec::with_capacity(size + line));
         // A line more wherever the vector begins, so that the count does not depend on it.
         if values.len() < len + line {
             self.owned.fetch_add(len + line - values.len(), Ordering::Relaxed);
             values.resize(len + line, T::default());
         }
         let first = values.as_ptr().align_offset(LINE);
-        Buf { values, range: first..first + len, pool: Arc::clone(self) }
+        Buf { values, range: first..first + len, size, pool: Arc::clone(self) }
     }
 }
 
@@ -64,6 +88,8 @@ impl<T> Pool<T> {
 pub(crate) struct Buf<T> {
     values: Vec<T>,
     range: Range<usize>,
+    /// The size under which it is kept when it is free.
+    size: usize,
     pool: Arc<Pool<T>>,
 }
 
@@ -84,7 +110,7 @@ impl<T> Drop for Buf<T> {
     fn drop(&mut self) {
         let values = std::mem::take(&mut self.values);
         if let Ok(mut free) = self.pool.free.lock() {
-            free.entry(size(self.range.len())).or_default().push(values);
+            free.entry(self.size).or_default().push(values);
         }
     }
 }
@@ -118,6 +144,12 @@ mod tests {
         assert!(pool.bytes() > held && pool.bytes() < 8 * 1024 + 2 * LINE, "{}", pool.bytes());
         assert_ne!(pool.take(700).as_ptr(), place, "it is in use");
         drop(longer);
+        assert_ne!(pool.take(100).as_ptr(), place, "only what is lent may be larger");
+        let lent = pool.borrow(70);
+        assert_ne!(lent.as_ptr(), place, "the smallest that will do");
+        assert_eq!((pool.borrow(70).len(), pool.borrow(70).as_ptr()), (70, place));
+        assert_eq!(pool.take(1000).as_ptr(), place, "it is kept under its own size");
+        drop(lent);
         pool.clear();
         assert_eq!(pool.take(1).len(), 1);
     }

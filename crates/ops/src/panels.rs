@@ -151,6 +151,25 @@ impl Panels {
         }
     }
 
+    /// Multiplies the weights of each output by its factor.
+    pub(crate) fn scale<T: Real>(&self, stored: &mut [T], factors: &[f64]) {
+        let scale = |row: &mut [T], factors: &[f64]| {
+            row.iter_mut().zip(factors).for_each(|(w, factor)| *w = T::of(w.wide() * factor));
+        };
+        if self.depthwise() {
+            stored.chunks_exact_mut(self.out).for_each(|tap| scale(tap, factors));
+            return;
+        }
+        let groups = stored.chunks_exact_mut(self.group_len());
+        for (group, factors) in groups.zip(factors.chunks_exact(self.out / self.groups)) {
+            for panel in self.panels() {
+                let width = panel.vectors * LANES;
+                let rows = group[panel.offset..panel.offset + self.depth() * width].chunks_exact_mut(width);
+                rows.for_each(|row| scale(row, &factors[panel.first..panel.first + panel.columns]));
+            }
+        }
+    }
+
     /// Calls `f(plain index, stored index)` for every value.
     fn each(&self, mut f: impl FnMut(usize, usize)) {
         let (inner, taps) = (self.inner, self.taps);
@@ -184,8 +203,14 @@ impl Panels {
     /// From PyTorch's order.
     pub(crate) fn pack<T: Copy + Default>(&self, plain: &[T]) -> Vec<T> {
         let mut stored = vec![T::default(); self.stored()];
-        self.each(|p, s| stored[s] = plain[p]);
+        self.pack_into(plain, &mut stored);
         stored
+    }
+
+    /// The same into memory of so many values, of which those beyond the last column become zero.
+    pub(crate) fn pack_into<T: Copy + Default>(&self, plain: &[T], stored: &mut [T]) {
+        stored.fill(T::default());
+        self.each(|p, s| stored[s] = plain[p]);
     }
 
     /// To PyTorch's order.
@@ -252,6 +277,22 @@ mod tests {
             let stored = panels.pack(&plain);
             assert_eq!(stored.len(), panels.stored());
             assert_eq!(panels.unpack(&stored), plain, "{shape:?} {groups}");
+        }
+    }
+
+    #[test]
+    fn outputs_are_scaled() {
+        for (shape, groups) in
+            [(vec![21, 5], 1), (vec![80, 6, 3, 3], 1), (vec![24, 4, 3, 3], 2), (vec![19, 1, 3, 3], 19)]
+        {
+            let panels = Panels::new(&shape, groups).unwrap();
+            let plain: Vec<f64> = (1..=shape.iter().product::<usize>()).map(|i| i as f64).collect();
+            let factors: Vec<f64> = (0..shape[0]).map(|o| 0.5 + o as f64).collect();
+            let per = plain.len() / shape[0];
+            let want: Vec<f64> = plain.iter().enumerate().map(|(i, w)| w * factors[i / per]).collect();
+            let mut stored = panels.pack(&plain);
+            panels.scale(&mut stored, &factors);
+            assert_eq!(panels.unpack(&stored), want, "{shape:?} {groups}");
         }
     }
 

@@ -13,7 +13,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Shape, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::panels::Panels;
-use crate::real::Real;
+use crate::real::{Real, by_type, with_values};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
@@ -54,23 +54,23 @@ impl Init {
         Self::Normal((2.0 / fan_out as f64).sqrt())
     }
 
-    /// `count` values from a stream: part `i` of a fixed size is drawn at item `i`, so that parts
-    /// can be drawn side by side.
-    fn values(self, count: usize, rng: Rng) -> Vec<f64> {
+    /// Values from a stream: part `i` of a fixed size is drawn at item `i`, so that parts can be drawn
+    /// side by side.
+    fn fill<T: Real>(self, values: &mut [T], rng: Rng) {
         const PART: usize = 1 << 14;
-        let mut values = vec![0.0; count];
         values.par_chunks_mut(PART).enumerate().for_each(|(i, part)| {
             let mut draw = rng.at(0, i as u64);
             match self {
-                Self::Constant(c) => part.fill(c),
+                Self::Constant(c) => part.fill(T::of(c)),
                 Self::Normal(std) => part.chunks_mut(2).for_each(|pair| {
                     let two = draw.normals();
-                    pair.iter_mut().zip(two).for_each(|(v, n)| *v = std * n);
+                    pair.iter_mut().zip(two).for_each(|(v, n)| *v = T::of(std * n));
                 }),
-                Self::Uniform(bound) => part.iter_mut().for_each(|v| *v = draw.uniform_in(-bound, bound)),
+                Self::Uniform(bound) => {
+                    part.iter_mut().for_each(|v| *v = T::of(draw.uniform_in(-bound, bound)));
+                }
             }
         });
-        values
     }
 
     /// PyTorch's default for linear and convolution layers: uniform within `1 / sqrt(fan_in)`.
@@ -300,16 +300,10 @@ impl Params {
         }
         match &param.layout {
             Layout::Plain => Ok(param.var.as_tensor().copy()?),
-            Layout::Panels(panels) => {
-                let flat = param.var.flatten_all()?.to_device(&Device::Cpu)?;
-                let t = match self.dtype {
-                    DType::F64 => {
-                        Tensor::from_vec(panels.unpack(&flat.to_vec1::<f64>()?), param.shape, &Device::Cpu)?
-                    }
-                    _ => Tensor::from_vec(panels.unpack(&flat.to_vec1::<f32>()?), param.shape, &Device::Cpu)?,
-                };
-                Ok(t.to_device(&self.device)?)
-            }
+            Layout::Panels(panels) => by_type!(self, T => {
+                let values = with_values::<T, _>(&param.var, |stored| panels.unpack(stored))?;
+                Ok(Tensor::from_vec(values, param.shape, &self.device)?)
+            }),
         }
     }
 
@@ -328,14 +322,12 @@ impl Params {
         let values = values.to_dtype(self.dtype)?.to_device(&self.device)?.contiguous()?;
         match &param.layout {
             Layout::Plain => param.var.set(&values)?,
-            Layout::Panels(panels) => {
-                let flat = values.flatten_all()?.to_device(&Device::Cpu)?;
-                let packed = match self.dtype {
-                    DType::F64 => Tensor::new(panels.pack(&flat.to_vec1::<f64>()?), &self.device)?,
-                    _ => Tensor::new(panels.pack(&flat.to_vec1::<f32>()?), &self.device)?,
-                };
-                param.var.set(&packed)?;
-            }
+            // No second copy of a large weight.
+            Layout::Panels(panels) => by_type!(self, T => {
+                with_values::<T, _>(&values, |plain| {
+                    modify_var::<T>(&param.var, |stored| panels.pack_into(plain, stored))
+                })??;
+            }),
         }
         self.touch();
         Ok(())
@@ -477,19 +469,33 @@ impl Builder {
             let nothing = Var::zeros(0, self.params.dtype, &self.params.device)?;
             return self.params.insert(name, shape, kind, layout, nothing);
         }
-        let count: usize = shape.iter().product();
-        let values = init.values(count, self.rng.stream(&name));
-        let (values, stored): (Vec<f64>, Shape) = match &layout {
-            Layout::Plain => (values, shape.into()),
-            Layout::Panels(panels) => {
-                let packed = panels.pack(&values);
-                let length = packed.len();
-                (packed, length.into())
-            }
-        };
-        let values = Tensor::from_vec(values, stored, &Device::Cpu)?.to_dtype(self.params.dtype)?;
-        let var = Var::from_tensor(&values.to_device(&self.params.device)?)?;
+        let var = by_type!(self.params, T => self.filled::<T>(shape, &layout, init, self.rng.stream(&name)))?;
         self.params.insert(name, shape, kind, layout, var)
+    }
+
+    /// A new variable, which is all that is held of a large weight in the end; on the way there it is held
+    /// twice.
+    fn filled<T: Real>(&self, shape: &[usize], layout: &Layout, init: Init, rng: Rng) -> Result<Var> {
+        let count: usize = shape.iter().product();
+        if let (Layout::Plain, true) = (layout, self.params.device.is_cpu()) {
+            let var = Var::zeros(shape, T::TYPE, &Device::Cpu)?;
+            modify_var::<T>(&var, |values| init.fill(values, rng))?;
+            return Ok(var);
+        }
+        // What stays comes first, so that it leaves no gap behind when the rest is freed.
+        let kept = match layout {
+            Layout::Plain => None,
+            Layout::Panels(panels) => Some((panels, Var::zeros(panels.stored(), T::TYPE, &Device::Cpu)?)),
+        };
+        let mut values = vec![T::ZERO; count];
+        init.fill(&mut values, rng);
+        match kept {
+            None => Ok(Var::from_tensor(&Tensor::from_vec(values, shape, &self.params.device)?)?),
+            Some((panels, var)) => {
+                modify_var::<T>(&var, |stored| panels.pack_into(&values, stored))?;
+                Ok(var)
+            }
+        }
     }
 }
 

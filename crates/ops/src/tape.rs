@@ -357,6 +357,13 @@ impl Tape {
         Ok(geo)
     }
 
+    /// Memory for the values of a node.
+    pub(crate) fn map<T: Elem>(&mut self, len: usize) -> Buf<T> {
+        let records = self.mode.records();
+        let pool = &T::lane(self).pool;
+        if records { pool.take(len) } else { pool.borrow(len) }
+    }
+
     /// A new node with these values.
     pub(crate) fn node<T: Elem>(
         &mut self,
@@ -389,7 +396,7 @@ impl Tape {
             return Ok(Arc::clone(values));
         }
         if let Data::Bf16(halves) = &x.data {
-            let mut wide = self.f32.pool.take(halves.len());
+            let mut wide = self.f32.pool.borrow(halves.len());
             kernels::bf16::widen_all(halves, &mut wide);
             if let Some(values) = T::data(&Data::F32(Arc::new(wide))) {
                 return Ok(Arc::clone(values));
@@ -414,7 +421,7 @@ impl Tape {
         }
         by_type!(self, T => {
             let images = images.to_dtype(T::TYPE)?;
-            let mut buf = T::lane(self).pool.take(b * c * h * w);
+            let mut buf = self.map::<T>(b * c * h * w);
             with_values::<T, _>(&images, |x| channels_last(x, c, h * w, &mut buf))?;
             let needs_grad = self.mode == Mode::EvalRecord;
             Ok(self.node::<T>([b, h, w, c], false, needs_grad, buf))

@@ -98,8 +98,7 @@ impl Weights {
     ) -> Self {
         assert!(plain.len() == outputs * inner * taps && bias.len() == outputs);
         let depth = (inner * taps).next_multiple_of(DEPTH);
-        let mut tiles = pool.take(outputs.div_ceil(BLOCK) * BLOCK * depth);
-        tiles.fill(0);
+        let mut tiles = pool.keep(outputs.div_ceil(BLOCK) * BLOCK * depth);
         for o in 0..outputs {
             for tap in 0..taps {
                 for i in 0..inner {

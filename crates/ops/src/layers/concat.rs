@@ -60,7 +60,7 @@ impl Tape {
     fn concat_t<T: Elem>(&mut self, inputs: &[&Node], first: &Node) -> Result<Node> {
         let channels = inputs.iter().map(|x| x.channels()).sum();
         let [images, h, w, _] = first.shape;
-        let mut out = T::lane(self).pool.take(images * h * w * channels);
+        let mut out = self.map::<T>(images * h * w * channels);
         let mut at = 0;
         for x in inputs {
             let values = self.values::<T>("concat", x)?;

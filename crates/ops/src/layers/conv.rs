@@ -7,11 +7,12 @@ mod pass;
 
 use std::sync::{Arc, OnceLock};
 
+use crate::buffers::Buf;
 use crate::kernels::geometry::ConvSpec;
 use crate::kernels::norm::Sums;
 use crate::kernels::tap_gemm::{Act, Epilogue};
 use crate::kernels::winograd;
-use crate::kernels::{Shared, norm};
+use crate::kernels::{Shared, memory, norm};
 use crate::layers::Record;
 use crate::panels::Panels;
 use crate::params::{Builder, GIVEN_UP, Init};
@@ -35,6 +36,8 @@ struct Norm {
 
 const BN_EPS: f64 = 1e-5;
 const BN_MOMENTUM: f64 = 0.1;
+/// Values of a weight that is worth a call to the system when it is given up.
+const LARGE: usize = 1 << 18;
 /// Images that the choice of an algorithm counts with outside of training.
 const NOMINAL_BATCH: usize = 8;
 
@@ -197,7 +200,7 @@ impl ConvBnAct {
         let source = padded.as_deref().unwrap_or(&values);
         let params = tape.params().clone();
         let len = shape.iter().product();
-        let mut out = T::lane(tape).pool.take(len);
+        let mut out = tape.map::<T>(len);
 
         if !tape.mode().records() {
             if self.norm.is_some() {
@@ -206,7 +209,7 @@ impl ConvBnAct {
                     Epilogue { accumulate: false, bias: Some(&folded.bias), shortcut: extra, act: self.act };
                 if let Some(tiles) = pass.tiles::<T>(tape) {
                     let weight = folded.points.get_or_init(|| {
-                        let mut points = T::lane(tape).pool.take(tiles.weight_len());
+                        let mut points = T::lane(tape).pool.keep(tiles.weight_len());
                         winograd::transform_weight(
                             &folded.weight,
                             tiles.inputs,
@@ -374,12 +377,9 @@ impl ConvBnAct {
             return Ok(Arc::clone(found));
         }
         self.has_values(tape)?;
-        let (weight, bias) = self.fold::<T>(tape)?;
-        let narrow = |v: Vec<f64>| v.into_iter().map(T::of).collect::<Vec<T>>();
-        let packed = self.panels.pack(&weight);
-        let mut weight = T::lane(tape).pool.take(packed.len());
-        weight.iter_mut().zip(packed).for_each(|(w, x)| *w = T::of(x));
-        let folded = Arc::new(Folded { version, weight, points: OnceLock::new(), bias: narrow(bias) });
+        let weight = T::lane(tape).pool.keep(self.panels.stored());
+        let (weight, bias) = self.fold(weight, tape)?;
+        let folded = Arc::new(Folded { version, weight, points: OnceLock::new(), bias });
         T::lane(tape).folded.insert(self.weight, Arc::clone(&folded));
         self.give_up(tape)?;
         Ok(folded)
@@ -387,7 +387,13 @@ impl ConvBnAct {
 
     /// After folding: lets the store's weight go, if the tape is to.
     fn give_up(&self, tape: &Tape) -> Result<()> {
-        if tape.gives_up() { tape.params().give_up(self.weight) } else { Ok(()) }
+        if tape.gives_up() {
+            tape.params().give_up(self.weight)?;
+            if self.panels.stored() >= LARGE {
+                memory::release_freed_memory();
+            }
+        }
+        Ok(())
     }
 
     /// An error if the store's weight was given up to another tape, or in another mode.
@@ -399,28 +405,29 @@ impl ConvBnAct {
         }
     }
 
-    /// Weight in PyTorch's order and bias, with the batch norm of running statistics folded in.
-    fn fold<T: Elem>(&self, tape: &Tape) -> Result<(Vec<f64>, Vec<f64>)> {
+    /// Weight in panel order, in the memory that is given, and bias, with the batch norm of running
+    /// statistics folded in.
+    fn fold<T: Elem>(&self, mut weight: Buf<T>, tape: &Tape) -> Result<(Buf<T>, Vec<T>)> {
         let params = tape.params().clone();
         let wide = |id: ParamId| {
             with_values::<T, _>(params.get(id).var(), |v| v.iter().map(|x| x.wide()).collect::<Vec<f64>>())
         };
-        let mut weight = self.panels.unpack(&wide(self.weight)?);
         let mut bias = match self.bias {
             Some(id) => wide(id)?,
             None => vec![0.0; self.spec.outputs],
         };
+        let mut factors = vec![1.0; self.spec.outputs];
         if let Some(norm) = self.norm {
             let (mean, variance) = (wide(norm.mean)?, wide(norm.variance)?);
             let (gamma, beta) = (wide(norm.weight)?, wide(norm.bias)?);
-            let per = weight.len() / self.spec.outputs;
             for o in 0..self.spec.outputs {
-                let a = gamma[o] / (variance[o] + norm.eps).sqrt();
-                weight[o * per..(o + 1) * per].iter_mut().for_each(|w| *w *= a);
-                bias[o] = beta[o] + (bias[o] - mean[o]) * a;
+                factors[o] = gamma[o] / (variance[o] + norm.eps).sqrt();
+                bias[o] = beta[o] + (bias[o] - mean[o]) * factors[o];
             }
         }
-        Ok((weight, bias))
+        with_values::<T, _>(params.get(self.weight).var(), |w| weight.copy_from_slice(w))?;
+        self.panels.scale(&mut weight, &factors);
+        Ok((weight, bias.into_iter().map(T::of).collect()))
     }
 }
 

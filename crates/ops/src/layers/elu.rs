@@ -49,7 +49,7 @@ impl Tape {
 
     fn elu_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
         let values = self.values::<T>("elu", x)?;
-        let mut out = T::lane(self).pool.take(values.len());
+        let mut out = self.map::<T>(values.len());
         for (to, from) in out.iter_mut().zip(values.iter()) {
             *to = elu(*from);
         }

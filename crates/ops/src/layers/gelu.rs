@@ -57,7 +57,7 @@ impl Tape {
 
     fn gelu_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
         let values = self.values::<T>("gelu", x)?;
-        let mut out = T::lane(self).pool.take(values.len());
+        let mut out = self.map::<T>(values.len());
         gelu(&values, &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
         let node = self.node(x.shape, x.flat, needs_grad, out);
@@ -90,7 +90,7 @@ impl Tape {
 
     fn drop_path_t<T: Elem>(&mut self, x: &Node, factors: Vec<f64>) -> Result<Node> {
         let values = self.values::<T>("drop_path", x)?;
-        let mut out = T::lane(self).pool.take(values.len());
+        let mut out = self.map::<T>(values.len());
         elementwise::scale_images(&values, &factors, &mut out);
         let node = self.node(x.shape, x.flat, x.needs_grad, out);
         if x.needs_grad {

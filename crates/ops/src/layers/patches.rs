@@ -44,7 +44,7 @@ impl Tape {
         let values = self.values::<T>("merge_patches", x)?;
         let [b, h, w, c] = x.shape;
         let shape = [b, h.div_ceil(2), w.div_ceil(2), 4 * c];
-        let mut out = T::lane(self).pool.take(shape.iter().product());
+        let mut out = self.map::<T>(shape.iter().product());
         merge(&values, x.shape, &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
         let node = self.node(shape, false, needs_grad, out);

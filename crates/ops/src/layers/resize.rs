@@ -96,7 +96,7 @@ impl Tape {
         let [images, _, _, channels] = x.shape;
         let values = self.values::<T>(op, x)?;
         let shape = [images, rows.outputs(), columns.outputs(), channels];
-        let mut out = T::lane(self).pool.take(shape.iter().product());
+        let mut out = self.map::<T>(shape.iter().product());
         resample(&values, &rows, &columns, channels, false, &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
         let node = self.node(shape, false, needs_grad, out);
@@ -126,7 +126,7 @@ impl Tape {
     fn expand_t<T: Elem>(&mut self, x: &Node, (h, w): (usize, usize)) -> Result<Node> {
         let [images, _, _, channels] = x.shape;
         let values = self.values::<T>("expand", x)?;
-        let mut out = T::lane(self).pool.take(images * h * w * channels);
+        let mut out = self.map::<T>(images * h * w * channels);
         spread(&values, h * w, channels, T::of(1.0), false, &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
         let node = self.node([images, h, w, channels], false, needs_grad, out);

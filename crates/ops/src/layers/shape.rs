@@ -183,7 +183,7 @@ impl Tape {
     fn global_avg_pool_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
         let [b, h, w, c] = x.shape;
         let values = self.values::<T>("global_avg_pool", x)?;
-        let mut out = T::lane(self).pool.take(b * c);
+        let mut out = self.map::<T>(b * c);
         sum_pixels(&values, h * w, c, T::of(1.0 / (h * w) as f64), &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
         let node = self.node([b, 1, 1, c], true, needs_grad, out);
@@ -224,7 +224,7 @@ impl Tape {
 
     fn sum_t<T: Elem>(&mut self, a: &Node, b: Option<&Node>, act: Act) -> Result<Node> {
         let x = self.values::<T>("add", a)?;
-        let mut out = T::lane(self).pool.take(x.len());
+        let mut out = self.map::<T>(x.len());
         match b {
             Some(b) => elementwise::add(&x, &self.values::<T>("add", b)?, &mut out),
             None => elementwise::clamp(&x, T::ZERO, T::of(f64::INFINITY), &mut out),

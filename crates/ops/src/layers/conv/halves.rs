@@ -6,7 +6,7 @@ use super::ConvBnAct;
 use crate::buffers::Buf;
 use crate::kernels::bf16::{self, Convolution, Weights};
 use crate::kernels::geometry::{ConvGeo, pad_images};
-use crate::tape::{Data, Node, Tape};
+use crate::tape::{Data, Elem, Node, Tape};
 use crate::{Error, Result};
 
 impl ConvBnAct {
@@ -30,7 +30,7 @@ impl ConvBnAct {
         });
         let unit = bf16::unit().ok_or_else(|| Error::usage("bf16", "this machine cannot multiply in it"))?;
         let weights = self.tiles(tape)?;
-        let mut out = tape.halves.take(shape.iter().product());
+        let mut out = tape.halves.borrow(shape.iter().product());
         let mut scratch = tape.halves.take(unit.scratch_len(&weights));
         Convolution {
             images,
@@ -54,11 +54,10 @@ impl ConvBnAct {
             return Ok(Arc::clone(found));
         }
         self.has_values(tape)?;
-        let (weight, bias) = self.fold::<f32>(tape)?;
-        let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
+        let (weight, bias) = self.fold(f32::lane(tape).pool.borrow(self.panels.stored()), tape)?;
         let taps = self.spec.kernel * self.spec.kernel;
         let shape = [self.spec.outputs, self.spec.inputs, taps];
-        let weights = Arc::new(Weights::new(&narrow(weight), narrow(bias), shape, &tape.halves));
+        let weights = Arc::new(Weights::new(&self.panels.unpack(&weight), bias, shape, &tape.halves));
         tape.tiles.insert(self.weight, Arc::clone(&weights));
         self.give_up(tape)?;
         Ok(weights)
@@ -77,7 +76,7 @@ fn halves(x: &Node, tape: &mut Tape) -> Result<Arc<Buf<u16>>> {
         return Ok(Arc::clone(values));
     }
     let values = tape.values::<f32>("conv", x)?;
-    let mut narrow = tape.halves.take(values.len());
+    let mut narrow = tape.halves.borrow(values.len());
     bf16::narrow_all(&values, &mut narrow);
     Ok(Arc::new(narrow))
 }
