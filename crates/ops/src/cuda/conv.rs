@@ -14,6 +14,8 @@ use crate::kernels::geometry::ConvSpec;
 
 /// More memory than this an algorithm does not get.
 const MOST_WORKSPACE: usize = 1 << 30;
+/// More algorithms than cuDNN has for a pass, counted once for each way to multiply.
+const MOST_FOUND: i32 = 32;
 
 /// A convolution on maps of one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,11 +43,12 @@ pub(super) enum Pass {
 /// What an algorithm is chosen for.
 pub(super) type Key = (Geometry, Pass, DType, bool);
 
-/// An algorithm and its workspace in bytes.
+/// An algorithm, its workspace in bytes, and how it multiplies.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Algorithm {
     choice: Choice,
     bytes: usize,
+    math: sys::cudnnMathType_t,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -116,64 +119,97 @@ impl Conv {
         }
     }
 
-    /// The first of cuDNN's list, which is sorted by expected time, that is deterministic and frugal.
-    fn algorithm<T: Number>(&self, d: &Descriptors, context: &mut Context) -> Result<Algorithm> {
-        let key = (self.geometry, self.pass, T::TYPE, math() == sys::cudnnMathType_t::CUDNN_FMA_MATH);
+    /// The fastest that is deterministic and frugal: the first time measured on the values of this call,
+    /// whose result is overwritten, then remembered.
+    fn algorithm<T: Number>(
+        &self,
+        d: &Descriptors,
+        [a, b]: [*const c_void; 2],
+        out: *mut c_void,
+        context: &mut Context,
+        device: &CudaDevice,
+    ) -> Result<Algorithm> {
+        let strict = math() == sys::cudnnMathType_t::CUDNN_FMA_MATH;
+        let key = (self.geometry, self.pass, T::TYPE, strict);
         if let Some(known) = context.algorithms.get(&key) {
             return Ok(*known);
         }
+        let (handle, stream) = (context.handle, device.cuda_stream());
+        // Lists are sorted by time: expected by cuDNN's heuristics, or measured.
         macro_rules! ask {
-            ($choice:path, $call:path, $perf:ty, $($descriptor:expr),*) => {{
+            ($choice:path, $perf:ty, $call:path, $($arg:expr),* => $($end:expr),*) => {{
                 let mut found = 0;
                 // SAFETY: plain numbers, for which zeros are valid values.
-                let mut list: [$perf; 10] = unsafe { std::mem::zeroed() };
-                // SAFETY: all descriptors are alive, and the list has that many places.
-                unsafe { $call(context.handle, $($descriptor),*, 10, &mut found, list.as_mut_ptr()) }.result()?;
+                let mut list: [$perf; MOST_FOUND as usize] = unsafe { std::mem::zeroed() };
+                // SAFETY: all descriptors are alive and say what memory the pointers have; the list has
+                // that many places.
+                let status = unsafe {
+                    $call(handle, $($arg,)* MOST_FOUND, &mut found, list.as_mut_ptr() $(, $end)*)
+                };
+                let found = if status.result().is_ok() { usize::try_from(found).unwrap_or(0) } else { 0 };
                 list.iter()
-                    .take(usize::try_from(found).unwrap_or(0))
+                    .take(found)
                     .filter(|a| a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC)
                     .filter(|a| a.status.result().is_ok() && a.memory <= MOST_WORKSPACE)
-                    .map(|a| Algorithm { choice: $choice(a.algo), bytes: a.memory })
-                    .next()
+                    .map(|a| Algorithm { choice: $choice(a.algo), bytes: a.memory, math: a.mathType })
+                    .collect::<Vec<_>>()
+            }};
+        }
+        // What is expected; and what is measured, in a workspace that is large enough for all of these.
+        macro_rules! search {
+            (
+                $choice:path, $perf:ty, $expect:path, ($($descriptor:expr),*),
+                $measure:path, ($($arg:expr),*)
+            ) => {{
+                let expected = ask!($choice, $perf, $expect, $($descriptor),* =>);
+                let bytes = expected.iter().map(|a| a.bytes).max().unwrap_or(0);
+                let measured = match context.workspace(bytes, device) {
+                    Ok(space) if expected.len() > 1 => {
+                        write_to!(space = space, &stream);
+                        ask!($choice, $perf, $measure, $($arg),* => space, bytes)
+                    }
+                    _ => Vec::new(),
+                };
+                measured.into_iter().chain(expected).next()
             }};
         }
         let (x, w, y, conv) = (d.x.raw(), d.weight.raw(), d.y.raw(), d.conv.raw());
         let chosen = match self.pass {
-            Pass::Forward => ask!(
+            Pass::Forward => search!(
                 Choice::Forward,
-                sys::cudnnGetConvolutionForwardAlgorithm_v7,
                 sys::cudnnConvolutionFwdAlgoPerf_t,
-                x,
-                w,
-                conv,
-                y
+                sys::cudnnGetConvolutionForwardAlgorithm_v7,
+                (x, w, conv, y),
+                sys::cudnnFindConvolutionForwardAlgorithmEx,
+                (x, a, w, b, conv, y, out)
             ),
-            Pass::Data => ask!(
+            Pass::Data => search!(
                 Choice::Data,
-                sys::cudnnGetConvolutionBackwardDataAlgorithm_v7,
                 sys::cudnnConvolutionBwdDataAlgoPerf_t,
-                w,
-                y,
-                conv,
-                x
+                sys::cudnnGetConvolutionBackwardDataAlgorithm_v7,
+                (w, y, conv, x),
+                sys::cudnnFindConvolutionBackwardDataAlgorithmEx,
+                (w, a, y, b, conv, x, out)
             ),
-            Pass::Weight => ask!(
+            Pass::Weight => search!(
                 Choice::Weight,
-                sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7,
                 sys::cudnnConvolutionBwdFilterAlgoPerf_t,
-                x,
-                y,
-                conv,
-                w
+                sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7,
+                (x, y, conv, w),
+                sys::cudnnFindConvolutionBackwardFilterAlgorithmEx,
+                (x, a, y, b, conv, w, out)
             ),
         };
-        let Some(chosen) = chosen else {
+        let Some(mut chosen) = chosen else {
             candle_core::bail!(
                 "cuDNN has no deterministic algorithm for {:?} of {:?}",
                 self.pass,
                 self.geometry
             )
         };
+        if strict {
+            chosen.math = sys::cudnnMathType_t::CUDNN_FMA_MATH; // whatever else an algorithm could do
+        }
         context.algorithms.insert(key, chosen);
         Ok(chosen)
     }
@@ -188,15 +224,16 @@ impl Conv {
         let mut out = fresh::<T>(device, len)?;
         let d = self.descriptors::<T>()?;
         Context::with(device, |context| {
-            let algorithm = self.algorithm::<T>(&d, context)?;
             let handle = context.handle;
             let stream = device.cuda_stream();
             let (one, zero) = (T::of(1.0), T::ZERO);
             let (one, zero) = (factor(&one), factor(&zero));
-            let space = context.workspace(algorithm.bytes, device)?;
             read!(a = &a, &stream);
             read!(b = &b, &stream);
             write_to!(out = &mut out, &stream);
+            let algorithm = self.algorithm::<T>(&d, [a, b], out, context, device)?;
+            d.conv.set_math(algorithm.math)?;
+            let space = context.workspace(algorithm.bytes, device)?;
             write_to!(space = space, &stream);
             let (x, w, y, conv) = (d.x.raw(), d.weight.raw(), d.y.raw(), d.conv.raw());
             let bytes = algorithm.bytes;

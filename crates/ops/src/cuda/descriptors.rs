@@ -116,9 +116,15 @@ impl Convolution {
                 T::DATA_TYPE,
             )?;
             result::set_convolution_group_count(conv.0, groups)?;
-            result::set_convolution_math_type(conv.0, math)?;
         }
+        conv.set_math(math)?;
         Ok(conv)
+    }
+
+    /// How it may multiply.
+    pub(super) fn set_math(&self, math: sys::cudnnMathType_t) -> Result<()> {
+        // SAFETY: the descriptor is alive.
+        Ok(unsafe { result::set_convolution_math_type(self.0, math) }?)
     }
 }
 
