@@ -140,7 +140,7 @@ gpu-check: cargo ## Run the tests of layers, maps and optimisers on the first NV
 	  echo "hint: docs/cuda.md says what a card has never shown; make cuda-check runs anywhere"; \
 	  exit 1; }
 	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-ops --features cuda \
-	  --test layers --test maps --test optim --test pytorch --test graph_conv -- --skip kernels_ --test-threads=1
+	  --test layers --test maps --test optim --test pytorch --test graph_conv --test bf16 -- --skip kernels_ --test-threads=1
 
 clean: ## Remove what was built; runs, data and weights stay
 	$(CARGO) clean

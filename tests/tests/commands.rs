@@ -55,6 +55,10 @@ fn wrong_usage_is_2() {
     }
     run(folder.path(), &["--threads", "0", "list"]).code(2).tells(&["--threads is 0"]);
     run(folder.path(), &["--device", "cuda", "list"]).code(2).tells(&["no CUDA", "hint: "]);
+    run(folder.path(), &["--precision", "tf32", "list"]).code(2).tells(&["is of cards", "--device cuda"]);
+    run(folder.path(), &["--precision", "bf16", "list"])
+        .code(2)
+        .tells(&["train in f32", "teacher.precision"]);
     let said = stillhouse(folder.path(), &["list"]).env("STILLHOUSE_THREADS", "many").output().unwrap();
     stillhouse_tests::Said::from(said).code(2).tells(&["STILLHOUSE_THREADS", "many"]);
     run(folder.path(), &["reproduce", "tabel3"]).code(2).tells(&["did you mean `table3`"]);
@@ -235,23 +239,29 @@ fn a_run_as_candles_graph() {
     let folder = tempfile::tempdir().unwrap();
     // A network in which roundings grow less than in MobileNetV2 on images of one pixel in the end.
     write(folder.path(), "x.toml", &tiny("").replace("mobilenetv2_100", "cifar_resnet20"));
-    let totals = |engine: &str| -> Vec<f64> {
-        let mut train = stillhouse(folder.path(), &["train", "x.toml", "--output", &format!("{engine}/out")]);
-        let said = train.env("STILLHOUSE_ENGINE", engine).env("STILLHOUSE_RUNS", engine).output().unwrap();
+    let totals = |engine: &str, precision: &str| -> Vec<f64> {
+        let runs = format!("{engine}-{precision}");
+        let args = ["train", "x.toml", "--output", &format!("{runs}/out"), "--precision", precision];
+        let mut train = stillhouse(folder.path(), &args);
+        let said = train.env("STILLHOUSE_ENGINE", engine).env("STILLHOUSE_RUNS", &runs).output().unwrap();
         stillhouse_tests::Said::from(said).code(0);
-        let log = fs::read_to_string(folder.path().join(engine).join("out/log.jsonl")).unwrap();
+        let log = fs::read_to_string(folder.path().join(runs).join("out/log.jsonl")).unwrap();
         let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         lines.map(|line| line["total"].as_f64().unwrap()).collect()
     };
-    let (kernels, graph) = (totals("kernels"), totals("graph"));
+    let (kernels, graph, low) = (totals("kernels", "f32"), totals("graph", "f32"), totals("graph", "bf16"));
     assert_eq!(kernels.len(), 3);
+    assert!((low[0] - graph[0]).abs() < 0.02 * graph[0] && low != graph, "{low:?} {graph:?}");
     // Roundings grow from step to step.
     for ((a, b), part) in kernels.iter().zip(&graph).zip([0.005, 0.02, 0.1]) {
         assert!((a - b).abs() < part * a.abs(), "{kernels:?} {graph:?}");
     }
     assert_ne!(kernels, graph, "another engine rounds in other places");
-    let result = fs::read_to_string(folder.path().join("graph/out/result.json")).unwrap();
-    assert!(result.contains("\"engine\": \"graph\""), "{result}");
+    for (runs, precision) in [("graph-f32", false), ("graph-bf16", true)] {
+        let result = fs::read_to_string(folder.path().join(runs).join("out/result.json")).unwrap();
+        assert!(result.contains("\"engine\": \"graph\""), "{result}");
+        assert_eq!(result.contains("\"precision\": \"bf16\""), precision, "{result}");
+    }
     let mut wrong = stillhouse(folder.path(), &["train", "x.toml", "--output", "new"]);
     stillhouse_tests::Said::from(wrong.env("STILLHOUSE_ENGINE", "grahp").output().unwrap())
         .tells(&["grahp", "`kernels` or `graph`"]);

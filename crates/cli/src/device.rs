@@ -17,41 +17,63 @@ pub(crate) enum Choice {
     Cuda,
 }
 
+/// What `--precision` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    /// 32 bits
+    F32,
+    /// 32 bits; a card rounds the factors of products to TF32, with 10 bits of mantissa: faster
+    Tf32,
+    /// Maps in bf16 on a card; weights, statistics, losses and optimisers in 32 bits: faster still, half of the memory
+    Bf16,
+}
+
 struct Chosen {
     device: Device,
-    tf32: bool,
+    precision: Precision,
 }
 
 static CHOSEN: OnceLock<Chosen> = OnceLock::new();
 
 /// Opens the device for the whole program.
-pub(crate) fn choose(choice: Choice, tf32: bool) -> Result<(), Problem> {
-    let device = match choice {
-        Choice::Cpu if tf32 => {
-            return Err(Problem::usage("--tf32 is of cards, and the device is the processor")
+pub(crate) fn choose(choice: Choice, precision: Precision) -> Result<(), Problem> {
+    let device = match (choice, precision) {
+        (Choice::Cpu, Precision::Tf32) => {
+            return Err(Problem::usage("--precision tf32 is of cards, and the device is the processor")
                 .hint("leave it out, or choose a card: --device cuda"));
         }
-        Choice::Cpu => Device::Cpu,
-        Choice::Cuda => open_card(tf32)?,
+        (Choice::Cpu, Precision::Bf16) if !graph() => {
+            return Err(Problem::usage(
+                "--precision bf16 is of cards: the processor's kernels train in f32 alone",
+            )
+            .hint("choose a card, --device cuda; or leave it out: on the processor a frozen teacher alone can be in bf16, by --set teacher.precision=bf16"));
+        }
+        (Choice::Cpu, _) => Device::Cpu,
+        (Choice::Cuda, _) => open_card(precision)?,
     };
-    let _ = CHOSEN.set(Chosen { device, tf32 }); // the program chooses once
+    let _ = CHOSEN.set(Chosen { device, precision }); // the program chooses once
     Ok(())
 }
 
+/// Whether networks on the processor run as candle's graph.
+fn graph() -> bool {
+    matches!(Engine::of(&Device::Cpu), Ok(Engine::Graph))
+}
+
 #[cfg(feature = "cuda")]
-fn open_card(tf32: bool) -> Result<Device, Problem> {
+fn open_card(precision: Precision) -> Result<Device, Problem> {
     let device = Device::new_cuda(0).map_err(|e| {
         // Behind the first line candle may have put a backtrace.
         let e = e.to_string();
         Problem::usage(format!("no CUDA device can be used: {}", e.lines().next().unwrap_or_default()))
             .hint("see what `nvidia-smi` says, or run on the processor: --device cpu")
     })?;
-    stillhouse_ops::allow_tf32(tf32);
+    stillhouse_ops::allow_tf32(precision == Precision::Tf32);
     Ok(device)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_card(_tf32: bool) -> Result<Device, Problem> {
+fn open_card(_: Precision) -> Result<Device, Problem> {
     Err(Problem::usage("this build has no CUDA support").hint("run on the processor: --device cpu"))
 }
 
@@ -60,23 +82,39 @@ pub(crate) fn device() -> Device {
     CHOSEN.get().map_or(Device::Cpu, |chosen| chosen.device.clone())
 }
 
+/// What the networks of the program compute in.
+pub(crate) fn precision() -> stillhouse_ops::Precision {
+    match CHOSEN.get().map(|chosen| chosen.precision) {
+        Some(Precision::Bf16) => stillhouse_ops::Precision::Bf16,
+        _ => stillhouse_ops::Precision::Full,
+    }
+}
+
+/// The precision, if it is not f32.
+pub(crate) fn lower() -> Option<&'static str> {
+    match CHOSEN.get()?.precision {
+        Precision::F32 => None,
+        Precision::Tf32 => Some("TF32"),
+        Precision::Bf16 => Some("bf16"),
+    }
+}
+
 /// The device and what of it has a say in the numbers, for captions.
 pub(crate) fn words(threads: usize) -> String {
     match card() {
         Some(card) => card,
         None => {
-            let graph = matches!(Engine::of(&Device::Cpu), Ok(Engine::Graph));
-            let engine = if graph { ", candle's graph" } else { "" };
-            format!("CPU, {threads} threads, {}{engine}", stillhouse_ops::isa())
+            let engine = if graph() { ", candle's graph" } else { "" };
+            let precision = lower().map(|words| format!(", {words}")).unwrap_or_default();
+            format!("CPU, {threads} threads, {}{engine}{precision}", stillhouse_ops::isa())
         }
     }
 }
 
-/// The card and how it multiplies, if there is one in use.
+/// The card and its precision, if there is one in use.
 pub(crate) fn card() -> Option<String> {
     let chosen = CHOSEN.get().filter(|chosen| !chosen.device.is_cpu())?;
-    let precision = if chosen.tf32 { "TF32" } else { "f32" };
-    Some(format!("CUDA, {}, {precision}", name(&chosen.device)))
+    Some(format!("CUDA, {}, {}", name(&chosen.device), lower().unwrap_or("f32")))
 }
 
 /// What the driver calls the card.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Version, revision, system, processor, cores, threads, instruction set; card and engine, where they are chosen.
+/// Version, revision, system, processor, cores, threads, instruction set; card, engine and precision, where they are chosen.
 pub(crate) fn environment() -> BTreeMap<String, String> {
     let values = [
         ("revision", env!("STILLHOUSE_REVISION").to_string()),
@@ -15,7 +15,14 @@ pub(crate) fn environment() -> BTreeMap<String, String> {
     ];
     let card = crate::device::card().map(|card| ("card", card));
     let engine = std::env::var("STILLHOUSE_ENGINE").ok().map(|engine| ("engine", engine));
-    values.into_iter().chain(card).chain(engine).map(|(name, value)| (name.to_string(), value)).collect()
+    let precision = crate::device::lower().map(|words| ("precision", words.to_string()));
+    values
+        .into_iter()
+        .chain(card)
+        .chain(engine)
+        .chain(precision)
+        .map(|(name, value)| (name.to_string(), value))
+        .collect()
 }
 
 /// The program with its revision, in one word for pages.

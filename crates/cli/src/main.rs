@@ -58,9 +58,9 @@ struct Global {
     /// Where to compute
     #[arg(long, global = true, value_enum, default_value_t = device::Choice::Cpu)]
     device: device::Choice,
-    /// Let a card round the factors of products to TF32: faster, with 10 bits of mantissa
-    #[arg(long, global = true)]
-    tf32: bool,
+    /// What networks compute in
+    #[arg(long, global = true, value_enum, default_value_t = device::Precision::F32)]
+    precision: device::Precision,
     /// Threads; the numbers do not depend on it [env: STILLHOUSE_THREADS]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
@@ -118,7 +118,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
-    device::choose(cli.global.device, cli.global.tf32)?;
+    device::choose(cli.global.device, cli.global.precision)?;
     let threads = set_threads(cli.global.threads)?;
     match cli.command {
         Command::Train(args) => commands::train::run(&args, threads),

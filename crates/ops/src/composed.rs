@@ -4,11 +4,15 @@
 //! [`crate::graph`] and candle's operations, and candle's backward goes from the loss to the
 //! parameters. The tape keeps the books: modes, taps, running statistics, random numbers. In memory
 //! a map may lie as its layer likes it, rows of channels or planes: a view in another order is free.
+//!
+//! In bf16 every node is bf16 and every parameter f32: an operation takes its precision from its map,
+//! rounds a weight that is multiplied with it, and computes in f32 what it sums over pixels, channels or
+//! tokens, on the way back too ([`crate::graph::wide`]).
 
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use crate::graph::WindowTables;
 use crate::tape::{Data, Mode, Node, Tape};
@@ -42,10 +46,11 @@ impl Composed {
         &self,
         taps: impl Iterator<Item = (&'a str, usize)>,
         store: &GradStore,
-    ) -> Vec<(String, Tensor)> {
+        dtype: DType,
+    ) -> Result<Vec<(String, Tensor)>> {
         let found = taps.filter_map(|(name, node)| {
             let gradient = store.get(self.probes.get(&node)?)?;
-            Some((name.to_string(), gradient.clone()))
+            Some(gradient.to_dtype(dtype).map(|g| (name.to_string(), g)).map_err(Error::from))
         });
         found.collect()
     }
@@ -67,16 +72,17 @@ impl Tape {
         if self.trains(id) { param.var().as_tensor().clone() } else { param.var().as_detached_tensor() }
     }
 
-    /// The node of a tensor `[B, C, H, W]` or `[B, D]`.
+    /// The node of a tensor `[B, C, H, W]` or `[B, D]`, in the type of the maps or of the parameters.
     pub(crate) fn composed_node(&mut self, t: Tensor) -> Result<Node> {
         let (shape, flat) = match *t.dims() {
             [b, d] => ([b, 1, 1, d], true),
             [b, c, h, w] => ([b, h, w, c], false),
             _ => return Err(Error::shape("graph", "a result [B, C, H, W] or [B, D]", t.dims())),
         };
-        if t.dtype() != self.dtype() {
+        if ![self.dtype(), self.map_type()].contains(&t.dtype()) {
             return Err(Error::shape("graph", format!("a result of {:?}", self.dtype()), t.dtype()));
         }
+        let t = t.to_dtype(self.map_type())?;
         let t = match self.mode() {
             Mode::EvalRecord => {
                 let probe = Var::zeros(t.shape(), t.dtype(), t.device())?;

@@ -22,10 +22,15 @@ pub(crate) use shape::{
 pub use softmax::{cross_entropy, log_softmax};
 pub use svd::svd;
 
-use candle_core::{CpuStorage, Layout, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Tensor};
 
 use crate::Result;
 use crate::real::{Real, with_values};
+
+/// What sums are taken of: bf16 as f32, other types as they are. Gradients come back in the type of `x`.
+pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
+    Ok(if x.dtype() == DType::BF16 { x.to_dtype(DType::F32)? } else { x.clone() })
+}
 
 /// `[B, C, H, W]` as `[B, H, W, C]`, a view.
 fn columns_last(x: &Tensor) -> Result<Tensor> {

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::panels::Panels;
 use crate::real::{Real, by_type, with_values};
 use crate::rng::Rng;
+use crate::tape::{KERNELS_DO_NOT_TRAIN, Precision};
 use crate::{Error, Result};
 
 /// What an entry is to the optimiser.
@@ -169,6 +170,7 @@ pub struct Params {
     dtype: DType,
     device: Device,
     engine: Engine,
+    precision: Precision,
     /// Names and shapes only.
     outline: bool,
 }
@@ -197,7 +199,30 @@ impl Params {
             let what = format!("the tape's own kernels run on the CPU, not on {:?}", device.location());
             return Err(Error::usage("Params::new", what));
         }
-        Ok(Self { store: Arc::default(), dtype, device: device.clone(), engine, outline: false })
+        let precision = Precision::Full;
+        Ok(Self { store: Arc::default(), dtype, device: device.clone(), engine, precision, outline: false })
+    }
+
+    /// The same store, whose networks run in that precision on every tape that is made for it from here
+    /// on, in every mode. The values stay what they are.
+    ///
+    /// # Errors
+    /// [`Precision::Bf16`] for values of f64, or where the tape's own kernels run.
+    pub fn in_precision(self, precision: Precision) -> Result<Self> {
+        if precision == Precision::Bf16 {
+            if self.dtype != DType::F32 {
+                return Err(Error::usage("bf16", "only a network of f32 parameters can run in bf16"));
+            }
+            if self.engine == Engine::Kernels {
+                return Err(Error::usage("bf16", KERNELS_DO_NOT_TRAIN));
+            }
+        }
+        Ok(Self { precision, ..self })
+    }
+
+    /// What networks on it compute in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// A store of names and shapes without values, for counting: nothing can run on it.
@@ -207,6 +232,7 @@ impl Params {
             dtype: DType::F32,
             device: Device::Cpu,
             engine: Engine::Kernels,
+            precision: Precision::Full,
             outline: true,
         }
     }

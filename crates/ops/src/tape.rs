@@ -65,17 +65,27 @@ pub(crate) enum Data {
     Tensor(Tensor),
 }
 
-/// What a frozen network computes in.
+/// What a network computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// The type of its parameters.
     #[default]
     Full,
-    /// What convolutions read and leave is rounded to bf16; products are summed in f32, on the tiles
-    /// (AMX) or vectors (AVX-512) of x86. Without tiles, convolutions that Winograd's algorithm or
-    /// left-out taps make cheaper keep their weights in f32.
+    /// Maps in bf16, parameters in f32.
+    ///
+    /// On the tape's own kernels for frozen networks only: what convolutions read and leave is rounded to
+    /// bf16; products are summed in f32, on the tiles (AMX) or vectors (AVX-512) of x86. Without tiles,
+    /// convolutions that Winograd's algorithm or left-out taps make cheaper keep their weights in f32.
+    ///
+    /// As candle's graph in every mode: all maps and their gradients are bf16, and weights are rounded to
+    /// it where they meet a map. Parameters, their gradients, running and batch statistics, every sum over
+    /// pixels or channels, and what the taps hand out are f32.
     Bf16,
 }
+
+/// What an error says where the tape's own kernels are to compute in bf16 and not only frozen.
+pub(crate) const KERNELS_DO_NOT_TRAIN: &str = "on the kernels of the CPU only a frozen network can run in bf16; \
+     as candle's graph (on a card, or with STILLHOUSE_ENGINE=graph) it trains in it too";
 
 /// A map or vector inside a network: the result of a layer.
 ///
@@ -178,7 +188,7 @@ impl Tape {
             taps: Vec::new(),
             geometry: HashMap::new(),
             winograd: kernels::winograd::allowed(),
-            precision: Precision::Full,
+            precision: params.precision(),
             gives_up: false,
             halves: Arc::default(),
             tiles: HashMap::new(),
@@ -201,7 +211,7 @@ impl Tape {
         &self.params
     }
 
-    /// Element type of all maps.
+    /// Element type of the parameters and of what the taps hand out.
     pub fn dtype(&self) -> DType {
         self.params.dtype()
     }
@@ -224,20 +234,19 @@ impl Tape {
         self.winograd = on;
     }
 
-    /// Lets a network in mode [`Mode::Frozen`] compute in less than it holds; its features then differ
-    /// by some 0.5 % of their size. An error says what the machine or the network lacks.
+    /// Lets a network compute in less than it holds, in place of what [`Params::in_precision`] says: on
+    /// the tape's own kernels in mode [`Mode::Frozen`], as candle's graph in any. Features of a frozen
+    /// network then differ by some 0.5 % of their size. An error says what the machine or the network
+    /// lacks.
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
         if precision == Precision::Bf16 {
-            if self.composed.is_some() {
-                return Err(Error::usage(
-                    "bf16",
-                    "it is of the tape's own kernels, which do not run here; use f32",
-                ));
+            if self.dtype() != DType::F32 {
+                return Err(Error::usage("bf16", "only a network of f32 parameters can run in bf16"));
             }
-            if self.dtype() != DType::F32 || self.mode != Mode::Frozen {
-                return Err(Error::usage("bf16", "only a frozen network of f32 parameters can run in bf16"));
+            if self.composed.is_none() && self.mode != Mode::Frozen {
+                return Err(Error::usage("bf16", KERNELS_DO_NOT_TRAIN));
             }
-            if kernels::bf16::unit().is_none() {
+            if self.composed.is_none() && kernels::bf16::unit().is_none() {
                 return Err(Error::usage(
                     "bf16",
                     "this machine has neither AMX nor AVX-512 (or STILLHOUSE_ISA rules them out); use f32",
@@ -245,7 +254,18 @@ impl Tape {
             }
         }
         self.precision = precision;
+        if let Some(composed) = &mut self.composed {
+            composed.folded.clear();
+        }
         Ok(())
+    }
+
+    /// Element type of the maps of a network that runs as candle's graph.
+    pub(crate) fn map_type(&self) -> DType {
+        match self.precision {
+            Precision::Full => self.dtype(),
+            Precision::Bf16 => DType::BF16,
+        }
     }
 
     /// In mode [`Mode::Frozen`], lets go of a weight in the store as soon as its folded form is made,
@@ -417,7 +437,7 @@ impl Tape {
             return Ok(node);
         }
         if self.composed.is_some() {
-            return self.composed_node(images.to_device(self.params.device())?.to_dtype(self.dtype())?);
+            return self.composed_node(images.to_device(self.params.device())?.to_dtype(self.map_type())?);
         }
         by_type!(self, T => {
             let images = images.to_dtype(T::TYPE)?;
@@ -442,7 +462,7 @@ impl Tape {
             return Ok(());
         }
         if self.composed.is_some() {
-            let tensor = self.tensor("tap", x)?;
+            let tensor = self.tensor("tap", x)?.to_dtype(self.dtype())?;
             self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
             return Ok(());
         }
@@ -473,8 +493,8 @@ impl Tape {
         Ok(self.taps.iter().map(|t| (t.name.clone(), t.tensor.clone())).collect())
     }
 
-    /// Any candle expression over maps `[B, C, H, W]` or vectors `[B, D]` as one node; gradients
-    /// of the maps and of parameters of the tape's store pass through it.
+    /// Any candle expression over maps `[B, C, H, W]` or vectors `[B, D]` of the type of the parameters as
+    /// one node; gradients of the maps and of parameters of the tape's store pass through it.
     pub fn graph(
         &mut self,
         inputs: &[&Node],
@@ -484,7 +504,8 @@ impl Tape {
             return Err(Error::usage("graph", "a candle expression cannot be sketched"));
         }
         if self.composed.is_some() {
-            let tensors: Result<Vec<Tensor>> = inputs.iter().map(|x| self.tensor("graph", x)).collect();
+            let tensor = |x: &&Node| Ok(self.tensor("graph", x)?.to_dtype(self.dtype())?);
+            let tensors: Result<Vec<Tensor>> = inputs.iter().map(tensor).collect();
             return self.composed_node(f(&tensors?)?);
         }
         by_type!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))

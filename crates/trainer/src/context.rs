@@ -26,6 +26,8 @@ pub struct Context {
     pub runs: PathBuf,
     /// Where the networks run.
     pub device: Device,
+    /// What they compute in there, student and teacher, in training and in tests.
+    pub precision: stillhouse_ops::Precision,
     /// Revision of the program, processor, threads and the like, for `result.json`.
     pub environment: BTreeMap<String, String>,
     /// Set it (as Ctrl-C does), and a run writes a checkpoint at its next step and returns
@@ -43,6 +45,7 @@ impl Context {
             missing: |_| false,
             runs: runs.into(),
             device: Device::Cpu,
+            precision: stillhouse_ops::Precision::Full,
             environment: BTreeMap::new(),
             stop: Arc::default(),
         }

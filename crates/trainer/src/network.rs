@@ -26,7 +26,8 @@ impl Network {
     /// A network whose new values are drawn from `rng`.
     pub fn new(context: &Context, config: &NetworkConfig, classes: usize, rng: Rng) -> Result<Self> {
         let row = context.parts.backbones.get(&config.backbone)?;
-        let params = Params::new(candle_core::DType::F32, &context.device)?;
+        let params =
+            Params::new(candle_core::DType::F32, &context.device)?.in_precision(context.precision)?;
         let name = config.backbone.clone();
         let request = BackboneRequest { name, classes, variant: config.variant.clone() };
         let backbone = (row.build)(&request, &params.builder(rng))?;

@@ -20,6 +20,7 @@ pub(crate) fn context(places: &Places, stop: Arc<AtomicBool>) -> Context {
     context.stop = stop;
     context.environment = environment::environment();
     context.device = device::device();
+    context.precision = device::precision();
     context
 }
 

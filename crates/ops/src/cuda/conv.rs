@@ -5,8 +5,10 @@ use std::ffi::c_void;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::cudnn::sys;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
+use candle_core::cuda_backend::cudarc::driver::{CudaView, DevicePtr, DevicePtrMut};
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
+
+use half::bf16;
 
 use super::descriptors::{Convolution, Filter, Map};
 use super::{Context, Number, factor, fresh, math, read, sizes, view, write_to};
@@ -107,7 +109,7 @@ impl Conv {
             x: Map::new::<T>(g.x)?,
             weight: Filter::new::<T>(g.weight)?,
             y: Map::new::<T>(g.y)?,
-            conv: Convolution::new::<T>(g.pad, g.stride, g.dilation, g.groups, math())?,
+            conv: Convolution::new::<T>(g.pad, g.stride, g.dilation, g.groups, math::<T>())?,
         })
     }
 
@@ -120,7 +122,7 @@ impl Conv {
     }
 
     /// The fastest that is deterministic and frugal: the first time measured on the values of this call,
-    /// whose result is overwritten, then remembered.
+    /// whose result is overwritten, then remembered. Nothing where cuDNN has none.
     fn algorithm<T: Number>(
         &self,
         d: &Descriptors,
@@ -128,8 +130,8 @@ impl Conv {
         out: *mut c_void,
         context: &mut Context,
         device: &CudaDevice,
-    ) -> Result<Algorithm> {
-        let strict = math() == sys::cudnnMathType_t::CUDNN_FMA_MATH;
+    ) -> Result<Option<Algorithm>> {
+        let strict = math::<T>() == sys::cudnnMathType_t::CUDNN_FMA_MATH;
         let key = (self.geometry, self.pass, T::TYPE, strict);
         if let Some(known) = context.algorithms.get(&key) {
             return Ok(*known);
@@ -200,16 +202,9 @@ impl Conv {
                 (x, a, y, b, conv, w, out)
             ),
         };
-        let Some(mut chosen) = chosen else {
-            candle_core::bail!(
-                "cuDNN has no deterministic algorithm for {:?} of {:?}",
-                self.pass,
-                self.geometry
-            )
-        };
-        if strict {
-            chosen.math = sys::cudnnMathType_t::CUDNN_FMA_MATH; // whatever else an algorithm could do
-        }
+        // Whatever else an algorithm could do.
+        let strictly = |a: Algorithm| Algorithm { math: sys::cudnnMathType_t::CUDNN_FMA_MATH, ..a };
+        let chosen = if strict { chosen.map(strictly) } else { chosen };
         context.algorithms.insert(key, chosen);
         Ok(chosen)
     }
@@ -219,19 +214,21 @@ impl Conv {
         a: CudaView<'_, T>,
         b: CudaView<'_, T>,
         device: &CudaDevice,
-    ) -> Result<CudaSlice<T>> {
+    ) -> Result<Option<CudaStorage>> {
         let len = self.target().iter().map(|d| *d as usize).product();
         let mut out = fresh::<T>(device, len)?;
         let d = self.descriptors::<T>()?;
-        Context::with(device, |context| {
+        let done = Context::with(device, |context| {
             let handle = context.handle;
             let stream = device.cuda_stream();
-            let (one, zero) = (T::of(1.0), T::ZERO);
+            let (one, zero) = (T::ONE, T::ZERO);
             let (one, zero) = (factor(&one), factor(&zero));
             read!(a = &a, &stream);
             read!(b = &b, &stream);
             write_to!(out = &mut out, &stream);
-            let algorithm = self.algorithm::<T>(&d, [a, b], out, context, device)?;
+            let Some(algorithm) = self.algorithm::<T>(&d, [a, b], out, context, device)? else {
+                return Ok(false);
+            };
             d.conv.set_math(algorithm.math)?;
             let space = context.workspace(algorithm.bytes, device)?;
             write_to!(space = space, &stream);
@@ -252,9 +249,10 @@ impl Conv {
                     ),
                 }
             };
-            Ok(status.result()?)
+            status.result()?;
+            Ok(true)
         })?;
-        Ok(out)
+        Ok(done.then(|| CudaStorage::wrap_cuda_slice(out, device.clone())))
     }
 }
 
@@ -276,15 +274,28 @@ impl CustomOp2 for Conv {
     ) -> Result<(CudaStorage, Shape)> {
         let device = a.device();
         let shape = Shape::from(self.target().map(|d| d as usize).to_vec());
-        let storage = match a.dtype() {
-            DType::F64 => {
-                let out = self.run(view::<f64>(a, a_layout)?, view(b, b_layout)?, device)?;
-                CudaStorage::wrap_cuda_slice(out, device.clone())
-            }
-            _ => {
-                let out = self.run(view::<f32>(a, a_layout)?, view(b, b_layout)?, device)?;
-                CudaStorage::wrap_cuda_slice(out, device.clone())
-            }
+        let found = match a.dtype() {
+            DType::F64 => self.run(view::<f64>(a, a_layout)?, view(b, b_layout)?, device)?,
+            DType::BF16 => match self.run(view::<bf16>(a, a_layout)?, view(b, b_layout)?, device)? {
+                Some(out) => Some(out),
+                None => {
+                    let [a, b] =
+                        [(a, a_layout), (b, b_layout)].map(|(t, layout)| t.to_dtype(layout, DType::F32));
+                    let whole = |layout: &Layout| Layout::contiguous(layout.shape());
+                    let (a_layout, b_layout) = (whole(a_layout), whole(b_layout));
+                    let (a, b) = (a?, b?);
+                    let out = self.run(view::<f32>(&a, &a_layout)?, view(&b, &b_layout)?, device)?;
+                    out.map(|out| out.to_dtype(&Layout::contiguous(&shape), DType::BF16)).transpose()?
+                }
+            },
+            _ => self.run(view::<f32>(a, a_layout)?, view(b, b_layout)?, device)?,
+        };
+        let Some(storage) = found else {
+            candle_core::bail!(
+                "cuDNN has no deterministic algorithm for {:?} of {:?}",
+                self.pass,
+                self.geometry
+            )
         };
         Ok((storage, shape))
     }

@@ -1,7 +1,7 @@
 //! Descriptors of cuDNN that are destroyed when they are dropped.
 
 use candle_core::Result;
-use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
+use candle_core::cuda_backend::cudarc::cudnn::{CudnnDataType, result, sys};
 
 use super::{Number, sizes};
 
@@ -74,12 +74,9 @@ impl Map {
         Ok(map)
     }
 
-    /// Of the parameters of a batch norm of such maps.
-    pub(super) fn of_channels(&self, mode: sys::cudnnBatchNormMode_t) -> Result<Self> {
-        let channels = Self::make()?;
-        // SAFETY: both descriptors are alive.
-        unsafe { sys::cudnnDeriveBNTensorDescriptor(channels.0, self.0, mode) }.result()?;
-        Ok(channels)
+    /// Of the parameters of a batch norm of maps of that type, over all pixels.
+    pub(super) fn of_channels<T: Number>(channels: i32) -> Result<Self> {
+        Self::new::<T::Wide>([1, channels, 1, 1])
     }
 }
 
@@ -113,7 +110,7 @@ impl Convolution {
                 dilation,
                 dilation,
                 mode,
-                T::DATA_TYPE,
+                <T::Wide as CudnnDataType>::DATA_TYPE,
             )?;
             result::set_convolution_group_count(conv.0, groups)?;
         }

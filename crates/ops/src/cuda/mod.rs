@@ -1,7 +1,8 @@
 //! Convolution, batch norm and pooling on an NVIDIA card, by cuDNN. What is not here is composed of
 //! candle's operations.
 //!
-//! Maps are `[B, C, H, W]`, contiguous, f32 or f64. Every algorithm of convolution is the fastest that
+//! Maps are `[B, C, H, W]`, contiguous, f32, f64 or bf16. What cuDNN says that it cannot do in bf16 is
+//! done in f32 between two casts. Every algorithm of convolution is the fastest that
 //! cuDNN calls deterministic, measured once for every shape: that pass waits for the card, no other does.
 
 #![allow(unsafe_code)]
@@ -25,9 +26,9 @@ use candle_core::cuda_backend::cudarc::cudnn::{CudnnDataType, result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, ValidAsZeroBits};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, DeviceId};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
 
-use crate::real::Real;
+use half::bf16;
 
 static TF32: AtomicBool = AtomicBool::new(false);
 
@@ -38,26 +39,53 @@ pub fn allow_tf32(on: bool) {
     candle_core::cuda_backend::set_gemm_reduced_precision_f32(on);
 }
 
-/// How convolutions multiply.
-fn math() -> sys::cudnnMathType_t {
-    if TF32.load(Ordering::Relaxed) {
-        sys::cudnnMathType_t::CUDNN_DEFAULT_MATH
-    } else {
-        sys::cudnnMathType_t::CUDNN_FMA_MATH
+/// How convolutions may multiply.
+fn math<T: Number>() -> sys::cudnnMathType_t {
+    match T::TYPE {
+        DType::BF16 => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        _ if TF32.load(Ordering::Relaxed) => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
+        _ => sys::cudnnMathType_t::CUDNN_FMA_MATH,
     }
 }
 
-/// f32 and f64.
-trait Number: Real + CudaDType + CudnnDataType + DeviceRepr + ValidAsZeroBits {}
-impl Number for f32 {}
-impl Number for f64 {}
+/// The types of maps.
+trait Number: CudaDType + CudnnDataType + DeviceRepr + ValidAsZeroBits {
+    /// candle's name of the type.
+    const TYPE: DType;
+    /// What sums, factors and the parameters of batch norm are.
+    type Wide: Number;
+    const ONE: Self::Wide;
+    const ZERO: Self::Wide;
+}
+
+macro_rules! number {
+    ($type:ty, $name:ident, $wide:ty) => {
+        impl Number for $type {
+            const TYPE: DType = DType::$name;
+            type Wide = $wide;
+            const ONE: $wide = 1.0;
+            const ZERO: $wide = 0.0;
+        }
+    };
+}
+number!(f32, F32, f32);
+number!(f64, F64, f64);
+number!(bf16, BF16, f32);
+
+/// Whether cuDNN does not do a thing in bf16 that it may do in f32.
+fn lacks<T: Number>(status: sys::cudnnStatus_t) -> bool {
+    // Since its version 9 the thousands are the kind: 2 wrong arguments, 3 not supported.
+    T::TYPE == DType::BF16 && matches!(status as u32 / 1000, 2 | 3)
+}
 
 /// What a thread keeps for a card. The handle lives as long as the thread's process: destroying it in
 /// a destructor of the thread could come after the driver's own end.
 struct Context {
     handle: sys::cudnnHandle_t,
     workspace: Option<CudaSlice<u8>>,
-    algorithms: HashMap<conv::Key, conv::Algorithm>,
+    algorithms: HashMap<conv::Key, Option<conv::Algorithm>>,
+    /// Batch norm of bf16 has been refused.
+    norm_in_f32: bool,
 }
 
 thread_local! {
@@ -71,7 +99,7 @@ impl Context {
         let handle = result::create_handle()?;
         // SAFETY: the handle has just been made; candle keeps the stream as long as the device.
         unsafe { result::set_stream(handle, stream.cu_stream() as *mut _) }?;
-        Ok(Self { handle, workspace: None, algorithms: HashMap::new() })
+        Ok(Self { handle, workspace: None, algorithms: HashMap::new(), norm_in_f32: false })
     }
 
     /// Runs `f` with the context of a card on this thread.
@@ -129,7 +157,7 @@ fn with_view<T: Number, R>(
     f(view::<T>(storage, layout)?, storage.device())
 }
 
-/// A factor as cuDNN reads it: of the type of the values.
+/// A factor as cuDNN reads it.
 fn factor<T>(value: &T) -> *const c_void {
     std::ptr::from_ref(value).cast()
 }

@@ -9,14 +9,17 @@ use candle_core::cuda_backend::cudarc::cudnn::sys;
 use candle_core::cuda_backend::cudarc::driver::{CudaView, DevicePtr, DevicePtrMut};
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
+use half::bf16;
+
 use super::descriptors::Map;
-use super::{Context, Number, factor, fresh, read, sizes, tensor, view, with_view, write_to};
+use super::{Context, Number, factor, fresh, lacks, read, sizes, tensor, view, with_view, write_to};
 use crate::graph::BatchNormed;
 
 /// Over all pixels. Its persistent form is faster and not always deterministic.
 const MODE: sys::cudnnBatchNormMode_t = sys::cudnnBatchNormMode_t::CUDNN_BATCHNORM_SPATIAL;
 
-/// Batch norm over all pixels of maps `[B, C, H, W]`, through whose statistics gradients pass.
+/// Batch norm over all pixels of maps `[B, C, H, W]`, through whose statistics gradients pass. Of maps in
+/// bf16 the parameters and statistics are f32.
 pub(crate) fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> crate::Result<BatchNormed> {
     let (b, c, h, w) = x.dims4()?;
     let statistics = Arc::new(Mutex::new(None));
@@ -47,24 +50,29 @@ struct BatchNorm {
 }
 
 impl BatchNorm {
+    /// Nothing where cuDNN does not do it in that type.
     fn forward<T: Number>(
         &self,
         x: CudaView<'_, T>,
-        gamma: CudaView<'_, T>,
-        beta: CudaView<'_, T>,
+        gamma: CudaView<'_, T::Wide>,
+        beta: CudaView<'_, T::Wide>,
         device: &CudaDevice,
-    ) -> Result<CudaStorage> {
+    ) -> Result<Option<CudaStorage>> {
         let channels = self.dims[1];
         let maps = Map::new::<T>(sizes(self.dims)?)?;
-        let of_channels = maps.of_channels(MODE)?;
+        let of_channels = Map::of_channels::<T>(sizes([channels])?[0])?;
         let mut y = fresh::<T>(device, self.dims.iter().product())?;
-        let (mut mean, mut inverse) = (fresh::<T>(device, channels)?, fresh::<T>(device, channels)?);
+        let (mut mean, mut inverse) =
+            (fresh::<T::Wide>(device, channels)?, fresh::<T::Wide>(device, channels)?);
         // Averages that follow the batch at once are those of the batch.
         let (mut follows, mut unbiased) =
-            (device.alloc_zeros::<T>(channels)?, device.alloc_zeros::<T>(channels)?);
-        Context::with(device, |context| {
+            (device.alloc_zeros::<T::Wide>(channels)?, device.alloc_zeros::<T::Wide>(channels)?);
+        let done = Context::with(device, |context| {
+            if T::TYPE == DType::BF16 && context.norm_in_f32 {
+                return Ok(false);
+            }
             let stream = device.cuda_stream();
-            let (one, zero) = (T::of(1.0), T::ZERO);
+            let (one, zero) = (T::ONE, T::ZERO);
             read!(x = &x, &stream);
             read!(gamma = &gamma, &stream);
             read!(beta = &beta, &stream);
@@ -96,8 +104,16 @@ impl BatchNorm {
                     inverse,
                 )
             };
-            Ok(status.result()?)
+            if lacks::<T>(status) {
+                context.norm_in_f32 = true;
+                return Ok(false);
+            }
+            status.result()?;
+            Ok(true)
         })?;
+        if !done {
+            return Ok(None);
+        }
         let found = Statistics {
             mean: tensor(mean, device, channels),
             inverse: tensor(inverse, device, channels),
@@ -106,29 +122,32 @@ impl BatchNorm {
         if let Ok(mut kept) = self.statistics.lock() {
             *kept = Some(found);
         }
-        Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
+        Ok(Some(CudaStorage::wrap_cuda_slice(y, device.clone())))
     }
 
-    /// Gradients of the maps, of gamma and of beta.
-    fn backward<T: Number>(&self, x: &Tensor, gamma: &Tensor, dy: &Tensor) -> Result<[Tensor; 3]> {
+    /// Gradients of the maps, of gamma and of beta. Nothing where cuDNN does not do it in that type.
+    fn backward<T: Number>(&self, x: &Tensor, gamma: &Tensor, dy: &Tensor) -> Result<Option<[Tensor; 3]>> {
         let channels = self.dims[1];
         let maps = Map::new::<T>(sizes(self.dims)?)?;
-        let of_channels = maps.of_channels(MODE)?;
+        let of_channels = Map::of_channels::<T>(sizes([channels])?[0])?;
         let found = self.statistics.lock().ok().and_then(|s| s.clone());
         let Some(Statistics { mean, inverse, .. }) = found else {
             candle_core::bail!("batch_norm: no forward pass before the backward pass")
         };
         with_view::<T, _>(x, |x, device| {
-            with_view::<T, _>(gamma, |gamma, _| {
+            with_view::<T::Wide, _>(gamma, |gamma, _| {
                 with_view::<T, _>(dy, |dy, _| {
-                    with_view::<T, _>(&mean, |mean, _| {
-                        with_view::<T, _>(&inverse, |inverse, _| {
+                    with_view::<T::Wide, _>(&mean, |mean, _| {
+                        with_view::<T::Wide, _>(&inverse, |inverse, _| {
                             let mut dx = fresh::<T>(device, self.dims.iter().product())?;
-                            let mut dgamma = fresh::<T>(device, channels)?;
-                            let mut dbeta = fresh::<T>(device, channels)?;
-                            Context::with(device, |context| {
+                            let mut dgamma = fresh::<T::Wide>(device, channels)?;
+                            let mut dbeta = fresh::<T::Wide>(device, channels)?;
+                            let done = Context::with(device, |context| {
+                                if T::TYPE == DType::BF16 && context.norm_in_f32 {
+                                    return Ok(false);
+                                }
                                 let stream = device.cuda_stream();
-                                let (one, zero) = (T::of(1.0), T::ZERO);
+                                let (one, zero) = (T::ONE, T::ZERO);
                                 read!(x = &x, &stream);
                                 read!(gamma = &gamma, &stream);
                                 read!(dy = &dy, &stream);
@@ -161,10 +180,17 @@ impl BatchNorm {
                                         inverse,
                                     )
                                 };
-                                Ok(status.result()?)
+                                if lacks::<T>(status) {
+                                    context.norm_in_f32 = true;
+                                    return Ok(false);
+                                }
+                                status.result()?;
+                                Ok(true)
                             })?;
                             let maps = tensor(dx, device, self.dims.to_vec());
-                            Ok([maps, tensor(dgamma, device, channels), tensor(dbeta, device, channels)])
+                            let all =
+                                [maps, tensor(dgamma, device, channels), tensor(dbeta, device, channels)];
+                            Ok(done.then_some(all))
                         })
                     })
                 })
@@ -200,21 +226,31 @@ impl CustomOp3 for BatchNorm {
         beta_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let (device, shape) = (x.device(), x_layout.shape().clone());
+        macro_rules! run {
+            ($type:ty, $x:expr, $layout:expr) => {
+                self.forward::<$type>(
+                    view($x, $layout)?,
+                    view(gamma, gamma_layout)?,
+                    view(beta, beta_layout)?,
+                    device,
+                )?
+            };
+        }
         let y = match x.dtype() {
-            DType::F64 => self.forward(
-                view::<f64>(x, x_layout)?,
-                view(gamma, gamma_layout)?,
-                view(beta, beta_layout)?,
-                device,
-            )?,
-            _ => self.forward(
-                view::<f32>(x, x_layout)?,
-                view(gamma, gamma_layout)?,
-                view(beta, beta_layout)?,
-                device,
-            )?,
+            DType::F64 => run!(f64, x, x_layout),
+            DType::BF16 => match run!(bf16, x, x_layout) {
+                Some(y) => Some(y),
+                None => {
+                    let (wide, whole) = (x.to_dtype(x_layout, DType::F32)?, Layout::contiguous(&shape));
+                    run!(f32, &wide, &whole).map(|y| y.to_dtype(&whole, DType::BF16)).transpose()?
+                }
+            },
+            _ => run!(f32, x, x_layout),
         };
-        Ok((y, shape))
+        match y {
+            Some(y) => Ok((y, shape)),
+            None => candle_core::bail!("batch_norm: cuDNN does not do it"),
+        }
     }
 
     fn bwd(
@@ -225,10 +261,22 @@ impl CustomOp3 for BatchNorm {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dgamma, dbeta] = match x.dtype() {
+        let found = match x.dtype() {
             DType::F64 => self.backward::<f64>(x, gamma, dy)?,
+            DType::BF16 => match self.backward::<bf16>(x, gamma, dy)? {
+                Some(found) => Some(found),
+                None => {
+                    let [x, dy] = [x.to_dtype(DType::F32)?, dy.to_dtype(DType::F32)?];
+                    let wide = self.backward::<f32>(&x, gamma, &dy)?;
+                    wide.map(|[dx, a, b]| Ok::<_, candle_core::Error>([dx.to_dtype(DType::BF16)?, a, b]))
+                        .transpose()?
+                }
+            },
             _ => self.backward::<f32>(x, gamma, dy)?,
         };
-        Ok((Some(dx), Some(dgamma), Some(dbeta)))
+        match found {
+            Some([dx, dgamma, dbeta]) => Ok((Some(dx), Some(dgamma), Some(dbeta))),
+            None => candle_core::bail!("batch_norm: cuDNN does not do it"),
+        }
     }
 }

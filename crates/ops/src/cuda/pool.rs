@@ -41,7 +41,7 @@ impl Pool {
         let mut y = fresh::<T>(device, self.output().iter().product())?;
         Context::with(device, |context| {
             let stream = device.cuda_stream();
-            let (one, zero) = (T::of(1.0), T::ZERO);
+            let (one, zero) = (T::ONE, T::ZERO);
             read!(x = &x, &stream);
             write_to!(y = &mut y, &stream);
             // SAFETY: descriptors say what memory the pointers have, which lives until the call is in
@@ -72,7 +72,7 @@ impl Pool {
                     let mut dx = fresh::<T>(device, self.input().iter().product())?;
                     Context::with(device, |context| {
                         let stream = device.cuda_stream();
-                        let (one, zero) = (T::of(1.0), T::ZERO);
+                        let (one, zero) = (T::ONE, T::ZERO);
                         read!(x = &x, &stream);
                         read!(y = &y, &stream);
                         read!(dy = &dy, &stream);

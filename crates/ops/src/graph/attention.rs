@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Device, Tensor};
 
 use crate::Result;
-use crate::graph::columns_last;
+use crate::graph::{columns_last, wide};
 use crate::kernels::attention::Windows;
 
 /// Tables of the windows of one map, on the device.
@@ -64,22 +64,24 @@ pub(crate) fn window_attention(
     tables: &WindowTables,
 ) -> Result<Tensor> {
     let (b, all, h, w) = qkv.dims4()?;
-    let (channels, width) = (all / 3, all / 3 / heads);
+    let (channels, width, dtype) = (all / 3, all / 3 / heads, qkv.dtype());
     let WindowTables { windows, tokens, .. } = *tables;
-    let rows = columns_last(qkv)?.reshape((b, h * w, all))?;
+    // The gradients of all tokens outside of the map are added up.
+    let rows = wide(&columns_last(qkv)?.reshape((b, h * w, all))?)?;
     let outside = outside.reshape((1, 1, all))?.broadcast_as((b, 1, all))?;
     let rows = Tensor::cat(&[&rows, &outside.contiguous()?], 1)?;
     let split = rows.index_select(&tables.pixel_of, 1)?.reshape(&[b * windows, tokens, 3, heads, width])?;
     // [B * windows, heads, tokens, width]
     let part = |i: usize| split.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
     let (q, k, v) = ((part(0)? / (width as f64).sqrt())?, part(1)?, part(2)?);
+    let (q, k, v) = (q.to_dtype(dtype)?, k.to_dtype(dtype)?, v.to_dtype(dtype)?);
     let bias = table.index_select(&tables.pairs, 0)?.t()?.reshape((1, heads, tokens, tokens))?;
-    let mut products = q.matmul(&k.t()?)?.broadcast_add(&bias)?;
+    let mut products = wide(&q.matmul(&k.t()?)?)?.broadcast_add(&bias)?;
     if let Some(mask) = &tables.mask {
         let by_window = products.reshape(&[b, windows, heads, tokens, tokens])?;
         products = by_window.broadcast_add(&mask.unsqueeze(0)?)?.reshape(products.shape())?;
     }
-    let shares = candle_nn::ops::softmax(&products, D::Minus1)?;
+    let shares = candle_nn::ops::softmax(&products, D::Minus1)?.to_dtype(dtype)?;
     let y = shares.matmul(&v)?.transpose(1, 2)?.reshape((b, windows * tokens, channels))?;
     let y = y.index_select(&tables.token_of, 1)?.reshape((b, h, w, channels))?;
     Ok(y.permute((0, 3, 1, 2))?)

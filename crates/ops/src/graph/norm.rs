@@ -4,7 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
 use crate::graph::shape::like;
-use crate::graph::{from_slice, rows_of};
+use crate::graph::{from_slice, rows_of, wide};
 use crate::kernels::norm;
 use crate::kernels::tap_gemm::Act;
 use crate::real::{Real, with_values};
@@ -52,14 +52,14 @@ pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     Ok(BatchNormed { y, mean: of_channel(mean)?, variance: of_channel(variance)? })
 }
 
-/// [`batch_norm`] over all pixels of maps `[B, C, H, W]`.
+/// [`batch_norm`] over all pixels of maps `[B, C, H, W]`; of bf16 too, with the rest in f32.
 pub(crate) fn batch_norm_maps(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormed> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return crate::cuda::batch_norm(x, gamma, beta, eps);
     }
-    let normed = batch_norm(&rows_of(x)?, gamma, beta, eps)?;
-    Ok(BatchNormed { y: like(normed.y, x)?, ..normed })
+    let normed = batch_norm(&wide(&rows_of(x)?)?, gamma, beta, eps)?;
+    Ok(BatchNormed { y: like(normed.y.to_dtype(x.dtype())?, x)?, ..normed })
 }
 
 /// Out of candle's operations, for other devices.

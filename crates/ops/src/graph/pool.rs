@@ -6,7 +6,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
 use crate::graph::shape::check_map;
-use crate::graph::{columns_last, from_slice};
+use crate::graph::{columns_last, from_slice, wide};
 use crate::kernels::pool::MaxPool;
 use crate::real::{Real, with_values};
 use crate::{Error, Result};
@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// Max pooling with padding that never wins, `[B, C, H, W]` to `[B, C, h, w]`; the first maximum of a
 /// window takes its gradient.
 pub(crate) fn max_pool(x: &Tensor, geo: MaxPool) -> Result<Tensor> {
+    if x.dtype() == DType::BF16 {
+        return Ok(max_pool(&wide(x)?, geo)?.to_dtype(DType::BF16)?); // exact
+    }
     check_map("max_pool", x)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {

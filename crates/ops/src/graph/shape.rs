@@ -3,7 +3,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
-use crate::graph::{columns_last, rows_of};
+use crate::graph::{columns_last, rows_of, wide};
 use crate::kernels::resample::Along;
 use crate::kernels::tap_gemm::Act;
 use crate::real::Real;
@@ -55,8 +55,9 @@ impl CustomOp1 for Relu {
 /// `x * P(normal <= x)` with the error function; candle's own has a rounded constant in its gradient.
 pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
     in_order(&[x], |x| {
-        let below = x[0].affine(std::f64::consts::FRAC_1_SQRT_2, 0.0)?.erf()?.affine(0.5, 0.5)?;
-        Ok((&x[0] * below)?)
+        let wide = wide(&x[0])?;
+        let below = wide.affine(std::f64::consts::FRAC_1_SQRT_2, 0.0)?.erf()?.affine(0.5, 0.5)?;
+        Ok((wide * below)?.to_dtype(x[0].dtype())?)
     })
 }
 
@@ -76,15 +77,16 @@ fn in_order(maps: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result
 pub(crate) fn scale_images(x: &Tensor, factors: &[f64]) -> Result<Tensor> {
     let mut shape = vec![1; x.rank()];
     shape[0] = factors.len();
-    let factors = Tensor::from_slice(factors, shape, x.device())?.to_dtype(x.dtype())?;
-    Ok(x.broadcast_mul(&factors)?)
+    let wide = wide(x)?;
+    let factors = Tensor::from_slice(factors, shape, x.device())?.to_dtype(wide.dtype())?;
+    Ok(wide.broadcast_mul(&factors)?.to_dtype(x.dtype())?)
 }
 
 /// A factor for every value, in the order of rows of channels `[B, H, W, C]`.
 pub(crate) fn scale<T: Real>(x: &Tensor, factors: Vec<T>, shape: [usize; 4]) -> Result<Tensor> {
     let factors = Tensor::from_vec(factors, &shape, x.device())?;
     let factors = if x.rank() == 2 { factors.reshape(x.shape())? } else { factors.permute((0, 3, 1, 2))? };
-    in_order(&[x, &factors], |x| Ok((&x[0] * &x[1])?))
+    in_order(&[x, &factors], |x| Ok((wide(&x[0])? * &x[1])?.to_dtype(x[0].dtype())?))
 }
 
 /// Mean over all pixels, `[B, C, H, W]` to `[B, C]`.
@@ -92,32 +94,33 @@ pub(crate) fn global_average(x: &Tensor) -> Result<Tensor> {
     if x.rank() == 2 {
         return Ok(x.clone());
     }
-    Ok(x.flatten_from(2)?.mean(2)?)
+    Ok(wide(x)?.flatten_from(2)?.mean(2)?.to_dtype(x.dtype())?)
 }
 
 /// A vector, or a map of one pixel, on every pixel.
 pub(crate) fn expand(x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     let (b, c) = (x.dim(0)?, x.dim(1)?);
-    Ok(x.reshape((b, c, 1, 1))?.broadcast_as((b, c, h, w))?.contiguous()?)
+    let pixels = wide(x)?.reshape((b, c, 1, 1))?.broadcast_as((b, c, h, w))?;
+    Ok(pixels.contiguous()?.to_dtype(x.dtype())?)
 }
 
 /// Products with the matrices of two directions: resizing, averages over bins.
 pub(crate) fn resample(x: &Tensor, rows: &Along, columns: &Along) -> Result<Tensor> {
     let (b, c, from_h, from_w) = x.dims4()?;
     let (h, w) = (rows.outputs(), columns.outputs());
-    let matrix = |along: &Along| -> Result<Tensor> {
+    let mut y = wide(x)?;
+    let matrix = |along: &Along, y: &Tensor| -> Result<Tensor> {
         let shape = (along.inputs(), along.outputs());
-        Ok(Tensor::from_vec(along.matrix(), shape, x.device())?.to_dtype(x.dtype())?)
+        Ok(Tensor::from_vec(along.matrix(), shape, x.device())?.to_dtype(y.dtype())?)
     };
-    let mut y = x.clone();
     if from_w != w {
-        y = y.reshape((b * c * from_h, from_w))?.matmul(&matrix(columns)?)?.reshape((b, c, from_h, w))?;
+        y = y.reshape((b * c * from_h, from_w))?.matmul(&matrix(columns, &y)?)?.reshape((b, c, from_h, w))?;
     }
     if from_h != h {
-        y = y.transpose(2, 3)?.reshape((b * c * w, from_h))?.matmul(&matrix(rows)?)?;
+        y = y.transpose(2, 3)?.reshape((b * c * w, from_h))?.matmul(&matrix(rows, &y)?)?;
         y = y.reshape((b, c, w, h))?.transpose(2, 3)?;
     }
-    Ok(y)
+    Ok(y.to_dtype(x.dtype())?)
 }
 
 /// Four neighbours side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`.
@@ -132,11 +135,11 @@ pub(crate) fn merge_patches(x: &Tensor) -> Result<Tensor> {
 
 /// `weight * (x - mean) / sqrt(variance + eps) + bias` over the channels of every pixel or vector.
 pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let rows = rows_of(x)?;
+    let rows = wide(&rows_of(x)?)?;
     let centred = rows.broadcast_sub(&rows.mean_keepdim(1)?)?;
     let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
     let y = centred.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)?;
-    like(y, x)
+    like(y.to_dtype(x.dtype())?, x)
 }
 
 /// Rows of channels in the shape of `x`, whose channels they may have changed in number.
@@ -147,12 +150,12 @@ pub(crate) fn like(rows: Tensor, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `x W^T + b` on vectors and on the pixels of maps; `weight` is `[out, in]`.
+/// `x W^T + b` on vectors and on the pixels of maps; `weight` is `[out, in]`, rounded to their type as `b`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let rows = rows_of(x)?;
-    let mut y = rows.matmul(&weight.t()?)?;
+    let mut y = rows.matmul(&weight.to_dtype(x.dtype())?.t()?)?;
     if let Some(bias) = bias {
-        y = with_bias(&y, bias)?;
+        y = with_bias(&y, &bias.to_dtype(x.dtype())?)?;
     }
     like(y, x)
 }

@@ -34,7 +34,7 @@ impl Tape {
         }
         if let Some(composed) = &self.composed {
             let taps = self.taps.iter().map(|tap| (tap.name.as_str(), tap.node));
-            gradients.taps = composed.tap_gradients(taps, &store);
+            gradients.taps = composed.tap_gradients(taps, &store, self.dtype())?;
         } else {
             by_type!(self, T => self.sweep::<T>(&store, &mut gradients))?;
         }

@@ -16,8 +16,9 @@ impl ConvBnAct {
             Some(norm) if tape.mode() == Mode::Train => self.normed(&norm, &input, tape)?,
             Some(norm) if tape.mode().trains() => {
                 let (a, b) = self.running(&norm, tape)?;
-                let y = self.convolved(&input, &self.kernel(tape)?)?;
-                y.broadcast_mul(&of_channel(&a)?)?.broadcast_add(&of_channel(&b)?)?
+                let y = graph::wide(&self.convolved(&input, &self.kernel(tape)?)?)?;
+                let y = y.broadcast_mul(&of_channel(&a)?)?.broadcast_add(&of_channel(&b)?)?;
+                y.to_dtype(input.dtype())?
             }
             Some(norm) => {
                 let folded = self.folded_tensors(&norm, tape)?;
@@ -44,13 +45,13 @@ impl ConvBnAct {
         Ok(tape.weight(self.weight).reshape(&self.spec.weight_shape())?)
     }
 
-    /// Convolution of a map, or of a vector as a map of one pixel.
+    /// Convolution of a map, or of a vector as a map of one pixel; the weight is rounded to their type.
     fn convolved(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let x = match *x.dims() {
             [b, d] => x.reshape((b, d, 1, 1))?,
             _ => x.clone(),
         };
-        graph::conv2d(&x, weight, self.spec)
+        graph::conv2d(&x, &weight.to_dtype(x.dtype())?, self.spec)
     }
 
     /// Without batch norm; a weight `[out, in]` is that of a linear layer.
@@ -60,7 +61,10 @@ impl ConvBnAct {
         }
         let y = self.convolved(x, weight)?;
         match bias {
-            Some(bias) => Ok(y.broadcast_add(&of_channel(bias)?)?),
+            Some(bias) => {
+                let biased = graph::wide(&y)?.broadcast_add(&of_channel(bias)?)?;
+                Ok(biased.to_dtype(y.dtype())?)
+            }
             None => Ok(y),
         }
     }
@@ -109,7 +113,7 @@ impl ConvBnAct {
         Ok((a, b))
     }
 
-    /// The weight with batch norm folded in, kept until the parameters change.
+    /// The weight with batch norm folded in, in the type of the maps, kept until the parameters change.
     fn folded_tensors(&self, norm: &Norm, tape: &mut Tape) -> Result<FoldedTensors> {
         let (version, frozen) = (tape.params().version(), tape.mode() == Mode::Frozen);
         let known = tape.composed.as_ref().and_then(|kept| kept.folded.get(&self.weight));
@@ -120,6 +124,7 @@ impl ConvBnAct {
         let mut shape = [1; 4];
         shape[0] = self.spec.outputs;
         let weight = self.kernel(tape)?.broadcast_mul(&a.reshape(&shape)?)?;
+        let (weight, bias) = (weight.to_dtype(tape.map_type())?, bias.to_dtype(tape.map_type())?);
         let folded = FoldedTensors { version, weight, bias };
         if let Some(kept) = &mut tape.composed {
             kept.folded.insert(self.weight, folded.clone());

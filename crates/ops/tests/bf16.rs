@@ -1,0 +1,258 @@
+//! Networks in bf16 as candle's graph, beside the same networks in f32.
+
+use candle_core::{DType, Tensor};
+use stillhouse_ops::optim::{Hyper, Sgd};
+use stillhouse_ops::{
+    Act, ConvBnAct, ConvSpec, Engine, Init, Kind, LayerNorm, Linear, Mode, Node, Padding, Params, Precision,
+    Result, Rng, Tape, WindowAttention,
+};
+use stillhouse_testkit::device;
+
+const CLASSES: usize = 5;
+
+fn images() -> Tensor {
+    let mut draw = Rng::new(4).at(0, 0);
+    let values: Vec<f32> = (0..8 * 3 * 16 * 16).map(|_| draw.normal() as f32).collect();
+    Tensor::from_vec(values, (8, 3, 16, 16), &device()).unwrap()
+}
+
+fn labels() -> Tensor {
+    Tensor::new(&[0u32, 1, 2, 3, 4, 0, 1, 2], &device()).unwrap()
+}
+
+type Run = Box<dyn Fn(&Node, &mut Tape) -> Result<Node>>;
+
+struct Net {
+    params: Params,
+    run: Run,
+}
+
+/// Convolutions with batch norm, a pooling, a residual sum, groups, a linear layer.
+fn residual(params: &Params) -> Result<Run> {
+    let p = params.builder(Rng::new(1));
+    let conv = |inputs, outputs, kernel: usize, groups, act, name: &str| {
+        let spec =
+            ConvSpec::new(inputs, outputs, kernel).padding(Padding::Symmetric(kernel / 2)).groups(groups);
+        let init = Init::kaiming_out(&spec.weight_shape());
+        ConvBnAct::new(spec, name, &format!("{name}_bn"), act, init, &p)
+    };
+    let stem = conv(3, 16, 3, 1, Act::Relu, "stem")?;
+    let first = conv(16, 16, 3, 1, Act::Relu, "first")?;
+    let second = conv(16, 16, 3, 1, Act::Relu, "second")?;
+    let deep = conv(16, 16, 3, 16, Act::Relu6, "deep")?;
+    let plain = ConvSpec::new(16, 24, 1);
+    let plain = ConvBnAct::without_bn(plain, "plain", true, Act::Relu, Init::Normal(0.3), &p)?;
+    let init = Init::Uniform(0.3);
+    let head = Linear::new(24, CLASSES, "head", init, Some(init), &p)?;
+    Ok(Box::new(move |x, tape| {
+        let x = stem.forward(x, tape)?;
+        let x = tape.max_pool(&x, 3, 2, 1)?;
+        let y = first.forward(&x, tape)?;
+        let x = second.forward_add(&y, &x, tape)?;
+        let x = deep.forward(&x, tape)?;
+        tape.tap("map", &x)?;
+        let x = plain.forward(&x, tape)?;
+        let x = tape.global_avg_pool(&x)?;
+        head.forward(&x, tape)
+    }))
+}
+
+/// Patches, a shifted window attention on an odd map, an MLP, merging.
+fn swin(params: &Params) -> Result<Run> {
+    let p = params.builder(Rng::new(2));
+    let (init, zero) = (Init::Normal(0.2), Some(Init::Constant(0.0)));
+    let patches = ConvSpec::new(3, 24, 3).stride(3).padding(Padding::Symmetric(0));
+    let patches = ConvBnAct::without_bn(patches, "patches", true, Act::None, init, &p)?;
+    let before = LayerNorm::new(24, "norm1", &p)?;
+    let attention = WindowAttention::new(24, 3, [4, 4], [2, 2], init, &p.pp("attn"))?;
+    let between = LayerNorm::new(24, "norm2", &p)?;
+    let up = Linear::new(24, 96, "fc1", init, zero, &p)?;
+    let down = Linear::new(96, 24, "fc2", init, zero, &p)?;
+    let merged = LayerNorm::new(96, "norm3", &p)?;
+    let reduce = Linear::new(96, 48, "reduction", init, None, &p)?;
+    let head = Linear::new(48, CLASSES, "head", init, zero, &p)?;
+    Ok(Box::new(move |x, tape| {
+        let x = patches.forward(x, tape)?;
+        let y = before.forward(&x, tape)?;
+        let x = attention.forward_add(&y, &x, tape)?;
+        tape.tap("map", &x)?;
+        let y = between.forward(&x, tape)?;
+        let y = up.forward(&y, tape)?;
+        let y = tape.gelu(&y)?;
+        let x = down.forward_add(&y, &x, tape)?;
+        let x = tape.merge_patches(&x)?;
+        let x = merged.forward(&x, tape)?;
+        let x = reduce.forward(&x, tape)?;
+        let x = tape.global_avg_pool(&x)?;
+        head.forward(&x, tape)
+    }))
+}
+
+/// What changes the size of maps, and what drops.
+fn shapes(params: &Params) -> Result<Run> {
+    let p = params.builder(Rng::new(3));
+    let init = Init::Normal(0.3);
+    let spec = |inputs| ConvSpec::new(inputs, 12, 1);
+    let first = ConvBnAct::new(spec(3), "first", "first_bn", Act::Relu, init, &p)?;
+    let second = ConvBnAct::biased(spec(36), "second", Some("second_bn"), Act::None, (init, init), &p)?;
+    let head = Linear::with_bn(12, CLASSES, ("head", "head_bn"), (init, init), &p)?;
+    Ok(Box::new(move |x, tape| {
+        let x = first.forward(x, tape)?;
+        let small = tape.adaptive_avg_pool(&x, (3, 5))?;
+        let large = tape.resize_bilinear(&small, (16, 16), false)?;
+        let mean = tape.global_avg_pool(&x)?;
+        let mean = tape.elu(&mean)?;
+        let mean = tape.expand(&mean, (16, 16))?;
+        let x = tape.concat(&[&x, &large, &mean])?;
+        let x = tape.dropout(&x, 0.3)?;
+        let x = second.forward(&x, tape)?;
+        let y = tape.graph(&[&x], |x| x[0].tanh())?;
+        let y = tape.drop_path(&y, 0.2)?;
+        let x = tape.add(&x, &y)?;
+        tape.tap("map", &x)?;
+        let x = tape.relu(&x)?;
+        let x = tape.global_avg_pool(&x)?;
+        head.forward(&x, tape)
+    }))
+}
+
+type Build = fn(&Params) -> Result<Run>;
+/// With how far gradients may be off by the batch's statistics, and by the running ones.
+const NETS: [(&str, Build, [f64; 2]); 3] =
+    [("residual", residual, [0.2, 0.08]), ("swin", swin, [0.02, 0.02]), ("shapes", shapes, [0.15, 0.02])];
+
+fn net(build: Build, precision: Precision) -> Net {
+    let params = Params::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
+    let params = params.in_precision(precision).unwrap();
+    let run = build(&params).unwrap();
+    Net { params, run }
+}
+
+impl Net {
+    /// The taps `logits` and `map` of one pass.
+    fn pass(&self, tape: &mut Tape, step: u64) -> [Tensor; 2] {
+        tape.want(&["logits", "map"]);
+        tape.begin(Rng::new(7), step);
+        let x = tape.input(&images()).unwrap();
+        let y = (self.run)(&x, tape).unwrap();
+        tape.tap("logits", &y).unwrap();
+        let outputs = tape.outputs().unwrap();
+        let of = |name: &str| outputs.iter().find(|(n, _)| n == name).unwrap().1.clone();
+        [of("logits"), of("map")]
+    }
+}
+
+/// Cross-entropy and something of the map, both on what the taps give.
+fn loss([logits, map]: &[Tensor; 2]) -> Tensor {
+    let entropy = stillhouse_ops::graph::cross_entropy(logits, &labels(), 0.0).unwrap().mean_all().unwrap();
+    (entropy + (map.sqr().unwrap().mean_all().unwrap() * 0.05).unwrap()).unwrap()
+}
+
+fn flat(t: &Tensor) -> Vec<f64> {
+    t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+/// Root of the mean square of the difference, as a share of that of what is wanted.
+fn off(got: &[f64], want: &[f64]) -> f64 {
+    let square = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>();
+    let difference = square(&mut got.iter().zip(want).map(|(a, b)| a - b));
+    (difference / square(&mut want.iter().copied()).max(1e-12)).sqrt()
+}
+
+/// Logits within 2 % of their size, bf16 has 8 bits; every gradient as near as that where nothing chooses.
+/// Where one activation in a hundred falls to the other side, gradients are off by a tenth; the differences
+/// in batch norm's widen that, to less than a fifth. What stays in f32 is f32: parameters, gradients, running
+/// statistics, and what the taps hand out.
+#[test]
+fn training_in_bf16_is_near_f32() {
+    for (name, build, [of_batch, of_running]) in NETS {
+        for mode in [Mode::Train, Mode::TrainFrozenBn] {
+            let [full, low] = [Precision::Full, Precision::Bf16].map(|precision| {
+                let net = net(build, precision);
+                let mut tape = Tape::new(&net.params, mode).unwrap();
+                let taps = net.pass(&mut tape, 0);
+                assert!(taps.iter().all(|t| t.dtype() == DType::F32), "{name}");
+                let gradients = tape.backward(&loss(&taps)).unwrap();
+                (net.params, taps, gradients)
+            });
+            for i in 0..2 {
+                let (got, want) = (flat(&low.1[i]), flat(&full.1[i]));
+                let off = off(&got, &want);
+                assert!(off > 0.0 && off < 0.02, "{name} {mode:?}: tap {i} is off by {off}");
+            }
+            for param in full.0.all() {
+                assert_eq!(low.0.get(low.0.id(&param.name).unwrap()).var().dtype(), DType::F32);
+                if param.kind == Kind::Buffer {
+                    let of = |p: &Params| flat(&p.export(p.id(&param.name).unwrap()).unwrap());
+                    let off = off(&of(&low.0), &of(&full.0));
+                    assert!(off < 0.01, "{name} {mode:?}: {} is off by {off}", param.name);
+                    continue;
+                }
+                let of = |g: &stillhouse_ops::Gradients| g.param(&param.name).unwrap().unwrap();
+                let (got, want) = (of(&low.2), of(&full.2));
+                assert_eq!(got.dtype(), DType::F32);
+                let off = off(&flat(&got), &flat(&want));
+                // A bias before batch norm has a gradient of zeros.
+                let most = if mode == Mode::Train { of_batch } else { of_running };
+                assert!(off < most, "{name} {mode:?}: gradient of {} is off by {off}", param.name);
+            }
+        }
+    }
+}
+
+/// The loss falls as it does in f32, and the weights that a step moves are those of f32.
+#[test]
+fn steps_in_bf16_lower_the_loss() {
+    for (name, build, _) in NETS {
+        let [full, low] = [Precision::Full, Precision::Bf16].map(|precision| {
+            let net = net(build, precision);
+            let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
+            let mut rule = Sgd::new(0.9, false);
+            let mut losses = Vec::new();
+            for step in 0..12 {
+                let loss = loss(&net.pass(&mut tape, step));
+                losses.push(flat(&loss)[0]);
+                let gradients = tape.backward(&loss).unwrap();
+                rule.step(&net.params, &gradients, |_| Some(Hyper { lr: 0.02, weight_decay: 1e-4 })).unwrap();
+            }
+            assert!(rule.state(&net.params).unwrap().iter().all(|(_, t)| t.dtype() == DType::F32));
+            losses
+        });
+        assert!(low[11] < 0.9 * low[0], "{name}: {low:?}");
+        assert!(off(&low, &full) < 0.02, "{name}: {low:?} beside {full:?}");
+    }
+}
+
+/// Without gradients, with batch norm folded in, and for Grad-CAM; a tape may choose for itself.
+#[test]
+fn other_modes_in_bf16() {
+    for (name, build, _) in NETS {
+        let net = net(build, Precision::Full);
+        for mode in [Mode::Eval, Mode::Frozen, Mode::EvalRecord] {
+            let mut tape = Tape::new(&net.params, mode).unwrap();
+            let [want, _] = net.pass(&mut tape, 0);
+            tape.set_precision(Precision::Bf16).unwrap();
+            let taps = net.pass(&mut tape, 0);
+            let off = off(&flat(&taps[0]), &flat(&want));
+            assert!(off > 0.0 && off < 0.02, "{name} {mode:?}: off by {off}");
+            if mode == Mode::EvalRecord {
+                let gradients = tape.backward(&loss(&taps)).unwrap();
+                assert_eq!(gradients.tap("map").unwrap().dtype(), DType::F32);
+            }
+            tape.set_precision(Precision::Full).unwrap();
+            assert_eq!(flat(&net.pass(&mut tape, 0)[0]), flat(&want), "{name} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_in_bf16_says_so() {
+    let store = |dtype, engine| Params::with_engine(dtype, &candle_core::Device::Cpu, engine).unwrap();
+    let kernels = store(DType::F32, Engine::Kernels);
+    let said = Tape::new(&kernels, Mode::Train).unwrap().set_precision(Precision::Bf16).unwrap_err();
+    assert!(said.to_string().contains("STILLHOUSE_ENGINE=graph"), "{said}");
+    let said = kernels.in_precision(Precision::Bf16).unwrap_err();
+    assert!(said.to_string().contains("only a frozen network"), "{said}");
+    let said = store(DType::F64, Engine::Graph).in_precision(Precision::Bf16).unwrap_err();
+    assert!(said.to_string().contains("f32 parameters"), "{said}");
+}
