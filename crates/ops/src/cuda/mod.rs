@@ -1,5 +1,5 @@
-//! Convolution, batch norm and pooling on an NVIDIA card, by cuDNN. What is not here is composed of
-//! candle's operations.
+//! Convolution, batch norm and pooling on an NVIDIA card, by cuDNN; optimisers, by a kernel of their own.
+//! What is not here is composed of candle's operations.
 //!
 //! Maps are `[B, C, H, W]`, contiguous, f32, f64 or bf16. What cuDNN says that it cannot do in bf16 is
 //! done in f32 between two casts. Every algorithm of convolution is the fastest that
@@ -10,20 +10,25 @@
 mod conv;
 mod descriptors;
 mod norm;
+mod optim;
 mod pool;
 
 pub(crate) use conv::conv2d;
 pub(crate) use norm::batch_norm;
+pub(crate) use optim::{adam, sgd};
 pub(crate) use pool::max_pool;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cudnn::{CudnnDataType, result, sys};
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, ValidAsZeroBits};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaModule, CudaSlice, CudaView, DeviceRepr, ValidAsZeroBits,
+};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, DeviceId};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
@@ -86,6 +91,8 @@ struct Context {
     algorithms: HashMap<conv::Key, Option<conv::Algorithm>>,
     /// Batch norm of bf16 has been refused.
     norm_in_f32: bool,
+    /// The updates of optimisers, compiled.
+    updates: Option<Arc<CudaModule>>,
 }
 
 thread_local! {
@@ -99,7 +106,7 @@ impl Context {
         let handle = result::create_handle()?;
         // SAFETY: the handle has just been made; candle keeps the stream as long as the device.
         unsafe { result::set_stream(handle, stream.cu_stream() as *mut _) }?;
-        Ok(Self { handle, workspace: None, algorithms: HashMap::new(), norm_in_f32: false })
+        Ok(Self { handle, workspace: None, algorithms: HashMap::new(), norm_in_f32: false, updates: None })
     }
 
     /// Runs `f` with the context of a card on this thread.

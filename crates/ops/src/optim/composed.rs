@@ -1,5 +1,5 @@
-//! Updates of parameters that are tensors of a device: out of candle's operations, nothing comes to
-//! the host.
+//! Updates of parameters that are tensors of a device: on a card by one kernel, in place, elsewhere out
+//! of candle's operations. Nothing comes to the host.
 
 use candle_core::Tensor;
 
@@ -15,6 +15,12 @@ fn decayed(g: &Tensor, p: &Tensor, decay: f64) -> Result<Tensor> {
 /// SGD as [`crate::kernels::optim::sgd`] has it.
 pub(super) fn sgd(params: &Params, id: ParamId, g: &Tensor, m: &mut Tensor, step: SgdStep) -> Result<()> {
     let p = params.get(id).var().as_detached_tensor();
+    #[cfg(feature = "cuda")]
+    if p.device().is_cuda() {
+        crate::cuda::sgd(&p, g, m, step)?;
+        params.touch();
+        return Ok(());
+    }
     let g = decayed(&g.detach(), &p, step.weight_decay)?;
     *m = if step.first { g.copy()? } else { ((&*m * step.momentum)? + &g)? };
     let by = if step.nesterov { (g + (&*m * step.momentum)?)? } else { m.clone() };
@@ -30,6 +36,12 @@ pub(super) fn adam(
     step: AdamStep,
 ) -> Result<()> {
     let p = params.get(id).var().as_detached_tensor();
+    #[cfg(feature = "cuda")]
+    if p.device().is_cuda() {
+        crate::cuda::adam(&p, g, [m, v], step)?;
+        params.touch();
+        return Ok(());
+    }
     let (decay, shrink) = match step.decoupled {
         true => (0.0, 1.0 - step.lr * step.weight_decay),
         false => (step.weight_decay, 1.0),
