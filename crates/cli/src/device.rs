@@ -22,9 +22,9 @@ pub(crate) enum Choice {
 pub(crate) enum Precision {
     /// 32 bits
     F32,
-    /// 32 bits; a card rounds the factors of products to TF32, with 10 bits of mantissa: faster
+    /// 32 bits; a card rounds the factors of products to TF32, with 10 bits of mantissa
     Tf32,
-    /// Maps in bf16 on a card; weights, statistics, losses and optimisers in 32 bits: faster still, half of the memory
+    /// Maps in bf16, on a card; weights, statistics, losses and optimisers in 32 bits
     Bf16,
 }
 
@@ -43,10 +43,10 @@ pub(crate) fn choose(choice: Choice, precision: Precision) -> Result<(), Problem
                 .hint("leave it out, or choose a card: --device cuda"));
         }
         (Choice::Cpu, Precision::Bf16) if !graph() => {
-            return Err(Problem::usage(
-                "--precision bf16 is of cards: the processor's kernels train in f32 alone",
-            )
-            .hint("choose a card, --device cuda; or leave it out: on the processor a frozen teacher alone can be in bf16, by --set teacher.precision=bf16"));
+            let hint = "leave it out, or choose a card: --device cuda; on the processor a frozen teacher \
+                        alone can be in bf16: --set teacher.precision=bf16";
+            let what = "--precision bf16 is of cards: the processor's kernels train in f32 alone";
+            return Err(Problem::usage(what).hint(hint));
         }
         (Choice::Cpu, _) => Device::Cpu,
         (Choice::Cuda, _) => open_card(precision)?,
