@@ -31,6 +31,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
                 student: &features,
                 teacher: &nothing,
                 target: &target,
+                on_host: &target,
                 images: &images,
                 ids: &ids,
                 given: &nothing,

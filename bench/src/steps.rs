@@ -194,6 +194,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
             student: &features,
             teacher: &of_teacher,
             target: &target,
+            on_host: &target,
             images: &images,
             ids: &ids,
             given: &nothing,

@@ -43,8 +43,11 @@ pub struct Step<'a> {
     pub student: &'a Features,
     /// The teacher's taps, without gradients.
     pub teacher: &'a Features,
-    /// Labels.
+    /// Labels, on the device of the taps.
     pub target: &'a Target,
+    /// The same in the host's memory, for methods that count with them: to read `target` back would
+    /// wait for a card.
+    pub on_host: &'a Target,
     /// The batch's images `[B, 3, H, W]` as the student saw them.
     pub images: &'a Tensor,
     /// Dataset indices of the samples.

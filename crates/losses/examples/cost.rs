@@ -79,7 +79,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             let step = Step {
                 student: &student,
                 teacher: &teacher,
-                target: &Target::Classes(Tensor::new(classes, &Device::Cpu)?),
+                target: &Target::Classes(Tensor::new(classes.as_slice(), &Device::Cpu)?),
+                on_host: &Target::Classes(Tensor::new(classes, &Device::Cpu)?),
                 images: &Tensor::zeros((BATCH, 3, 64, 64), DType::F32, &Device::Cpu)?,
                 ids: &(0..BATCH as u64).map(|i| (step * 64 + i) % 1680).collect::<Vec<_>>(),
                 given: &Features::default(),

@@ -19,6 +19,7 @@ fn main() -> Result<()> {
             student: &student_taps,
             teacher: &teacher_taps,
             target: &target,
+            on_host: &target,
             images: &Tensor::zeros((1, 3, 1, 1), candle_core::DType::F32, &Device::Cpu)?,
             ids: &[],
             given: &Features::default(),

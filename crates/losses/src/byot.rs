@@ -220,13 +220,13 @@ impl Distiller for Byot {
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
         let deep = step.student.logits()?;
         let (teacher, feature) = (deep.detach(), step.student.get(&self.config.deep_feature)?.detach());
-        let ce_deep = self.ce.value(deep, step.target)?;
+        let ce_deep = self.ce.value(deep, step)?;
         let zero = Tensor::zeros((), deep.dtype(), deep.device())?;
         let (mut ce, mut soft, mut hint) = (zero.clone(), zero.clone(), zero);
         for exit in &self.config.exits {
             let [logits, own] = taps(*exit).map(|tap| step.student.get(&tap));
             let (logits, own) = (logits?, own?);
-            ce = (ce + self.ce.value(logits, step.target)?)?;
+            ce = (ce + self.ce.value(logits, step)?)?;
             soft = (soft + self.soft(logits, &teacher)?)?;
             hint = (hint + self.hint(own, &feature)?)?;
         }

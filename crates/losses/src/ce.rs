@@ -102,7 +102,12 @@ impl Ce {
     }
 
     /// The mean over the labels that count, a scalar.
-    pub(crate) fn value(&self, logits: &Tensor, target: &Target) -> Result<Tensor> {
+    pub(crate) fn value(&self, logits: &Tensor, step: &Step) -> Result<Tensor> {
+        self.of_labels(logits, [step.target, step.on_host])
+    }
+
+    /// The labels where the logits are, and in the host's memory.
+    fn of_labels(&self, logits: &Tensor, [target, on_host]: [&Target; 2]) -> Result<Tensor> {
         let (labels, ignore) = match target {
             Target::Classes(t) => (t, self.config.ignore_index),
             Target::Mask(t) => (t, self.config.ignore_index.or(Some(IGNORE))),
@@ -133,7 +138,7 @@ impl Ce {
             None => labels.ones_like()?.to_dtype(DType::U8)?,
         };
         let labels = counts.where_cond(&labels, &labels.zeros_like()?)?;
-        let (largest, classes) = (labels.max(0)?.to_scalar::<u32>()?, logits.dim(1)?);
+        let (largest, classes) = (largest(on_host, ignore)?, logits.dim(1)?);
         if largest as usize >= classes {
             return Err(Error::unfit(
                 "ce",
@@ -148,6 +153,13 @@ impl Ce {
         let total = sum(&(each * &counts)?)?;
         Ok(total.div(&sum(&counts)?.maximum(1.0)?)?)
     }
+}
+
+/// The largest label that counts, of a target in the host's memory.
+fn largest(on_host: &Target, ignore: Option<u32>) -> Result<u32> {
+    let (Target::Classes(labels) | Target::Mask(labels)) = on_host;
+    let labels = labels.flatten_all()?.to_vec1::<u32>()?;
+    Ok(labels.into_iter().filter(|label| Some(*label) != ignore).max().unwrap_or(0))
 }
 
 impl Distiller for Ce {
@@ -177,7 +189,7 @@ impl Distiller for Ce {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        Ok(vec![Term::new("ce", self.value(step.student.get(self.tap())?, step.target)?, self.config.weight)])
+        Ok(vec![Term::new("ce", self.value(step.student.get(self.tap())?, step)?, self.config.weight)])
     }
 
     fn weights(&self) -> Vec<(String, f64)> {
@@ -198,19 +210,20 @@ mod tests {
     fn ignored_labels_do_not_count() {
         let logits = Tensor::new(&[[0f64, 3f64.ln()], [9., -9.], [0., 0.]], &Device::Cpu).unwrap();
         let classes = |y: [u32; 3]| Target::Classes(Tensor::new(&y, &Device::Cpu).unwrap());
-        let value = |ce: &Ce, y| ce.value(&logits, &classes(y)).unwrap().to_scalar::<f64>().unwrap();
+        let value = |ce: &Ce, y| ce.of_labels(&logits, [&classes(y); 2]).unwrap().to_scalar::<f64>().unwrap();
         let ignoring = ce(toml::toml! { ignore_index = 7 });
         let want = ((4f64 / 3.0).ln() + 2f64.ln()) / 2.0;
         assert!((value(&ignoring, [1, 7, 0]) - want).abs() < 1e-15);
         assert_eq!(value(&ignoring, [7, 7, 7]), 0.0);
 
         // 255 is a class like any other, unless it stands in a mask.
-        let e = ce(toml::Table::new()).value(&logits, &classes([1, 255, 0])).unwrap_err().to_string();
+        let e =
+            ce(toml::Table::new()).of_labels(&logits, [&classes([1, 255, 0]); 2]).unwrap_err().to_string();
         assert!(e.contains("label 255") && e.contains("2 classes"), "{e}");
         let maps = logits.reshape((3, 2, 1, 1)).unwrap();
         let mask =
             Target::Mask(Tensor::new(&[1u32, 255, 0], &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap());
-        let got = ce(toml::Table::new()).value(&maps, &mask).unwrap().to_scalar::<f64>().unwrap();
+        let got = ce(toml::Table::new()).of_labels(&maps, [&mask; 2]).unwrap().to_scalar::<f64>().unwrap();
         assert!((got - want).abs() < 1e-15);
     }
 
@@ -221,7 +234,7 @@ mod tests {
         let mask = Target::Mask(Tensor::new(&[[[0u32, 255, 1, 0]]], &Device::Cpu).unwrap());
         let softplus = |x: f64| (1.0 + x.exp()).ln();
         let want = (softplus(0.0) + softplus(3.0) + softplus(-4.0)) / 3.0;
-        let got = ce(toml::Table::new()).value(&logits, &mask).unwrap().to_scalar::<f64>().unwrap();
+        let got = ce(toml::Table::new()).of_labels(&logits, [&mask; 2]).unwrap().to_scalar::<f64>().unwrap();
         assert!((got - want).abs() < 1e-15, "{got} {want}");
     }
 
@@ -229,8 +242,10 @@ mod tests {
     fn misfits_are_told() {
         let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
         let mask = Target::Mask(zeros(&[1, 4, 4], DType::U32));
-        let e =
-            ce(toml::Table::new()).value(&zeros(&[2, 3, 1, 1], DType::F32), &mask).unwrap_err().to_string();
+        let e = ce(toml::Table::new())
+            .of_labels(&zeros(&[2, 3, 1, 1], DType::F32), [&mask; 2])
+            .unwrap_err()
+            .to_string();
         assert!(e.contains("[2, 3, 1, 1]") && e.contains("[1, 4, 4]"), "{e}");
         let taps = [("logits".to_string(), vec![3])].into();
         let shapes = Shapes { student: taps, classes: 3, task: Task::Segmentation, ..Default::default() };

@@ -267,7 +267,7 @@ impl Distiller for ClassCentre {
     }
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let classes = step.target.classes(ROW.name)?.to_vec1::<u32>()?;
+        let classes = step.on_host.classes(ROW.name)?.to_vec1::<u32>()?;
         let groups = Groups::by_id(&classes)?;
         let values = self.stages.iter().map(|stage| Ok((self.stage(stage, step, &groups)? * stage.weight)?));
         let value = sum::stages(ROW.name, values)?;

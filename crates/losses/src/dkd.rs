@@ -142,7 +142,7 @@ impl Distiller for Dkd {
         let student = step.student.logits()?;
         let teacher = step.teacher.logits()?.detach().to_dtype(student.dtype())?;
         let (b, n) = student.dims2()?;
-        let labels = fit::labels(step.target, (b, n), ROW.name)?;
+        let labels = fit::labels(step.on_host, (b, n), ROW.name)?;
         let others: Vec<u32> =
             labels.iter().flat_map(|y| (0..n as u32).filter(move |class| class != y)).collect();
         let own = Tensor::from_vec(labels, (b, 1), student.device())?;

@@ -217,7 +217,7 @@ pub(crate) fn student_shape<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Res
     shape(&shapes.student, "student", tap, who)
 }
 
-/// The labels of `images` images, each below `classes`.
+/// The labels of `images` images, each below `classes`; the target is one in the host's memory.
 pub(crate) fn labels(target: &Target, (images, classes): (usize, usize), who: &str) -> Result<Vec<u32>> {
     let labels = target.classes(who)?.to_vec1::<u32>()?;
     if labels.len() != images {

@@ -254,7 +254,8 @@ impl Frkd {
         [("ce", ce), ("inter", inter), ("intra", intra), ("similarity", similarity_weight)]
     }
 
-    fn classes(&self, refined: &Refined, labels: &Tensor) -> Result<Classes> {
+    /// `labels` are those of the map's size, where the map is and in the host's memory.
+    fn classes(&self, refined: &Refined, labels: &Tensor, on_host: &Tensor) -> Result<Classes> {
         let (_, n, _) = refined.keep.dims3()?;
         let own = labels::one_hot(labels, n, refined.keep.dtype())?;
         let positions = match self.config.centre {
@@ -263,7 +264,9 @@ impl Frkd {
             Centre::TeacherArgmax => (&refined.keep * &refined.largest)?,
         };
         let edges = match self.config.edge {
-            Edge::Boundary => own.broadcast_mul(&boundary(labels)?.to_dtype(own.dtype())?)?,
+            Edge::Boundary => {
+                own.broadcast_mul(&boundary(on_host)?.to_device(own.device())?.to_dtype(own.dtype())?)?
+            }
             Edge::Margin => (&own * (1.0 - &refined.keep)?)?,
         };
         let some = |x: &Tensor| x.sum(2)?.gt(0.0)?.to_dtype(x.dtype());
@@ -387,7 +390,8 @@ impl Distiller for Frkd {
         let (s, t) = (student.flatten_from(2)?.contiguous()?, teacher.flatten_from(2)?.contiguous()?);
         let config = &self.config;
         let refined = Refined::of(&t, config.contribution, config.mask, config.keep, config.rho)?;
-        let classes = self.classes(&refined, &labels::at_size(mask, (h, w))?)?;
+        let [here, on_host] = [mask, step.on_host.mask(ROW.name)?].map(|mask| labels::at_size(mask, (h, w)));
+        let classes = self.classes(&refined, &here?, &on_host?)?;
 
         let of_teacher = self.distances(&t, &refined, &classes, (h, w))?;
         let of_student = self.distances(&s, &refined, &classes, (h, w))?;
@@ -403,7 +407,7 @@ impl Distiller for Frkd {
             Ok(rows.matmul(&rows.transpose(1, 2)?)?) // [B, N, N]
         };
         let similarity = mean(&(gram(&s)? - gram(&t)?)?.sqr()?)?;
-        let values = [self.ce.value(step.student.logits()?, step.target)?, inter, intra, similarity];
+        let values = [self.ce.value(step.student.logits()?, step)?, inter, intra, similarity];
         let terms = self.weighted().into_iter().zip(values);
         Ok(terms.map(|((name, weight), value)| Term::new(name, value, weight)).collect())
     }

@@ -127,6 +127,7 @@ mod tests {
             student: &student,
             teacher: &teacher,
             target: &Target::Classes(Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap()),
+            on_host: &Target::Classes(Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap()),
             images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu).unwrap(),
             ids: &[],
             given: &Features::default(),

@@ -245,7 +245,7 @@ impl Distiller for SelfKl {
 
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
         let (s3, s4) = (step.student.get(&self.config.s3)?, step.student.get(&self.config.s4)?);
-        let (ce_s3, ce_s4) = (self.ce.value(s3, step.target)?, self.ce.value(s4, step.target)?);
+        let (ce_s3, ce_s4) = (self.ce.value(s3, step)?, self.ce.value(s4, step)?);
         let distilled = match self.config.on {
             On::Logits => self.divergence(step)?,
             On::Features => {
@@ -313,6 +313,7 @@ mod tests {
             student: &student,
             teacher: &nothing,
             target: &Target::Classes(Tensor::new(&[0u32, 1], &Device::Cpu).unwrap()),
+            on_host: &Target::Classes(Tensor::new(&[0u32, 1], &Device::Cpu).unwrap()),
             images: &images,
             ids: &[0, 1],
             given: &nothing,

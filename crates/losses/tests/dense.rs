@@ -107,6 +107,7 @@ impl Rig {
             student,
             teacher: &self.teacher,
             target: &self.target,
+            on_host: &self.target,
             images: &self.images,
             ids: &[],
             given: &given,

@@ -238,6 +238,7 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
         student: &student,
         teacher: &teacher,
         target: &target,
+        on_host: &target,
         images: &images,
         given: &aux,
         ids: &(0..batch as u64).collect::<Vec<_>>(),

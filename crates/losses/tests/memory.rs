@@ -58,6 +58,7 @@ impl Bench {
             student: &student,
             teacher: &teacher,
             target: &Target::Classes(Tensor::zeros(ids.len(), DType::U32, &CPU)?),
+            on_host: &Target::Classes(Tensor::zeros(ids.len(), DType::U32, &CPU)?),
             images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &CPU)?,
             ids,
             given: &Features::default(),

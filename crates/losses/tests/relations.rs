@@ -84,6 +84,7 @@ impl Bench {
             student: &features,
             teacher: &teacher,
             target: &Target::Classes(Tensor::new(y, &CPU)?),
+            on_host: &Target::Classes(Tensor::new(y, &CPU)?),
             images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &CPU)?,
             ids: &ids,
             given: &Features::default(),

@@ -176,6 +176,7 @@ impl Bench {
             student: &student,
             teacher: &teacher,
             target: &self.target,
+            on_host: &self.target,
             images: &Tensor::zeros((images, 3, 8, 8), self.params.dtype(), &CPU)?,
             ids: &(0..images as u64).map(|i| 3 * i + 1).collect::<Vec<_>>(),
             given: &Features::default(),

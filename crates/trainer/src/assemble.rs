@@ -13,6 +13,7 @@ use crate::connect::connect;
 use crate::folder::Folder;
 use crate::groups::Groups;
 use crate::plan::teacher_folder;
+use crate::readings::Readings;
 use crate::schedule::Course;
 use crate::step::{Learner, Method, is_own};
 use crate::steps;
@@ -101,6 +102,7 @@ pub(crate) fn learner(
         clip_norm: config.train.clip_norm,
         micro_batch: config.train.micro_batch,
         rng: root.stream("step"),
+        readings: Readings::new(context.read_together, &context.device),
     };
     Ok((learner, facts))
 }

@@ -28,6 +28,10 @@ pub struct Context {
     pub device: Device,
     /// What they compute in there, student and teacher, in training and in tests.
     pub precision: stillhouse_ops::Precision,
+    /// Steps whose logged and checked values are read together; at 1 each value is read where it is
+    /// made. Without a number that is so on the CPU, and a card is not waited for in every step. It
+    /// changes no number; what is not finite is told that much later, and never written.
+    pub read_together: Option<u64>,
     /// Revision of the program, processor, threads and the like, for `result.json`.
     pub environment: BTreeMap<String, String>,
     /// Set it (as Ctrl-C does), and a run writes a checkpoint at its next step and returns
@@ -46,6 +50,7 @@ impl Context {
             runs: runs.into(),
             device: Device::Cpu,
             precision: stillhouse_ops::Precision::Full,
+            read_together: None,
             environment: BTreeMap::new(),
             stop: Arc::default(),
         }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 /// What can go wrong while an experiment is read, planned or run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A term of the loss, the loss or its gradient is no longer a number; nothing was updated.
+    /// A term of the loss, the loss or its gradient is no longer a number; nothing of that step was
+    /// saved.
     #[error(
-        "step {step}: `{term}` is {value}; stopped before the update. Samples: {ids:?}. \
+        "step {step}: `{term}` is {value}; stopped, nothing of it is saved. Samples: {ids:?}. \
          Try a smaller learning rate or weight, or a longer warm-up"
     )]
     NonFinite {

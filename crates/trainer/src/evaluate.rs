@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use stillhouse_core::Rng;
 use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Split, Target, Task};
 use stillhouse_core::metric::{Metric, Score};
@@ -118,15 +118,16 @@ pub(crate) fn to_device(batch: Batch, device: &Device) -> Result<Batch> {
 }
 
 /// How many of the batch are classified right; none for label masks.
-pub(crate) fn count_right(features: &Features, target: &Target) -> Result<Option<u64>> {
-    right(features.logits()?, target)
+fn count_right(logits: &Tensor, target: &Target) -> Result<Option<u64>> {
+    let count = right(logits, target)?.map(|count| count.to_scalar::<f64>()).transpose()?;
+    Ok(count.map(|count| count as u64))
 }
 
-fn right(logits: &Tensor, target: &Target) -> Result<Option<u64>> {
+/// The same as an f64 scalar where the logits are; on a card nothing waits for it.
+pub(crate) fn right(logits: &Tensor, target: &Target) -> Result<Option<Tensor>> {
     let Target::Classes(labels) = target else { return Ok(None) };
-    let guess = logits.detach().argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let labels = labels.to_vec1::<u32>()?;
-    Ok(Some(guess.iter().zip(&labels).filter(|(g, l)| g == l).count() as u64))
+    let right = logits.detach().argmax(D::Minus1)?.eq(labels)?;
+    Ok(Some(right.to_dtype(DType::F64)?.sum_all()?))
 }
 
 /// All metrics that count such labels.
@@ -245,7 +246,7 @@ pub(crate) fn test(
         match &batch.target {
             Target::Classes(classes) => {
                 let features = look(tape, &batch.images)?;
-                right = right.zip(count_right(&features, &batch.target)?).map(|(a, b)| a + b);
+                right = right.zip(count_right(features.logits()?, &batch.target)?).map(|(a, b)| a + b);
                 count_taps(&features, &batch.target, taps, &mut of_taps)?;
                 for metric in &mut metrics {
                     metric.update(features.logits()?, &batch.target)?;
@@ -283,7 +284,7 @@ pub(crate) fn test(
         let (mut right, mut of_taps) = (0, vec![0; taps.len()]);
         run(i + 1, Some(*view), &mut |tape, batch| {
             let features = look(tape, &batch.images)?;
-            right += count_right(&features, &batch.target)?.unwrap_or(0);
+            right += count_right(features.logits()?, &batch.target)?.unwrap_or(0);
             count_taps(&features, &batch.target, taps, &mut of_taps)
         })?;
         tell(format!("{}.accuracy", view.name()), right);
@@ -307,7 +308,7 @@ fn seen_as(view: Option<View>, images: &Tensor) -> Result<Tensor> {
 /// Adds how many of the batch are classified right by each tap.
 fn count_taps(features: &Features, target: &Target, taps: &[String], sums: &mut [u64]) -> Result<()> {
     for (tap, sum) in taps.iter().zip(sums) {
-        *sum += right(features.get(tap)?, target)?.unwrap_or(0);
+        *sum += count_right(features.get(tap)?, target)?.unwrap_or(0);
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ mod look;
 mod losses;
 mod network;
 mod plan;
+mod readings;
 mod result;
 mod run;
 mod schedule;

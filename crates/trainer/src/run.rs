@@ -13,12 +13,13 @@ use stillhouse_ops::Kind;
 use crate::assemble::learner;
 use crate::checkpoint::{Checkpoints, Group, State, Tally};
 use crate::config::{CellConfig, Every};
-use crate::evaluate::{Asked, named, test, test_loader, to_device};
+use crate::evaluate::{Asked, named, test, test_loader};
 use crate::events::{Events, now};
 use crate::folder::Folder;
 use crate::plan::open_dataset;
+use crate::readings::Told;
 use crate::speed::speed;
-use crate::step::{Learner, Moment, Told, is_own};
+use crate::step::{Learner, Moment, is_own};
 use crate::{
     Best, Cell, CellResult, Context, EpochLog, Error, Evaluation, Facts, Observer, Plan, RESULT_FORMAT,
     Result, RunInfo, TeacherFacts,
@@ -131,6 +132,8 @@ struct Run<'a> {
     /// Warnings that this process has told; the log has them in every epoch.
     warned: BTreeSet<String>,
     per_epoch: u64,
+    /// Steps that the observer knows of; on a card some less than are done.
+    told: u64,
 }
 
 impl<'a> Run<'a> {
@@ -192,6 +195,7 @@ impl<'a> Run<'a> {
             events,
             warned: BTreeSet::new(),
             per_epoch,
+            told: 0,
         };
         // What does not fit is told before the first step.
         run.asked(true)?.check(&run.learner.student, run.dataset.info().task)?;
@@ -225,6 +229,7 @@ impl<'a> Run<'a> {
                 average.load_state(params, loaded.group("average"))?;
             }
             self.state = loaded.state;
+            self.told = self.state.step;
         }
         let lines = self.folder.rewind_log(self.state.step)?;
         self.events = Events::open(&self.folder.0, &lines, self.split.test.len() as u64)?;
@@ -237,30 +242,30 @@ impl<'a> Run<'a> {
         observer.cell_started(self.cell, self.state.step, total);
         loop {
             if self.context.stopped() {
-                return self.interrupt();
+                return self.interrupt(observer);
             }
             if self.state.tally.steps > 0 && self.state.step.is_multiple_of(self.per_epoch) {
                 let last = match self.end_epoch(observer) {
-                    Err(e) if e.is_interrupted() => return self.interrupt(),
+                    Err(e) if e.is_interrupted() => return self.interrupt(observer),
                     other => other?,
                 };
                 if let Some((line, evaluation)) = last {
                     return self.finish(&line, &evaluation);
                 }
                 if self.checkpoint_is_due() {
-                    self.save()?;
+                    self.save(observer)?;
                 }
             }
             self.train_batch(total, observer)?;
             let inside = !self.state.step.is_multiple_of(self.per_epoch);
             if inside && self.checkpoint_is_due() {
-                self.save()?;
+                self.save(observer)?;
             }
         }
     }
 
-    fn interrupt(&self) -> Result<CellResult> {
-        self.save()?;
+    fn interrupt(&mut self, observer: &mut dyn Observer) -> Result<CellResult> {
+        self.save(observer)?;
         Err(Error::Interrupted { step: self.state.step, folder: self.folder.0.clone() })
     }
 
@@ -271,20 +276,33 @@ impl<'a> Run<'a> {
             return Err(stillhouse_core::Error::unfit("loader", what).into());
         };
         self.state.tally.waited += begun.elapsed().as_secs_f64();
-        let batch = to_device(batch, &self.context.device)?;
-        let (images, step) = (batch.ids.len() as u64, self.state.step);
+        let step = self.state.step;
         let at = Moment { step, per_epoch: self.per_epoch, lr: self.lr(step) };
-        let told = self.learner.learn(&batch, at, &mut self.state.tally.moved)?;
-        let seconds = begun.elapsed().as_secs_f64();
-        self.state.tally.add(&told, images, seconds);
-        self.state.seconds.train += seconds;
+        self.learner.learn(&batch, at, &self.state.tally.moved)?;
         let step = step + 1;
         self.state.step = step;
         self.state.position = Position { epoch: step / self.per_epoch, batch: step % self.per_epoch };
-        observer.step(self.cell, step, total, told.total, at.lr);
-        if step.is_multiple_of(self.per_epoch) && step < total && self.loader.next_batch()?.is_some() {
+        let ends = step.is_multiple_of(self.per_epoch);
+        self.tell(ends, begun, observer)?;
+        if ends && step < total && self.loader.next_batch()?.is_some() {
             let what = format!("the loader gave more than its {} batches", self.per_epoch);
             return Err(stillhouse_core::Error::unfit("loader", what).into());
+        }
+        Ok(())
+    }
+
+    /// Tells the steps that are over, `all` of them or as many as have been read, and takes the time
+    /// since `begun`.
+    fn tell(&mut self, all: bool, begun: Instant, observer: &mut dyn Observer) -> Result<()> {
+        let read = self.learner.readings.told(all)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        self.state.tally.seconds += seconds;
+        self.state.seconds.train += seconds;
+        let total = self.config.train.epochs * self.per_epoch;
+        for told in read {
+            self.state.tally.add(&told);
+            self.told += 1;
+            observer.step(self.cell, self.told, total, told.total, told.lr);
         }
         Ok(())
     }
@@ -308,7 +326,9 @@ impl<'a> Run<'a> {
         Ok(Asked { metrics, taps: &eval.taps, views: if is_last { &eval.views } else { &[] } })
     }
 
-    fn save(&self) -> Result<()> {
+    /// Writes a checkpoint, once all that the steps up to it have computed is known to be finite.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.tell(true, Instant::now(), observer)?;
         let params = &self.learner.student.params;
         let own = || Ok(params.export_named(is_own)?);
         let connectors = || Ok(params.export_named(|name| !is_own(name))?);
@@ -448,12 +468,12 @@ impl<'a> Run<'a> {
 }
 
 impl Tally {
-    fn add(&mut self, told: &Told, images: u64, seconds: f64) {
+    fn add(&mut self, told: &Told) {
         self.steps += 1;
-        self.images += images;
+        self.images += told.images;
         self.total += told.total;
-        self.seconds += seconds;
         self.right = told.right.map(|r| r + self.right.unwrap_or(0));
+        self.moved.extend(told.moved.iter().cloned());
         for term in &told.terms {
             *self.terms.entry(term.name.clone()).or_default() += term.value;
             self.weights.insert(term.name.clone(), term.weight);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use stillhouse_core::data::{Batch, Target};
 use stillhouse_core::distiller::{Distiller, OPPONENT, Step, Term};
 use stillhouse_core::network::Features;
@@ -11,9 +11,10 @@ use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::{Average, Rule};
 use stillhouse_ops::{Gradients, Param};
 
-use crate::evaluate::count_right;
+use crate::evaluate::{right, to_device};
 use crate::groups::Groups;
 use crate::losses::{CE, is_ce};
+use crate::readings::{Place, Readings, ToldTerm, value_of};
 use crate::schedule::Course;
 use crate::steps::StepPlan;
 use crate::teacher::Teacher;
@@ -67,6 +68,8 @@ pub(crate) struct Learner {
     pub(crate) micro_batch: Option<usize>,
     /// Random numbers of dropout and the like, addressed by step.
     pub(crate) rng: Rng,
+    /// What the steps tell.
+    pub(crate) readings: Readings,
 }
 
 /// Where a step stands in the training.
@@ -77,41 +80,33 @@ pub(crate) struct Moment {
     pub(crate) lr: f64,
 }
 
-/// What a step tells.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Told {
-    pub(crate) terms: Vec<ToldTerm>,
-    /// The weighted sum.
-    pub(crate) total: f64,
-    pub(crate) right: Option<u64>,
-}
-
-/// A term as it is logged.
-#[derive(Debug, Clone)]
-pub(crate) struct ToldTerm {
-    /// The method's name, if another method of the step has a term of the same name, and the term's.
-    pub(crate) name: String,
-    /// `<label>.<term>`
-    pub(crate) path: String,
-    /// Without the weight.
-    pub(crate) value: f64,
-    /// In force now.
-    pub(crate) weight: f64,
-}
-
 impl Learner {
-    /// Runs all training steps of one batch; names of connectors that get a gradient are added to
-    /// `moved`.
-    pub(crate) fn learn(&mut self, batch: &Batch, at: Moment, moved: &mut BTreeSet<String>) -> Result<Told> {
-        let parts = self.parts(batch)?;
-        let mut told = Told::default();
+    /// Runs all training steps of one batch, which lies in the host's memory. What they tell goes to
+    /// the readings; connectors that are known to get a gradient are not looked at.
+    ///
+    /// An error may come from values that an earlier step has spoilt: then it is that step's which is
+    /// told.
+    pub(crate) fn learn(&mut self, batch: &Batch, at: Moment, known: &BTreeSet<String>) -> Result<()> {
+        let learnt = self.steps(batch, at, known);
+        if learnt.is_err()
+            && let Err(earlier @ Error::NonFinite { .. }) = self.readings.told(true)
+        {
+            return Err(earlier);
+        }
+        learnt
+    }
+
+    fn steps(&mut self, batch: &Batch, at: Moment, known: &BTreeSet<String>) -> Result<()> {
+        let parts = self.parts(batch, at)?;
+        let logits = |plan: &StepPlan| plan.taps.iter().any(|tap| tap == "logits");
+        let counting = self.plans.iter().position(logits);
         for place in 0..self.plans.len() {
-            self.step(place, &parts, at, &mut told, moved)?;
+            self.step(place, &parts, at, counting == Some(place), known)?;
         }
         if let Some(average) = &mut self.average {
             average.update(&self.student.params)?;
         }
-        Ok(told)
+        self.readings.over(at.lr, batch.ids.len() as u64)
     }
 
     /// The weights of all terms by name, with the step where there are several.
@@ -159,8 +154,8 @@ impl Learner {
         found
     }
 
-    /// The batch in parts of `micro_batch` images, each with what the teacher makes of it.
-    fn parts(&mut self, batch: &Batch) -> Result<Vec<Part>> {
+    /// The batch in parts of `micro_batch` images on the device, each with what the teacher makes of it.
+    fn parts(&mut self, batch: &Batch, at: Moment) -> Result<Vec<Part>> {
         let images = batch.ids.len();
         let size = self.micro_batch.unwrap_or(images).clamp(1, images.max(1));
         let mut parts = Vec::new();
@@ -171,31 +166,35 @@ impl Learner {
                 Target::Mask(t) => Target::Mask(t.narrow(0, start, len)?),
             };
             let ids = batch.ids[start..start + len].to_vec();
-            let batch = Batch { images: batch.images.narrow(0, start, len)?, target, ids };
+            let images_of = batch.images.narrow(0, start, len)?;
+            let on_host = target.clone();
+            let batch = to_device(Batch { images: images_of, target, ids }, self.student.params.device())?;
+            let place = Place::new(at.step, &batch);
             let teacher = match &mut self.teacher {
                 Some(teacher) => teacher.forward(&batch)?,
                 None => Features::default(),
             };
-            parts.push(Part { batch, teacher, share: len as f64 / images as f64 });
+            parts.push(Part { batch, on_host, place, teacher, share: len as f64 / images as f64 });
         }
         Ok(parts)
     }
 
-    /// One step: the gradients of all parts, one update, then opponents and what moves by itself.
+    /// One step: the gradients of all parts, one update, then opponents and what moves by itself. Its
+    /// logits count what is right if they are to.
     fn step(
         &mut self,
         place: usize,
         parts: &[Part],
         at: Moment,
-        told: &mut Told,
-        moved: &mut BTreeSet<String>,
+        counting: bool,
+        known: &BTreeSet<String>,
     ) -> Result<()> {
         let plan = self.plans[place].clone();
         // A batch of one step and one part draws as it always has.
         let streams: Vec<Option<String>> =
             (0..parts.len()).map(|i| (place + i > 0).then(|| format!("step {place} part {i}"))).collect();
         let stream = |rng: Rng, i: usize| streams[i].as_ref().map_or(rng, |name| rng.stream(name));
-        let (mut of_step, mut sum, mut features) = (Told::default(), None, Vec::new());
+        let (mut sum, mut features) = (None, Vec::new());
         self.tape.want(&plan.taps);
         for (i, part) in parts.iter().enumerate() {
             self.tape.begin(stream(self.rng, i), at.step);
@@ -210,25 +209,20 @@ impl Learner {
                     terms.push((method, term));
                 }
             }
-            let mut of_part = Told::default();
-            let total = part.shared(add_up(&terms, &part.batch, at.step, &mut of_part)?)?;
-            of_step.add(of_part, part.share);
+            let total = part.shared(add_up(&terms, part, &mut self.readings)?)?;
             let gradients = self.tape.backward(&total)?;
-            finite(&gradients, &part.batch, at.step)?;
+            self.readings.finite(&part.place, &gradients)?;
             sum = Some(added(sum, gradients)?);
-            if told.right.is_none() && plan.taps.iter().any(|tap| tap == "logits") {
-                of_step.right =
-                    count_right(&student, &part.batch.target)?.map(|r| r + of_step.right.unwrap_or(0));
+            if counting && let Some(count) = right(student.logits()?, &part.batch.target)? {
+                self.readings.right(&count)?;
             }
             features.push(student);
         }
-        told.right = told.right.or(of_step.right);
-        told.total += of_step.total;
-        told.terms.extend(of_step.terms);
+        self.readings.summed(true)?;
         if let Some(gradients) = sum {
-            self.update(&plan, gradients, parts, at, moved)?;
+            self.update(&plan, gradients, parts, at, known)?;
         }
-        self.update_opponents(&plan, parts, &features, stream, at, told, moved)?;
+        self.update_opponents(&plan, parts, &features, stream, at)?;
         for (i, (part, student)) in parts.iter().zip(&features).enumerate() {
             for place in &plan.methods {
                 let method = &mut self.methods[*place];
@@ -246,14 +240,14 @@ impl Learner {
         mut gradients: Gradients,
         parts: &[Part],
         at: Moment,
-        moved: &mut BTreeSet<String>,
+        known: &BTreeSet<String>,
     ) -> Result<()> {
         if let [_, last @ ..] = parts
             && let Some(part) = last.last()
         {
-            finite(&gradients, &part.batch, at.step)?; // sums of finite gradients need not be
+            self.readings.finite(&part.place, &gradients)?; // sums of finite gradients need not be
         }
-        note_moved(&self.connectors, &gradients, moved)?;
+        note_moved(&self.connectors, &gradients, known, &mut self.readings)?;
         let groups = &self.groups;
         let hyper = |param: &Param| {
             let own = plan.moves(&param.name) && !is_opponents(&param.name);
@@ -272,7 +266,6 @@ impl Learner {
     }
 
     /// Moves the opponents of the step's methods, if they have some.
-    #[allow(clippy::too_many_arguments)]
     fn update_opponents(
         &mut self,
         plan: &StepPlan,
@@ -280,10 +273,8 @@ impl Learner {
         features: &[Features],
         stream: impl Fn(Rng, usize) -> Rng,
         at: Moment,
-        told: &mut Told,
-        moved: &mut BTreeSet<String>,
     ) -> Result<()> {
-        let (mut apart, mut sum) = (Told::default(), None);
+        let mut sum = None;
         for (i, (part, student)) in parts.iter().zip(features).enumerate() {
             let mut terms = Vec::new();
             for method in plan.methods.iter().map(|m| &self.methods[*m]) {
@@ -293,19 +284,17 @@ impl Learner {
             if terms.is_empty() {
                 continue;
             }
-            let mut of_part = Told::default();
-            let total = part.shared(add_up(&terms, &part.batch, at.step, &mut of_part)?)?;
-            apart.add(of_part, part.share);
+            let total = part.shared(add_up(&terms, part, &mut self.readings)?)?;
             let gradients = Gradients::of_graph(&self.student.params, &total)?;
-            finite(&gradients, &part.batch, at.step)?;
+            self.readings.finite(&part.place, &gradients)?;
             sum = Some(added(sum, gradients)?);
         }
-        told.terms.extend(apart.terms); // the total is the student's alone
+        self.readings.summed(false)?; // the total is the student's alone
         let Some(gradients) = sum else { return Ok(()) };
         // Even with a gradient of 0: the last bias cancels out of a difference of verdicts.
         let params = &self.student.params;
-        let names = gradients.ids().map(|id| params.get(id).name);
-        moved.extend(names.filter(|name| is_opponents(name)));
+        let names = gradients.names().into_iter();
+        self.readings.moved(names.filter(|name| is_opponents(name)).collect())?;
         let groups = &self.groups;
         Ok(self.rule.step(params, &gradients, |param| {
             if is_opponents(&param.name) { groups.hyper(param, at.lr) } else { None }
@@ -316,6 +305,9 @@ impl Learner {
 /// A part of a batch; most often the whole.
 struct Part {
     batch: Batch,
+    /// Its labels in the host's memory.
+    on_host: Target,
+    place: Place,
     /// What the teacher makes of it.
     teacher: Features,
     /// Its part of the batch's images.
@@ -328,6 +320,7 @@ impl Part {
             student,
             teacher: &self.teacher,
             target: &self.batch.target,
+            on_host: &self.on_host,
             images: &self.batch.images,
             ids: &self.batch.ids,
             given: &NOTHING,
@@ -347,19 +340,6 @@ impl Part {
 /// No value replaces a method's own draws in training.
 static NOTHING: LazyLock<Features> = LazyLock::new(Features::default);
 
-impl Told {
-    /// Adds what a part of the batch has told.
-    fn add(&mut self, part: Told, share: f64) {
-        self.total += share * part.total;
-        for term in part.terms {
-            match self.terms.iter_mut().find(|t| t.path == term.path) {
-                Some(sum) => sum.value += share * term.value,
-                None => self.terms.push(ToldTerm { value: share * term.value, ..term }),
-            }
-        }
-    }
-}
-
 /// The gradients of one part more.
 fn added(sum: Option<Gradients>, gradients: Gradients) -> Result<Gradients> {
     match sum {
@@ -371,24 +351,27 @@ fn added(sum: Option<Gradients>, gradients: Gradients) -> Result<Gradients> {
     }
 }
 
-/// Adds the connectors that have a gradient other than 0; those that are known to are not looked at,
-/// nor are opponents, which have an update of their own.
-fn note_moved(connectors: &[String], gradients: &Gradients, moved: &mut BTreeSet<String>) -> Result<()> {
-    for name in connectors {
-        if !moved.contains(name)
-            && !is_opponents(name)
-            && let Some(gradient) = gradients.param(name)?
-            && gradient.flatten_all()?.abs()?.max(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()? > 0.0
-        {
-            moved.insert(name.clone());
+/// Asks which connectors have a gradient other than 0; those that are known to are not looked at, nor
+/// are opponents, which have an update of their own.
+fn note_moved(
+    connectors: &[String],
+    gradients: &Gradients,
+    known: &BTreeSet<String>,
+    readings: &mut Readings,
+) -> Result<()> {
+    let (mut names, mut values) = (Vec::new(), Vec::new());
+    for name in connectors.iter().filter(|name| !known.contains(*name) && !is_opponents(name)) {
+        if let Some(largest) = gradients.largest(name)? {
+            names.push(name.clone());
+            values.push(largest);
         }
     }
-    Ok(())
+    readings.largest(names, &values)
 }
 
-/// The weighted sum of the terms. Each is checked before anything is updated.
-fn add_up(terms: &[(&Method, Term)], batch: &Batch, step: u64, told: &mut Told) -> Result<Tensor> {
-    let mut total: Option<Tensor> = None;
+/// The weighted sum of the terms of a part. Each goes to the readings, which refuse what is not finite.
+fn add_up(terms: &[(&Method, Term)], part: &Part, readings: &mut Readings) -> Result<Tensor> {
+    let (mut total, mut told, mut values): (Option<Tensor>, _, _) = (None, Vec::new(), Vec::new());
     for (i, (method, term)) in terms.iter().enumerate() {
         let own = method.distiller.name();
         let twin = terms[..i].iter().find(|(_, t)| t.name == term.name);
@@ -409,37 +392,21 @@ fn add_up(terms: &[(&Method, Term)], batch: &Batch, step: u64, told: &mut Told) 
         }
         let name = if twin.is_some() { format!("{own}.{}", term.name) } else { term.name.clone() };
         let name = format!("{}{name}", method.prefix);
-        let scalar = term.value.reshape(())?;
-        let value = scalar.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        if !value.is_finite() {
-            return Err(non_finite(&name, value, batch, step));
-        }
         let path = format!("{}.{}", method.label, term.name);
-        told.terms.push(ToldTerm { name, path, value, weight: term.weight });
-        told.total += value * term.weight;
+        let scalar = term.value.reshape(())?;
+        told.push(ToldTerm { name, path, value: f64::NAN, weight: term.weight });
+        values.push(value_of(&scalar)?);
         let weighted = (scalar * term.weight)?;
         total = Some(match total {
             Some(total) => (total + weighted)?,
             None => weighted,
         });
     }
-    match total {
-        Some(_) if !told.total.is_finite() => Err(non_finite("total", told.total, batch, step)),
-        Some(total) => Ok(total),
-        None => Err(stillhouse_core::Error::unfit("loss", "no method gives a term for this step").into()),
-    }
-}
-
-/// Refuses gradients that are not finite.
-fn finite(gradients: &Gradients, batch: &Batch, step: u64) -> Result<()> {
-    match gradients.first_non_finite()? {
-        Some(name) => Err(non_finite(&format!("gradient of {name}"), f64::NAN, batch, step)),
-        None => Ok(()),
-    }
-}
-
-fn non_finite(term: &str, value: f64, batch: &Batch, step: u64) -> Error {
-    Error::NonFinite { term: term.to_string(), value, step, ids: batch.ids.clone() }
+    let Some(total) = total else {
+        return Err(stillhouse_core::Error::unfit("loss", "no method gives a term for this step").into());
+    };
+    readings.terms(&part.place, part.share, told, &values)?;
+    Ok(total)
 }
 
 #[cfg(test)]

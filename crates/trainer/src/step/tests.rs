@@ -10,6 +10,7 @@ use stillhouse_ops::{Init, Linear, Mode, Params};
 
 use super::*;
 use crate::config::TrainConfig;
+use crate::readings::Told;
 use crate::{CellConfig, steps};
 
 const CLASSES: usize = 3;
@@ -138,7 +139,14 @@ fn learner(optimiser: &str, more: &str) -> Learner {
         clip_norm: *clip_norm,
         micro_batch: *micro_batch,
         rng: Rng::new(1),
+        readings: Readings::new(None, &Device::Cpu),
     }
+}
+
+/// What a batch tells.
+fn learn(learner: &mut Learner, batch: &Batch) -> Told {
+    learner.learn(batch, AT, &BTreeSet::new()).unwrap();
+    learner.readings.told(false).unwrap().remove(0)
 }
 
 fn batch(images: usize) -> Batch {
@@ -169,7 +177,7 @@ fn the_first_step_moves_nothing_outside_of_its_group() {
     let mut learner = learner(ADAMW, "");
     let batch = batch(6);
     for _ in 0..2 {
-        let told = learner.learn(&batch, AT, &mut BTreeSet::new()).unwrap();
+        let told = learn(&mut learner, &batch);
         let names: Vec<&str> = told.terms.iter().map(|t| t.name.as_str()).collect();
         assert_eq!(names, ["step1-small", "step2-small"]);
         assert!(told.right.is_some(), "the last step has the logits");
@@ -177,15 +185,13 @@ fn the_first_step_moves_nothing_outside_of_its_group() {
     let before = bits(&learner);
     // Weights, biases, and of each the count, the mean and the mean of squares.
     assert_eq!(before.len(), 8 + 3 * 8);
-    let parts = learner.parts(&batch).unwrap();
-    let mut told = Told::default();
-    learner.step(0, &parts, AT, &mut told, &mut BTreeSet::new()).unwrap();
+    let parts = learner.parts(&batch, AT).unwrap();
+    learner.step(0, &parts, AT, false, &BTreeSet::new()).unwrap();
     for (name, now) in bits(&learner) {
         let inside = name.starts_with("s3.") || name.starts_with("out3.");
         assert_eq!(now != before[&name], inside, "{name}");
     }
-    assert_eq!(told.right, None, "the logits did not run");
-    learner.step(1, &parts, AT, &mut told, &mut BTreeSet::new()).unwrap();
+    learner.step(1, &parts, AT, true, &BTreeSet::new()).unwrap();
     let deep = bits(&learner);
     assert!(["s4.weight", "out4.weight", "s3.weight"].iter().all(|name| deep[*name] != before[*name]));
 }
@@ -196,7 +202,7 @@ fn parts_of_a_batch_add_up_to_it() {
     let after = |more: &str| {
         // A step of AdamW hardly depends on how large a gradient is.
         let mut learner = learner("{ kind = 'sgd', lr = 0.1, momentum = 0.9 }", more);
-        let told = learner.learn(&batch, AT, &mut BTreeSet::new()).unwrap();
+        let told = learn(&mut learner, &batch);
         let values = learner.student.params.export_all().unwrap().into_iter();
         let values = values.flat_map(|(_, t)| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
         (told.total, told.right, values.collect::<Vec<f32>>())

@@ -340,8 +340,10 @@ impl Distiller for Rival {
     }
 }
 
-/// One more cross-entropy, or a term that is not a number from `at` on.
+/// One more cross-entropy, or a term that is not a number from `at` on, and no term at all from
+/// `gone` on.
 struct Odd {
+    gone: u64,
     ce_weight: f64,
     silent: bool,
     at: u64,
@@ -358,6 +360,9 @@ impl Distiller for Odd {
         Ok(())
     }
     fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+        if step.step >= self.gone {
+            return Err(Error::unfit("odd", "has no term"));
+        }
         let mut terms = Vec::new();
         if self.ce_weight > 0.0 {
             terms.push(Term::new("ce", cross_entropy(step)?, self.ce_weight));
@@ -459,10 +464,11 @@ const METHODS: &[Entry<DistillerBuild>] = &[
         name: "odd",
         summary: "",
         source: "",
-        defaults: || "ce_weight = 0.0\nat = 1000\nsilent = 0\n".into(),
+        defaults: || "ce_weight = 0.0\nat = 1000\ngone = 1000\nsilent = 0\n".into(),
         build: |t| {
-            let (ce_weight, at) = (number(t, "ce_weight", 0.0), number(t, "at", 1000.0) as u64);
-            Ok(Box::new(Odd { ce_weight, at, silent: number(t, "silent", 0.0) > 0.0 }))
+            let (ce_weight, silent) = (number(t, "ce_weight", 0.0), number(t, "silent", 0.0) > 0.0);
+            let [at, gone] = ["at", "gone"].map(|key| number(t, key, 1000.0) as u64);
+            Ok(Box::new(Odd { gone, ce_weight, at, silent }))
         },
     },
 ];
