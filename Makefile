@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize miri cuda-check gpu-check clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize miri cuda-check card gpu-check clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,8 +114,9 @@ cargo-fuzz: cargo ## Run the fuzz targets (READER=... for one) for SECONDS (60) 
 golden: cargo ## Compare losses, metrics, networks and transforms with the stored values
 	$(CARGO) test --locked -p stillhouse-losses -p stillhouse-metrics -p stillhouse-backbones -p stillhouse-datasets --test golden -- --nocapture
 
-bench: cargo ## Time our steps beside PyTorch's, in one run (CASE=... for some, STILLHOUSE_PYTHON names a Python with torch)
-	$(CARGO) run --release --locked -p stillhouse-bench -- $(if $(CASE),--case $(CASE)) $(ARGS)
+bench: cargo $(if $(findstring cuda,$(ARGS)),card) ## Time our steps beside PyTorch's, in one run (CASE=... for some, STILLHOUSE_PYTHON names a Python with torch, ARGS="--device cuda" on a card)
+	$(CARGO) run --release --locked -p stillhouse-bench $(if $(findstring cuda,$(ARGS)),--features cuda) -- \
+	  $(if $(CASE),--case $(CASE)) $(ARGS)
 
 sanitize: cargo ## Run the tests of the layers under AddressSanitizer with each instruction set (needs a nightly toolchain)
 	for isa in avx512 avx2 scalar; do \
@@ -134,13 +135,20 @@ miri: cargo ## Run the small tests of the layers in Miri, with the scalar kernel
 cuda-check: cargo ## Type-check the build with CUDA; takes neither toolkit nor card
 	crates/ops/cuda/check.sh
 
-gpu-check: cargo ## Run the tests of layers, maps and optimisers on the first NVIDIA card (needs the CUDA toolkit and cuDNN)
+# Not a target of its own.
+card:
 	@command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q . || { \
 	  echo "error: there is no NVIDIA card here that nvidia-smi can see; nothing was run"; \
 	  echo "hint: docs/cuda.md says what a card has never shown; make cuda-check runs anywhere"; \
 	  exit 1; }
+
+gpu-check: cargo card ## Test layers, maps and optimisers on the first NVIDIA card, then time steps there (needs the CUDA toolkit and cuDNN; CASE=... for some steps)
 	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-ops --features cuda \
-	  --test layers --test maps --test optim --test pytorch --test graph_conv --test bf16 -- --skip kernels_ --test-threads=1
+	  --lib --test layers --test maps --test optim --test pytorch --test graph_conv --test bf16 --test svd \
+	  -- --skip kernels_ --test-threads=1
+	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-trainer --features cuda \
+	  --test later -- later_ --test-threads=1
+	$(MAKE) bench ARGS="--device cuda --rounds 5 $(ARGS)"
 
 clean: ## Remove what was built; runs, data and weights stay
 	$(CARGO) clean

@@ -1,12 +1,16 @@
 """PyTorch's side of `make bench`: runs steps as told through the standard input.
 
-    python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS
+    python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS [DEVICE [PRECISION]]
 
 WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load`, `mksmt` or a distillation method (`kd`,
 `class_centre`; `cd` between two DeepLabV3+). Reads a count a line and
 answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
 collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
 teacher, gradients set to none, the layout that is asked for.
+
+DEVICE is `cpu`, or `cuda`: then with cuDNN's search for algorithms and in PRECISION, `bf16` (autocast),
+`tf32` or `f32`; a card is waited for when all steps are queued, and memory is the most that was
+allocated on it.
 """
 
 import os
@@ -197,18 +201,24 @@ def load(folder, batch, size, workers):
 
 
 def main():
-    network, work, layout, batch, size, threads = sys.argv[1:]
+    network, work, layout, batch, size, threads, *card = sys.argv[1:]
     batch, size = int(batch), int(size)
+    device, precision = card[0] if card else "cpu", card[1] if len(card) > 1 else "bf16"
+    on_card = device == "cuda"
+    if on_card:
+        prepare(precision, work)
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    libraries = status("VmRSS:")
+    libraries = "0" if on_card else status("VmRSS:")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     if work == "load":
         serve(load(network, batch, size, int(threads)), libraries)
         return
-    make = lambda name: make_network(name).to(memory_format=memory_format)
-    images = torch.randn(batch, 3, size, size).to(memory_format=memory_format)
-    labels = torch.arange(batch) // 4
+    make = lambda name: make_network(name).to(device, memory_format=memory_format)
+    images = torch.randn(batch, 3, size, size).to(device, memory_format=memory_format)
+    labels = (torch.arange(batch) // 4 % 21).to(device)
+    halved = lambda enabled: torch.autocast(device, torch.bfloat16, enabled=enabled)
+    half = on_card and precision == "bf16"
     if network == "deeplabv3plus":
         labels = labels[:, None, None].expand(batch, size, size).contiguous()
     if work == "mksmt":
@@ -220,7 +230,7 @@ def main():
         model.eval()
 
         def step():
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=work == "bf16"):
+            with torch.inference_mode(), halved(half or work == "bf16"):
                 return model(images)
 
     else:
@@ -236,38 +246,55 @@ def main():
             teacher = make("resnet50").eval()
 
         def step():
+            with halved(half):
+                loss = loss_of()
+            loss.backward()
+            sgd.step()
+
+        def loss_of():
             if teacher is not None:
                 with torch.inference_mode():
                     maps, soft = (None, teacher.low_logits(images)) if work == "cd" else taps(teacher, images)
             sgd.zero_grad()
             if teacher is None:
-                loss = F.cross_entropy(model(images), labels)
-            elif work == "cd":
+                return F.cross_entropy(model(images), labels)
+            if work == "cd":
                 low = model.low_logits(images)
                 logits = F.interpolate(low, images.shape[2:], mode="bilinear", align_corners=False)
-                loss = F.cross_entropy(logits, labels) + cd(low, soft)
-            else:
-                features, logits = taps(model, images)
-                loss = F.cross_entropy(logits, labels)
-                if work == "kd":
-                    loss = loss + kd(logits, soft)
-                elif work == "class_centre":
-                    loss = loss + class_centre(features, maps, labels)
-                else:
-                    raise SystemExit(f"unknown work {work}")
-            loss.backward()
-            sgd.step()
+                return F.cross_entropy(logits, labels) + cd(low, soft)
+            features, logits = taps(model, images)
+            loss = F.cross_entropy(logits, labels)
+            if work == "kd":
+                return loss + kd(logits, soft)
+            if work == "class_centre":
+                return loss + class_centre(features, maps, labels)
+            raise SystemExit(f"unknown work {work}")
 
-    serve(step, libraries)
+    serve(step, libraries, on_card)
 
 
-def serve(step, libraries):
+def prepare(precision, work):
+    """What makes PyTorch fast on a card, or what it lacks for it."""
+    if precision not in ("f32", "tf32", "bf16"):
+        raise SystemExit(f"unknown precision {precision}; expected f32, tf32 or bf16")
+    if work not in ("train", "frozen", "kd", "class_centre"):
+        raise SystemExit(f"{work} is not timed on a card")
+    if not torch.cuda.is_available():
+        raise SystemExit("this PyTorch finds no CUDA device; install one that is built for CUDA, see `nvidia-smi`")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "f32"
+
+
+def serve(step, libraries, on_card=False):
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             step()
+        if on_card:
+            torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(wall, cpu, status("VmHWM:"), libraries, flush=True)
+        peak = torch.cuda.max_memory_allocated() / 1024 if on_card else status("VmHWM:")
+        print(wall, cpu, peak, libraries, flush=True)
 
 
 main()

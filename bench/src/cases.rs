@@ -63,9 +63,28 @@ pub(crate) const CASES: &[Case] = &[
     case("loader-500x375", "500x375", Work::Load, 32, 224),
 ];
 
-/// The case of this name.
+/// All cases of a card.
+pub(crate) const CARD_CASES: &[Case] = &[
+    case("resnet18-train-224-b64", "resnet18", Work::Train, 64, 224),
+    case("resnet18-train-224-b256", "resnet18", Work::Train, 256, 224),
+    case("resnet50-train-224-b64", "resnet50", Work::Train, 64, 224),
+    case("resnet50-train-224-b256", "resnet50", Work::Train, 256, 224),
+    case("mobilenetv2-train-224-b64", "mobilenetv2_100", Work::Train, 64, 224),
+    case("mobilenetv2-train-224-b256", "mobilenetv2_100", Work::Train, 256, 224),
+    case("vgg16-train-224-b64", "vgg16", Work::Train, 64, 224),
+    case("vgg16-train-224-b256", "vgg16", Work::Train, 256, 224),
+    case("resnet50-frozen-224-b64", "resnet50", Work::Frozen, 64, 224),
+    case("resnet50-frozen-224-b256", "resnet50", Work::Frozen, 256, 224),
+    case("kd-resnet18-224-b64", "resnet18", Work::Distil("kd"), 64, 224),
+    case("kd-resnet18-224-b256", "resnet18", Work::Distil("kd"), 256, 224),
+    case("centre-resnet18-224-b64", "resnet18", Work::Distil("class_centre"), 64, 224),
+    case("centre-resnet18-224-b256", "resnet18", Work::Distil("class_centre"), 256, 224),
+];
+
+/// The case of this name, of the processor or of a card.
 pub(crate) fn find(name: &str) -> anyhow::Result<&'static Case> {
-    CASES.iter().find(|case| case.name == name).with_context(|| format!("no case `{name}`"))
+    let all = CASES.iter().chain(CARD_CASES);
+    all.into_iter().find(|case| case.name == name).with_context(|| format!("no case `{name}`"))
 }
 
 impl Case {

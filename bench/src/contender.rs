@@ -9,8 +9,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use candle_core::{DType, Tensor};
 
 use crate::cases::Case;
+use crate::device::{self, Precision};
 
 /// The clock that counts with so many threads: alone, what other programs take does not matter.
 pub(crate) fn clock(threads: usize) -> &'static str {
@@ -33,10 +35,10 @@ impl Took {
     }
 }
 
-/// Memory of a contender in MiB.
+/// Memory of a contender in MiB: of its process, or of the card where it computes there.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
-    /// The most that the process ever held.
+    /// The most that it ever held.
     pub(crate) peak: f64,
     /// What it held before it made anything.
     pub(crate) libraries: f64,
@@ -52,15 +54,24 @@ pub(crate) struct Contender {
 }
 
 impl Contender {
-    /// This program with the case of this name.
-    pub(crate) fn ours(case: &str, threads: usize) -> anyhow::Result<Self> {
+    /// This program with the case of this name, on a card if a precision of one is given.
+    pub(crate) fn ours(case: &str, threads: usize, card: Option<Precision>) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--serve", case]).env("RAYON_NUM_THREADS", threads.to_string());
+        if let Some(precision) = card {
+            command.args(["--device", "cuda", "--precision", precision.name()]);
+        }
         Self::start(command, "ours")
     }
 
-    /// `bench/torch_step.py`.
-    pub(crate) fn torch(python: &Path, case: &Case, threads: usize, layout: &str) -> anyhow::Result<Self> {
+    /// `bench/torch_step.py`, on a card if a precision of one is given.
+    pub(crate) fn torch(
+        python: &Path,
+        case: &Case,
+        threads: usize,
+        layout: &str,
+        card: Option<Precision>,
+    ) -> anyhow::Result<Self> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/torch_step.py");
         let work = match case.work {
             crate::cases::Work::Train => "train",
@@ -75,6 +86,9 @@ impl Contender {
             .args([script, case.network, work, layout])
             .args([case.batch, case.size, threads].map(|n| n.to_string()))
             .env("OMP_NUM_THREADS", threads.to_string());
+        if let Some(precision) = card {
+            command.args(["cuda", precision.name()]);
+        }
         Self::start(command, &format!("PyTorch ({layout})"))
     }
 
@@ -131,21 +145,31 @@ fn cpu_seconds() -> f64 {
     time.map_or(0.0, |t| t.tv_sec() as f64 + t.tv_nsec() as f64 * 1e-9)
 }
 
-/// Runs steps as told through the standard input.
-pub(crate) fn serve(
-    make: impl FnOnce() -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>>,
-) -> anyhow::Result<()> {
-    let libraries = status("VmRSS:");
-    let mut step = make()?;
+/// A step that can be run again and again.
+pub(crate) type Run = Box<dyn FnMut() -> anyhow::Result<Tensor>>;
+
+/// Runs steps as told through the standard input; each gives a scalar, its loss or the like. A card is
+/// waited for when all are queued.
+pub(crate) fn serve(make: impl FnOnce() -> anyhow::Result<Run>) -> anyhow::Result<()> {
+    let libraries = if device::taken().is_some() { 0.0 } else { status("VmRSS:") };
+    let (mut step, mut most) = (make()?, 0f64);
     for line in std::io::stdin().lock().lines() {
         let count: usize = line?.trim().parse()?;
         let (wall, cpu) = (Instant::now(), cpu_seconds());
+        let mut values = Vec::new();
         for _ in 0..count {
-            let value = step()?;
+            values.push(step()?);
+        }
+        // Before it waits: a card gives back what is free when it is waited for.
+        most = most.max(device::taken().unwrap_or_default());
+        device::device().synchronize()?;
+        let took = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+        for value in values {
+            let value = value.to_dtype(DType::F64)?.to_scalar::<f64>()?;
             anyhow::ensure!(value.is_finite(), "the step gives {value}");
         }
-        let took = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-        println!("{} {} {} {libraries}", took.0, took.1, status("VmHWM:"));
+        let peak = if device::taken().is_some() { most } else { status("VmHWM:") };
+        println!("{} {} {peak} {libraries}", took.0, took.1);
     }
     Ok(())
 }

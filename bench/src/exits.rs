@@ -1,5 +1,6 @@
 //! Our side of MKSMT's case: the two training steps of a batch, as the trainer has them.
 
+use candle_core::Tensor;
 use stillhouse_core::distiller::Step;
 use stillhouse_core::network::Features;
 use stillhouse_core::{Rng, Tape};
@@ -7,11 +8,12 @@ use stillhouse_ops::Mode;
 use stillhouse_ops::optim::{Adam, Hyper};
 
 use crate::cases::Case;
+use crate::contender::Run;
 use crate::steps::{Model, add_up, build, images, labels};
 
 /// Cross-entropy at the early exit moves what it runs; then cross-entropy at the last one with the
 /// divergence between both moves everything. AdamW, two exits on the case's network.
-pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>> {
+pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     let variant = toml::from_str(&format!("backbone = '{}'\ndrop_path = 0.0", case.network))?;
     let net = Model::new("mksmt", variant).build(1)?;
     let (images, target) = (images(case.batch, case.size)?, labels(case.batch, case.size, false)?);
@@ -22,7 +24,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
     let (nothing, ids) = (Features::default(), (0..case.batch as u64).collect::<Vec<_>>());
     let mut step = 0;
     Ok(Box::new(move || {
-        let mut sum = 0.0;
+        let mut losses = Vec::new();
         for method in [&first, &second] {
             tape.want(&method.needs().student);
             tape.begin(Rng::new(0), step);
@@ -44,9 +46,9 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
             let gradients = tape.backward(&total)?;
             // What has no gradient does not move.
             rule.step(&net.params, &gradients, |_| Some(Hyper { lr: 1e-4, weight_decay: 5e-4 }))?;
-            sum += f64::from(total.to_scalar::<f32>()?);
+            losses.push(total.detach());
         }
         step += 1;
-        Ok(sum)
+        Ok(Tensor::stack(&losses, 0)?.sum_all()?)
     }))
 }

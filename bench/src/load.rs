@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use candle_core::{Device, Tensor};
 use stillhouse_core::Rng;
 use stillhouse_core::data::{LoaderSpec, Position, Sampler};
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_datasets::{loader_with_threads, registry};
 
 use crate::cases::Case;
+use crate::contender::Run;
 
 /// The variable that names a folder of `256x256` and `500x375`, each with class folders of JPEG
 /// files of that size (`bench/make_images.py` makes them).
@@ -25,7 +27,7 @@ pub(crate) fn folder(case: &Case) -> anyhow::Result<PathBuf> {
 
 /// Reads so many batches, decoded anew each time. A step begins with idle workers and ends with
 /// them, so that nothing of it is done while others are timed.
-pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<f64>>> {
+pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     let path = Some(folder(case)?);
     let name = "folder".to_string();
     let request = DatasetRequest { name, roots: Vec::new(), path, options: toml::Table::new() };
@@ -54,6 +56,6 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Res
         // Stops what is being made ahead.
         let epoch = loader.position().epoch + 1;
         loader.seek(Position { epoch, batch: 0 })?;
-        Ok(images as f64)
+        Ok(Tensor::new(images as f64, &Device::Cpu)?)
     }))
 }

@@ -5,6 +5,7 @@
 
 mod cases;
 mod contender;
+mod device;
 mod exits;
 mod layers;
 mod load;
@@ -16,8 +17,9 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use cases::{CASES, Case, Work};
+use cases::{CARD_CASES, CASES, Case, Work};
 use contender::{Contender, clock};
+use device::{Choice, Precision};
 use summary::{Line, median};
 
 /// Time our steps and PyTorch's side by side
@@ -29,7 +31,19 @@ struct Args {
     /// Rounds; one step of every contender in each
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Threads: wall clock counts with 2 and more, CPU time with 1
+    /// Where both sides compute; a card has cases of its own
+    #[arg(long, value_enum, default_value_t = Choice::Cpu)]
+    device: Choice,
+    /// How our side multiplies on a card
+    #[arg(long, value_enum, default_value_t = Precision::Bf16)]
+    precision: Precision,
+    /// How PyTorch multiplies on a card; bf16 is autocast
+    #[arg(long, value_enum, default_value_t = Precision::Bf16)]
+    torch_precision: Precision,
+    /// Steps that a card is given before it is waited for, in each round
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    /// Threads: wall clock counts with 2 and more, CPU time with 1; not on a card
     #[arg(long, value_delimiter = ',', default_values_t = [2, 1])]
     threads: Vec<usize>,
     /// Python with torch and torchvision (else STILLHOUSE_PYTHON); without one only we are timed
@@ -54,28 +68,45 @@ fn main() -> anyhow::Result<()> {
     stillhouse_ops::keep_freed_memory();
     let mut args = Args::parse();
     args.python = args.python.or_else(|| std::env::var_os("STILLHOUSE_PYTHON").map(PathBuf::from));
+    let on_card = args.device == Choice::Cuda;
     if let Some(name) = &args.serve {
+        if on_card {
+            device::open_card(args.precision)?;
+        }
         if name.starts_with(methods::PREFIX) {
             return contender::serve(|| steps::train(methods::setting(name)?));
         }
         let case = cases::find(name)?;
         return contender::serve(|| steps::make(case));
     }
+    let cases = if on_card { CARD_CASES } else { CASES };
+    let wanted = args.case.as_deref().unwrap_or_default();
+    anyhow::ensure!(
+        !on_card || args.layers.is_none() && !wanted.starts_with(methods::PREFIX),
+        "--layers and CASE=methods are of the processor; leave `--device cuda` out"
+    );
     if let Some(name) = &args.layers {
         return layers::print(cases::find(name)?, args.rounds);
     }
     if args.list {
-        CASES.iter().for_each(|case| println!("{:28} {}", case.name, case.what()));
+        cases.iter().for_each(|case| println!("{:28} {}", case.name, case.what()));
+        if on_card {
+            return Ok(());
+        }
         let beside = "beside cross-entropy alone and kd, only where it is asked for";
         methods::names().iter().for_each(|name| println!("{name:28} {beside}"));
         return Ok(());
     }
-    let wanted = args.case.as_deref().unwrap_or_default();
     if wanted.starts_with(methods::PREFIX) {
         return methods::measure(&args);
     }
-    let chosen: Vec<&Case> = CASES.iter().filter(|case| case.name.starts_with(wanted)).collect();
+    let chosen: Vec<&Case> = cases.iter().filter(|case| case.name.starts_with(wanted)).collect();
     anyhow::ensure!(!chosen.is_empty(), "no case begins with `{wanted}`; --list shows them");
+    if on_card {
+        // What is missing is told once, before any contender starts. The card is theirs alone.
+        device::card().map(|_| ())?;
+        args.threads = vec![std::thread::available_parallelism().map_or(1, usize::from)];
+    }
     if args.python.is_none() {
         eprintln!("no STILLHOUSE_PYTHON: PyTorch is not timed (bench/README.md tells how to get one)");
     }
@@ -92,7 +123,8 @@ fn main() -> anyhow::Result<()> {
         for &threads in &args.threads {
             let line = measure(case, threads, &args)?;
             println!("{line}");
-            lines.retain(|l| (&l.case, l.threads) != (&line.case, line.threads));
+            let key = |l: &Line| (l.case.clone(), l.threads, l.device.clone());
+            lines.retain(|l| key(l) != key(&line));
             lines.push(line);
             summary::write(&args.output, &lines)?;
         }
@@ -102,31 +134,41 @@ fn main() -> anyhow::Result<()> {
 
 /// All rounds of one case.
 fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
-    let mut ours = Contender::ours(case.name, threads)?;
+    let on_card = args.device == Choice::Cuda;
+    let precisions = [args.precision, args.torch_precision].map(|p| on_card.then_some(p));
+    let mut ours = Contender::ours(case.name, threads, precisions[0])?;
+    // Warm up: buffers are made, threads started, algorithms chosen. On a card it comes before the
+    // others start: what is taken of the card then is ours.
+    ours.steps(3)?;
+    let memory = ours.memory();
     let mut theirs = Vec::new();
     if let Some(python) = &args.python {
-        // Files have no layout.
-        let layouts =
-            if case.work == Work::Load { &["contiguous"][..] } else { &["contiguous", "channels_last"] };
+        let layouts: &[&str] = match case.work {
+            Work::Load => &["contiguous"], // files have no layout
+            _ if on_card => &["channels_last"],
+            _ => &["contiguous", "channels_last"],
+        };
         for layout in layouts.iter().copied() {
-            theirs.push((layout, Contender::torch(python, case, threads, layout)?));
+            let mut torch = Contender::torch(python, case, threads, layout, precisions[1])?;
+            torch.steps(3)?;
+            theirs.push((layout, torch));
         }
     }
-    // Warm up: buffers are made, threads started, algorithms chosen.
-    ours.steps(3)?;
-    for (_, torch) in &mut theirs {
-        torch.steps(3)?;
-    }
-    let clock = clock(threads);
+    let (clock, steps) = if on_card { ("wall", args.steps.max(1)) } else { (clock(threads), 1) };
     let (mut mine, mut other) = (Vec::new(), vec![Vec::new(); theirs.len()]);
     for _ in 0..args.rounds {
-        mine.push(ours.steps(1)?.of(clock));
+        mine.push(ours.steps(steps)?.of(clock) / steps as f64);
         for ((_, torch), times) in theirs.iter_mut().zip(&mut other) {
-            times.push(torch.steps(1)?.of(clock));
+            times.push(torch.steps(steps)?.of(clock) / steps as f64);
         }
     }
     let best = (0..theirs.len()).min_by(|a, b| median(&other[*a]).total_cmp(&median(&other[*b])));
     let torch = best.map(|i| (theirs[i].0, &other[i][..]));
-    let memory = (ours.memory(), best.map(|i| theirs[i].1.memory()));
-    Ok(Line::new(case, threads, clock, &mine, torch, memory))
+    let memory = if on_card { memory } else { ours.memory() };
+    let device = match on_card {
+        true => format!("cuda, {}, {}", args.precision.name(), args.torch_precision.name()),
+        false => "cpu".into(),
+    };
+    let memory = (memory, best.map(|i| theirs[i].1.memory()));
+    Ok(Line::new(case, (&device, threads, clock), &mine, torch, memory))
 }

@@ -160,9 +160,9 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<()> {
                 continue;
             }
             let alone = format!("{PREFIX}-{}-alone", carrier.name());
-            let mut ce = Contender::ours(&alone, threads)?;
+            let mut ce = Contender::ours(&alone, threads, None)?;
             let mut kd = match carrier.kd() {
-                Some(name) => Some(Contender::ours(&format!("{PREFIX}-{name}"), threads)?),
+                Some(name) => Some(Contender::ours(&format!("{PREFIX}-{name}"), threads, None)?),
                 None => None,
             };
             for contender in [&mut ce].into_iter().chain(&mut kd) {
@@ -191,7 +191,7 @@ fn against(
     threads: usize,
     rounds: usize,
 ) -> anyhow::Result<Line> {
-    let mut own = Contender::ours(&format!("{PREFIX}-{method}"), threads)?;
+    let mut own = Contender::ours(&format!("{PREFIX}-{method}"), threads, None)?;
     own.steps(WARM_UP)?;
     let clock = clock(threads);
     let (mut times, mut over_ce, mut over_kd) = (Vec::new(), Vec::new(), Vec::new());

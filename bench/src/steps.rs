@@ -9,6 +9,8 @@ use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{Gradients, Mode, Param, Precision};
 
 use crate::cases::{Case, Work};
+use crate::contender::Run;
+use crate::device::{device, set_precision};
 
 /// Classes of the heads (UC Merced's).
 const CLASSES: usize = 21;
@@ -26,7 +28,7 @@ impl Model {
     }
 
     pub(crate) fn build(&self, seed: u64) -> anyhow::Result<Network> {
-        let params = Params::new(DType::F32, &Device::Cpu)?;
+        let params = Params::new(DType::F32, &device())?;
         let (name, variant) = (self.name.clone(), self.variant.clone());
         let row = *stillhouse_backbones::registry().get(&name)?;
         let request = BackboneRequest { name, classes: CLASSES, variant };
@@ -55,8 +57,6 @@ pub(crate) struct Setting {
     pub(crate) masks: bool,
 }
 
-type Run = Box<dyn FnMut() -> anyhow::Result<f64>>;
-
 /// A step of a case that can be run again and again.
 pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     // Nothing is dropped, on either side.
@@ -75,13 +75,14 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
             let net = student.build(1)?;
             let mut tape = Tape::new(&net.params, Mode::Frozen)?;
             tape.give_up_weights();
+            set_precision(&mut tape)?;
             if case.work == Work::FrozenBf16 {
                 tape.set_precision(Precision::Bf16)?;
             }
             return Ok(Box::new(move || {
                 tape.begin(Rng::new(0), 0);
                 let features = net.backbone.forward(&images, &mut tape)?;
-                Ok(f64::from(features.logits()?.flatten_all()?.get(0)?.to_scalar::<f32>()?))
+                Ok(features.logits()?.flatten_all()?.get(0)?.copy()?)
             }));
         }
         Work::Train => (None, None),
@@ -102,13 +103,14 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
 pub(crate) fn images(batch: usize, size: usize) -> anyhow::Result<Tensor> {
     let mut draw = Rng::new(7).at(0, 0);
     let pixels: Vec<f32> = (0..batch * 3 * size * size).map(|_| draw.normal() as f32).collect();
-    Ok(Tensor::from_vec(pixels, (batch, 3, size, size), &Device::Cpu)?)
+    Ok(Tensor::from_vec(pixels, (batch, 3, size, size), &device())?)
 }
 
-/// Four images a class, as a class-balanced batch has; masks of squares, one corner ignored.
+/// Four images a class, as a class-balanced batch has, or more where there are not enough classes; masks
+/// of squares, one corner ignored. They lie in the host's memory.
 pub(crate) fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<Target> {
     if !masks {
-        let labels: Vec<u32> = (0..batch as u32).map(|i| i / 4).collect();
+        let labels: Vec<u32> = (0..batch as u32).map(|i| i / 4 % CLASSES as u32).collect();
         return Ok(Target::Classes(Tensor::new(labels, &Device::Cpu)?));
     }
     let label = |image: usize, y: usize, x: usize| match (y / 16, x / 16) {
@@ -124,7 +126,11 @@ pub(crate) fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<T
 /// gradients, the update, then an opponent's and what a method's state does.
 pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     let Setting { batch, size, .. } = setting;
-    let (images, target) = (images(batch, size)?, labels(batch, size, setting.masks)?);
+    let (images, on_host) = (images(batch, size)?, labels(batch, size, setting.masks)?);
+    let target = match &on_host {
+        Target::Classes(t) => Target::Classes(t.to_device(&device())?),
+        Target::Mask(t) => Target::Mask(t.to_device(&device())?),
+    };
     let student = setting.student.build(1)?;
     let mut methods = Vec::new();
     if let Some(name) = &setting.method {
@@ -144,12 +150,14 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     let of_student = [needs(|m| m.needs().student), vec!["logits".into()]].concat();
     let mut tape = Tape::new(&student.params, Mode::Train)?;
     tape.want(&of_student);
+    set_precision(&mut tape)?;
     let mut teacher = setting
         .teacher
         .map(|model| {
             let net = model.build(2)?;
             let mut teaching = Tape::new(&net.params, Mode::Frozen)?;
             teaching.want(&needs(|m| m.needs().teacher));
+            set_precision(&mut teaching)?;
             teaching.give_up_weights();
             teaching.share_memory(&tape);
             Ok::<_, anyhow::Error>((net, teaching))
@@ -194,7 +202,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
             student: &features,
             teacher: &of_teacher,
             target: &target,
-            on_host: &target,
+            on_host: &on_host,
             images: &images,
             ids: &ids,
             given: &nothing,
@@ -226,7 +234,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
             method.after_step(&moment, &student.params)?;
         }
         step += 1;
-        Ok(f64::from(total.to_scalar::<f32>()?))
+        Ok(total.detach())
     }))
 }
 

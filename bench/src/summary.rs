@@ -29,6 +29,13 @@ pub(crate) struct Line {
     /// PyTorch's faster layout.
     torch_layout: Option<String>,
     rounds: usize,
+    /// `cpu`, or `cuda` with both sides' precisions: `cuda, bf16, bf16`.
+    #[serde(default = "cpu")]
+    pub(crate) device: String,
+}
+
+fn cpu() -> String {
+    "cpu".into()
 }
 
 /// The middle value; of an even count the mean of the two.
@@ -50,8 +57,7 @@ fn quantile(values: &[f64], q: f64) -> f64 {
 impl Line {
     pub(crate) fn new(
         case: &Case,
-        threads: usize,
-        clock: &str,
+        (device, threads, clock): (&str, usize, &str),
         ours: &[f64],
         torch: Option<(&str, &[f64])>,
         (memory, torch_memory): (Memory, Option<Memory>),
@@ -72,6 +78,7 @@ impl Line {
             torch_libraries_mib: torch_memory.map(|m| m.libraries),
             torch_layout: torch.map(|(layout, _)| layout.into()),
             rounds: ours.len(),
+            device: device.into(),
         }
     }
 }
@@ -79,7 +86,7 @@ impl Line {
 /// The heading of the table.
 pub(crate) fn head() {
     println!(
-        "{:24} {:>7} {:>5} {:>9} {:>9} {:>6} {:>13} {:>15}  layout",
+        "{:26} {:>7} {:>5} {:>9} {:>9} {:>6} {:>13} {:>15}  layout",
         "case", "threads", "clock", "ours ms", "torch ms", "ratio", "half between", "peak MiB"
     );
 }
@@ -91,7 +98,7 @@ impl fmt::Display for Line {
         let memory = format!("{:.0} / {}", self.ours_peak_mib, some(self.torch_peak_mib, 0));
         write!(
             f,
-            "{:24} {:>7} {:>5} {:>9.1} {:>9} {:>6} {between:>13} {memory:>15}  {}",
+            "{:26} {:>7} {:>5} {:>9.1} {:>9} {:>6} {between:>13} {memory:>15}  {}",
             self.case,
             self.threads,
             self.clock,

@@ -5,4 +5,4 @@ cd "$(dirname "$0")"
 stub=$PWD
 cd ../../..
 export NVCC="$stub/nvcc" PATH="$stub:$PATH" CUDA_COMPUTE_CAP=80
-exec "${CARGO:-cargo}" check --workspace --features stillhouse-cli/cuda --locked "$@"
+exec "${CARGO:-cargo}" check --workspace --features stillhouse-cli/cuda,stillhouse-bench/cuda,stillhouse-trainer/cuda --locked "$@"
