@@ -319,10 +319,11 @@ mod tests {
     use super::*;
     use crate::params::Engine;
     use crate::{Init, Rng};
+    use stillhouse_testkit::device;
 
     /// Gradients of `sum(scale * w)` and `sum(b)` as candle's graph has them.
     fn gradients(scale: f64) -> Gradients {
-        let params = Params::with_engine(DType::F32, &Device::Cpu, Engine::Graph).unwrap();
+        let params = Params::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
         let p = params.builder(Rng::new(0));
         let [w, b] = ["w", "b"].map(|name| p.var(name, &[2, 3], Init::Uniform(1.0)).unwrap());
         let loss = ((w.sum_all().unwrap() * scale).unwrap() + b.sum_all().unwrap()).unwrap();
@@ -342,7 +343,7 @@ mod tests {
             .unwrap()
     }
 
-    /// What a card computes, on the CPU.
+    /// What a card computes, on any device.
     #[test]
     fn the_factor_of_a_card_is_that_of_the_processor() {
         for most in [0.5, 100.0] {

@@ -1,15 +1,13 @@
 //! `graph::svd`: reconstruction, gradients, and the points where there is no gradient.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use stillhouse_ops::{Rng, graph};
-use stillhouse_testkit::diff;
-
-const CPU: Device = Device::Cpu;
+use stillhouse_testkit::{device, diff};
 
 fn random(name: &str, shape: &[usize]) -> Tensor {
     let mut draw = Rng::new(11).stream(name).at(0, 0);
     let values: Vec<f64> = (0..shape.iter().product()).map(|_| draw.normal()).collect();
-    Tensor::from_vec(values, shape, &CPU).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap()
 }
 
 fn list(t: &Tensor) -> Vec<f64> {
@@ -31,7 +29,7 @@ fn values_and_vectors_give_the_matrix_back() {
         let products = x.transpose(1, 2).unwrap().matmul(&x).unwrap();
         let what = format!("{shape:?}");
         diff::assert_close(&list(&scaled.matmul(&v).unwrap()), &list(&products), 1e-12, 1e-12, &what);
-        let eye = Tensor::eye(n, DType::F64, &CPU).unwrap().broadcast_as((shape[0], n, n)).unwrap();
+        let eye = Tensor::eye(n, DType::F64, &device()).unwrap().broadcast_as((shape[0], n, n)).unwrap();
         diff::assert_close(&list(&v.matmul(&vt).unwrap()), &list(&eye), 0.0, 1e-12, &what);
         for row in list(&s).chunks(n) {
             assert!(row.windows(2).all(|w| w[0] >= w[1]) && row[n - 1] > 0.0, "{row:?}");
@@ -49,7 +47,7 @@ fn loss(x: &Tensor, n: usize) -> Tensor {
     let scaled = v.transpose(1, 2).unwrap().broadcast_mul(&s.unsqueeze(1).unwrap()).unwrap();
     let projection = scaled.matmul(&v.contiguous().unwrap()).unwrap(); // [B, C, C]
     let count = projection.elem_count() as f64;
-    let weights = Tensor::arange(0f64, count, &CPU).unwrap().cos().unwrap().to_dtype(x.dtype()).unwrap();
+    let weights = Tensor::arange(0f64, count, &device()).unwrap().cos().unwrap().to_dtype(x.dtype()).unwrap();
     let first = (projection.sqr().unwrap() * weights.reshape(projection.shape()).unwrap()).unwrap();
     (first.sum_all().unwrap() + s.sqr().unwrap().sum_all().unwrap()).unwrap()
 }
@@ -66,7 +64,7 @@ fn gradients_are_central_differences() {
         for n in 1..=shape[1].min(shape[2]) {
             let x = random("x", &shape);
             let at = |v: &[f64]| {
-                loss(&Tensor::from_slice(v, &shape[..], &CPU).unwrap(), n).to_scalar::<f64>().unwrap()
+                loss(&Tensor::from_slice(v, &shape[..], &device()).unwrap(), n).to_scalar::<f64>().unwrap()
             };
             let want = diff::central(at, &list(&x), 1e-5);
             diff::assert_close(&gradient(&x, n), &want, 1e-6, 1e-7, &format!("{shape:?}, {n} vectors"));
@@ -83,8 +81,9 @@ fn zero_values_have_no_vector() {
         let s = list(&s);
         assert!(s[1] > 0.1 && s[2..] == [0.0, 0.0], "{s:?}");
         assert!(list(&v.narrow(1, 2, 2).unwrap()).iter().all(|v| *v == 0.0));
-        let at =
-            |v: &[f64]| loss(&Tensor::from_slice(v, (1, r, c), &CPU).unwrap(), 2).to_scalar::<f64>().unwrap();
+        let at = |v: &[f64]| {
+            loss(&Tensor::from_slice(v, (1, r, c), &device()).unwrap(), 2).to_scalar::<f64>().unwrap()
+        };
         // Only the first two: the others move by the root of a difference.
         let want = diff::central(at, &list(&x), 1e-5);
         diff::assert_close(&gradient(&x, 2), &want, 1e-6, 1e-7, "rank two");
@@ -93,11 +92,11 @@ fn zero_values_have_no_vector() {
 
 #[test]
 fn degenerate_points_are_finite() {
-    let eye = Tensor::eye(4, DType::F64, &CPU).unwrap().unsqueeze(0).unwrap();
+    let eye = Tensor::eye(4, DType::F64, &device()).unwrap().unsqueeze(0).unwrap();
     let twice = Tensor::cat(&[&eye, &eye], 1).unwrap();
     let mut points =
         vec![eye.clone(), twice, (eye * 1e-200).unwrap(), random("x", &[1, 3, 5]).zeros_like().unwrap()];
-    points.push(Tensor::ones((1, 5, 3), DType::F64, &CPU).unwrap());
+    points.push(Tensor::ones((1, 5, 3), DType::F64, &device()).unwrap());
     for x in &points {
         for x in [x.clone(), x.to_dtype(DType::F32).unwrap()] {
             let (s, v) = graph::svd(&x, 3).unwrap();
@@ -105,7 +104,7 @@ fn degenerate_points_are_finite() {
             assert!(all.iter().all(|v| v.is_finite() && v.abs() < 1e3), "{x}: {all:?}");
         }
     }
-    let bad = Tensor::new(&[[[1f64, f64::NAN], [0., 1.]]], &CPU).unwrap();
+    let bad = Tensor::new(&[[[1f64, f64::NAN], [0., 1.]]], &device()).unwrap();
     assert!(list(&graph::svd(&bad, 1).unwrap().0)[0].is_nan(), "not taken for zero");
     assert!(gradient(&points[3], 3).iter().all(|g| *g == 0.0), "a zero matrix has gradient zero");
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Device};
+use stillhouse_testkit::device;
 use stillhouse_trainer::{
     Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, plan, run_cell,
 };
@@ -34,6 +35,7 @@ impl Observer for Told {
 /// A plan whose values are read so many steps at a time.
 fn planned(root: &Path, sets: &[&str], together: Option<u64>) -> (Context, Plan) {
     let mut context = toy::context(root);
+    context.device = device();
     context.read_together = together;
     let plan = plan(&toy::experiment(sets), None, &context).unwrap();
     (context, plan)
@@ -200,7 +202,7 @@ fn later_a_stopped_run_is_whole() {
     }
 }
 
-/// All of this once more as candle graphs, which is what a card computes, in a process of its own.
+/// All of this once more as candle graphs, in a process of its own; a card runs nothing else.
 #[test]
 fn graphs_agree() {
     let run = std::process::Command::new(std::env::current_exe().unwrap())

@@ -58,11 +58,11 @@ fn bilinear(from: usize, to: usize, align_corners: bool, like: &Tensor) -> Resul
 mod tests {
     use super::*;
     use candle_core::Var;
-    use stillhouse_testkit::diff;
+    use stillhouse_testkit::{device, diff};
 
     fn map(h: usize, w: usize) -> Tensor {
         let values: Vec<f64> = (0..2 * h * w).map(|i| ((i * i * 7 + 3 * i) % 23) as f64 / 5.0).collect();
-        Tensor::from_vec(values, (1, 2, h, w), &Device::Cpu).unwrap()
+        Tensor::from_vec(values, (1, 2, h, w), &device()).unwrap()
     }
 
     fn list(t: &Tensor) -> Vec<f64> {
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn values_are_pytorchs() {
         // torch.nn.functional.interpolate of [0, 1, 2] along a line.
-        let line = Tensor::arange(0f64, 3., &Device::Cpu).unwrap().reshape((1, 1, 1, 3)).unwrap();
+        let line = Tensor::arange(0f64, 3., &device()).unwrap().reshape((1, 1, 1, 3)).unwrap();
         let cases: [(usize, bool, &[f64]); 5] = [
             (6, false, &[0.0, 0.25, 0.75, 1.25, 1.75, 2.0]),
             (2, false, &[0.25, 1.75]),
@@ -88,7 +88,7 @@ mod tests {
             diff::assert_close(&list(&down), want, 0.0, 1e-15, "along a column");
         }
         // Both axes at once: rows 0 1 / 2 3 to 3 x 3 with aligned corners.
-        let square = Tensor::arange(0f64, 4., &Device::Cpu).unwrap().reshape((1, 1, 2, 2)).unwrap();
+        let square = Tensor::arange(0f64, 4., &device()).unwrap().reshape((1, 1, 2, 2)).unwrap();
         let got = resize_bilinear(&square, (3, 3), true).unwrap();
         diff::assert_close(&list(&got), &[0., 0.5, 1., 1., 1.5, 2., 2., 2.5, 3.], 0.0, 1e-15, "square");
     }
@@ -99,14 +99,13 @@ mod tests {
             let x = map(4, 3);
             let loss = |x: &Tensor| {
                 let y = resize_bilinear(x, to, align_corners).unwrap();
-                let weights =
-                    Tensor::arange(0f64, y.elem_count() as f64, &Device::Cpu).unwrap().cos().unwrap();
+                let weights = Tensor::arange(0f64, y.elem_count() as f64, &device()).unwrap().cos().unwrap();
                 (y.sqr().unwrap() * weights.reshape(y.shape()).unwrap()).unwrap().sum_all().unwrap()
             };
             let var = Var::from_tensor(&x).unwrap();
             let gradient = loss(var.as_tensor()).backward().unwrap().get(&var).unwrap().clone();
             let at = |v: &[f64]| {
-                loss(&Tensor::from_slice(v, x.shape(), &Device::Cpu).unwrap()).to_scalar::<f64>().unwrap()
+                loss(&Tensor::from_slice(v, x.shape(), &device()).unwrap()).to_scalar::<f64>().unwrap()
             };
             let want = diff::central(at, &list(&x), 1e-5);
             diff::assert_close(&list(&gradient), &want, 1e-7, 1e-7, &format!("{to:?} {align_corners}"));
@@ -115,7 +114,7 @@ mod tests {
 
     #[test]
     fn constants_stay_and_misfits_are_told() {
-        let ones = Tensor::ones((2, 3, 4, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let ones = Tensor::ones((2, 3, 4, 5), candle_core::DType::F32, &device()).unwrap();
         for align_corners in [true, false] {
             let y = resize_bilinear(&ones, (9, 2), align_corners).unwrap().flatten_all().unwrap();
             assert!(y.to_vec1::<f32>().unwrap().iter().all(|v| (v - 1.0).abs() < 1e-6));

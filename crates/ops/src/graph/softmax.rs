@@ -163,6 +163,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use stillhouse_testkit::device;
 
     fn values(t: &Tensor) -> Vec<f64> {
         t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn it_is_the_formula() {
         for (dtype, within) in [(DType::F64, 1e-12), (DType::F32, 2e-6)] {
-            let x = Tensor::arange(0f64, 60_000.0, &Device::Cpu).unwrap().reshape((3, 1000, 20)).unwrap();
+            let x = Tensor::arange(0f64, 60_000.0, &device()).unwrap().reshape((3, 1000, 20)).unwrap();
             let x = ((x * 0.37).unwrap().sin().unwrap() * 9.0).unwrap().to_dtype(dtype).unwrap();
             let x = Var::from_tensor(&x).unwrap();
             let slopes = x.affine(0.3, 1.0).unwrap().detach();
@@ -197,9 +198,9 @@ mod tests {
     fn cross_entropy_is_the_formula() {
         let (rows, classes) = (3000, 21);
         let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % classes as u32).collect();
-        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+        let labels = Tensor::new(labels, &device()).unwrap();
         for (dtype, within) in [(DType::F64, 1e-12), (DType::F32, 2e-6)] {
-            let x = Tensor::arange(0f64, (rows * classes) as f64, &Device::Cpu).unwrap();
+            let x = Tensor::arange(0f64, (rows * classes) as f64, &device()).unwrap();
             let x = ((x * 0.37).unwrap().sin().unwrap() * 9.0).unwrap().to_dtype(dtype).unwrap();
             let x = Var::from_tensor(&x.reshape((classes, rows)).unwrap()).unwrap();
             for s in [0.0, 0.1, 1.0] {
@@ -226,8 +227,8 @@ mod tests {
     /// What other devices and types run, here in bf16.
     #[test]
     fn composed_cross_entropy_is_the_same() {
-        let labels = Tensor::new(&[0u32, 2, 1], &Device::Cpu).unwrap();
-        let x = Tensor::new(&[[1f32, -2.0, 0.5], [3.0, 0.0, -1.0], [0.0, 0.0, 0.0]], &Device::Cpu).unwrap();
+        let labels = Tensor::new(&[0u32, 2, 1], &device()).unwrap();
+        let x = Tensor::new(&[[1f32, -2.0, 0.5], [3.0, 0.0, -1.0], [0.0, 0.0, 0.0]], &device()).unwrap();
         let halves = x.to_dtype(DType::BF16).unwrap();
         for s in [0.0, 0.25] {
             let want = values(&cross_entropy(&x, &labels, s).unwrap());
