@@ -30,6 +30,9 @@ pub(crate) struct State {
     pub(crate) best: Option<Best>,
     /// Time taken so far.
     pub(crate) seconds: Seconds,
+    /// What it was computed on, in turn: a run may be continued elsewhere, and its result says so.
+    #[serde(default)]
+    pub(crate) computed_on: Vec<String>,
 }
 
 /// Sums over the steps of an epoch.

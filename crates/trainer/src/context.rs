@@ -60,11 +60,16 @@ impl Context {
         self.stop.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn device_name(&self) -> &'static str {
-        match &self.device {
+    /// The kind of device, and in what it computes if that is not plain f32.
+    pub(crate) fn computes_on(&self) -> String {
+        let device = match &self.device {
             Device::Cpu => "cpu",
             Device::Cuda(_) => "cuda",
             Device::Metal(_) => "metal",
+        };
+        match self.environment.get("precision") {
+            Some(precision) => format!("{device}, {precision}"),
+            None => device.to_string(),
         }
     }
 }

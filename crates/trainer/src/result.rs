@@ -121,7 +121,8 @@ pub struct Facts {
     pub schedule: String,
     /// Batches in words: `8 classes x 8 images`, `64 images, shuffled`.
     pub sampler: String,
-    /// `cpu` or `cuda`.
+    /// `cpu` or `cuda`, with the precision if it is not plain f32; all in turn, where a run was continued
+    /// on another: `cuda, bf16; then cuda`.
     pub device: String,
     /// What the network started from: `scratch`, or the weights' name.
     pub init: String,

@@ -231,6 +231,10 @@ impl<'a> Run<'a> {
             self.state = loaded.state;
             self.told = self.state.step;
         }
+        let here = self.context.computes_on();
+        if self.state.computed_on.last() != Some(&here) {
+            self.state.computed_on.push(here);
+        }
         let lines = self.folder.rewind_log(self.state.step)?;
         self.events = Events::open(&self.folder.0, &lines, self.split.test.len() as u64)?;
         self.loader.seek(self.state.position)?;
@@ -458,7 +462,7 @@ impl<'a> Run<'a> {
             epochs: train.epochs,
             schedule: format!("lr {}, {}", train.optimiser.lr(), train.schedule.describe(train.epochs)),
             sampler,
-            device: self.context.device_name().into(),
+            device: self.state.computed_on.join("; then "),
             init: config.student.init.clone(),
             teacher: self.teacher.clone(),
             version: env!("CARGO_PKG_VERSION").into(),

@@ -167,6 +167,20 @@ fn stopped_after_every_step() {
     }
 }
 
+/// What a run was computed on is no part of its settings, so its result has to say it.
+#[test]
+fn continued_on_another_device_it_says_so() {
+    let mut bench = Bench::new(&[]);
+    assert_eq!(bench.expected.facts.device, "cpu");
+    let cell = bench.cell("elsewhere");
+    bench.context.environment.insert("precision".into(), "bf16".into());
+    let mut at = At { stop: Some((4, bench.context.stop.clone())), ..At::default() };
+    assert!(bench.run(&cell, &mut at).is_err());
+    bench.context.environment.remove("precision");
+    let result = trained(bench.run(&cell, &mut At::default()).unwrap());
+    assert_eq!(result.facts.device, "cpu, bf16; then cpu");
+}
+
 /// Means, squares and counts of Adam and AdamW are part of a checkpoint.
 #[test]
 fn every_optimiser_goes_on_alike() {
