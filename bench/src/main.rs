@@ -128,6 +128,11 @@ fn main() -> anyhow::Result<()> {
             lines.push(line);
             summary::write(&args.output, &lines)?;
         }
+        if args.threads.len() > 1
+            && let Some(scaling) = summary::scaling(&lines, case.name)
+        {
+            println!("{scaling}");
+        }
     }
     Ok(())
 }

@@ -83,6 +83,24 @@ impl Line {
     }
 }
 
+/// How many times as fast a case runs on several threads as on one, where both were measured; one thread
+/// by its CPU time, which is what it would take alone on the machine.
+pub(crate) fn scaling(lines: &[Line], case: &str) -> Option<String> {
+    let of = |wanted: &dyn Fn(usize) -> bool| {
+        lines.iter().rev().find(|l| l.case == case && l.device == "cpu" && wanted(l.threads))
+    };
+    let (one, many) = (of(&|threads| threads == 1)?, of(&|threads| threads > 1)?);
+    let torch = match (one.torch_ms, many.torch_ms) {
+        (Some(one), Some(many)) => format!(", PyTorch {:.2} times", one / many),
+        _ => String::new(),
+    };
+    Some(format!(
+        "{case:26} {} threads beside one: ours {:.2} times as fast{torch}",
+        many.threads,
+        one.ours_ms / many.ours_ms
+    ))
+}
+
 /// The heading of the table.
 pub(crate) fn head() {
     println!(
