@@ -163,13 +163,16 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
             Ok::<_, anyhow::Error>((net, teaching))
         })
         .transpose()?;
-    let look = |net: &Network, tape: &mut Tape| -> anyhow::Result<Features> {
+    // The maps go back before another network runs, as they do at the end of a step.
+    let look = |net: &Network, tape: &mut Tape| -> anyhow::Result<_> {
         tape.begin(Rng::new(0), 0);
-        Ok(net.backbone.forward(&images, tape)?)
+        let shapes = net.backbone.forward(&images, tape)?.shapes();
+        tape.begin(Rng::new(0), 0);
+        Ok(shapes)
     };
-    let of_student = look(&student, &mut tape)?.shapes();
+    let of_student = look(&student, &mut tape)?;
     let of_teacher = match &mut teacher {
-        Some((net, tape)) => look(net, tape)?.shapes(),
+        Some((net, tape)) => look(net, tape)?,
         None => Default::default(),
     };
     let shapes = Shapes {
