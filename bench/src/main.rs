@@ -28,7 +28,7 @@ struct Args {
     /// Only cases whose name begins so (all of them without)
     #[arg(long)]
     case: Option<String>,
-    /// Rounds; one step of every contender in each
+    /// Rounds; some steps of every contender in each
     #[arg(long, default_value_t = 15)]
     rounds: usize,
     /// Where both sides compute; a card has cases of its own
@@ -66,6 +66,7 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     // As the binary of the command line does.
     stillhouse_ops::keep_freed_memory();
+    stillhouse_ops::start_threads(None)?;
     let mut args = Args::parse();
     args.python = args.python.or_else(|| std::env::var_os("STILLHOUSE_PYTHON").map(PathBuf::from));
     let on_card = args.device == Choice::Cuda;
@@ -137,6 +138,10 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Milliseconds of our steps in a round, and the most steps: all contenders run as many.
+const ENOUGH_MS: f64 = 400.0;
+const MOST_STEPS: usize = 10;
+
 /// All rounds of one case.
 fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
     let on_card = args.device == Choice::Cuda;
@@ -159,7 +164,13 @@ fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
             theirs.push((layout, torch));
         }
     }
-    let (clock, steps) = if on_card { ("wall", args.steps.max(1)) } else { (clock(threads), 1) };
+    let (clock, steps) = if on_card {
+        ("wall", args.steps.max(1))
+    } else {
+        // A short step right after a pause is one of cold caches and sleeping cores.
+        let one = ours.steps(1)?.of("wall").max(1.0);
+        (clock(threads), ((ENOUGH_MS / one).ceil() as usize).clamp(1, MOST_STEPS))
+    };
     let (mut mine, mut other) = (Vec::new(), vec![Vec::new(); theirs.len()]);
     for _ in 0..args.rounds {
         mine.push(ours.steps(steps)?.of(clock) / steps as f64);

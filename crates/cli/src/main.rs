@@ -154,10 +154,8 @@ fn set_threads(flag: Option<usize>) -> Result<usize, Problem> {
         if !(1..=1024).contains(&n) {
             return Err(Problem::usage(format!("{from} is {n}, expected 1 to 1024")));
         }
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(n)
-            .build_global()
-            .map_err(|e| Problem::failed(format!("{n} threads cannot be started: {e}")))?;
     }
+    stillhouse_ops::start_threads(wanted)
+        .map_err(|e| Problem::failed(format!("threads cannot be started: {e}")))?;
     Ok(rayon::current_num_threads())
 }

@@ -23,6 +23,7 @@ mod real;
 mod rng;
 pub mod sketch;
 mod tape;
+mod threads;
 
 #[cfg(feature = "cuda")]
 pub use cuda::allow_tf32;
@@ -40,3 +41,4 @@ pub use params::{Builder, Engine, Init, Kind, Param, ParamId, Params};
 pub use real::{Isa, isa};
 pub use rng::{Draw, Rng};
 pub use tape::{Mode, Node, Precision, Tape};
+pub use threads::start_threads;

@@ -28,7 +28,8 @@ use rayon::prelude::*;
 
 /// Runs `f(0..tasks)` on the thread pool. Tasks must write to disjoint places.
 pub(crate) fn parallel(tasks: usize, f: impl Fn(usize) + Sync + Send) {
-    if tasks <= 1 {
+    // To hand work to the only thread of a pool and to wait for it gains nothing.
+    if tasks <= 1 || rayon::current_num_threads() == 1 {
         (0..tasks).for_each(f);
     } else {
         (0..tasks).into_par_iter().for_each(f);
