@@ -150,10 +150,10 @@ fn set_threads(flag: Option<usize>) -> Result<usize, Problem> {
         }
         _ => (None, ""),
     };
-    if let Some(n) = wanted {
-        if !(1..=1024).contains(&n) {
-            return Err(Problem::usage(format!("{from} is {n}, expected 1 to 1024")));
-        }
+    if let Some(n) = wanted
+        && !(1..=1024).contains(&n)
+    {
+        return Err(Problem::usage(format!("{from} is {n}, expected 1 to 1024")));
     }
     stillhouse_ops::start_threads(wanted)
         .map_err(|e| Problem::failed(format!("threads cannot be started: {e}")))?;
