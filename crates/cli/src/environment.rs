@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Version, revision, system, processor, cores, threads, instruction set; card, engine and precision, where they are chosen.
+/// Version, revision, system, processor, cores, threads, instruction set; card, engine and precision,
+/// where they are chosen.
 pub(crate) fn environment() -> BTreeMap<String, String> {
     let values = [
         ("revision", env!("STILLHOUSE_REVISION").to_string()),

@@ -38,10 +38,10 @@ impl<T: Copy + Default> Pool<T> {
         self.take_of(len, size(len)..)
     }
 
-    /// A buffer for what stays, such as weights: of just that length, so that it fits where another one
-    /// was given up.
+    /// Zeros for what stays, such as weights: of just that length, so that it fits where another one
+    /// was given up. It does not come back: none of the sizes here is its own.
     pub(crate) fn keep(self: &Arc<Self>, len: usize) -> Buf<T> {
-        self.aligned(len, size(len), Vec::with_capacity(len + LINE / size_of::<T>()))
+        self.aligned(len, None, Vec::with_capacity(len + LINE / size_of::<T>()))
     }
 
     fn take_of(self: &Arc<Self>, len: usize, sizes: impl RangeBounds<usize>) -> Buf<T> {
@@ -52,10 +52,10 @@ impl<T: Copy + Default> Pool<T> {
             let size = size(len);
             (size, Vec::with_capacity(size + LINE / size_of::<T>()))
         });
-        self.aligned(len, size, values)
+        self.aligned(len, Some(size), values)
     }
 
-    fn aligned(self: &Arc<Self>, len: usize, size: usize, mut values: Vec<T>) -> Buf<T> {
+    fn aligned(self: &Arc<Self>, len: usize, size: Option<usize>, mut values: Vec<T>) -> Buf<T> {
         let line = LINE / size_of::<T>();
         // A line more wherever the vector begins, so that the count does not depend on it.
         if values.len() < len + line {
@@ -88,8 +88,8 @@ impl<T> Pool<T> {
 pub(crate) struct Buf<T> {
     values: Vec<T>,
     range: Range<usize>,
-    /// The size under which it is kept when it is free.
-    size: usize,
+    /// The size under which it is kept when it is free, if it is.
+    size: Option<usize>,
     pool: Arc<Pool<T>>,
 }
 
@@ -109,8 +109,12 @@ impl<T> DerefMut for Buf<T> {
 impl<T> Drop for Buf<T> {
     fn drop(&mut self) {
         let values = std::mem::take(&mut self.values);
+        let Some(size) = self.size else {
+            self.pool.owned.fetch_sub(values.len(), Ordering::Relaxed);
+            return;
+        };
         if let Ok(mut free) = self.pool.free.lock() {
-            free.entry(self.size).or_default().push(values);
+            free.entry(size).or_default().push(values);
         }
     }
 }
@@ -152,6 +156,10 @@ mod tests {
         drop(second);
         assert_eq!(pool.take(1000).as_ptr(), place, "it is kept under its own size");
         drop(lent);
+        // Weights that are folded anew after each epoch leave nothing behind.
+        let held = pool.bytes();
+        drop(pool.keep(70));
+        assert_eq!((pool.bytes(), pool.take(1000).as_ptr()), (held, place));
         pool.clear();
         assert_eq!(pool.take(1).len(), 1);
     }

@@ -15,8 +15,8 @@ use crate::real::Real;
 use crate::{Error, Result};
 
 /// A convolution without bias, `[B, C, H, W]` with `weight [O, C, k, k]` to `[B, O, H', W']`; f32 and
-/// f64, and bf16 with sums in f32 (on the CPU it runs in f32 and is rounded). Several times faster than candle's own, backward above all, and without the copies that the
-/// latter makes. Results do not depend on the number of threads. As on a tape, 3x3 convolutions in f32
+/// f64, and bf16 with sums in f32 (on the CPU it runs in f32 and is rounded). Several times faster than
+/// candle's own, backward above all, and without the copies that the latter makes. Results do not depend on the number of threads. As on a tape, 3x3 convolutions in f32
 /// run by Winograd's algorithm where that pays, unless the environment says `STILLHOUSE_WINOGRAD=0`.
 ///
 /// Inside maps are NHWC: a map of a tape, or of this function, is taken without a copy.
