@@ -9,9 +9,8 @@ use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Device};
 use stillhouse_testkit::device;
-use stillhouse_trainer::{
-    Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, plan, run_cell,
-};
+use stillhouse_trainer::{Cell, CellResult, Context, EpochLog, Error, Observer, Plan, plan, run_cell};
+use toy::{log, trained};
 
 /// Steps and losses as they were told; asks to stop after one of them.
 #[derive(Default)]
@@ -39,26 +38,6 @@ fn planned(root: &Path, sets: &[&str], together: Option<u64>) -> (Context, Plan)
     context.read_together = together;
     let plan = plan(&toy::experiment(sets), None, &context).unwrap();
     (context, plan)
-}
-
-fn trained(outcome: Outcome) -> CellResult {
-    match outcome {
-        Outcome::Trained(result) => *result,
-        other => panic!("expected a trained cell, got {other:?}"),
-    }
-}
-
-/// The log without times.
-fn log(folder: &Path) -> Vec<EpochLog> {
-    let text = fs::read_to_string(folder.join("log.jsonl")).unwrap();
-    let line = |l: &str| EpochLog {
-        seconds: 0.0,
-        waited: 0.0,
-        time: 0.0,
-        images_per_second: 0.0,
-        ..serde_json::from_str(l).unwrap()
-    };
-    text.lines().map(line).collect()
 }
 
 /// Steps of the checkpoints, of which all values are finite.

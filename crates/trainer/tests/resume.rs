@@ -13,6 +13,7 @@ use stillhouse_testkit::faults;
 use stillhouse_trainer::{
     Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, evaluate, plan, run_cell,
 };
+use toy::{log, trained};
 
 /// Stops or dies once so many steps are done.
 #[derive(Default)]
@@ -65,26 +66,6 @@ struct Bench {
     /// The run that was never stopped.
     expected: CellResult,
     log: Vec<EpochLog>,
-}
-
-/// The log without times.
-fn log(folder: &Path) -> Vec<EpochLog> {
-    let text = fs::read_to_string(folder.join("log.jsonl")).unwrap();
-    let line = |l: &str| EpochLog {
-        seconds: 0.0,
-        waited: 0.0,
-        time: 0.0,
-        images_per_second: 0.0,
-        ..serde_json::from_str(l).unwrap()
-    };
-    text.lines().map(line).collect()
-}
-
-fn trained(outcome: Outcome) -> CellResult {
-    match outcome {
-        Outcome::Trained(result) => *result,
-        other => panic!("expected a trained cell, got {other:?}"),
-    }
 }
 
 impl Bench {

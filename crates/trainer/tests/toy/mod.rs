@@ -18,7 +18,7 @@ use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Feature
 use stillhouse_core::registry::*;
 use stillhouse_core::{Builder, Error, Params, Result, Rng, Tape, files};
 use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, ParamId};
-use stillhouse_trainer::{Context, Experiment};
+use stillhouse_trainer::{CellResult, Context, EpochLog, Experiment, Outcome};
 
 pub const SIZE: usize = 6;
 pub const CLASSES: usize = 3;
@@ -610,4 +610,25 @@ pub fn write_weights(folder: &Path) {
     let map = params.export_all().unwrap().into_iter().collect();
     std::fs::create_dir_all(folder.join("weights")).unwrap();
     candle_core::safetensors::save(&map, folder.join("weights/imagenet.safetensors")).unwrap();
+}
+
+/// The result of a cell that was trained.
+pub fn trained(outcome: Outcome) -> CellResult {
+    match outcome {
+        Outcome::Trained(result) => *result,
+        other => panic!("expected a trained cell, got {other:?}"),
+    }
+}
+
+/// The log without times.
+pub fn log(folder: &Path) -> Vec<EpochLog> {
+    let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
+    let line = |l: &str| EpochLog {
+        seconds: 0.0,
+        waited: 0.0,
+        time: 0.0,
+        images_per_second: 0.0,
+        ..serde_json::from_str(l).unwrap()
+    };
+    text.lines().map(line).collect()
 }
