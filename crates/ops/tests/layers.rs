@@ -27,9 +27,14 @@ fn specs() -> Vec<ConvSpec> {
         c(6, 6, 3).groups(6),
         c(6, 6, 3).groups(6).stride(2).padding(Padding::Same),
         c(20, 20, 5).groups(20).stride(2).padding(Padding::Symmetric(2)),
+        // As many channels as several vectors have, and a part of one more.
+        c(48, 48, 3).groups(48).stride(2),
+        c(150, 150, 3).groups(150),
+        c(32, 32, 3).groups(32).stride(2).padding(Padding::Same),
         c(20, 40, 3).groups(4).stride(2),
         c(20, 33, 3).stride(2),
         c(24, 70, 1).padding(Padding::Symmetric(0)),
+        c(16, 96, 1).padding(Padding::Symmetric(0)),
     ]
 }
 
