@@ -82,7 +82,7 @@ test-long: cargo ## Run the tests that take longer than `make test` may: every m
 test-transformers: cargo ## Compare the teachers of candle-transformers (feature `transformers`) with timm's values
 	$(CARGO) test --locked -p stillhouse-backbones --features transformers --test transformers
 
-check: fmt clippy docs deny ## Format, clippy, rustdoc, licences, layers: what a change has to pass besides the tests
+check: fmt clippy docs deny ## Format, clippy, rustdoc, licenses, layers: what a change has to pass besides the tests
 	$(CARGO) test --locked -p stillhouse-tests --test layers --test documents
 
 fmt: cargo
@@ -142,7 +142,7 @@ card:
 	  echo "hint: docs/cuda.md says what a card has never shown; make cuda-check runs anywhere"; \
 	  exit 1; }
 
-gpu-check: cargo card ## Test layers, maps and optimisers on the first NVIDIA card, then time steps there (needs the CUDA toolkit and cuDNN; CASE=... for some steps)
+gpu-check: cargo card ## Test layers, maps and optimizers on the first NVIDIA card, then time steps there (needs the CUDA toolkit and cuDNN; CASE=... for some steps)
 	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-ops --features cuda \
 	  --lib --test layers --test maps --test optim --test pytorch --test graph_conv --test bf16 --test svd \
 	  -- --skip kernels_ --test-threads=1

@@ -3,7 +3,7 @@
     python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS [DEVICE [PRECISION]]
 
 WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load`, `mksmt` or a distillation method (`kd`,
-`class_centre`; `cd` between two DeepLabV3+). Reads a count a line and
+`class_centric`; `cd` between two DeepLabV3+). Reads a count a line and
 answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
 collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
 teacher, gradients set to none, the layout that is asked for.
@@ -148,7 +148,7 @@ def mmd(student, teacher):
     return k(teacher, teacher) + k(student, student) - 2 * k(student, teacher)
 
 
-def class_centre(student, teacher, labels, stages=(0, 1, 2, 3)):
+def class_centric(student, teacher, labels, stages=(0, 1, 2, 3)):
     total = 0.0
     for stage in stages:
         s, t = student[stage], teacher[stage]
@@ -266,8 +266,8 @@ def main():
             loss = F.cross_entropy(logits, labels)
             if work == "kd":
                 return loss + kd(logits, soft)
-            if work == "class_centre":
-                return loss + class_centre(features, maps, labels)
+            if work == "class_centric":
+                return loss + class_centric(features, maps, labels)
             raise SystemExit(f"unknown work {work}")
 
     serve(step, libraries, on_card)
@@ -277,7 +277,7 @@ def prepare(precision, work):
     """What makes PyTorch fast on a card, or what it lacks for it."""
     if precision not in ("f32", "tf32", "bf16"):
         raise SystemExit(f"unknown precision {precision}; expected f32, tf32 or bf16")
-    if work not in ("train", "frozen", "kd", "class_centre"):
+    if work not in ("train", "frozen", "kd", "class_centric"):
         raise SystemExit(f"{work} is not timed on a card")
     if not torch.cuda.is_available():
         raise SystemExit("this PyTorch finds no CUDA device; install one that is built for CUDA, see `nvidia-smi`")

@@ -59,7 +59,7 @@ grid=(table3 --profile smoke
   --set "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]"
   --set teacher.backbone=resnet18 --set teacher.train.epochs=2 --set train.epochs=4
   --set "train.checkpoint='1 steps'" --set "teacher.train.checkpoint='1 steps'"
-  --set "matrix.method=['baseline', 'kd', 'class_centre', 'sp']" --set "matrix.student=['mobilenetv2_100']")
+  --set "matrix.method=['baseline', 'kd', 'class_centric', 'sp']" --set "matrix.student=['mobilenetv2_100']")
 if [ "${2:-small}" = whole ]; then grid=(table3 --profile smoke); fi
 echo "-- in one process"
 "$program" reproduce "${grid[@]}" --threads 1 --runs one >one.txt

@@ -16,7 +16,7 @@ pub(crate) enum Work {
     Distil(&'static str),
     /// MKSMT's two training steps of a batch on the network with two exits.
     TwoSteps,
-    /// JPEG files to batches: decoded, cut at random, resized, mirrored, normalised. `network` is
+    /// JPEG files to batches: decoded, cut at random, resized, mirrored, normalized. `network` is
     /// the folder of the files, named by their size.
     Load,
 }
@@ -54,10 +54,10 @@ pub(crate) const CASES: &[Case] = &[
     case("mobilenetv2-frozen-224", "mobilenetv2_100", Work::Frozen, 8, 224),
     case("kd-resnet18-64", "resnet18", Work::Distil("kd"), 16, 64),
     case("kd-resnet18-224", "resnet18", Work::Distil("kd"), 8, 224),
-    case("centre-resnet18-64", "resnet18", Work::Distil("class_centre"), 16, 64),
-    case("centre-resnet18-224", "resnet18", Work::Distil("class_centre"), 8, 224),
+    case("center-resnet18-64", "resnet18", Work::Distil("class_centric"), 16, 64),
+    case("center-resnet18-224", "resnet18", Work::Distil("class_centric"), 8, 224),
     case("kd-mobilenetv2-64", "mobilenetv2_100", Work::Distil("kd"), 16, 64),
-    case("centre-mobilenetv2-64", "mobilenetv2_100", Work::Distil("class_centre"), 16, 64),
+    case("center-mobilenetv2-64", "mobilenetv2_100", Work::Distil("class_centric"), 16, 64),
     case("cd-deeplab-256", "deeplabv3plus", Work::Distil("cd"), 4, 256),
     case("loader-256x256", "256x256", Work::Load, 32, 224),
     case("loader-500x375", "500x375", Work::Load, 32, 224),
@@ -77,8 +77,8 @@ pub(crate) const CARD_CASES: &[Case] = &[
     case("resnet50-frozen-224-b256", "resnet50", Work::Frozen, 256, 224),
     case("kd-resnet18-224-b64", "resnet18", Work::Distil("kd"), 64, 224),
     case("kd-resnet18-224-b256", "resnet18", Work::Distil("kd"), 256, 224),
-    case("centre-resnet18-224-b64", "resnet18", Work::Distil("class_centre"), 64, 224),
-    case("centre-resnet18-224-b256", "resnet18", Work::Distil("class_centre"), 256, 224),
+    case("center-resnet18-224-b64", "resnet18", Work::Distil("class_centric"), 64, 224),
+    case("center-resnet18-224-b256", "resnet18", Work::Distil("class_centric"), 256, 224),
 ];
 
 /// The case of this name, of the processor or of a card.

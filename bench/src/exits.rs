@@ -1,21 +1,21 @@
 //! Our side of MKSMT's case: the two training steps of a batch, as the trainer has them.
 
 use candle_core::Tensor;
-use stillhouse_core::distiller::Step;
-use stillhouse_core::network::Features;
+use stillhouse_core::distiller::LossContext;
+use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::Mode;
 use stillhouse_ops::optim::{Adam, Hyper};
 
 use crate::cases::Case;
 use crate::contender::Run;
-use crate::steps::{Model, add_up, build, images, labels};
+use crate::steps::{CaseModel, add_up, build, images, labels};
 
 /// Cross-entropy at the early exit moves what it runs; then cross-entropy at the last one with the
 /// divergence between both moves everything. AdamW, two exits on the case's network.
 pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     let variant = toml::from_str(&format!("backbone = '{}'\ndrop_path = 0.0", case.network))?;
-    let net = Model::new("mksmt", variant).build(1)?;
+    let net = CaseModel::new("mksmt", variant).build(1)?;
     let (images, target) = (images(case.batch, case.size)?, labels(case.batch, case.size, false)?);
     let first = build("ce", &toml::toml! { tap = "exit3.logits" })?;
     let second = build("self_kl", &toml::Table::new())?;
@@ -26,10 +26,10 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     Ok(Box::new(move || {
         let mut losses = Vec::new();
         for method in [&first, &second] {
-            tape.want(&method.needs().student);
+            tape.select_features(&method.required_features().student);
             tape.begin(Rng::new(0), step);
-            let features = net.backbone.forward(&images, &mut tape)?;
-            let moment = Step {
+            let features = net.model.forward(&images, &mut tape)?;
+            let moment = LossContext {
                 student: &features,
                 teacher: &nothing,
                 target: &target,

@@ -6,15 +6,15 @@ use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::{Mode, Precision};
 
 use crate::cases::{Case, Work};
-use crate::steps::{Model, images};
+use crate::steps::{CaseModel, images};
 
 /// Prints what each kind of work takes in a step of this case, with its share of the rate of a large
 /// matrix product that was measured in between.
 pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
-    let net = Model::new(case.network, toml::Table::new()).build(1)?;
+    let net = CaseModel::new(case.network, toml::Table::new()).build(1)?;
     let mode = match case.work {
         Work::Train => Mode::Train,
-        Work::Frozen | Work::FrozenBf16 => Mode::Frozen,
+        Work::Frozen | Work::FrozenBf16 => Mode::Inference,
         _ => anyhow::bail!("{}: only training steps and frozen networks are told by layers", case.name),
     };
     let mut tape = Tape::new(&net.params, mode)?;
@@ -28,7 +28,7 @@ pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
             tape.measure(true);
         }
         tape.begin(Rng::new(0), 0);
-        let logits = net.backbone.forward(&images, &mut tape)?.logits()?.clone();
+        let logits = net.model.forward(&images, &mut tape)?.logits()?.clone();
         if mode == Mode::Train {
             tape.backward(&logits.sqr()?.mean_all()?)?;
         }

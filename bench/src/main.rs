@@ -65,8 +65,8 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     // As the binary of the command line does.
-    stillhouse_ops::keep_freed_memory();
-    stillhouse_ops::start_threads(None)?;
+    stillhouse_ops::disable_trim();
+    stillhouse_ops::init_thread_pool(None)?;
     let mut args = Args::parse();
     args.python = args.python.or_else(|| std::env::var_os("STILLHOUSE_PYTHON").map(PathBuf::from));
     let on_card = args.device == Choice::Cuda;

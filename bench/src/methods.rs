@@ -14,7 +14,7 @@ use stillhouse_losses::{card, registry};
 
 use crate::Args;
 use crate::contender::{Contender, clock};
-use crate::steps::{Model, Setting};
+use crate::steps::{CaseModel, Setting};
 use crate::summary::{median, write};
 
 /// Beginning of the names of these cases: `methods-NAME`.
@@ -60,9 +60,9 @@ impl Carrier {
     }
 
     /// The student of plain cross-entropy, the student and the teacher of a method, images.
-    fn networks(self) -> (Model, Model, Option<Model>, usize) {
-        let plain = |name| Model::new(name, toml::Table::new());
-        let on = |name, backbone: &str| Model::new(name, toml::toml! { backbone = backbone });
+    fn networks(self) -> (CaseModel, CaseModel, Option<CaseModel>, usize) {
+        let plain = |name| CaseModel::new(name, toml::Table::new());
+        let on = |name, backbone: &str| CaseModel::new(name, toml::toml! { backbone = backbone });
         match self {
             Self::Classifier => (plain("resnet18"), plain("resnet18"), Some(plain("resnet50")), 64),
             // The early exits are part of what the method takes.
@@ -96,7 +96,7 @@ pub(crate) fn setting(name: &str) -> anyhow::Result<Setting> {
 /// Names of all these cases.
 pub(crate) fn names() -> Vec<String> {
     let rows = registry();
-    let distils = rows.rows().iter().filter(|row| row.name != "ce");
+    let distils = rows.entries().iter().filter(|row| row.name != "ce");
     distils.map(|row| format!("{PREFIX}-{}", row.name)).collect()
 }
 

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Distiller, OPPONENT, Shapes, Step, Term};
-use stillhouse_core::network::{Backbone, BackboneRequest, Features};
-use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_core::distiller::{ADVERSARY, Distiller, FeatureShapes, LossContext, Term};
+use stillhouse_core::model::{Features, Model, ModelSpec};
+use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{Gradients, Mode, Param, Precision};
 
@@ -17,36 +17,36 @@ const CLASSES: usize = 21;
 
 /// A network by name and variant.
 #[derive(Debug, Clone)]
-pub(crate) struct Model {
+pub(crate) struct CaseModel {
     name: String,
     variant: toml::Table,
 }
 
-impl Model {
+impl CaseModel {
     pub(crate) fn new(name: &str, variant: toml::Table) -> Self {
         Self { name: name.into(), variant }
     }
 
     pub(crate) fn build(&self, seed: u64) -> anyhow::Result<Network> {
-        let params = Params::new(DType::F32, &device())?;
+        let params = ParamStore::new(DType::F32, &device())?;
         let (name, variant) = (self.name.clone(), self.variant.clone());
         let row = *stillhouse_backbones::registry().get(&name)?;
-        let request = BackboneRequest { name, classes: CLASSES, variant };
-        let backbone = (row.build)(&request, &params.builder(Rng::new(seed)))?;
-        Ok(Network { backbone, params })
+        let request = ModelSpec { name, classes: CLASSES, variant };
+        let model = (row.build)(&request, &params.builder(Rng::new(seed)))?;
+        Ok(Network { model, params })
     }
 }
 
 pub(crate) struct Network {
-    pub(crate) backbone: Box<dyn Backbone>,
-    pub(crate) params: Params,
+    pub(crate) model: Box<dyn Model>,
+    pub(crate) params: ParamStore,
 }
 
 /// A step of training.
 #[derive(Debug)]
 pub(crate) struct Setting {
-    pub(crate) student: Model,
-    pub(crate) teacher: Option<Model>,
+    pub(crate) student: CaseModel,
+    pub(crate) teacher: Option<CaseModel>,
     /// Beside the cross-entropy, unless it brings that itself.
     pub(crate) method: Option<String>,
     /// Settings of the method.
@@ -65,7 +65,7 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
         name if name.starts_with("swin_") => toml::from_str("drop_path = 0.0")?,
         _ => toml::Table::new(),
     };
-    let student = Model::new(case.network, variant.clone());
+    let student = CaseModel::new(case.network, variant.clone());
     let mut options = toml::Table::new();
     let (method, teacher) = match case.work {
         Work::Load => return crate::load::make(case),
@@ -73,15 +73,15 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
         Work::Frozen | Work::FrozenBf16 => {
             let images = images(case.batch, case.size)?;
             let net = student.build(1)?;
-            let mut tape = Tape::new(&net.params, Mode::Frozen)?;
-            tape.give_up_weights();
+            let mut tape = Tape::new(&net.params, Mode::Inference)?;
+            tape.release_weights();
             set_precision(&mut tape)?;
             if case.work == Work::FrozenBf16 {
                 tape.set_precision(Precision::Bf16)?;
             }
             return Ok(Box::new(move || {
                 tape.begin(Rng::new(0), 0);
-                let features = net.backbone.forward(&images, &mut tape)?;
+                let features = net.model.forward(&images, &mut tape)?;
                 Ok(features.logits()?.flatten_all()?.get(0)?.copy()?)
             }));
         }
@@ -91,9 +91,11 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
             options.insert("tap".into(), "logits_low".into());
             let mut variant = variant;
             variant.insert("backbone".into(), "resnet50".into());
-            (Some(method.to_string()), Some(Model::new(case.network, variant)))
+            (Some(method.to_string()), Some(CaseModel::new(case.network, variant)))
         }
-        Work::Distil(method) => (Some(method.to_string()), Some(Model::new("resnet50", toml::Table::new()))),
+        Work::Distil(method) => {
+            (Some(method.to_string()), Some(CaseModel::new("resnet50", toml::Table::new())))
+        }
     };
     let (batch, size, masks) = (case.batch, case.size, case.is_dense());
     train(Setting { student, teacher, method, options, batch, size, masks })
@@ -123,7 +125,7 @@ pub(crate) fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<T
 }
 
 /// A training step that can be run again and again: a frozen teacher, the student, the terms, the
-/// gradients, the update, then an opponent's and what a method's state does.
+/// gradients, the update, then an adversary's and what a method's state does.
 pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     let Setting { batch, size, .. } = setting;
     let (images, on_host) = (images(batch, size)?, labels(batch, size, setting.masks)?);
@@ -136,7 +138,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     if let Some(name) = &setting.method {
         methods.push(build(name, &setting.options)?);
     }
-    let brings_ce = |m: &dyn Distiller| m.weights().iter().any(|(name, _)| name.starts_with("ce"));
+    let brings_ce = |m: &dyn Distiller| m.term_weights().iter().any(|(name, _)| name.starts_with("ce"));
     if !methods.iter().any(|method| brings_ce(method.as_ref())) {
         methods.insert(0, build("ce", &toml::Table::new())?);
     }
@@ -147,18 +149,18 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         taps.dedup();
         taps
     };
-    let of_student = [needs(|m| m.needs().student), vec!["logits".into()]].concat();
+    let of_student = [needs(|m| m.required_features().student), vec!["logits".into()]].concat();
     let mut tape = Tape::new(&student.params, Mode::Train)?;
-    tape.want(&of_student);
+    tape.select_features(&of_student);
     set_precision(&mut tape)?;
     let mut teacher = setting
         .teacher
         .map(|model| {
             let net = model.build(2)?;
-            let mut teaching = Tape::new(&net.params, Mode::Frozen)?;
-            teaching.want(&needs(|m| m.needs().teacher));
+            let mut teaching = Tape::new(&net.params, Mode::Inference)?;
+            teaching.select_features(&needs(|m| m.required_features().teacher));
             set_precision(&mut teaching)?;
-            teaching.give_up_weights();
+            teaching.release_weights();
             teaching.share_memory(&tape);
             Ok::<_, anyhow::Error>((net, teaching))
         })
@@ -166,7 +168,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     // The maps go back before another network runs, as they do at the end of a step.
     let look = |net: &Network, tape: &mut Tape| -> anyhow::Result<_> {
         tape.begin(Rng::new(0), 0);
-        let shapes = net.backbone.forward(&images, tape)?.shapes();
+        let shapes = net.model.forward(&images, tape)?.shapes();
         tape.begin(Rng::new(0), 0);
         Ok(shapes)
     };
@@ -175,7 +177,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         Some((net, tape)) => look(net, tape)?,
         None => Default::default(),
     };
-    let shapes = Shapes {
+    let shapes = FeatureShapes {
         student: of_student,
         teacher: of_teacher,
         classes: CLASSES,
@@ -194,14 +196,14 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         let of_teacher = match &mut teacher {
             Some((net, tape)) => {
                 tape.begin(Rng::new(0), 0);
-                net.backbone.forward(&images, tape)?
+                net.model.forward(&images, tape)?
             }
             None => Features::default(),
         };
         tape.begin(Rng::new(0), step);
-        let features = student.backbone.forward(&images, &mut tape)?;
+        let features = student.model.forward(&images, &mut tape)?;
         let ids: Vec<u64> = (0..batch as u64).map(|i| (step * batch as u64 + i) % SAMPLES as u64).collect();
-        let moment = Step {
+        let moment = LossContext {
             student: &features,
             teacher: &of_teacher,
             target: &target,
@@ -224,7 +226,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         sgd.step(&student.params, &gradients, |p| (!is_opponents(p)).then_some(hyper))?;
         let mut terms = Vec::new();
         for method in &methods {
-            terms.extend(method.opponent(&moment)?);
+            terms.extend(method.adversary_terms(&moment)?);
         }
         if let Some(total) = add_up(terms)? {
             let gradients = Gradients::of_graph(&student.params, &total)?;
@@ -259,7 +261,7 @@ pub(crate) fn add_up(terms: Vec<Term>) -> anyhow::Result<Option<Tensor>> {
 
 /// Whether it is `connector.<method>.d.<name>`.
 fn is_opponents(param: &Param) -> bool {
-    param.name.starts_with("connector.") && param.name.split('.').nth(2) == Some(OPPONENT)
+    param.name.starts_with("connector.") && param.name.split('.').nth(2) == Some(ADVERSARY)
 }
 
 /// A method by its name, with what differs from its defaults.

@@ -139,5 +139,5 @@ pub(crate) fn write(path: &Path, lines: &[impl Serialize]) -> anyhow::Result<()>
         std::fs::create_dir_all(parent)?;
     }
     let text = serde_json::to_string_pretty(lines)?;
-    stillhouse_core::files::write_atomic(path, text.as_bytes()).with_context(|| path.display().to_string())
+    stillhouse_core::fs::write_atomic(path, text.as_bytes()).with_context(|| path.display().to_string())
 }

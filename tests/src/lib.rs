@@ -135,7 +135,7 @@ backbone = "mobilenetv2_100"
 [teacher.train]
 epochs = 1
 sampler = {{ kind = "shuffle", batch = 14 }}
-optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
+optimizer = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
 schedule = {{ kind = "constant" }}
 checkpoint = "1 step"
 [student]
@@ -145,7 +145,7 @@ method = "kd"
 [train]
 epochs = 3
 sampler = {{ kind = "class_balanced", classes = 7, per_class = 2 }}
-optimiser = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
+optimizer = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
 schedule = {{ kind = "constant" }}
 checkpoint = "1 step"
 {more}
@@ -195,7 +195,7 @@ backbone = "mobilenetv2_100"
 [train]
 epochs = 2
 sampler = {{ kind = "shuffle", batch = 2, drop_last = true }}
-optimiser = {{ kind = "sgd", lr = 0.001, momentum = 0.9 }}
+optimizer = {{ kind = "sgd", lr = 0.001, momentum = 0.9 }}
 schedule = {{ kind = "constant" }}
 checkpoint = "1 step"
 "#

@@ -92,9 +92,9 @@ fn unknown_fields_and_names() {
     run(folder.path(), &train(&["--set", "train.epoch=3"]))
         .code(2)
         .tells(&["epoch", "did you mean `epochs`"]);
-    run(folder.path(), &train(&["--set", "loss=[{ method = 'clas_centre' }]"]))
+    run(folder.path(), &train(&["--set", "loss=[{ method = 'clas_centric' }]"]))
         .code(2)
-        .tells(&["clas_centre", "did you mean `class_centre`"]);
+        .tells(&["clas_centric", "did you mean `class_centric`"]);
     run(folder.path(), &train(&["--set", "loss=[{ method = 'kd', temprature = 2.0 }]"]))
         .code(2)
         .tells(&["temprature"]);

@@ -35,7 +35,7 @@ fn help_has_examples() {
         let said = run(folder.path(), &args).code(0);
         assert!(said.stdout.contains("Examples:"), "{command}: {}", said.stdout);
         assert!(said.stdout.contains("--threads"), "{command}: {}", said.stdout);
-        assert!(!said.stdout.contains('\u{1b}'), "{command} has colour without a terminal");
+        assert!(!said.stdout.contains('\u{1b}'), "{command} has color without a terminal");
     }
     assert!(run(folder.path(), &["--version"]).code(0).stdout.starts_with("stillhouse "));
 }
@@ -62,7 +62,7 @@ fn wrong_usage_is_2() {
     let said = stillhouse(folder.path(), &["list"]).env("STILLHOUSE_THREADS", "many").output().unwrap();
     stillhouse_tests::Said::from(said).code(2).tells(&["STILLHOUSE_THREADS", "many"]);
     run(folder.path(), &["reproduce", "tabel3"]).code(2).tells(&["did you mean `table3`"]);
-    run(folder.path(), &["explain", "clas_centre"]).code(2).tells(&["did you mean `class_centre`"]);
+    run(folder.path(), &["explain", "clas_centric"]).code(2).tells(&["did you mean `class_centric`"]);
     run(folder.path(), &["explain", "backbone", "resnet19"]).code(2).tells(&["resnet18"]);
     run(folder.path(), &["data", "check", "ucn"]).code(2).tells(&["did you mean `ucm`"]);
     run(folder.path(), &["train", "no.toml", "--output", "o"]).code(2).tells(&["no.toml"]);
@@ -79,7 +79,7 @@ fn lists_and_explanations() {
     let folder = tempfile::tempdir().unwrap();
     let all = run(folder.path(), &["list", "--json"]).code(0).json();
     for (kind, name) in [
-        ("losses", "class_centre"),
+        ("losses", "class_centric"),
         ("backbones", "resnet50"),
         ("datasets", "scenes"),
         ("metrics", "accuracy"),
@@ -233,7 +233,7 @@ fn train_eval_predict() {
     assert!(said.stdout.contains("jpeg_420"), "{}", said.stdout);
 }
 
-/// Teacher, student, method and optimiser as candle's graph, as they would run on a card.
+/// Teacher, student, method and optimizer as candle's graph, as they would run on a card.
 #[test]
 fn a_run_as_candles_graph() {
     let folder = tempfile::tempdir().unwrap();
@@ -311,7 +311,7 @@ fn two_steps_a_batch_have_a_table() {
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
     let json = run(folder.path(), &args).code(0).json();
     for part in [
-        "species (embedded, procedural)",
+        "species (synthetic, procedural)",
         "Steps of a batch: 2 (1. ce at exit3.logits, runs to exit 3 and moves",
     ] {
         assert!(json["caption"].as_str().unwrap().contains(part), "{json}");

@@ -62,9 +62,9 @@ fn a_tiny_ablation_of_frkdnet() {
     assert!(markdown.contains("IoU by class") && markdown.contains("| building |"), "{markdown}");
 }
 
-/// A grey PNG whose data are stored, not compressed.
-fn png(path: &Path, (width, height): (usize, usize), colour: u8, value: impl Fn(usize, usize) -> u8) {
-    let channels = if colour == 2 { 3 } else { 1 };
+/// A gray PNG whose data are stored, not compressed.
+fn png(path: &Path, (width, height): (usize, usize), color: u8, value: impl Fn(usize, usize) -> u8) {
+    let channels = if color == 2 { 3 } else { 1 };
     let mut data = Vec::new();
     for y in 0..height {
         data.push(0);
@@ -98,7 +98,7 @@ fn png(path: &Path, (width, height): (usize, usize), colour: u8, value: impl Fn(
         file.extend(&named);
         file.extend(crc(&named).to_be_bytes());
     };
-    let header = [&(width as u32).to_be_bytes()[..], &(height as u32).to_be_bytes(), &[8, colour, 0, 0, 0]];
+    let header = [&(width as u32).to_be_bytes()[..], &(height as u32).to_be_bytes(), &[8, color, 0, 0, 0]];
     chunk(b"IHDR", &header.concat());
     chunk(b"IDAT", &stored);
     chunk(b"IEND", &[]);
@@ -120,7 +120,7 @@ variant = { backbone = "mobilenetv2_035" }
 [train]
 epochs = 2
 sampler = { kind = "shuffle", batch = 2 }
-optimiser = { kind = "adam", lr = 0.003 }
+optimizer = { kind = "adam", lr = 0.003 }
 schedule = { kind = "poly", power = 0.9 }
 [eval]
 batch = 1

@@ -10,7 +10,7 @@ use stillhouse_tests::{run, stillhouse};
 
 /// The command of a tiny table with further settings.
 fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    const SETS: [&str; 8] = [
+    const ENTRIES: [&str; 8] = [
         "data.per_class=[2, 1]",
         "data.image_size=32",
         "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]",
@@ -20,14 +20,14 @@ fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
         "matrix.student=['mobilenetv2_100']",
         "matrix.ratio=[80]",
     ];
-    let sets = SETS.iter().chain(more).flat_map(|set| ["--set", *set]);
+    let sets = ENTRIES.iter().chain(more).flat_map(|set| ["--set", *set]);
     ["reproduce", "table3", "--profile", "smoke"].into_iter().chain(sets).collect()
 }
 
 #[test]
 fn a_tiny_table_3() {
     let folder = tempfile::tempdir().unwrap();
-    let methods = "matrix.method=['baseline', 'kd', 'class_centre', 'sp', 'baseline_plain']";
+    let methods = "matrix.method=['baseline', 'kd', 'class_centric', 'sp', 'baseline_plain']";
     let args = tiny(&["train.epochs=1", methods]);
     let list: Vec<&str> = args.iter().copied().chain(["--list"]).collect();
     let listed = run(folder.path(), &list).code(0).stdout;
@@ -48,13 +48,13 @@ fn a_tiny_table_3() {
         let cells = json["cells"].as_array().unwrap();
         cells.iter().find(|c| c["method"] == method).unwrap_or_else(|| panic!("no {method} in {text}"))
     };
-    for method in ["baseline", "kd", "class_centre", "baseline_plain"] {
+    for method in ["baseline", "kd", "class_centric", "baseline_plain"] {
         let cell = cell(method);
         assert_eq!((&cell["state"], &cell["n"]), (&"done".into(), &1.into()), "{cell}");
         assert_eq!(cell["tested"], serde_json::json!([21]));
         assert_eq!((&cell["student"], &cell["ratio"]), (&"mobilenetv2_100".into(), &80.into()));
     }
-    assert_eq!(cell("class_centre")["published"], 94.76);
+    assert_eq!(cell("class_centric")["published"], 94.76);
     assert_eq!(cell("baseline_plain")["published"], serde_json::Value::Null);
 
     for network in json["networks"].as_array().unwrap() {
@@ -66,7 +66,7 @@ fn a_tiny_table_3() {
     // The page stands alone: it loads nothing and runs nothing.
     let page = fs::read_to_string(table.join("report.html")).unwrap();
     for part in
-        ["SMOKE RUN", "<svg", "Confusion matrices", "(teacher)", "class_centre", "revision", "McNemar"]
+        ["SMOKE RUN", "<svg", "Confusion matrices", "(teacher)", "class_centric", "revision", "McNemar"]
     {
         assert!(page.contains(part), "no `{part}` on the page");
     }
@@ -104,7 +104,7 @@ fn looking_around(folder: &Path, args: &[&str]) {
         assert_eq!(found["state"], "done");
         found["folder"].as_str().unwrap().to_string()
     };
-    let (a, b) = (path("kd"), path("class_centre"));
+    let (a, b) = (path("kd"), path("class_centric"));
     let events = folder.join(&a).join("events/events.out.tfevents.0.stillhouse");
     assert!(fs::read(events).unwrap().windows(10).any(|w| w == b"train/loss"), "no scalar for TensorBoard");
     let shown = run(folder, &["runs", "show", &a]).code(0).stdout;
@@ -150,7 +150,7 @@ fn an_interrupted_table_ends_as_the_same_table() {
     let args = tiny(&[
         "train.epochs=4",
         "train.checkpoint=1 step",
-        "matrix.method=['baseline', 'kd', 'class_centre']",
+        "matrix.method=['baseline', 'kd', 'class_centric']",
     ]);
     let whole = tempfile::tempdir().unwrap();
     run(whole.path(), &args).code(0);
@@ -158,7 +158,7 @@ fn an_interrupted_table_ends_as_the_same_table() {
     let folder = tempfile::tempdir().unwrap();
     let mut child =
         stillhouse(folder.path(), &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    // Until the second student has steps behind it: `kd` stands before `class_centre`.
+    // Until the second student has steps behind it: `kd` stands before `class_centric`.
     let under_way = || {
         let runs = fs::read_dir(folder.path().join("runs/table3/smoke")).into_iter().flatten().flatten();
         let mut kd = runs.map(|r| r.path()).filter(|p| p.to_string_lossy().contains("-kd-"));

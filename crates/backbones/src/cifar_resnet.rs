@@ -8,23 +8,23 @@
 //! *Taps*: `F0` after the stem, `F1`..`F3` after the last ReLU of each stage, `F1_pre`..`F3_pre` the
 //! sums before it; `pooled`, the mean of `F3`, which is also the `embedding`; `logits`.
 //!
-//! *Names and initialisation*: those of the residual networks for larger images.
+//! *Names and initialization*: those of the residual networks for larger images.
 
 use candle_core::Tensor;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node};
 
-use crate::body::{Body, See};
+use crate::backbone::{Backbone, See};
 use crate::classifier::{Classifier, Neck};
 use crate::count::Work;
 use crate::resnet::{Block, Place, run};
 use crate::{NoVariant, conv};
 
 /// One row for each depth and width.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("cifar_resnet20", "residual network for 32 x 32, 3 3 3 basic blocks, 0.28 M parameters"),
     row("cifar_resnet32", "residual network for 32 x 32, 5 5 5 basic blocks, 0.47 M parameters"),
     row("cifar_resnet44", "residual network for 32 x 32, 7 7 7 basic blocks, 0.67 M parameters"),
@@ -34,20 +34,20 @@ pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
     row("cifar_resnet32x4", "wide residual network for 32 x 32, 5 5 5 basic blocks, 7.4 M parameters"),
 ];
 
-const fn row(name: &'static str, summary: &'static str) -> Entry<BackboneBuild> {
+const fn row(name: &'static str, summary: &'static str) -> Entry<ModelBuild> {
     let source = "He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2";
     Entry { name, summary, source, defaults: String::new, build }
 }
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
 }
 
-pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     network(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     Ok(Box::new(Stages::new(request, p)?))
 }
 
@@ -63,7 +63,7 @@ fn size(name: &str) -> Result<(usize, [usize; 4])> {
         "cifar_resnet110" => Ok((18, NARROW)),
         "cifar_resnet8x4" => Ok((1, WIDE)),
         "cifar_resnet32x4" => Ok((5, WIDE)),
-        other => Err(Error::unfit(other, "is no residual network for small images of this crate")),
+        other => Err(Error::incompatible(other, "is no residual network for small images of this crate")),
     }
 }
 
@@ -71,7 +71,7 @@ fn size(name: &str) -> Result<(usize, [usize; 4])> {
 #[derive(Debug)]
 struct Stages {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     stem: ConvBnAct,
     stages: Vec<Vec<Block>>,
 }
@@ -80,11 +80,11 @@ const F: [&str; 3] = ["F1", "F2", "F3"];
 const F_PRE: [&str; 3] = ["F1_pre", "F2_pre", "F3_pre"];
 
 impl Stages {
-    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let (blocks, [mut inputs, widths @ ..]) = size(&request.name)?;
         let NoVariant {} = from_table(&request.variant, &format!("variant of {}", request.name))?;
-        let stem = conv(ConvSpec::new(3, inputs, 3), "conv1", "bn1", Act::Relu, p)?;
-        let (mut stages, mut taps) = (Vec::new(), vec![TapSpec::map("F0", inputs, 1)]);
+        let stem = conv(ConvSpec::new(3, inputs, 3), "conv1", "bn1", Activation::Relu, p)?;
+        let (mut stages, mut taps) = (Vec::new(), vec![FeatureInfo::map("F0", inputs, 1)]);
         for (i, width) in widths.into_iter().enumerate() {
             let p = p.pp(format!("layer{}", i + 1));
             let mut stage = Vec::new();
@@ -95,25 +95,25 @@ impl Stages {
                 inputs = width;
             }
             stages.push(stage);
-            taps.push(TapSpec::map(F[i], inputs, 1 << i));
-            taps.push(TapSpec::map(F_PRE[i], inputs, 1 << i));
+            taps.push(FeatureInfo::map(F[i], inputs, 1 << i));
+            taps.push(FeatureInfo::map(F_PRE[i], inputs, 1 << i));
         }
         Ok(Self { name: request.name.clone(), taps, stem, stages })
     }
 }
 
-impl Body for Stages {
-    fn taps(&self) -> &[TapSpec] {
+impl Backbone for Stages {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
     fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         x = self.stem.forward(&x, tape)?; // [B, 16, H, W]
-        tape.tap("F0", &x)?;
+        tape.mark_feature("F0", &x)?;
         for (i, stage) in self.stages.iter().enumerate().take(depth) {
             x = run(stage, F_PRE[i], x, tape)?;
-            tape.tap(F[i], &x)?;
+            tape.mark_feature(F[i], &x)?;
             see(i, &x);
         }
         Ok(x)
@@ -132,7 +132,7 @@ impl Body for Stages {
 }
 
 /// The network that the request names, its parameters below `p`.
-fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+fn network(request: &ModelSpec, p: &ParamBuilder) -> Result<Classifier> {
     Classifier::new(request, p, body, "fc", |inputs| {
         let init = Init::fan_in_uniform(inputs);
         let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;

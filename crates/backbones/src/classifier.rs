@@ -1,11 +1,11 @@
 //! A body, the mean of its last map and one linear layer: what most networks are.
 
 use candle_core::Tensor;
-use stillhouse_core::network::{Backbone, BackboneRequest, Features, TapSpec};
-use stillhouse_core::{Builder, Result, Tape};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelSpec};
+use stillhouse_core::{ParamBuilder, Result, Tape};
 use stillhouse_ops::{ConvBnAct, LayerNorm, Linear};
 
-use crate::body::{ALL, Body};
+use crate::backbone::{ALL, Backbone};
 use crate::check_classes;
 use crate::count::Work;
 
@@ -24,9 +24,9 @@ pub(crate) enum Neck {
 #[derive(Debug)]
 pub(crate) struct Classifier {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     classes: usize,
-    body: Box<dyn Body>,
+    body: Box<dyn Backbone>,
     neck: Neck,
     fc: Linear,
     head: Vec<String>,
@@ -40,19 +40,19 @@ impl Classifier {
     /// # Errors
     /// No classes, or what body and rest refuse.
     pub(crate) fn new(
-        request: &BackboneRequest,
-        p: &Builder,
-        body: fn(&BackboneRequest, &Builder) -> Result<Box<dyn Body>>,
+        request: &ModelSpec,
+        p: &ParamBuilder,
+        body: fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>,
         fc: &str,
         rest: impl FnOnce(usize) -> Result<(Neck, usize, Linear)>,
     ) -> Result<Self> {
         check_classes(request)?;
         let body = body(request, p)?;
-        let mut taps = body.taps().to_vec();
+        let mut taps = body.features().to_vec();
         let (neck, pooled, linear) = rest(taps.last().map_or(0, |t| t.channels))?;
-        taps.push(TapSpec::vector("pooled", pooled));
-        taps.push(TapSpec::vector("embedding", pooled));
-        taps.push(TapSpec::vector("logits", request.classes));
+        taps.push(FeatureInfo::vector("pooled", pooled));
+        taps.push(FeatureInfo::vector("embedding", pooled));
+        taps.push(FeatureInfo::vector("logits", request.classes));
         let head = ["weight", "bias"].map(|part| p.full(&format!("{fc}.{part}"))).to_vec();
         let name = request.name.clone();
         Ok(Self { name, taps, classes: request.classes, body, neck, fc: linear, head })
@@ -70,12 +70,12 @@ impl Classifier {
     }
 }
 
-impl Backbone for Classifier {
+impl Model for Classifier {
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -91,10 +91,10 @@ impl Backbone for Classifier {
             Neck::Norm(norm) => x = norm.forward(&x, tape)?,
         }
         let pooled = tape.global_avg_pool(&x)?; // [B, D]
-        tape.tap("pooled", &pooled)?;
-        tape.tap("embedding", &pooled)?;
+        tape.mark_feature("pooled", &pooled)?;
+        tape.mark_feature("embedding", &pooled)?;
         let logits = self.fc.forward(&pooled, tape)?; // [B, classes]
-        tape.tap("logits", &logits)?;
+        tape.mark_feature("logits", &logits)?;
         Ok(tape.outputs()?.into_iter().collect())
     }
 

@@ -1,8 +1,8 @@
 //! Parameters and operations.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_core::network::BackboneRequest;
-use stillhouse_core::{Error, Params, Result, Rng, Tape};
+use stillhouse_core::model::ModelSpec;
+use stillhouse_core::{Error, ParamStore, Result, Rng, Tape};
 use stillhouse_ops::{ConvBnAct, Linear};
 
 use crate::FAMILIES;
@@ -36,8 +36,8 @@ impl Counts {
 /// Counts a registered network for images of `height` x `width`.
 ///
 /// ```
-/// use stillhouse_core::network::BackboneRequest;
-/// let request = BackboneRequest { name: "resnet18".into(), classes: 21, ..Default::default() };
+/// use stillhouse_core::model::ModelSpec;
+/// let request = ModelSpec { name: "resnet18".into(), classes: 21, ..Default::default() };
 /// let counts = stillhouse_backbones::count(&request, 224, 224)?;
 /// assert_eq!(counts.parameters, 11_187_285);
 /// assert_eq!(counts.macs, 1_813_572_096);
@@ -46,22 +46,22 @@ impl Counts {
 ///
 /// # Errors
 /// An unknown name, a variant that the network does not have, or an empty image.
-pub fn count(request: &BackboneRequest, height: usize, width: usize) -> Result<Counts> {
+pub fn count(request: &ModelSpec, height: usize, width: usize) -> Result<Counts> {
     let row = *crate::registry().get(&request.name)?;
-    let params = Params::outline();
+    let params = ParamStore::meta();
     let builder = params.builder(Rng::new(0));
     let family = FAMILIES.iter().find(|f| f.rows.iter().any(|row| row.name == request.name));
     let work = match family {
         Some(family) => (family.work)(request, &builder, (height, width))?,
-        None => return Err(Error::unfit(&request.name, "is registered without a way to count it")),
+        None => return Err(Error::incompatible(&request.name, "is registered without a way to count it")),
     };
-    let whole = Params::outline();
+    let whole = ParamStore::meta();
     let network = (row.build)(request, &whole.builder(Rng::new(0)))?;
-    let mut tape = Tape::sketch(&whole);
+    let mut tape = Tape::trace(&whole);
     network.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
-    let sketch = tape.take_sketch().unwrap_or_default();
+    let trace = tape.take_trace().unwrap_or_default();
     Ok(Counts {
-        kept_values: sketch.kept_values(),
+        kept_values: trace.kept_values(),
         parameters: params.count_weights(),
         macs: work.macs,
         attention_macs: work.attention_macs,
@@ -81,7 +81,7 @@ impl Work {
     /// Refuses an empty image.
     pub(crate) fn check(&self, who: &str, (height, width): (usize, usize)) -> Result<()> {
         if height == 0 || width == 0 {
-            return Err(Error::unfit(who, format!("cannot run on an image of {height} x {width}")));
+            return Err(Error::incompatible(who, format!("cannot run on an image of {height} x {width}")));
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ mod tests {
             ("resnet18", 11_187_285, 1.814e9, 2_483_712, 14.548e9),
             ("mobilenetv2_100", 2_250_773, 0.2995e9, 6_678_112, 2.503e9),
         ] {
-            let request = BackboneRequest { name: name.into(), classes: 21, ..Default::default() };
+            let request = ModelSpec { name: name.into(), classes: 21, ..Default::default() };
             let counts = count(&request, 224, 224).unwrap();
             assert_eq!(counts.parameters, parameters, "{name}");
             assert_eq!(counts.batch_norm_outputs, batch_norm_outputs, "{name}");
@@ -137,8 +137,8 @@ mod tests {
     #[test]
     fn kept_values_are_what_a_tape_keeps() {
         for name in ["resnet18", "mobilenetv2_050", "cifar_resnet20"] {
-            let request = BackboneRequest { name: name.into(), classes: 3, ..Default::default() };
-            let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+            let request = ModelSpec { name: name.into(), classes: 3, ..Default::default() };
+            let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
             let row = *crate::registry().get(name).unwrap();
             let network = (row.build)(&request, &params.builder(Rng::new(0))).unwrap();
             let mut tape = Tape::new(&params, stillhouse_ops::Mode::Train).unwrap();
@@ -155,10 +155,10 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let ask = |name: &str| BackboneRequest { name: name.into(), classes: 2, ..Default::default() };
+        let ask = |name: &str| ModelSpec { name: name.into(), classes: 2, ..Default::default() };
         assert!(count(&ask("resnet19"), 8, 8).unwrap_err().to_string().contains("resnet18"));
         assert!(count(&ask("resnet18"), 0, 8).unwrap_err().to_string().contains("0 x 8"));
-        let none = BackboneRequest { classes: 0, ..ask("resnet18") };
+        let none = ModelSpec { classes: 0, ..ask("resnet18") };
         assert!(count(&none, 8, 8).unwrap_err().to_string().contains("at least one class"));
     }
 }

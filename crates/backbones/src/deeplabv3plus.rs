@@ -23,12 +23,12 @@
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Node, Padding};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Node, Padding};
 
-use crate::body::{ALL, Body, body, split};
+use crate::backbone::{ALL, Backbone, body, split};
 use crate::count::Work;
 use crate::{check_classes, conv};
 
@@ -37,7 +37,7 @@ const ANY: &str = "deeplabv3plus";
 
 /// One on any backbone, and a row for each of those that have a place in tables, so that a table's axis
 /// can name them.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row(ANY, || defaults("resnet18")),
     row("deeplabv3plus_resnet18", || defaults("resnet18")),
     row("deeplabv3plus_resnet50", || defaults("resnet50")),
@@ -45,7 +45,7 @@ pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
     row("deeplabv3plus_mobilenetv2_100", || defaults("mobilenetv2_100")),
 ];
 
-const fn row(name: &'static str, defaults: fn() -> String) -> Entry<BackboneBuild> {
+const fn row(name: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
     Entry {
         name,
         summary: "dense prediction: atrous spatial pyramid and decoder on a backbone",
@@ -68,11 +68,11 @@ fn named(row: &str) -> Option<&str> {
     row.strip_prefix(ANY)?.strip_prefix('_')
 }
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(DeepLabV3Plus::new(request, p)?))
 }
 
-pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     DeepLabV3Plus::new(request, p)?.work(size)
 }
 
@@ -96,8 +96,8 @@ const WIDTH: usize = 256;
 const LOW: usize = 48;
 
 /// A convolution without bias, `<name>.0`, with batch norm, `<name>.1`, and ReLU.
-fn conv_bn(spec: ConvSpec, name: &str, p: &Builder) -> Result<ConvBnAct> {
-    conv(spec, "0", "1", Act::Relu, &p.pp(name))
+fn conv_bn(spec: ConvSpec, name: &str, p: &ParamBuilder) -> Result<ConvBnAct> {
+    conv(spec, "0", "1", Activation::Relu, &p.pp(name))
 }
 
 /// Atrous spatial pyramid pooling.
@@ -109,7 +109,7 @@ struct Pyramid {
 }
 
 impl Pyramid {
-    fn new(inputs: usize, output_stride: usize, p: &Builder) -> Result<Self> {
+    fn new(inputs: usize, output_stride: usize, p: &ParamBuilder) -> Result<Self> {
         let mut branches = vec![conv_bn(ConvSpec::new(inputs, WIDTH, 1), "branch0", p)?];
         for i in 1..=3 {
             let rate = 6 * i * 16 / output_stride;
@@ -148,10 +148,10 @@ impl Pyramid {
 #[derive(Debug)]
 pub struct DeepLabV3Plus {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     classes: usize,
     dropout: f64,
-    body: Box<dyn Body>,
+    body: Box<dyn Backbone>,
     pyramid: Pyramid,
     low: ConvBnAct,
     fuse: [ConvBnAct; 2],
@@ -163,9 +163,9 @@ impl DeepLabV3Plus {
     /// Makes the network, its parameters below `p`.
     ///
     /// # Errors
-    /// An unknown or unfit variant (a backbone without maps at stride 4, an output stride that it does
+    /// An unknown or incompatible variant (a backbone without maps at stride 4, an output stride that it does
     /// not have), no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    pub fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = request.name.clone();
         check_classes(request)?;
         let (own, mut inner) = split(&request.variant, &KEYS);
@@ -173,23 +173,26 @@ impl DeepLabV3Plus {
         let backbone = match (named(&name), variant.backbone) {
             (Some(own), Some(other)) if own != other => {
                 let found = format!("backbone is `{other}`, its own is {own}; take `{ANY}` for others");
-                return Err(Error::unfit(&name, found));
+                return Err(Error::incompatible(&name, found));
             }
             (Some(own), _) => own.to_string(),
             (None, given) => given.unwrap_or_else(|| "resnet18".into()),
         };
         let stride = variant.output_stride;
         if ![8, 16, 32].contains(&stride) {
-            return Err(Error::unfit(&name, format!("output_stride is {stride}; allowed are 32, 16, 8")));
+            return Err(Error::incompatible(
+                &name,
+                format!("output_stride is {stride}; allowed are 32, 16, 8"),
+            ));
         }
         if !(0.0..1.0).contains(&variant.dropout) {
             let found = format!("dropout is {}; allowed is 0 up to, not including, 1", variant.dropout);
-            return Err(Error::unfit(&name, found));
+            return Err(Error::incompatible(&name, found));
         }
         if stride != 32 {
             inner.insert("output_stride".into(), (stride as i64).into());
         }
-        let inner = BackboneRequest { name: backbone, classes: request.classes, variant: inner };
+        let inner = ModelSpec { name: backbone, classes: request.classes, variant: inner };
         let body = body(&inner, &p.pp("backbone"))?;
         let stages = body.stages();
         let (first, last) = match (stages.first(), stages.last()) {
@@ -200,7 +203,7 @@ impl DeepLabV3Plus {
                     "needs a backbone with maps at strides 4 to {stride}; {} has {found:?}",
                     inner.name
                 );
-                return Err(Error::unfit(&name, what));
+                return Err(Error::incompatible(&name, what));
             }
         };
         let (low_channels, high_channels) = (first.channels, last.channels);
@@ -212,12 +215,12 @@ impl DeepLabV3Plus {
         ];
         let init = Init::fan_in_uniform(WIDTH);
         let spec = ConvSpec::new(WIDTH, request.classes, 1);
-        let classifier = ConvBnAct::biased(spec, "classifier", None, Act::None, (init, init), p)?;
-        let mut taps = body.taps().to_vec();
-        taps.push(TapSpec::map("aspp", LOW + WIDTH, 4));
-        taps.push(TapSpec::map("decoder", WIDTH, 4));
-        taps.push(TapSpec::map("logits_low", request.classes, 4));
-        taps.push(TapSpec::map("logits", request.classes, 1));
+        let classifier = ConvBnAct::biased(spec, "classifier", None, Activation::None, (init, init), p)?;
+        let mut taps = body.features().to_vec();
+        taps.push(FeatureInfo::map("aspp", LOW + WIDTH, 4));
+        taps.push(FeatureInfo::map("decoder", WIDTH, 4));
+        taps.push(FeatureInfo::map("logits_low", request.classes, 4));
+        taps.push(FeatureInfo::map("logits", request.classes, 1));
         let head = vec![p.full("classifier.weight"), p.full("classifier.bias")];
         let (classes, dropout) = (request.classes, variant.dropout);
         Ok(Self { name, taps, classes, dropout, body, pyramid, low, fuse, classifier, head })
@@ -237,12 +240,12 @@ impl DeepLabV3Plus {
     }
 }
 
-impl Backbone for DeepLabV3Plus {
+impl Model for DeepLabV3Plus {
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -258,22 +261,22 @@ impl Backbone for DeepLabV3Plus {
                 low = Some(map.clone());
             }
         })?;
-        let low = low.ok_or_else(|| Error::unfit(&self.name, "its backbone has no stage"))?;
+        let low = low.ok_or_else(|| Error::incompatible(&self.name, "its backbone has no stage"))?;
         let mut x = self.pyramid.forward(&high, tape)?; // [B, 256, H/16, W/16]
         x = tape.dropout(&x, self.dropout)?;
         let low = self.low.forward(&low, tape)?; // [B, 48, H/4, W/4]
         x = tape.resize_bilinear(&x, low.size(), false)?;
         x = tape.concat(&[&low, &x])?; // [B, 304, H/4, W/4]
-        tape.tap("aspp", &x)?;
+        tape.mark_feature("aspp", &x)?;
         for conv in &self.fuse {
             x = conv.forward(&x, tape)?; // [B, 256, H/4, W/4]
         }
-        tape.tap("decoder", &x)?;
+        tape.mark_feature("decoder", &x)?;
         x = self.classifier.forward(&x, tape)?; // [B, classes, H/4, W/4]
-        tape.tap("logits_low", &x)?;
-        if tape.wants("logits") {
+        tape.mark_feature("logits_low", &x)?;
+        if tape.selects("logits") {
             x = tape.resize_bilinear(&x, (height, width), false)?;
-            tape.tap("logits", &x)?;
+            tape.mark_feature("logits", &x)?;
         }
         Ok(tape.outputs()?.into_iter().collect())
     }

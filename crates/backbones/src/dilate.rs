@@ -26,7 +26,7 @@ impl Dilate {
     /// `limit`: the output stride, 32, 16 or 8. `reached`: the stride of the stem.
     pub(crate) fn new(who: &str, limit: usize, reached: usize) -> Result<Self> {
         if ![8, 16, 32].contains(&limit) {
-            return Err(Error::unfit(who, format!("output_stride is {limit}; allowed are 32, 16, 8")));
+            return Err(Error::incompatible(who, format!("output_stride is {limit}; allowed are 32, 16, 8")));
         }
         Ok(Self { limit, reached, dilation: 1 })
     }

@@ -9,7 +9,7 @@ pub enum Error {
     /// No manifest has these weights.
     #[error(
         "no weights `{name}` for {arch}{}; there are: {known}; a path that ends in .safetensors is taken as it is",
-        nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
+        suggest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
     )]
     UnknownWeights {
         /// The network.
@@ -17,7 +17,7 @@ pub enum Error {
         /// The name that was asked for.
         name: String,
         /// The closest name, if any is close.
-        nearest: Option<String>,
+        suggest: Option<String>,
         /// All weights, as `arch.name`.
         known: String,
     },

@@ -22,17 +22,17 @@
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node};
 
-use crate::body::{Body, body, split};
+use crate::backbone::{Backbone, body, split};
 use crate::count::Work;
 use crate::{check_classes, conv};
 
 /// Both rows.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     Entry {
         name: "mksmt",
         summary: "a backbone with an exit at its third and one at its fourth stage",
@@ -66,11 +66,11 @@ fn exits_defaults() -> String {
         .into()
 }
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(Exits::new(request, p)?))
 }
 
-pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     Exits::new(request, p)?.work(size)
 }
 
@@ -160,9 +160,9 @@ impl Exit {
                 }
             }
         };
-        tape.tap(&self.feat, &feat)?;
+        tape.mark_feature(&self.feat, &feat)?;
         let logits = self.out.forward(&feat, tape)?;
-        tape.tap(&self.logits, &logits)?;
+        tape.mark_feature(&self.logits, &logits)?;
         Ok((feat, logits))
     }
 
@@ -190,9 +190,9 @@ impl Exit {
 #[derive(Debug)]
 pub struct Exits {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     classes: usize,
-    body: Box<dyn Body>,
+    body: Box<dyn Backbone>,
     exits: Vec<Exit>,
     head: Vec<String>,
 }
@@ -201,32 +201,32 @@ impl Exits {
     /// Makes the network that the request names, its parameters below `p`.
     ///
     /// # Errors
-    /// An unknown or unfit variant (a stage that the backbone does not have), no classes, or parameter
+    /// An unknown or incompatible variant (a stage that the backbone does not have), no classes, or parameter
     /// names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    pub fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = request.name.clone();
         check_classes(request)?;
         let (own, inner) = split(&request.variant, &KEYS);
         let Variant { backbone, at, kind, k, opm } = from_table(&own, &format!("variant of {name}"))?;
         let mksmt = name == "mksmt";
         if mksmt && kind.is_some() {
-            return Err(Error::unfit(&name, "its module is given; `kind` is for the network `exits`"));
+            return Err(Error::incompatible(&name, "its module is given; `kind` is for the network `exits`"));
         }
         let default = if mksmt { "swin_large_patch4_window12_384" } else { "resnet18" };
         let kind = kind.unwrap_or(if mksmt { Kind::Opm } else { Kind::Conv });
         let k = k.unwrap_or(if mksmt { 896 } else { 256 });
         if k == 0 {
-            return Err(Error::unfit(&name, "k is 0; expected at least 1"));
+            return Err(Error::incompatible(&name, "k is 0; expected at least 1"));
         }
         let form = opm.unwrap_or_default();
         if kind != Kind::Opm && form != Opm::default() {
-            return Err(Error::unfit(
+            return Err(Error::incompatible(
                 &name,
                 "`opm` is of the kind \"opm\"; set `kind` to it, or leave `opm` out",
             ));
         }
         let backbone = backbone.unwrap_or_else(|| default.to_string());
-        let inner = BackboneRequest { name: backbone, classes: request.classes, variant: inner };
+        let inner = ModelSpec { name: backbone, classes: request.classes, variant: inner };
         let body = body(&inner, &p.pp("backbone"))?;
         let stages = body.stages();
         let mut at = at.unwrap_or_else(|| if mksmt { vec![3] } else { (1..stages.len()).collect() });
@@ -237,21 +237,21 @@ impl Exits {
                 stages.len().saturating_sub(1),
                 inner.name
             );
-            return Err(Error::unfit(&name, found));
+            return Err(Error::incompatible(&name, found));
         }
         at.push(stages.len());
-        let mut taps = body.taps().to_vec();
+        let mut taps = body.features().to_vec();
         let mut exits = Vec::new();
         for i in at {
             let exit = exit((kind, form, k), i, &stages, request.classes, p)?;
-            taps.push(TapSpec::vector(&exit.feat, exit.out.inputs()));
-            taps.push(TapSpec::vector(&exit.logits, request.classes));
+            taps.push(FeatureInfo::vector(&exit.feat, exit.out.inputs()));
+            taps.push(FeatureInfo::vector(&exit.logits, request.classes));
             exits.push(exit);
         }
         if let Some(last) = exits.last() {
-            taps.push(TapSpec::vector("embedding", last.out.inputs()));
+            taps.push(FeatureInfo::vector("embedding", last.out.inputs()));
         }
-        taps.push(TapSpec::vector("logits", request.classes));
+        taps.push(FeatureInfo::vector("logits", request.classes));
         let outs = exits.iter().map(|e| format!("out{}", e.stage + 1));
         let head =
             outs.flat_map(|o| [p.full(&format!("{o}.weight")), p.full(&format!("{o}.bias"))]).collect();
@@ -260,7 +260,7 @@ impl Exits {
 
     fn work(&self, size: (usize, usize)) -> Result<Work> {
         let mut work = Work::default();
-        let sizes = self.body.work(size, crate::body::ALL, &mut work)?;
+        let sizes = self.body.work(size, crate::backbone::ALL, &mut work)?;
         for exit in &self.exits {
             if let Some(size) = sizes.get(exit.stage) {
                 exit.work(*size, &mut work)?;
@@ -274,9 +274,9 @@ impl Exits {
 fn exit(
     (kind, form, k): (Kind, Opm, usize),
     i: usize,
-    stages: &[TapSpec],
+    stages: &[FeatureInfo],
     classes: usize,
-    p: &Builder,
+    p: &ParamBuilder,
 ) -> Result<Exit> {
     let channels = stages[i - 1].channels;
     let (module, inputs) = match kind {
@@ -288,7 +288,13 @@ fn exit(
             for (j, pair) in stages[i - 1..].windows(2).enumerate() {
                 let stride = pair[1].stride / pair[0].stride;
                 let spec = ConvSpec::new(inputs, pair[1].channels, 3).stride(stride);
-                convs.push(conv(spec, &format!("conv{}", j + 1), &format!("bn{}", j + 1), Act::Relu, &at)?);
+                convs.push(conv(
+                    spec,
+                    &format!("conv{}", j + 1),
+                    &format!("bn{}", j + 1),
+                    Activation::Relu,
+                    &at,
+                )?);
                 inputs = pair[1].channels;
             }
             (Module::Convs(convs), inputs)
@@ -310,12 +316,12 @@ fn exit(
     Ok(Exit { stage: i - 1, feat, logits, module, out })
 }
 
-impl Backbone for Exits {
+impl Model for Exits {
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -325,20 +331,20 @@ impl Backbone for Exits {
 
     /// Stages and exits behind the last wanted tap do not run.
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let deepest = |exit: &&Exit| tape.wants(&exit.feat) || tape.wants(&exit.logits);
+        let deepest = |exit: &&Exit| tape.selects(&exit.feat) || tape.selects(&exit.logits);
         let mut depth = self.exits.iter().filter(deepest).map(|exit| exit.stage + 1).max().unwrap_or(0);
         for (i, stage) in self.body.stages().iter().enumerate() {
-            let inside = |tap: &TapSpec| tap.name.starts_with(&stage.name) && tape.wants(&tap.name);
-            if self.body.taps().iter().any(inside) {
+            let inside = |tap: &FeatureInfo| tap.name.starts_with(&stage.name) && tape.selects(&tap.name);
+            if self.body.features().iter().any(inside) {
                 depth = depth.max(i + 1);
             }
         }
-        if tape.wants("logits") || tape.wants("embedding") {
+        if tape.selects("logits") || tape.selects("embedding") {
             depth = usize::MAX;
         }
         let count = self.body.stages().len();
         let wanted =
-            |exit: &&Exit| tape.wants(&exit.feat) || tape.wants(&exit.logits) || exit.stage + 1 == count;
+            |exit: &&Exit| tape.selects(&exit.feat) || tape.selects(&exit.logits) || exit.stage + 1 == count;
         let exits: Vec<&Exit> = self.exits.iter().filter(wanted).collect();
         let mut maps = vec![None; count];
         self.body.forward(images, depth, tape, &mut |stage, map| {
@@ -350,8 +356,8 @@ impl Backbone for Exits {
             if let Some(map) = &maps[exit.stage] {
                 let (feat, logits) = exit.forward(map, tape)?;
                 if exit.stage + 1 == count {
-                    tape.tap("embedding", &feat)?;
-                    tape.tap("logits", &logits)?;
+                    tape.mark_feature("embedding", &feat)?;
+                    tape.mark_feature("logits", &logits)?;
                 }
             }
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use stillhouse_core::files::write_atomic;
-use stillhouse_core::{Error as CoreError, Params, Result};
+use stillhouse_core::fs::write_atomic;
+use stillhouse_core::{Error as CoreError, ParamStore, Result};
 
 use crate::save::{Precision, save_as};
 
@@ -26,8 +26,8 @@ pub struct Card {
     pub mean: [f32; 3],
     /// Input standard deviation per channel.
     pub std: [f32; 3],
-    /// Licence of the values, as the hub spells it.
-    pub licence: Option<String>,
+    /// License of the values, as the hub spells it.
+    pub license: Option<String>,
     /// What else is known: where the weights come from, how they were trained, what they reach.
     pub facts: Vec<(String, String)>,
 }
@@ -103,8 +103,8 @@ impl Card {
     /// `README.md` with the hub's front matter.
     fn text(&self, timm: &std::result::Result<Map<String, Value>, String>, precision: Precision) -> String {
         let mut text = String::from("---\n");
-        if let Some(licence) = &self.licence {
-            text.push_str(&format!("license: {}\n", json!(licence)));
+        if let Some(license) = &self.license {
+            text.push_str(&format!("license: {}\n", json!(license)));
         }
         if timm.is_ok() {
             text.push_str("library_name: timm\n");
@@ -165,7 +165,7 @@ fn decimal(value: f32) -> f64 {
 /// # Errors
 /// I/O errors with the path; a value that is too large for f16.
 pub fn export(
-    params: &Params,
+    params: &ParamStore,
     card: &Card,
     folder: &Path,
     precision: Precision,

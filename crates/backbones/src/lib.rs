@@ -13,7 +13,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-mod body;
+mod backbone;
 pub mod cifar_resnet;
 mod classifier;
 mod count;
@@ -43,41 +43,46 @@ pub use load::{Fit, fit, load_weights};
 pub use save::{Precision, save, save_as};
 pub use weights::{Hub, Manifest, manifests, weights};
 
-use body::Body;
+use backbone::Backbone;
 use count::Work;
-use stillhouse_core::network::{BackboneBuild, BackboneRequest};
+use stillhouse_core::model::{ModelBuild, ModelSpec};
 use stillhouse_core::registry::{Entry, Registry};
-use stillhouse_core::{Builder, Error as CoreError, Result};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init};
+use stillhouse_core::{Error as CoreError, ParamBuilder, Result};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init};
 
 /// The sizes of one architecture.
 struct Family {
     /// A row for each size.
-    rows: &'static [Entry<BackboneBuild>],
+    rows: &'static [Entry<ModelBuild>],
     /// Builds a size and counts one forward pass of one image, `(height, width)`.
-    work: fn(&BackboneRequest, &Builder, (usize, usize)) -> Result<Work>,
+    work: fn(&ModelSpec, &ParamBuilder, (usize, usize)) -> Result<Work>,
     /// Builds a size without its head, for networks that put another on it.
     body: Option<BuildBody>,
     /// Whether nothing but the last layer learns.
     frozen: bool,
 }
 
-type BuildBody = fn(&BackboneRequest, &Builder) -> Result<Box<dyn Body>>;
+type BuildBody = fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>;
 
 /// Every architecture, in the order of listing.
 const FAMILIES: &[Family] = &[
-    Family { rows: resnet::ROWS, work: resnet::work, body: Some(resnet::body), frozen: false },
-    Family { rows: mobilenetv2::ROWS, work: mobilenetv2::work, body: Some(mobilenetv2::body), frozen: false },
-    Family { rows: vgg::ROWS, work: vgg::work, body: Some(vgg::body), frozen: false },
+    Family { rows: resnet::ENTRIES, work: resnet::work, body: Some(resnet::body), frozen: false },
     Family {
-        rows: cifar_resnet::ROWS,
+        rows: mobilenetv2::ENTRIES,
+        work: mobilenetv2::work,
+        body: Some(mobilenetv2::body),
+        frozen: false,
+    },
+    Family { rows: vgg::ENTRIES, work: vgg::work, body: Some(vgg::body), frozen: false },
+    Family {
+        rows: cifar_resnet::ENTRIES,
         work: cifar_resnet::work,
         body: Some(cifar_resnet::body),
         frozen: false,
     },
-    Family { rows: swin::ROWS, work: swin::work, body: Some(swin::body), frozen: false },
-    Family { rows: exits::ROWS, work: exits::work, body: None, frozen: false },
-    Family { rows: deeplabv3plus::ROWS, work: deeplabv3plus::work, body: None, frozen: false },
+    Family { rows: swin::ENTRIES, work: swin::work, body: Some(swin::body), frozen: false },
+    Family { rows: exits::ENTRIES, work: exits::work, body: None, frozen: false },
+    Family { rows: deeplabv3plus::ENTRIES, work: deeplabv3plus::work, body: None, frozen: false },
     #[cfg(feature = "transformers")]
     transformers::family(transformers::CONVNEXT),
     #[cfg(feature = "transformers")]
@@ -96,7 +101,7 @@ const FAMILIES: &[Family] = &[
 /// let e = registry.get("resnet5").err().map(|e| e.to_string()).unwrap_or_default();
 /// assert!(e.contains("did you mean `resnet50`"));
 /// ```
-pub fn registry() -> Registry<BackboneBuild> {
+pub fn registry() -> Registry<ModelBuild> {
     let rows: Vec<_> = FAMILIES.iter().flat_map(|family| family.rows).copied().collect();
     Registry::new("backbone", &rows)
 }
@@ -129,8 +134,8 @@ pub fn usual_size(name: &str) -> usize {
 }
 
 /// A convolution without bias, batch norm and activation, He-normal over its outputs (He et al.
-/// 2015) as torchvision initialises it.
-fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Act, p: &Builder) -> Result<ConvBnAct> {
+/// 2015) as torchvision initializes it.
+fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Activation, p: &ParamBuilder) -> Result<ConvBnAct> {
     let init = Init::kaiming_out(&[spec.outputs, spec.inputs / spec.groups, spec.kernel, spec.kernel]);
     Ok(ConvBnAct::new(spec, conv, bn, act, init, p)?)
 }
@@ -141,9 +146,9 @@ fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Act, p: &Builder) -> Result<C
 struct NoVariant {}
 
 /// A head needs classes.
-fn check_classes(request: &BackboneRequest) -> Result<()> {
+fn check_classes(request: &ModelSpec) -> Result<()> {
     if request.classes == 0 {
-        return Err(CoreError::unfit(&request.name, "needs at least one class, got 0"));
+        return Err(CoreError::incompatible(&request.name, "needs at least one class, got 0"));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
-use stillhouse_core::{Params, Result};
+use stillhouse_core::{ParamStore, Result};
 use stillhouse_ops::Param;
 
 use crate::Error;
@@ -42,7 +42,7 @@ impl Fit {
 }
 
 /// Compares a file with a network: nothing is loaded. `replace_head` as in [`load_weights`].
-pub fn fit(file: &WeightsFile, params: &Params, head: &[String], replace_head: bool) -> Fit {
+pub fn fit(file: &WeightsFile, params: &ParamStore, head: &[String], replace_head: bool) -> Fit {
     Meeting::of(file, &params.all(), head, replace_head).fit
 }
 
@@ -63,7 +63,7 @@ pub fn fit(file: &WeightsFile, params: &Params, head: &[String], replace_head: b
 /// [`stillhouse_core::Error::Other`]; I/O errors with the path.
 pub fn load_weights(
     path: &Path,
-    params: &Params,
+    params: &ParamStore,
     head: &[String],
     replace_head: bool,
 ) -> Result<Vec<String>> {

@@ -12,25 +12,25 @@
 //! function is not: weights must run with the padding they were trained with. `output_stride` 32,
 //! 16 or 8: later groups keep their resolution and are dilated.
 //!
-//! *Names and initialisation*: timm's names and widths; convolutions He-normal over the outputs,
+//! *Names and initialization*: timm's names and widths; convolutions He-normal over the outputs,
 //! classifier weights normal with 0.01, its bias zero, batch norm one and zero, as in torchvision.
 
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::{Body, See};
+use crate::backbone::{Backbone, See};
 use crate::classifier::{Classifier, Neck};
 use crate::conv;
 use crate::count::Work;
 use crate::dilate::Dilate;
 
 /// One row for each width multiplier.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("mobilenetv2_035", "inverted residuals, width 0.35, 1.7 M parameters"),
     row("mobilenetv2_050", "inverted residuals, width 0.5, 2.0 M parameters"),
     row("mobilenetv2_075", "inverted residuals, width 0.75, 2.6 M parameters"),
@@ -38,7 +38,7 @@ pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
     row("mobilenetv2_140", "inverted residuals, width 1.4, 6.1 M parameters"),
 ];
 
-const fn row(name: &'static str, summary: &'static str) -> Entry<BackboneBuild> {
+const fn row(name: &'static str, summary: &'static str) -> Entry<ModelBuild> {
     let source = "Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks, Table 2";
     Entry { name, summary, source, defaults, build }
 }
@@ -49,15 +49,15 @@ fn defaults() -> String {
         .into()
 }
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
 }
 
-pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     network(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     Ok(Box::new(Groups::new(request, p)?))
 }
 
@@ -69,15 +69,15 @@ fn width(name: &str) -> Result<usize> {
         "mobilenetv2_075" => Ok(75),
         "mobilenetv2_100" => Ok(100),
         "mobilenetv2_140" => Ok(140),
-        other => Err(Error::unfit(other, "is no MobileNetV2 of this crate")),
+        other => Err(Error::incompatible(other, "is no MobileNetV2 of this crate")),
     }
 }
 
-/// The multiple of 8 nearest to `channels` times the width, not more than a tenth below it.
+/// The multiple of 8 suggest to `channels` times the width, not more than a tenth below it.
 fn scaled(channels: usize, percent: usize) -> usize {
     let hundredths = channels * percent;
-    let nearest = ((hundredths + 400) / 800 * 8).max(8);
-    if nearest * 1000 < hundredths * 9 { nearest + 8 } else { nearest }
+    let suggest = ((hundredths + 400) / 800 * 8).max(8);
+    if suggest * 1000 < hundredths * 9 { suggest + 8 } else { suggest }
 }
 
 #[derive(Deserialize)]
@@ -135,7 +135,7 @@ struct Shape {
 }
 
 impl Block {
-    fn new(s: Shape, p: &Builder) -> Result<Self> {
+    fn new(s: Shape, p: &ParamBuilder) -> Result<Self> {
         let hidden = s.inputs * s.expansion;
         let padding = if s.same { Padding::Same } else { Padding::Symmetric(s.dilation) };
         let filter = ConvSpec::new(hidden, hidden, 3)
@@ -146,13 +146,13 @@ impl Block {
         let point = ConvSpec::new(hidden, s.outputs, 1);
         let skip = s.stride == 1 && s.inputs == s.outputs;
         if s.expansion == 1 {
-            let depthwise = conv(filter, "conv_dw", "bn1", Act::Relu6, p)?;
-            let project = conv(point, "conv_pw", "bn2", Act::None, p)?;
+            let depthwise = conv(filter, "conv_dw", "bn1", Activation::Relu6, p)?;
+            let project = conv(point, "conv_pw", "bn2", Activation::None, p)?;
             return Ok(Self { expand: None, depthwise, project, skip });
         }
-        let expand = conv(ConvSpec::new(s.inputs, hidden, 1), "conv_pw", "bn1", Act::Relu6, p)?;
-        let depthwise = conv(filter, "conv_dw", "bn2", Act::Relu6, p)?;
-        let project = conv(point, "conv_pwl", "bn3", Act::None, p)?;
+        let expand = conv(ConvSpec::new(s.inputs, hidden, 1), "conv_pw", "bn1", Activation::Relu6, p)?;
+        let depthwise = conv(filter, "conv_dw", "bn2", Activation::Relu6, p)?;
+        let project = conv(point, "conv_pwl", "bn3", Activation::None, p)?;
         Ok(Self { expand: Some(expand), depthwise, project, skip })
     }
 
@@ -180,13 +180,13 @@ impl Block {
 #[derive(Debug)]
 struct Groups {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     stem: ConvBnAct,
     groups: Vec<Vec<Block>>,
 }
 
 impl Groups {
-    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = &request.name;
         let percent = width(name)?;
         let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
@@ -194,7 +194,7 @@ impl Groups {
         let mut inputs = scaled(32, percent);
         let stem = ConvSpec::new(3, inputs, 3).stride(2);
         let stem = if same { stem.padding(Padding::Same) } else { stem };
-        let stem = conv(stem, "conv_stem", "bn1", Act::Relu6, p)?;
+        let stem = conv(stem, "conv_stem", "bn1", Activation::Relu6, p)?;
         let mut dilate = Dilate::new(name, variant.output_stride, 2)?;
         let (mut groups, mut taps) = (Vec::new(), Vec::new());
         for (g, (expansion, channels, repeats, stride)) in GROUPS.into_iter().enumerate() {
@@ -210,7 +210,7 @@ impl Groups {
             }
             groups.push(group);
             if let Some((_, tap)) = TAPS.iter().find(|(after, _)| *after == g) {
-                taps.push(TapSpec::map(tap, outputs, dilate.reached()));
+                taps.push(FeatureInfo::map(tap, outputs, dilate.reached()));
             }
         }
         Ok(Self { name: name.clone(), taps, stem, groups })
@@ -226,8 +226,8 @@ impl Groups {
     }
 }
 
-impl Body for Groups {
-    fn taps(&self) -> &[TapSpec] {
+impl Backbone for Groups {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -239,7 +239,7 @@ impl Body for Groups {
                 x = block.forward(x, tape)?;
             }
             if let Some(stage) = TAPS.iter().position(|(after, _)| *after == g) {
-                tape.tap(TAPS[stage].1, &x)?;
+                tape.mark_feature(TAPS[stage].1, &x)?;
                 see(stage, &x);
             }
         }
@@ -261,10 +261,10 @@ impl Body for Groups {
 }
 
 /// The network that the request names, its parameters below `p`.
-fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+fn network(request: &ModelSpec, p: &ParamBuilder) -> Result<Classifier> {
     Classifier::new(request, p, body, "classifier", |inputs| {
         let features = scaled(1280, width(&request.name)?).max(1280);
-        let last = conv(ConvSpec::new(inputs, features, 1), "conv_head", "bn2", Act::Relu6, p)?;
+        let last = conv(ConvSpec::new(inputs, features, 1), "conv_head", "bn2", Activation::Relu6, p)?;
         let zero = Some(Init::Constant(0.0));
         let fc = Linear::new(features, request.classes, "classifier", Init::Normal(0.01), zero, p)?;
         Ok((Neck::Conv(last), features, fc))

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_core::files::write_atomic;
-use stillhouse_core::network::Backbone;
-use stillhouse_core::{Error as CoreError, Params, Result, Tape};
-use stillhouse_ops::sketch::{NormIds, Op, Step};
-use stillhouse_ops::{Act, ConvSpec, Padding, ParamId};
+use stillhouse_core::fs::write_atomic;
+use stillhouse_core::model::Model;
+use stillhouse_core::{Error as CoreError, ParamStore, Result, Tape};
+use stillhouse_ops::trace::{NormIds, Op, TraceNode};
+use stillhouse_ops::{Activation, ConvSpec, Padding, ParamId};
 
 use crate::protobuf::Message;
 use crate::save::floats;
@@ -41,8 +41,8 @@ pub struct About {
 /// A network with an operation that ONNX lacks, a tap that it does not have, a size that it cannot
 /// take; I/O errors with the path.
 pub fn write(
-    network: &dyn Backbone,
-    params: &Params,
+    network: &dyn Model,
+    params: &ParamStore,
     (height, width): (usize, usize),
     taps: &[&str],
     about: &About,
@@ -57,16 +57,16 @@ pub fn write(
 /// # Errors
 /// As there, without those of the file.
 pub fn model(
-    network: &dyn Backbone,
-    params: &Params,
+    network: &dyn Model,
+    params: &ParamStore,
     (height, width): (usize, usize),
     taps: &[&str],
     about: &About,
 ) -> Result<Vec<u8>> {
-    let mut tape = Tape::sketch(params);
-    tape.want(taps);
+    let mut tape = Tape::trace(params);
+    tape.select_features(taps);
     network.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
-    let sketch = tape.take_sketch().unwrap_or_default();
+    let trace = tape.take_trace().unwrap_or_default();
     let mut graph = Graph {
         who: network.name(),
         params,
@@ -76,16 +76,16 @@ pub fn model(
         shapes: HashMap::new(),
         count: 0,
     };
-    let lacks = |step: &Step| matches!(step.op, Op::WindowAttention | Op::MergePatches | Op::Outside);
-    if sketch.steps.iter().any(lacks) {
+    let lacks = |step: &TraceNode| matches!(step.op, Op::WindowAttention | Op::MergePatches | Op::Outside);
+    if trace.steps.iter().any(lacks) {
         return Err(not_in_onnx(network.name()));
     }
-    for step in &sketch.steps {
+    for step in &trace.steps {
         graph.step(step)?;
     }
     let mut message = Message::new();
     let mut outputs = Vec::new();
-    for (tap, number) in &sketch.taps {
+    for (tap, number) in &trace.taps {
         let from = graph.value(*number)?;
         graph.node("Identity", &[&from], tap, &[]);
         outputs.push(value_info(tap, &graph.shapes[number]));
@@ -119,7 +119,7 @@ const IMAGES: &str = "images";
 fn not_in_onnx(who: &str) -> CoreError {
     let what = "cannot be written as ONNX: window attention and candle's own networks are not among what \
                 is written; its weights can be exported without it";
-    CoreError::unfit(who, what)
+    CoreError::incompatible(who, what)
 }
 
 /// `ValueInfoProto` of floats `[batch, shape...]`.
@@ -153,7 +153,7 @@ impl Attribute<'_> {
 
 struct Graph<'a> {
     who: &'a str,
-    params: &'a Params,
+    params: &'a ParamStore,
     nodes: Vec<Message>,
     initializers: Vec<Message>,
     /// Names of results.
@@ -167,7 +167,9 @@ struct Graph<'a> {
 impl Graph<'_> {
     fn value(&self, number: usize) -> Result<String> {
         let found = self.values.get(&number).cloned();
-        found.ok_or_else(|| CoreError::unfit(self.who, format!("step {number} is used before it is made")))
+        found.ok_or_else(|| {
+            CoreError::incompatible(self.who, format!("step {number} is used before it is made"))
+        })
     }
 
     fn fresh(&mut self) -> String {
@@ -222,7 +224,7 @@ impl Graph<'_> {
         name
     }
 
-    fn step(&mut self, step: &Step) -> Result<()> {
+    fn step(&mut self, step: &TraceNode) -> Result<()> {
         let [_, height, width, channels] = step.shape;
         let mut inputs = Vec::new();
         for input in &step.inputs {
@@ -342,9 +344,9 @@ impl Graph<'_> {
             y = self.apply("Add", &[&y, shortcut], &[]);
         }
         Ok(match layer.act {
-            Act::None => y,
-            Act::Relu => self.apply("Relu", &[&y], &[]),
-            Act::Relu6 => {
+            Activation::None => y,
+            Activation::Relu => self.apply("Relu", &[&y], &[]),
+            Activation::Relu6 => {
                 let (low, high) = (self.constant(&[], &[0.0]), self.constant(&[], &[6.0]));
                 self.apply("Clip", &[&y, &low, &high], &[])
             }
@@ -379,7 +381,7 @@ struct Layer<'a> {
     weight: ParamId,
     bias: Option<ParamId>,
     norm: Option<NormIds>,
-    act: Act,
+    act: Activation,
 }
 
 /// The matrix `[to, from]` of means over bins; see `Tape::adaptive_avg_pool`.

@@ -12,18 +12,18 @@
 //! Keras, and not in the 3x3 as in PyTorch and timm. The parameters are the same, the function is
 //! not: weights must run in the arrangement they were trained in.
 //!
-//! *Names and initialisation*: timm's names; convolutions He-normal over the outputs, the
+//! *Names and initialization*: timm's names; convolutions He-normal over the outputs, the
 //! classifier uniform within `1 / sqrt(inputs)`, batch norm one and zero, as in torchvision.
 
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::{Body, See};
+use crate::backbone::{Backbone, See};
 use crate::classifier::{Classifier, Neck};
 use crate::conv;
 use crate::count::Work;
@@ -32,7 +32,7 @@ use crate::dilate::Dilate;
 const SOURCE: &str = "He et al. 2016, Deep Residual Learning for Image Recognition, Table 1";
 
 /// One row for each depth.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("resnet18", "residual network, 2 2 2 2 basic blocks, 11.7 M parameters", basic_defaults),
     row("resnet34", "residual network, 3 4 6 3 basic blocks, 21.8 M parameters", basic_defaults),
     row("resnet50", "residual network, 3 4 6 3 bottlenecks, 25.6 M parameters", bottleneck_defaults),
@@ -40,7 +40,7 @@ pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
     row("resnet152", "residual network, 3 8 36 3 bottlenecks, 60.2 M parameters", bottleneck_defaults),
 ];
 
-const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<BackboneBuild> {
+const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
     Entry { name, summary, source: SOURCE, defaults, build }
 }
 
@@ -52,15 +52,15 @@ fn bottleneck_defaults() -> String {
     basic_defaults() + "stride_in_1x1 = false  # PyTorch and timm; true in He et al. 2016 and Keras\n"
 }
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
 }
 
-pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     network(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     Ok(Box::new(Stages::new(request, p)?))
 }
 
@@ -88,7 +88,7 @@ fn depth(name: &str) -> Result<(Kind, [usize; 4])> {
         "resnet50" => Ok((Kind::Bottleneck, [3, 4, 6, 3])),
         "resnet101" => Ok((Kind::Bottleneck, [3, 4, 23, 3])),
         "resnet152" => Ok((Kind::Bottleneck, [3, 8, 36, 3])),
-        other => Err(Error::unfit(other, "is no residual network of this crate")),
+        other => Err(Error::incompatible(other, "is no residual network of this crate")),
     }
 }
 
@@ -133,22 +133,27 @@ pub(crate) struct Place {
 
 impl Block {
     /// Two 3x3 convolutions (Fig. 5, left).
-    pub(crate) fn basic(at: Place, p: &Builder) -> Result<Self> {
-        let inner =
-            vec![conv(three(at.inputs, at.width, at.first).stride(at.stride), "conv1", "bn1", Act::Relu, p)?];
-        let last = conv(three(at.width, at.width, at.second), "conv2", "bn2", Act::Relu, p)?;
+    pub(crate) fn basic(at: Place, p: &ParamBuilder) -> Result<Self> {
+        let inner = vec![conv(
+            three(at.inputs, at.width, at.first).stride(at.stride),
+            "conv1",
+            "bn1",
+            Activation::Relu,
+            p,
+        )?];
+        let last = conv(three(at.width, at.width, at.second), "conv2", "bn2", Activation::Relu, p)?;
         Ok(Self { inner, last, projection: projection(at, at.width, p)? })
     }
 
     /// 1x1, 3x3, 1x1 (Fig. 5, right).
-    fn bottleneck(at: Place, p: &Builder) -> Result<Self> {
+    fn bottleneck(at: Place, p: &ParamBuilder) -> Result<Self> {
         let outputs = at.width * Kind::Bottleneck.expansion();
         let (in_1x1, in_3x3) = if at.stride_in_1x1 { (at.stride, 1) } else { (1, at.stride) };
         let inner = vec![
-            conv(ConvSpec::new(at.inputs, at.width, 1).stride(in_1x1), "conv1", "bn1", Act::Relu, p)?,
-            conv(three(at.width, at.width, at.first).stride(in_3x3), "conv2", "bn2", Act::Relu, p)?,
+            conv(ConvSpec::new(at.inputs, at.width, 1).stride(in_1x1), "conv1", "bn1", Activation::Relu, p)?,
+            conv(three(at.width, at.width, at.first).stride(in_3x3), "conv2", "bn2", Activation::Relu, p)?,
         ];
-        let last = conv(ConvSpec::new(at.width, outputs, 1), "conv3", "bn3", Act::Relu, p)?;
+        let last = conv(ConvSpec::new(at.width, outputs, 1), "conv3", "bn3", Activation::Relu, p)?;
         Ok(Self { inner, last, projection: projection(at, outputs, p)? })
     }
 
@@ -158,7 +163,7 @@ impl Block {
 
     /// The sum before the ReLU.
     fn sum(&self, x: Node, tape: &mut Tape) -> Result<Node> {
-        self.ending(&self.last.activated(Act::None), x, tape)
+        self.ending(&self.last.activated(Activation::None), x, tape)
     }
 
     fn ending(&self, last: &ConvBnAct, x: Node, tape: &mut Tape) -> Result<Node> {
@@ -185,9 +190,9 @@ impl Block {
 /// Runs a stage. Its last sum is made apart from the ReLU only if it is wanted as a tap.
 pub(crate) fn run(stage: &[Block], sum: &str, mut x: Node, tape: &mut Tape) -> Result<Node> {
     for (i, block) in stage.iter().enumerate() {
-        x = if i + 1 == stage.len() && tape.wants(sum) {
+        x = if i + 1 == stage.len() && tape.selects(sum) {
             let before = block.sum(x, tape)?;
-            tape.tap(sum, &before)?;
+            tape.mark_feature(sum, &before)?;
             tape.relu(&before)?
         } else {
             block.forward(x, tape)?
@@ -197,35 +202,35 @@ pub(crate) fn run(stage: &[Block], sum: &str, mut x: Node, tape: &mut Tape) -> R
 }
 
 /// The shortcut's 1x1 convolution where the shape changes (option B of the paper).
-fn projection(at: Place, outputs: usize, p: &Builder) -> Result<Option<ConvBnAct>> {
+fn projection(at: Place, outputs: usize, p: &ParamBuilder) -> Result<Option<ConvBnAct>> {
     if at.stride == 1 && at.inputs == outputs {
         return Ok(None);
     }
     let spec = ConvSpec::new(at.inputs, outputs, 1).stride(at.stride);
-    conv(spec, "downsample.0", "downsample.1", Act::None, p).map(Some)
+    conv(spec, "downsample.0", "downsample.1", Activation::None, p).map(Some)
 }
 
 /// Everything before the average.
 #[derive(Debug)]
 struct Stages {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     stem: ConvBnAct,
     stages: Vec<Vec<Block>>,
 }
 
 impl Stages {
-    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = &request.name;
         let (kind, depths) = depth(name)?;
         let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
         if variant.stride_in_1x1 && kind == Kind::Basic {
-            return Err(Error::unfit(
+            return Err(Error::incompatible(
                 name,
                 "stride_in_1x1 is for networks of bottlenecks: basic blocks have no 1x1",
             ));
         }
-        let stem = conv(ConvSpec::new(3, 64, 7).stride(2), "conv1", "bn1", Act::Relu, p)?;
+        let stem = conv(ConvSpec::new(3, 64, 7).stride(2), "conv1", "bn1", Activation::Relu, p)?;
         let mut dilate = Dilate::new(name, variant.output_stride, 4)?;
         let (mut stages, mut taps, mut inputs) = (Vec::new(), Vec::new(), 64);
         for (i, blocks) in depths.into_iter().enumerate() {
@@ -244,15 +249,15 @@ impl Stages {
                 inputs = width * kind.expansion();
             }
             stages.push(stage);
-            taps.push(TapSpec::map(F[i], inputs, dilate.reached()));
-            taps.push(TapSpec::map(F_PRE[i], inputs, dilate.reached()));
+            taps.push(FeatureInfo::map(F[i], inputs, dilate.reached()));
+            taps.push(FeatureInfo::map(F_PRE[i], inputs, dilate.reached()));
         }
         Ok(Self { name: name.clone(), taps, stem, stages })
     }
 }
 
-impl Body for Stages {
-    fn taps(&self) -> &[TapSpec] {
+impl Backbone for Stages {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -262,7 +267,7 @@ impl Body for Stages {
         x = tape.max_pool(&x, 3, 2, 1)?; // [B, 64, H/4, W/4]
         for (i, stage) in self.stages.iter().enumerate().take(depth) {
             x = run(stage, F_PRE[i], x, tape)?;
-            tape.tap(F[i], &x)?;
+            tape.mark_feature(F[i], &x)?;
             see(i, &x);
         }
         Ok(x)
@@ -285,7 +290,7 @@ const F: [&str; 4] = ["F1", "F2", "F3", "F4"];
 const F_PRE: [&str; 4] = ["F1_pre", "F2_pre", "F3_pre", "F4_pre"];
 
 /// The network that the request names, its parameters below `p`.
-fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+fn network(request: &ModelSpec, p: &ParamBuilder) -> Result<Classifier> {
     Classifier::new(request, p, body, "fc", |inputs| {
         let init = Init::fan_in_uniform(inputs);
         let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;

@@ -8,8 +8,8 @@ use candle_core::{DType, Device};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::Serialize;
-use stillhouse_core::files::write_atomic_with;
-use stillhouse_core::{Error as CoreError, Params, Result};
+use stillhouse_core::fs::write_atomic_with;
+use stillhouse_core::{Error as CoreError, ParamStore, Result};
 
 /// The format's header. safetensors' own writer keeps the metadata in a hash map, whose order is
 /// another one in every run.
@@ -39,7 +39,7 @@ pub enum Precision {
 ///
 /// # Errors
 /// I/O errors with the path.
-pub fn save(params: &Params, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+pub fn save(params: &ParamStore, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
     save_as(params, path, metadata, Precision::F32)
 }
 
@@ -48,7 +48,7 @@ pub fn save(params: &Params, path: &Path, metadata: &BTreeMap<String, String>) -
 /// # Errors
 /// I/O errors with the path; a value that is too large for f16.
 pub fn save_as(
-    params: &Params,
+    params: &ParamStore,
     path: &Path,
     metadata: &BTreeMap<String, String>,
     precision: Precision,
@@ -92,7 +92,7 @@ fn halves(name: &str, values: &[f32]) -> std::io::Result<Vec<u8>> {
 }
 
 /// The values of a parameter in PyTorch's order.
-pub(crate) fn floats(params: &Params, name: &str) -> Result<Vec<f32>> {
+pub(crate) fn floats(params: &ParamStore, name: &str) -> Result<Vec<f32>> {
     let Some(id) = params.id(name) else { return Ok(Vec::new()) };
     let values = params.export(id)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
     Ok(values.flatten_all()?.to_vec1()?)

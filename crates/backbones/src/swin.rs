@@ -11,13 +11,13 @@
 //! Every block is a segment that `train.checkpointing` computes again on the way back.
 //!
 //! *Taps*: `F1`..`F4` after each stage (strides 4, 8, 16, 32), before the last norm; `pooled`, the
-//! mean of the normalised last map, which is also the `embedding`; `logits`.
+//! mean of the normalized last map, which is also the `embedding`; `logits`.
 //!
 //! *Variants*: `img_size`, rows and columns of the images that the windows are laid out for (one
 //! number, or two), as in the name by default; `drop_path`, the rate of the last block, rising
 //! linearly from 0 at the first.
 //!
-//! *Names and initialisation*: timm's names; linear layers and tables normal with 0.02 and zero
+//! *Names and initialization*: timm's names; linear layers and tables normal with 0.02 and zero
 //! biases, the patches' convolution uniform within `1 / sqrt(fan in)`, as in timm.
 
 use std::sync::Arc;
@@ -25,17 +25,19 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node, Padding, WindowAttention};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
+use stillhouse_ops::{
+    Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node, Padding, WindowAttention,
+};
 
-use crate::body::{Body, See};
+use crate::backbone::{Backbone, See};
 use crate::classifier::{Classifier, Neck};
 use crate::count::Work;
 
 /// One row for each size, window and image size.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row(
         "swin_tiny_patch4_window7_224",
         "shifted windows of 7, 2 2 6 2 blocks, 28.3 M parameters",
@@ -68,7 +70,7 @@ pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
     ),
 ];
 
-const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<BackboneBuild> {
+const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
     let source =
         "Liu et al. 2021, Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, Table 7";
     Entry { name, summary, source, defaults, build }
@@ -84,15 +86,15 @@ fn large_images() -> String {
 
 const DROP_PATH: &str = "drop_path = 0.1  # timm; Liu et al. 2021 train with 0.2 to 0.5 by size\n";
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
 }
 
-pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     network(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     Ok(Box::new(Stages::new(request, p)?))
 }
 
@@ -107,7 +109,7 @@ struct Size {
 
 /// Table 7 of the paper.
 fn size(name: &str) -> Result<Size> {
-    let other = || Error::unfit(name, "is no Swin Transformer of this crate");
+    let other = || Error::incompatible(name, "is no Swin Transformer of this crate");
     let (family, rest) = name.strip_prefix("swin_").and_then(|n| n.split_once('_')).ok_or_else(other)?;
     let (window, image) = match rest {
         "patch4_window7_224" => (7, 224),
@@ -147,7 +149,7 @@ impl Default for Variant {
 
 const INIT: Init = Init::Normal(0.02);
 
-fn linear(inputs: usize, outputs: usize, name: &str, p: &Builder) -> Result<Linear> {
+fn linear(inputs: usize, outputs: usize, name: &str, p: &ParamBuilder) -> Result<Linear> {
     Ok(Linear::new(inputs, outputs, name, INIT, Some(Init::Constant(0.0)), p)?)
 }
 
@@ -168,7 +170,7 @@ impl Block {
         heads: usize,
         (window, shift): ([usize; 2], [usize; 2]),
         drop_path: f64,
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Self> {
         let norm1 = LayerNorm::new(channels, "norm1", p)?;
         let attention = WindowAttention::new(channels, heads, window, shift, INIT, &p.pp("attn"))?;
@@ -209,7 +211,7 @@ impl Block {
     }
 }
 
-/// Four neighbours to one token of twice the channels.
+/// Four neighbors to one token of twice the channels.
 #[derive(Debug)]
 struct Merging {
     norm: LayerNorm,
@@ -217,7 +219,7 @@ struct Merging {
 }
 
 impl Merging {
-    fn new(channels: usize, p: &Builder) -> Result<Self> {
+    fn new(channels: usize, p: &ParamBuilder) -> Result<Self> {
         let norm = LayerNorm::new(4 * channels, "norm", p)?;
         let reduction = Linear::new(4 * channels, 2 * channels, "reduction", INIT, None, p)?;
         Ok(Self { norm, reduction })
@@ -240,7 +242,7 @@ struct Stage {
 #[derive(Debug)]
 struct Stages {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     image: [usize; 2],
     patches: ConvBnAct,
     norm: LayerNorm,
@@ -251,13 +253,13 @@ const F: [&str; 4] = ["F1", "F2", "F3", "F4"];
 const PATCH: usize = 4;
 
 impl Stages {
-    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = request.name.clone();
         let size = size(&name)?;
         let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
         if !(0.0..1.0).contains(&variant.drop_path) {
             let found = format!("drop_path is {}; allowed is 0 up to, not including, 1", variant.drop_path);
-            return Err(Error::unfit(&name, found));
+            return Err(Error::incompatible(&name, found));
         }
         let image = match variant.img_size {
             None => [size.image; 2],
@@ -265,14 +267,15 @@ impl Stages {
             Some(ImageSize::Sides(sides)) => sides,
         };
         if image.iter().any(|side| !(32..=1 << 14).contains(side)) {
-            return Err(Error::unfit(
+            return Err(Error::incompatible(
                 &name,
                 format!("img_size is {image:?}; allowed are 32 to 16384 pixels"),
             ));
         }
         let fan_in = Init::fan_in_uniform(3 * PATCH * PATCH);
         let spec = ConvSpec::new(3, size.width, PATCH).stride(PATCH).padding(Padding::Symmetric(0));
-        let patches = ConvBnAct::biased(spec, "patch_embed.proj", None, Act::None, (fan_in, fan_in), p)?;
+        let patches =
+            ConvBnAct::biased(spec, "patch_embed.proj", None, Activation::None, (fan_in, fan_in), p)?;
         let norm = LayerNorm::new(size.width, "patch_embed.norm", p)?;
         let (mut stages, mut taps) = (Vec::new(), Vec::new());
         let (mut done, all) = (0, size.depths.iter().sum::<usize>());
@@ -290,7 +293,7 @@ impl Stages {
                 done += 1;
             }
             stages.push(Stage { merging, blocks });
-            taps.push(TapSpec::map(tap, channels, PATCH << i));
+            taps.push(FeatureInfo::map(tap, channels, PATCH << i));
         }
         Ok(Self { name, taps, image, patches, norm, stages })
     }
@@ -302,7 +305,7 @@ impl Stages {
                 "its windows are laid out for images of {height} x {width}, got {} x {}; set img_size",
                 size.0, size.1
             );
-            return Err(Error::unfit(&self.name, found));
+            return Err(Error::incompatible(&self.name, found));
         }
         Ok(())
     }
@@ -314,8 +317,8 @@ fn window(map: [usize; 2], window: usize, shifted: bool) -> ([usize; 2], [usize;
     (map.map(|side| side.min(window)), map.map(shift))
 }
 
-impl Body for Stages {
-    fn taps(&self) -> &[TapSpec] {
+impl Backbone for Stages {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -332,7 +335,7 @@ impl Body for Stages {
                 let block = Arc::clone(block);
                 x = tape.checkpoint(&x, move |x, tape| block.forward(x, tape))?;
             }
-            tape.tap(F[i], &x)?;
+            tape.mark_feature(F[i], &x)?;
             see(i, &x);
         }
         Ok(x)
@@ -358,7 +361,7 @@ impl Body for Stages {
 }
 
 /// The network that the request names, its parameters below `p`.
-fn network(request: &BackboneRequest, p: &Builder) -> Result<Classifier> {
+fn network(request: &ModelSpec, p: &ParamBuilder) -> Result<Classifier> {
     Classifier::new(request, p, body, "head.fc", |channels| {
         let norm = LayerNorm::new(channels, "norm", p)?;
         let fc = linear(channels, request.classes, "head.fc", p)?;

@@ -1,10 +1,10 @@
 //! Networks of candle-transformers, as teachers: behind the feature `transformers`.
 //!
 //! candle's vision models only infer. So such a network stays as it is in every mode, whatever the
-//! optimiser is told: its body is one value from outside on the tape, and only the linear layer on its
+//! optimizer is told: its body is one value from outside on the tape, and only the linear layer on its
 //! `embedding`, which is ours, learns. A teacher's run on own classes is then a linear probe, and with
 //! the right head in its file nothing has to learn. A training pass that asks for any other tap than
-//! `logits` is refused: nothing could be learnt there, which a student would not notice.
+//! `logits` is refused: nothing could be learned there, which a student would not notice.
 //!
 //! *Names*: timm's, so that its files load with the strict report of all others. What candle calls
 //! otherwise is renamed on the way ([`Value`]).
@@ -25,21 +25,21 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Params, Result, Tape};
+use stillhouse_core::{Error, ParamBuilder, ParamStore, Result, Tape};
 use stillhouse_ops::{Init, Kind, Linear};
 
 use crate::count::Work;
 use crate::{NoVariant, check_classes};
 
-pub(crate) use convnext::ROWS as CONVNEXT;
-pub(crate) use dinov2::ROWS as DINOV2;
-pub(crate) use efficientnet::ROWS as EFFICIENTNET;
-pub(crate) use vit::ROWS as VIT;
+pub(crate) use convnext::ENTRIES as CONVNEXT;
+pub(crate) use dinov2::ENTRIES as DINOV2;
+pub(crate) use efficientnet::ENTRIES as EFFICIENTNET;
+pub(crate) use vit::ENTRIES as VIT;
 
 /// These rows as a family of the registry.
-pub(crate) const fn family(rows: &'static [Entry<BackboneBuild>]) -> crate::Family {
+pub(crate) const fn family(rows: &'static [Entry<ModelBuild>]) -> crate::Family {
     crate::Family { rows, work, body: None, frozen: true }
 }
 
@@ -69,7 +69,7 @@ enum Value {
 /// What is particular to one size of a family.
 trait Family: Debug + Send + Sync {
     /// All taps but `logits`; `embedding` among them.
-    fn taps(&self) -> Vec<TapSpec>;
+    fn taps(&self) -> Vec<FeatureInfo>;
 
     /// Name of the linear layer on the embedding.
     fn head(&self) -> &'static str;
@@ -96,19 +96,19 @@ trait Family: Debug + Send + Sync {
 fn find(name: &str) -> Result<Arc<dyn Family>> {
     let found = convnext::family(name).or_else(|| efficientnet::family(name));
     let found = found.or_else(|| vit::family(name)).or_else(|| dinov2::family(name));
-    found.ok_or_else(|| Error::unfit(name, "is no network of candle-transformers that is known here"))
+    found.ok_or_else(|| Error::incompatible(name, "is no network of candle-transformers that is known here"))
 }
 
 /// A row without variants.
-const fn row(name: &'static str, summary: &'static str, source: &'static str) -> Entry<BackboneBuild> {
+const fn row(name: &'static str, summary: &'static str, source: &'static str) -> Entry<ModelBuild> {
     Entry { name, summary, source, defaults: String::new, build }
 }
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(Frozen::new(request, p)?))
 }
 
-fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     Frozen::new(request, p)?.work(size)
 }
 
@@ -117,9 +117,9 @@ fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<
 struct Frozen {
     name: String,
     classes: usize,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     family: Arc<dyn Family>,
-    builder: Builder,
+    builder: ParamBuilder,
     head: Linear,
     open: Mutex<Option<Opened>>,
 }
@@ -138,7 +138,7 @@ impl Debug for Opened {
 }
 
 impl Frozen {
-    fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         check_classes(request)?;
         let name = request.name.clone();
         let NoVariant {} = from_table(&request.variant, &format!("variant of {name}"))?;
@@ -155,7 +155,7 @@ impl Frozen {
             Some(Init::Constant(0.0)),
             p,
         )?;
-        taps.push(TapSpec::vector("logits", request.classes));
+        taps.push(FeatureInfo::vector("logits", request.classes));
         let params = p.params();
         let own = head_names(&family, p);
         for param in params.all().iter().filter(|param| !own.contains(&param.name)) {
@@ -197,16 +197,16 @@ impl Frozen {
     }
 }
 
-fn head_names(family: &Arc<dyn Family>, p: &Builder) -> Vec<String> {
+fn head_names(family: &Arc<dyn Family>, p: &ParamBuilder) -> Vec<String> {
     ["weight", "bias"].map(|part| p.full(&format!("{}.{part}", family.head()))).to_vec()
 }
 
-impl Backbone for Frozen {
+impl Model for Frozen {
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -217,17 +217,17 @@ impl Backbone for Frozen {
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
         let (batch, _, height, width) = images.dims4()?;
         let size = (height, width);
-        self.family.check(size).map_err(|why| Error::unfit(&self.name, why))?;
-        let wanted = |name: &str| tape.wants(name) || name == "embedding" && tape.wants("logits");
-        let wanted: Vec<TapSpec> = self.taps.iter().filter(|tap| wanted(&tap.name)).cloned().collect();
-        let beyond = wanted.iter().find(|tap| tape.wants(&tap.name) && tap.name != "logits");
+        self.family.check(size).map_err(|why| Error::incompatible(&self.name, why))?;
+        let wanted = |name: &str| tape.selects(name) || name == "embedding" && tape.selects("logits");
+        let wanted: Vec<FeatureInfo> = self.taps.iter().filter(|tap| wanted(&tap.name)).cloned().collect();
+        let beyond = wanted.iter().find(|tap| tape.selects(&tap.name) && tap.name != "logits");
         if let Some(tap) = beyond.filter(|_| tape.mode().trains()) {
             let what = format!(
                 "is candle's and cannot be trained, so `{}` would not learn: it can be a teacher, and as a \
                  teacher learn its last layer from `logits`; choose another network as the student",
                 tap.name
             );
-            return Err(Error::unfit(&self.name, what));
+            return Err(Error::incompatible(&self.name, what));
         }
         let mut found: Option<BTreeMap<String, Tensor>> = None;
         let mut embedding = None;
@@ -247,14 +247,14 @@ impl Backbone for Frozen {
                 value.ok_or_else(|| candle_core::Error::Msg(format!("candle's model gave no {}", tap.name)))
             };
             let node = tape.outside(&shape, compute)?;
-            tape.tap(&tap.name, &node)?;
+            tape.mark_feature(&tap.name, &node)?;
             if tap.name == "embedding" {
                 embedding = Some(node);
             }
         }
-        if let (Some(embedding), true) = (embedding, tape.wants("logits")) {
+        if let (Some(embedding), true) = (embedding, tape.selects("logits")) {
             let logits = self.head.forward(&embedding, tape)?;
-            tape.tap("logits", &logits)?;
+            tape.mark_feature("logits", &logits)?;
         }
         Ok(tape.outputs()?.into_iter().collect())
     }
@@ -270,19 +270,19 @@ impl Backbone for Frozen {
 
 /// The parameters as candle's constructors read them. Without a size it makes them and hands out
 /// zeros: values may still change before the first pass.
-fn vars(p: &Builder, family: &Arc<dyn Family>, size: Option<(usize, usize)>) -> VarBuilder<'static> {
+fn vars(p: &ParamBuilder, family: &Arc<dyn Family>, size: Option<(usize, usize)>) -> VarBuilder<'static> {
     let store = Store { builder: p.clone(), family: Arc::clone(family), size };
     VarBuilder::from_backend(Box::new(store), p.params().dtype(), p.params().device().clone())
 }
 
 struct Store {
-    builder: Builder,
+    builder: ParamBuilder,
     family: Arc<dyn Family>,
     size: Option<(usize, usize)>,
 }
 
 impl Store {
-    fn params(&self) -> &Params {
+    fn params(&self) -> &ParamStore {
         self.builder.params()
     }
 

@@ -15,23 +15,23 @@
 //! *Variants*: `dropout`, in training after each of the two large layers (0.5 in the paper, 0 in
 //! timm).
 //!
-//! *Names and initialisation*: timm's names; convolutions He-normal over the outputs with zero
+//! *Names and initialization*: timm's names; convolutions He-normal over the outputs with zero
 //! biases, the classifier normal with 0.01, as in timm.
 
 use candle_core::Tensor;
 use serde::Deserialize;
 use stillhouse_core::config::from_table;
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::body::{ALL, Body, See};
+use crate::backbone::{ALL, Backbone, See};
 use crate::count::Work;
 use crate::{NoVariant, check_classes};
 
 /// One row for each depth, with and without batch norm.
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("vgg11", "8 convolutions of 3x3 and 3 linear layers, 132.9 M parameters"),
     row("vgg11_bn", "vgg11 with batch norm, 132.9 M parameters"),
     row("vgg13", "10 convolutions of 3x3 and 3 linear layers, 133.0 M parameters"),
@@ -42,7 +42,7 @@ pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
     row("vgg19_bn", "vgg19 with batch norm, 143.7 M parameters"),
 ];
 
-const fn row(name: &'static str, summary: &'static str) -> Entry<BackboneBuild> {
+const fn row(name: &'static str, summary: &'static str) -> Entry<ModelBuild> {
     let source = "Simonyan and Zisserman 2015, Very Deep Convolutional Networks, Table 1";
     Entry { name, summary, source, defaults, build }
 }
@@ -51,15 +51,15 @@ fn defaults() -> String {
     "dropout = 0.0  # timm; Simonyan and Zisserman train with 0.5\n".into()
 }
 
-fn build(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(Vgg::new(request, p)?))
 }
 
-pub(crate) fn work(request: &BackboneRequest, p: &Builder, size: (usize, usize)) -> Result<Work> {
+pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
     Vgg::new(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     let NoVariant {} = from_table(&request.variant, &format!("variant of {}", request.name))?;
     Ok(Box::new(Convs::new(&request.name, p)?))
 }
@@ -71,7 +71,7 @@ fn depth(name: &str) -> Result<[usize; 5]> {
         "vgg13" => Ok([2, 2, 2, 2, 2]),
         "vgg16" => Ok([2, 2, 3, 3, 3]),
         "vgg19" => Ok([2, 2, 4, 4, 4]),
-        _ => Err(Error::unfit(name, "is no VGG network of this crate")),
+        _ => Err(Error::incompatible(name, "is no VGG network of this crate")),
     }
 }
 
@@ -90,12 +90,12 @@ const HIDDEN: usize = 4096;
 #[derive(Debug)]
 struct Convs {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     groups: Vec<Vec<ConvBnAct>>,
 }
 
 impl Convs {
-    fn new(name: &str, p: &Builder) -> Result<Self> {
+    fn new(name: &str, p: &ParamBuilder) -> Result<Self> {
         let bn = name.ends_with("_bn");
         let p = p.pp("features");
         // Convolution, batch norm, ReLU and max pool are numbered one after the other.
@@ -113,26 +113,26 @@ impl Convs {
             groups.push(group);
         }
         let maps = [("F1", 256, 4), ("F2", 512, 8), ("F3", 512, 16), ("F4", 512, 32)];
-        let taps = maps.map(|(tap, channels, stride)| TapSpec::map(tap, channels, stride)).to_vec();
+        let taps = maps.map(|(tap, channels, stride)| FeatureInfo::map(tap, channels, stride)).to_vec();
         Ok(Self { name: name.to_string(), taps, groups })
     }
 }
 
 /// A convolution with bias, batch norm if it has a name, ReLU.
-fn layer(spec: ConvSpec, name: &str, bn: Option<&str>, p: &Builder) -> Result<ConvBnAct> {
+fn layer(spec: ConvSpec, name: &str, bn: Option<&str>, p: &ParamBuilder) -> Result<ConvBnAct> {
     let init = (Init::kaiming_out(&spec.weight_shape()), Init::Constant(0.0));
-    Ok(ConvBnAct::biased(spec, name, bn, Act::Relu, init, p)?)
+    Ok(ConvBnAct::biased(spec, name, bn, Activation::Relu, init, p)?)
 }
 
 /// A map before a 2x2 max pool that cannot take it.
 fn too_small(who: &str, size: (usize, usize)) -> Error {
     let found =
         format!("needs images of at least 32 x 32: a map of {} x {} comes to a max pool", size.0, size.1);
-    Error::unfit(who, found)
+    Error::incompatible(who, found)
 }
 
-impl Body for Convs {
-    fn taps(&self) -> &[TapSpec] {
+impl Backbone for Convs {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -143,7 +143,7 @@ impl Body for Convs {
                 x = conv.forward(&x, tape)?;
             }
             if let Some(stage) = g.checked_sub(2) {
-                tape.tap(&self.taps[stage].name, &x)?;
+                tape.mark_feature(&self.taps[stage].name, &x)?;
                 see(stage, &x);
                 if stage + 1 >= depth {
                     return Ok(x);
@@ -154,7 +154,7 @@ impl Body for Convs {
             }
             x = tape.max_pool(&x, 2, 2, 0)?;
         }
-        tape.tap("F4", &x)?; // [B, 512, H/32, W/32]
+        tape.mark_feature("F4", &x)?; // [B, 512, H/32, W/32]
         see(self.taps.len() - 1, &x);
         Ok(x)
     }
@@ -187,7 +187,7 @@ impl Body for Convs {
 #[derive(Debug)]
 pub struct Vgg {
     name: String,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     classes: usize,
     dropout: f64,
     body: Convs,
@@ -201,14 +201,14 @@ impl Vgg {
     /// Makes the network that the request names, its parameters below `p`.
     ///
     /// # Errors
-    /// An unknown name, an unknown or unfit variant, no classes, or parameter names that are taken.
-    pub fn new(request: &BackboneRequest, p: &Builder) -> Result<Self> {
+    /// An unknown name, an unknown or incompatible variant, no classes, or parameter names that are taken.
+    pub fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = request.name.clone();
         check_classes(request)?;
         let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
         if !(0.0..1.0).contains(&variant.dropout) {
             let found = format!("dropout is {}; allowed is 0 up to, not including, 1", variant.dropout);
-            return Err(Error::unfit(&name, found));
+            return Err(Error::incompatible(&name, found));
         }
         let body = Convs::new(&name, p)?;
         let at = p.pp("pre_logits");
@@ -218,9 +218,9 @@ impl Vgg {
         let (init, zero) = (Init::Normal(0.01), Some(Init::Constant(0.0)));
         let fc = Linear::new(HIDDEN, request.classes, "head.fc", init, zero, p)?;
         let mut taps = body.taps.clone();
-        taps.push(TapSpec::vector("pooled", 512));
-        taps.push(TapSpec::vector("embedding", HIDDEN));
-        taps.push(TapSpec::vector("logits", request.classes));
+        taps.push(FeatureInfo::vector("pooled", 512));
+        taps.push(FeatureInfo::vector("embedding", HIDDEN));
+        taps.push(FeatureInfo::vector("logits", request.classes));
         let head = vec![p.full("head.fc.weight"), p.full("head.fc.bias")];
         let (classes, dropout) = (request.classes, variant.dropout);
         Ok(Self { name, taps, classes, dropout, body, fc1, fc2, fc, head })
@@ -238,12 +238,12 @@ impl Vgg {
     }
 }
 
-impl Backbone for Vgg {
+impl Model for Vgg {
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
 
@@ -254,7 +254,7 @@ impl Backbone for Vgg {
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
         let mut x = self.body.forward(images, ALL, tape, &mut |_, _| ())?;
         let pooled = tape.global_avg_pool(&x)?; // [B, 512]
-        tape.tap("pooled", &pooled)?;
+        tape.mark_feature("pooled", &pooled)?;
         let (height, width) = x.size();
         x = tape.adaptive_avg_pool(&x, (height.max(SIDE), width.max(SIDE)))?; // [B, 512, 7, 7]
         x = self.fc1.forward(&x, tape)?; // [B, 4096, 1, 1]
@@ -262,9 +262,9 @@ impl Backbone for Vgg {
         x = self.fc2.forward(&x, tape)?;
         x = tape.dropout(&x, self.dropout)?;
         x = tape.global_avg_pool(&x)?; // [B, 4096]
-        tape.tap("embedding", &x)?;
+        tape.mark_feature("embedding", &x)?;
         let logits = self.fc.forward(&x, tape)?; // [B, classes]
-        tape.tap("logits", &logits)?;
+        tape.mark_feature("logits", &logits)?;
         Ok(tape.outputs()?.into_iter().collect())
     }
 

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use stillhouse_core::files::sha256_file;
+use stillhouse_core::fs::sha256_file;
 use stillhouse_core::registry::WeightsInfo;
-use stillhouse_core::{Error as CoreError, Result, config, nearest};
+use stillhouse_core::{Error as CoreError, Result, config, suggest};
 
 use crate::{Error, FAMILIES};
 
@@ -62,8 +62,8 @@ pub struct Manifest {
     pub hub: Option<Hub>,
     /// Classes of its head.
     pub classes: usize,
-    /// Licence of the values.
-    pub licence: String,
+    /// License of the values.
+    pub license: String,
     /// Where they come from and what was changed.
     pub source: String,
     /// How to get the file, one sentence.
@@ -115,7 +115,7 @@ impl Manifest {
             let titles: Vec<String> = manifests.iter().map(Manifest::title).collect();
             let own = manifests.iter().filter(|m| m.arch == arch).map(|m| m.name.as_str());
             let (arch, name) = (arch.to_string(), name.to_string());
-            Error::UnknownWeights { nearest: nearest(&name, own), arch, name, known: titles.join(", ") }
+            Error::UnknownWeights { suggest: suggest(&name, own), arch, name, known: titles.join(", ") }
                 .into()
         })
     }

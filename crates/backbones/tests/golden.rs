@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::{D, DType, Device, Tensor};
 use serde_json::Value;
 use stillhouse_backbones::{count, registry};
-use stillhouse_core::network::{Backbone, BackboneRequest, Features};
-use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_core::model::{Features, Model, ModelSpec};
+use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{Gradients, Kind, Mode, ParamId};
 use stillhouse_testkit::generator;
@@ -94,7 +94,7 @@ fn table(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 /// The network that a case asks for; options that are no class count are its variant.
-fn request(case: &Case) -> BackboneRequest {
+fn request(case: &Case) -> ModelSpec {
     let name = text(&case.meta["arch"]).to_string();
     let mut variant = toml::Table::new();
     for (key, value) in table(&case.meta["options"]).filter(|(key, _)| *key != "num_classes") {
@@ -104,18 +104,18 @@ fn request(case: &Case) -> BackboneRequest {
         variant.insert(key.to_string(), 0.0.into());
     }
     let classes = real(&case.meta["options"]["num_classes"]) as usize;
-    BackboneRequest { name, classes, variant }
+    ModelSpec { name, classes, variant }
 }
 
-fn build(case: &Case, params: &Params) -> Box<dyn Backbone> {
+fn build(case: &Case, params: &ParamStore) -> Box<dyn Model> {
     let request = request(case);
     let row = *registry().get(&request.name).unwrap();
     (row.build)(&request, &params.builder(Rng::new(1))).unwrap_or_else(|e| panic!("{case}: {e}"))
 }
 
 /// A network with its parameters from the generator.
-fn network(case: &Case, dtype: DType) -> (Box<dyn Backbone>, Params) {
-    let params = Params::new(dtype, &Device::Cpu).unwrap();
+fn network(case: &Case, dtype: DType) -> (Box<dyn Model>, ParamStore) {
+    let params = ParamStore::new(dtype, &Device::Cpu).unwrap();
     let net = build(case, &params);
     let (gain, bias_shift) = (real(&case.meta["gain"]), real(&case.meta["bias_shift"]));
     for param in params.all() {
@@ -232,7 +232,7 @@ impl Check {
 fn structures() {
     let cases = cases("model");
     for case in &cases {
-        let params = Params::outline();
+        let params = ParamStore::meta();
         let net = build(case, &params);
         let ours = |kind: Kind| -> Vec<(String, Vec<usize>)> {
             params.all().into_iter().filter(|p| p.kind == kind).map(|p| (p.name, p.shape)).collect()
@@ -256,7 +256,7 @@ fn structures() {
         }
         for tap in list(&case.meta["taps"]) {
             let tap = own_tap(text(&tap[0]));
-            assert!(net.taps().iter().any(|t| t.name == tap), "{case}: no tap {tap}");
+            assert!(net.features().iter().any(|t| t.name == tap), "{case}: no tap {tap}");
         }
     }
     println!("{} structures checked", cases.len());
@@ -269,12 +269,12 @@ fn evaluate(cases: &[Case], dtype: DType) {
     for case in cases {
         let mut check = Check::new(case, dtype);
         let (net, params) = network(case, dtype);
-        for mode in [Mode::Frozen, Mode::EvalRecord] {
+        for mode in [Mode::Inference, Mode::EvalWithGrad] {
             let mut tape = Tape::new(&params, mode).unwrap();
             tape.set_winograd(false); // tolerances are those of direct sums
             for (step, pass) in list(&case.meta["cases"]).iter().enumerate() {
                 let names: Vec<&str> = table(&pass["outputs"]).map(|(name, _)| own_tap(name)).collect();
-                tape.want(&names);
+                tape.select_features(&names);
                 tape.begin(Rng::new(0), step as u64);
                 let features = net.forward(&images(&pass["input"], dtype), &mut tape).unwrap();
                 for (name, described) in table(&pass["outputs"]) {
@@ -372,8 +372,8 @@ fn log_softmax(logits: &Tensor) -> Tensor {
 
 /// One training network with its batch.
 struct Training {
-    net: Box<dyn Backbone>,
-    params: Params,
+    net: Box<dyn Model>,
+    params: ParamStore,
     tape: Tape,
     images: Tensor,
     objective: Objective,
@@ -388,7 +388,7 @@ impl Training {
         let objective = Objective::new(case);
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
         tape.set_winograd(false); // tolerances are those of direct sums
-        tape.want(objective.taps());
+        tape.select_features(objective.taps());
         let images = images(&case.meta["input"], dtype);
         let target = &case.meta["target"];
         let (stream, shape) = (text(&target["stream"]), shape(&target["shape"]));
@@ -424,31 +424,31 @@ impl Training {
     }
 }
 
-/// The optimiser of a case: the house's SGD, and AdamW as PyTorch has it, written down plainly.
-struct Optimiser {
+/// The optimizer of a case: the house's SGD, and AdamW as PyTorch has it, written down plainly.
+struct Optimizer {
     settings: Value,
     sgd: Sgd,
     adamw: HashMap<String, [Vec<f64>; 2]>,
     steps: i32,
 }
 
-impl Optimiser {
+impl Optimizer {
     fn new(settings: &Value) -> Self {
         let momentum = settings["momentum"].as_f64().unwrap_or(0.0);
         let sgd = Sgd::new(momentum, settings["nesterov"] == true);
         Self { settings: settings.clone(), sgd, adamw: HashMap::new(), steps: 0 }
     }
 
-    fn step(&mut self, params: &Params, grads: &Gradients) {
+    fn step(&mut self, params: &ParamStore, grads: &Gradients) {
         let (lr, weight_decay) = (real(&self.settings["lr"]), real(&self.settings["weight_decay"]));
         match text(&self.settings["name"]) {
             "sgd" => self.sgd.step(params, grads, |_| Some(Hyper { lr, weight_decay })).unwrap(),
             "adamw" => self.adamw(params, grads, lr, weight_decay),
-            other => panic!("unknown optimiser `{other}`"),
+            other => panic!("unknown optimizer `{other}`"),
         }
     }
 
-    fn adamw(&mut self, params: &Params, grads: &Gradients, lr: f64, weight_decay: f64) {
+    fn adamw(&mut self, params: &ParamStore, grads: &Gradients, lr: f64, weight_decay: f64) {
         let (betas, eps) = (reals(&self.settings["betas"]), real(&self.settings["eps"]));
         self.steps += 1;
         let fix = [1.0 - betas[0].powi(self.steps), 1.0 - betas[1].powi(self.steps)];
@@ -474,7 +474,7 @@ fn train(case: &Case, dtype: DType) {
     let mut t = Training::new(case, dtype);
     let start: HashMap<String, Vec<f64>> =
         table(&case.meta["deltas"]).map(|(name, _)| (name.clone(), t.value(name).0)).collect();
-    let mut optimiser = Optimiser::new(&case.meta["optimiser"]);
+    let mut optimizer = Optimizer::new(&case.meta["optimizer"]);
     let losses = list(&case.meta["step_losses"]);
     for (step, described) in losses.iter().enumerate() {
         let (features, loss) = t.forward(step as u64);
@@ -504,7 +504,7 @@ fn train(case: &Case, dtype: DType) {
                 check.tensor(&format!("gradient of {name}"), &flat(&grad), grad.dims(), described);
             }
         }
-        optimiser.step(&t.params, &grads);
+        optimizer.step(&t.params, &grads);
     }
     for (name, described) in table(&case.meta["deltas"]) {
         let (mut moved, shape) = t.value(name);
@@ -536,7 +536,7 @@ fn by_cost(cases: Vec<Case>) -> (Vec<Case>, Vec<Case>) {
 fn by_size(cases: Vec<Case>) -> (Vec<Case>, Vec<Case>) {
     const LARGE: usize = 100_000_000;
     cases.into_iter().partition(|case| {
-        let params = Params::outline();
+        let params = ParamStore::meta();
         build(case, &params);
         params.count_weights() < LARGE
     })

@@ -2,25 +2,25 @@
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::{count, is_frozen, registry, usual_size};
-use stillhouse_core::network::{Backbone, BackboneRequest};
-use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_core::model::{Model, ModelSpec};
+use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
 use stillhouse_ops::{Engine, Kind, Mode};
 use stillhouse_testkit::diff::{assert_close, central};
 
-fn request(name: &str, variant: &str) -> BackboneRequest {
-    BackboneRequest { name: name.into(), classes: 5, variant: toml::from_str(variant).unwrap() }
+fn request(name: &str, variant: &str) -> ModelSpec {
+    ModelSpec { name: name.into(), classes: 5, variant: toml::from_str(variant).unwrap() }
 }
 
-fn build(request: &BackboneRequest) -> (Box<dyn Backbone>, Params) {
-    let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+fn build(request: &ModelSpec) -> (Box<dyn Model>, ParamStore) {
+    let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
     let row = *registry().get(&request.name).unwrap();
     let net = (row.build)(request, &params.builder(Rng::new(3))).unwrap();
     (net, params)
 }
 
-fn build_for(request: &BackboneRequest, engine: Engine) -> (Box<dyn Backbone>, Params) {
-    let params = Params::with_engine(DType::F64, &Device::Cpu, engine).unwrap();
+fn build_for(request: &ModelSpec, engine: Engine) -> (Box<dyn Model>, ParamStore) {
+    let params = ParamStore::with_engine(DType::F64, &Device::Cpu, engine).unwrap();
     let row = *registry().get(&request.name).unwrap();
     let net = (row.build)(request, &params.builder(Rng::new(3))).unwrap();
     (net, params)
@@ -37,13 +37,13 @@ fn several_images(count: usize, size: usize) -> Tensor {
 }
 
 /// Every logits among the taps: exits have several.
-fn all_logits(net: &dyn Backbone) -> Vec<&str> {
-    net.taps().iter().map(|t| t.name.as_str()).filter(|name| name.ends_with("logits")).collect()
+fn all_logits(net: &dyn Model) -> Vec<&str> {
+    net.features().iter().map(|t| t.name.as_str()).filter(|name| name.ends_with("logits")).collect()
 }
 
 /// A bias whose shift the batch norm after it takes away again: the convolutions of `vgg*_bn`, the
 /// linear layers of exits with batch norm.
-fn before_batch_norm(name: &str, params: &Params) -> bool {
+fn before_batch_norm(name: &str, params: &ParamStore) -> bool {
     if let Some(opm) = name.strip_suffix(".fc.bias") {
         return params.id(&format!("{opm}.bn.running_mean")).is_some();
     }
@@ -53,16 +53,16 @@ fn before_batch_norm(name: &str, params: &Params) -> bool {
 
 /// Shapes as specified, a gradient for every parameter that is finite and not zero, none kept that
 /// nobody asked for.
-fn battery(request: &BackboneRequest, size: usize) {
+fn battery(request: &ModelSpec, size: usize) {
     let (net, params) = build(request);
     let what = format!("{} {:?}", request.name, request.variant);
     assert_eq!((net.name(), net.classes()), (request.name.as_str(), 5), "{what}");
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
-    let taps: Vec<&str> = net.taps().iter().map(|t| t.name.as_str()).collect();
-    tape.want(&taps);
+    let taps: Vec<&str> = net.features().iter().map(|t| t.name.as_str()).collect();
+    tape.select_features(&taps);
     tape.begin(Rng::new(0), 0);
     let features = net.forward(&images(size), &mut tape).unwrap();
-    for tap in net.taps() {
+    for tap in net.features() {
         let expected = match tap.stride {
             0 => vec![tap.channels],
             stride => vec![tap.channels, size / stride, size / stride],
@@ -91,7 +91,7 @@ fn battery(request: &BackboneRequest, size: usize) {
             param.name
         );
     }
-    tape.want(&["logits"]);
+    tape.select_features(&["logits"]);
     tape.begin(Rng::new(0), 1);
     let features = net.forward(&images(size), &mut tape).unwrap();
     assert_eq!(features.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["logits"], "{what}");
@@ -105,7 +105,7 @@ fn battery(request: &BackboneRequest, size: usize) {
 }
 
 /// A row as it can run on images of 64 px, and its parameters.
-fn small(name: &str) -> (BackboneRequest, usize) {
+fn small(name: &str) -> (ModelSpec, usize) {
     let variant = match name {
         "mksmt" => "backbone = 'swin_tiny_patch4_window7_224'\nk = 32\nimg_size = 64\ndrop_path = 0.0",
         _ if name.starts_with("swin_") => "img_size = 64\ndrop_path = 0.0",
@@ -117,10 +117,10 @@ fn small(name: &str) -> (BackboneRequest, usize) {
 }
 
 /// The smallest of every family: rows are of one family if their names begin with the same letters.
-fn smallest() -> Vec<BackboneRequest> {
+fn smallest() -> Vec<ModelSpec> {
     let family = |name: &str| name.chars().take_while(|c| c.is_alphabetic()).collect::<String>();
-    let mut found: Vec<(String, BackboneRequest, usize)> = Vec::new();
-    for row in registry().rows().iter().filter(|row| !is_frozen(row.name)) {
+    let mut found: Vec<(String, ModelSpec, usize)> = Vec::new();
+    for row in registry().entries().iter().filter(|row| !is_frozen(row.name)) {
         let (request, parameters) = small(row.name);
         match found.iter_mut().find(|(name, ..)| *name == family(row.name)) {
             Some((_, least, fewest)) if parameters < *fewest => (*least, *fewest) = (request, parameters),
@@ -139,7 +139,7 @@ fn run_rows(large: bool) {
     // Rows that name their backbone are the row whose backbone is a variant.
     let rows = registry();
     for row in
-        rows.rows().iter().filter(|row| !row.name.starts_with("deeplabv3plus_") && !is_frozen(row.name))
+        rows.entries().iter().filter(|row| !row.name.starts_with("deeplabv3plus_") && !is_frozen(row.name))
     {
         let (request, parameters) = small(row.name);
         let is_large = parameters > LARGE && small_ones.iter().all(|r| r.name != row.name);
@@ -163,7 +163,7 @@ fn every_large_row_runs() {
 /// The defaults that a row prints are those it has.
 #[test]
 fn printed_defaults_are_the_defaults() {
-    for row in registry().rows() {
+    for row in registry().entries() {
         let defaults = (row.defaults)();
         assert!(!row.summary.is_empty() && !row.source.is_empty(), "{}", row.name);
         assert!(
@@ -172,10 +172,10 @@ fn printed_defaults_are_the_defaults() {
             row.name
         );
         let outline = |variant: &str| {
-            let params = Params::outline();
+            let params = ParamStore::meta();
             let net = (row.build)(&request(row.name, variant), &params.builder(Rng::new(0))).unwrap();
             let names: Vec<_> = params.all().into_iter().map(|p| (p.name, p.shape)).collect();
-            (names, net.taps().to_vec())
+            (names, net.features().to_vec())
         };
         assert_eq!(outline(&defaults), outline(""), "{}", row.name);
         let side = usual_size(row.name);
@@ -210,13 +210,13 @@ fn variants_are_other_functions_of_the_same_parameters() {
         let logits = |variant: &str| {
             let (net, params) = build(&request(name, variant));
             let mut tape = Tape::new(&params, Mode::Eval).unwrap();
-            tape.want(&["logits"]);
+            tape.select_features(&["logits"]);
             tape.begin(Rng::new(0), 0);
             let features = net.forward(&images, &mut tape).unwrap();
             (params, features.logits().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
         };
         let ((a, plain), (b, other)) = (logits(""), logits(variant));
-        let names = |p: &Params| p.all().into_iter().map(|p| (p.name, p.shape)).collect::<Vec<_>>();
+        let names = |p: &ParamStore| p.all().into_iter().map(|p| (p.name, p.shape)).collect::<Vec<_>>();
         assert_eq!(names(&a), names(&b), "{name}");
         assert_ne!(plain, other, "{name}");
     }
@@ -232,7 +232,7 @@ fn output_modules_equal_plain_loops() {
             "backbone = 'cifar_resnet20'\nat = [1]\nkind = 'opm'\nk = {K}\nopm = '{}'",
             format!("ln_pool_linear_{form}").trim_end_matches('_')
         );
-        let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+        let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
         let row = *registry().get("exits").unwrap();
         let net = (row.build)(&request("exits", &variant), &params.builder(Rng::new(3))).unwrap();
         let images = several_images(3, 8);
@@ -240,7 +240,7 @@ fn output_modules_equal_plain_loops() {
         let value = |name: &str| flat(&params.export(params.id(&format!("opm1.{name}")).unwrap()).unwrap());
         let pass = || {
             let mut tape = Tape::new(&params, Mode::Train).unwrap();
-            tape.want(&["F1", "exit1.feat"]);
+            tape.select_features(&["F1", "exit1.feat"]);
             tape.begin(Rng::new(0), 0);
             let features = net.forward(&images, &mut tape).unwrap();
             let feat = features.get("exit1.feat").unwrap().clone();
@@ -262,11 +262,11 @@ fn output_modules_equal_plain_loops() {
             let mut mean = vec![0.0; channels];
             for p in 0..pixels {
                 let v: Vec<f64> = (0..channels).map(|c| x[(n * channels + c) * pixels + p]).collect();
-                let centre = v.iter().sum::<f64>() / channels as f64;
-                let variance = v.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / channels as f64;
+                let center = v.iter().sum::<f64>() / channels as f64;
+                let variance = v.iter().map(|v| (v - center).powi(2)).sum::<f64>() / channels as f64;
                 for c in 0..channels {
                     mean[c] +=
-                        ((v[c] - centre) / (variance + 1e-5).sqrt() * gain[c] + shift[c]) / pixels as f64;
+                        ((v[c] - center) / (variance + 1e-5).sqrt() * gain[c] + shift[c]) / pixels as f64;
                 }
             }
             for (k, y) in linear.iter_mut().enumerate() {
@@ -344,7 +344,7 @@ fn mistakes_are_named() {
         ("exits", "at = [2, 1]", "rising order"),
         ("exits", "at = [4]", "stages 1 to 3"),
     ] {
-        let params = Params::outline();
+        let params = ParamStore::meta();
         let row = *registry().get(name).unwrap();
         let error =
             (row.build)(&request(name, variant), &params.builder(Rng::new(0))).err().unwrap().to_string();
@@ -389,7 +389,7 @@ fn parameters_of_the_sizes() {
         ("swin_large_patch4_window12_384", 1000, "196.74"),
     ] {
         let side = usual_size(name);
-        let request = BackboneRequest { classes, ..request(name, "") };
+        let request = ModelSpec { classes, ..request(name, "") };
         let parameters = count(&request, side, side).unwrap().parameters;
         assert_eq!(format!("{:.2}", parameters as f64 / 1e6), millions, "{name}");
     }
@@ -399,7 +399,7 @@ fn parameters_of_the_sizes() {
 #[test]
 fn mksmt_adds_a_hundredth() {
     let parameters = |name: &str| {
-        let request = BackboneRequest { classes: 200, ..request(name, "") };
+        let request = ModelSpec { classes: 200, ..request(name, "") };
         count(&request, 384, 384).unwrap().parameters as f64
     };
     let more = parameters("mksmt") / parameters("swin_large_patch4_window12_384") - 1.0;
@@ -407,15 +407,15 @@ fn mksmt_adds_a_hundredth() {
 }
 
 /// What a network hands out, its gradients, those of its taps, and its running statistics.
-fn traces(request: &BackboneRequest, engine: Engine, modes: &[Mode]) -> Vec<(String, Vec<f64>)> {
+fn traces(request: &ModelSpec, engine: Engine, modes: &[Mode]) -> Vec<(String, Vec<f64>)> {
     let size = if request.variant.contains_key("img_size") { 64 } else { 48 };
     let (net, params) = build_for(request, engine);
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-    let taps: Vec<&str> = net.taps().iter().map(|t| t.name.as_str()).collect();
+    let taps: Vec<&str> = net.features().iter().map(|t| t.name.as_str()).collect();
     let mut found = Vec::new();
     for mode in modes.iter().copied() {
         let mut tape = Tape::new(&params, mode).unwrap();
-        tape.want(&taps);
+        tape.select_features(&taps);
         tape.begin(Rng::new(7), 3);
         let features = net.forward(&images(size), &mut tape).unwrap();
         let mut loss = Tensor::zeros((), DType::F64, &Device::Cpu).unwrap();
@@ -423,7 +423,7 @@ fn traces(request: &BackboneRequest, engine: Engine, modes: &[Mode]) -> Vec<(Str
             found.push((format!("{name} in {mode:?}"), flat(t)));
             loss = (loss + t.sqr().unwrap().mean_all().unwrap()).unwrap();
         }
-        if mode == Mode::Frozen {
+        if mode == Mode::Inference {
             continue;
         }
         let gradients = tape.backward(&loss).unwrap();
@@ -432,7 +432,7 @@ fn traces(request: &BackboneRequest, engine: Engine, modes: &[Mode]) -> Vec<(Str
             found.extend(gradient.map(|g| (format!("gradient of {} in {mode:?}", param.name), flat(&g))));
         }
         for tap in &taps {
-            found.extend(gradients.tap(tap).map(|g| (format!("gradient of {tap}"), flat(g))));
+            found.extend(gradients.feature(tap).map(|g| (format!("gradient of {tap}"), flat(g))));
         }
     }
     let buffers = params.export_all().unwrap().into_iter().filter(|(name, _)| name.contains("running"));
@@ -440,7 +440,7 @@ fn traces(request: &BackboneRequest, engine: Engine, modes: &[Mode]) -> Vec<(Str
     found
 }
 
-fn agree(request: &BackboneRequest, modes: &[Mode]) {
+fn agree(request: &ModelSpec, modes: &[Mode]) {
     let (want, got) = (traces(request, Engine::Kernels, modes), traces(request, Engine::Graph, modes));
     assert_eq!(want.len(), got.len(), "{}", request.name);
     for ((name, want), (other, got)) in want.iter().zip(&got) {
@@ -454,7 +454,7 @@ fn agree(request: &BackboneRequest, modes: &[Mode]) {
 #[test]
 fn kernels_and_graphs_agree() {
     for name in ["mobilenetv2_035", "cifar_resnet20"] {
-        agree(&request(name, ""), &[Mode::Train, Mode::EvalRecord]);
+        agree(&request(name, ""), &[Mode::Train, Mode::EvalWithGrad]);
     }
 }
 
@@ -462,7 +462,7 @@ fn kernels_and_graphs_agree() {
 #[ignore = "minutes: a network of every family, in f64"]
 fn kernels_and_graphs_agree_for_every_family() {
     for request in smallest() {
-        agree(&request, &[Mode::Train, Mode::TrainFrozenBn, Mode::EvalRecord, Mode::Frozen]);
+        agree(&request, &[Mode::Train, Mode::TrainFrozenBn, Mode::EvalWithGrad, Mode::Inference]);
     }
 }
 
@@ -471,7 +471,7 @@ fn kernels_and_graphs_agree_for_every_family() {
 fn exits_stop_at_the_last_wanted() {
     let (net, params) = build(&small("mksmt").0);
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
-    tape.want(&["exit3.logits"]);
+    tape.select_features(&["exit3.logits"]);
     tape.begin(Rng::new(0), 0);
     let features = net.forward(&images(64), &mut tape).unwrap();
     let loss = features.get("exit3.logits").unwrap().sqr().unwrap().sum_all().unwrap();
@@ -482,14 +482,14 @@ fn exits_stop_at_the_last_wanted() {
     }
 }
 
-/// One batch is learnt by heart by the smallest of every family.
+/// One batch is learned by heart by the smallest of every family.
 #[test]
 fn one_batch_is_overfitted() {
     for request in smallest() {
         let (net, params) = build(&request);
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
         let logits = all_logits(net.as_ref());
-        tape.want(&logits);
+        tape.select_features(&logits);
         let images = several_images(4, 64);
         let mut adam = Adam::new([0.9, 0.99], 1e-8);
         // Without batch norm the first steps must be small.
@@ -524,7 +524,7 @@ fn exit_gradients(checkpointing: bool) -> (Vec<(String, Vec<f32>)>, usize) {
         build(&request("mksmt", "backbone = 'swin_tiny_patch4_window7_224'\nimg_size = 64\nk = 16"));
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
     tape.set_checkpointing(checkpointing);
-    tape.want(&["exit3.logits", "logits"]);
+    tape.select_features(&["exit3.logits", "logits"]);
     tape.begin(Rng::new(2), 5);
     let features = net.forward(&several_images(8, 64), &mut tape).unwrap();
     let sum = |tap: &str| features.get(tap).unwrap().sqr().unwrap().sum_all().unwrap();
@@ -557,14 +557,14 @@ fn peak() -> Option<f64> {
 #[test]
 #[ignore = "minutes and gigabytes: the largest network"]
 fn swin_large_trains_at_384_within_24_gib() {
-    let (net, params) = build(&BackboneRequest { name: "mksmt".into(), classes: 200, ..Default::default() });
+    let (net, params) = build(&ModelSpec { name: "mksmt".into(), classes: 200, ..Default::default() });
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
     tape.set_checkpointing(true);
     let mut rule = Adam::decoupled([0.9, 0.999], 1e-8);
     let images = images(384);
     for taps in [&["exit3.logits"][..], &["exit3.logits", "exit4.logits"]] {
         let started = std::time::Instant::now();
-        tape.want(taps);
+        tape.select_features(taps);
         tape.begin(Rng::new(0), 0);
         let features = net.forward(&images, &mut tape).unwrap();
         let forward = started.elapsed();
@@ -600,7 +600,7 @@ fn swin_takes_odd_sizes_and_refuses_others() {
     for size in [33, 50, 100] {
         let (net, params) = build(&request("mksmt", &variant(size)));
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
-        tape.want(&["exit3.logits", "logits"]);
+        tape.select_features(&["exit3.logits", "logits"]);
         tape.begin(Rng::new(0), 0);
         let features = net.forward(&images(size), &mut tape).unwrap();
         let loss = (features.get("exit3.logits").unwrap() + features.logits().unwrap()).unwrap();

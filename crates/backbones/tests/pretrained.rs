@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{D, DType, Device, Tensor};
 use stillhouse_backbones::{load_weights, registry, weights};
-use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::model::ModelSpec;
 use stillhouse_core::registry::WeightsInfo;
-use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::Mode;
 
 fn folder(variable: &str) -> Option<PathBuf> {
@@ -22,7 +22,7 @@ fn folder(variable: &str) -> Option<PathBuf> {
     folder.map(PathBuf::from)
 }
 
-/// An RGB image as normalised `[3, H, W]`.
+/// An RGB image as normalized `[3, H, W]`.
 fn image(path: &Path, info: &WeightsInfo) -> Tensor {
     let mut reader = png::Decoder::new(BufReader::new(File::open(path).unwrap())).read_info().unwrap();
     let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
@@ -72,14 +72,14 @@ fn sample_images_give_the_expected_logits() {
         let batch: Vec<Tensor> = order.split(',').map(|name| image(&exact.join(name), &info)).collect();
         let batch = Tensor::stack(&batch, 0).unwrap();
         for column in columns {
-            let params = Params::new(DType::F32, &Device::Cpu).unwrap();
-            let request = BackboneRequest { name: arch.into(), classes: 1000, variant: plain(column) };
+            let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
+            let request = ModelSpec { name: arch.into(), classes: 1000, variant: plain(column) };
             let row = *registry().get(arch).unwrap();
             let net = (row.build)(&request, &params.builder(Rng::new(0))).unwrap();
             assert!(load_weights(&info.path, &params, &net.head(), false).unwrap().is_empty());
-            for mode in [Mode::Eval, Mode::Frozen] {
+            for mode in [Mode::Eval, Mode::Inference] {
                 let mut tape = Tape::new(&params, mode).unwrap();
-                tape.want(&["pooled", "logits"]);
+                tape.select_features(&["pooled", "logits"]);
                 tape.begin(Rng::new(0), 0);
                 let features = net.forward(&batch, &mut tape).unwrap();
                 let (logits, pooled) = (features.logits().unwrap(), features.get("pooled").unwrap());

@@ -4,25 +4,25 @@
 use candle_core::{D, DType, Device, Tensor};
 use serde_json::Value;
 use stillhouse_backbones::{count, is_frozen, load_weights, onnx, registry, save, usual_size};
-use stillhouse_core::network::{Backbone, BackboneRequest, Features};
-use stillhouse_core::{Params, Result, Rng, Tape};
+use stillhouse_core::model::{Features, Model, ModelSpec};
+use stillhouse_core::{ParamStore, Result, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{Kind, Mode};
 use stillhouse_testkit::generator;
 
-fn request(name: &str) -> BackboneRequest {
-    BackboneRequest { name: name.into(), classes: 5, ..Default::default() }
+fn request(name: &str) -> ModelSpec {
+    ModelSpec { name: name.into(), classes: 5, ..Default::default() }
 }
 
-fn network(name: &str) -> (Box<dyn Backbone>, Params) {
-    let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+fn network(name: &str) -> (Box<dyn Model>, ParamStore) {
+    let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
     let row = *registry().get(name).unwrap();
     let net = (row.build)(&request(name), &params.builder(Rng::new(3))).unwrap();
     (net, params)
 }
 
 /// Puts the generator's values in; `make.py` has the same rules.
-fn fill(params: &Params) {
+fn fill(params: &ParamStore) {
     for param in params.all() {
         let mut name = param.name.clone();
         if name.ends_with("gamma") {
@@ -42,14 +42,14 @@ fn images(size: usize) -> Tensor {
 }
 
 fn forward(
-    net: &dyn Backbone,
-    params: &Params,
+    net: &dyn Model,
+    params: &ParamStore,
     images: &Tensor,
     taps: &[&str],
     mode: Mode,
 ) -> Result<Features> {
     let mut tape = Tape::new(params, mode)?;
-    tape.want(taps);
+    tape.select_features(taps);
     tape.begin(Rng::new(0), 0);
     net.forward(images, &mut tape)
 }
@@ -79,8 +79,8 @@ fn timm_gives_the_same() {
         assert_eq!(format!("{:016x}", generator::fnv1a64(&names.join("\n"))), case["names"], "{what}");
         // The model is made at its first pass, from the values of then.
         fill(&params);
-        let taps: Vec<&str> = net.taps().iter().map(|t| t.name.as_str()).collect();
-        let features = forward(net.as_ref(), &params, &images(size), &taps, Mode::Frozen).unwrap();
+        let taps: Vec<&str> = net.features().iter().map(|t| t.name.as_str()).collect();
+        let features = forward(net.as_ref(), &params, &images(size), &taps, Mode::Inference).unwrap();
         for (name, wanted) in case["taps"].as_object().unwrap() {
             let found = features.get(name).unwrap_or_else(|e| panic!("{what}: {e}"));
             let shape: Vec<usize> = wanted["shape"].as_array().unwrap().iter().map(number).collect();
@@ -111,12 +111,12 @@ fn sizes() {
         ("tf_efficientnet_b7", 224, 5_169_865_152),
         ("vit_small_patch16_384", 384, 12_422_077_440),
     ] {
-        let counts = count(&BackboneRequest { classes: 1000, ..request(name) }, size, size).unwrap();
+        let counts = count(&ModelSpec { classes: 1000, ..request(name) }, size, size).unwrap();
         assert_eq!(counts.macs, macs, "{name}");
     }
-    for row in registry().rows().iter().filter(|row| is_frozen(row.name)) {
+    for row in registry().entries().iter().filter(|row| is_frozen(row.name)) {
         let side = usual_size(row.name);
-        let counts = count(&BackboneRequest { classes: 1000, ..request(row.name) }, side, side).unwrap();
+        let counts = count(&ModelSpec { classes: 1000, ..request(row.name) }, side, side).unwrap();
         let stated = format!("; {:.1} M parameters", counts.parameters as f64 / 1e6);
         assert!(row.summary.ends_with(&stated), "{}: {} of {stated}", row.name, row.summary);
     }
@@ -129,7 +129,7 @@ fn teaches_and_stays() {
     fill(&of_teacher);
     let (student, of_student) = network("resnet18");
     let (images, labels) = (images(64), Tensor::new(&[1u32, 3], &Device::Cpu).unwrap());
-    let values = |params: &Params| {
+    let values = |params: &ParamStore| {
         params.all().iter().map(|p| flat(&params.export(params.id(&p.name).unwrap()).unwrap())).collect()
     };
     let kept: Vec<Vec<f32>> = values(&of_teacher);
@@ -140,7 +140,7 @@ fn teaches_and_stays() {
     };
     // KL(teacher || student) at temperature 4.
     let kd = |step: u64, tape: &mut Tape| {
-        let told = forward(teacher.as_ref(), &of_teacher, &images, &["logits"], Mode::Frozen).unwrap();
+        let told = forward(teacher.as_ref(), &of_teacher, &images, &["logits"], Mode::Inference).unwrap();
         tape.begin(Rng::new(0), step);
         let own = student.forward(&images, tape).unwrap();
         let (p, q) = (log_softmax(own.logits().unwrap()), log_softmax(told.logits().unwrap()));
@@ -202,19 +202,18 @@ fn mistakes_are_named() {
         ("vit_small_patch14_dinov2", 64, "multiple of 14"),
         ("vit_small_patch14_dinov2", 532, "at most 518"),
     ] {
-        let params = Params::outline();
+        let params = ParamStore::meta();
         let row = *registry().get(name).unwrap();
         let net = (row.build)(&request(name), &params.builder(Rng::new(0))).unwrap();
-        let mut tape = Tape::sketch(&params);
+        let mut tape = Tape::trace(&params);
         let image = Tensor::zeros((1, 3, size, size), DType::F32, &Device::Cpu).unwrap();
         let text = net.forward(&image, &mut tape).unwrap_err().to_string();
         assert!(text.contains(part) && text.contains(name), "{text}");
     }
-    let params = Params::outline();
+    let params = ParamStore::meta();
     let row = *registry().get("convnext_tiny").unwrap();
     let variant = toml::from_str("output_stride = 8").unwrap();
-    let error =
-        (row.build)(&BackboneRequest { variant, ..request("convnext_tiny") }, &params.builder(Rng::new(0)));
+    let error = (row.build)(&ModelSpec { variant, ..request("convnext_tiny") }, &params.builder(Rng::new(0)));
     assert!(error.err().unwrap().to_string().contains("output_stride"));
     let (net, params) = network("convnext_atto");
     let error = onnx::model(net.as_ref(), &params, (64, 64), &["logits"], &Default::default());
@@ -234,10 +233,10 @@ fn files_load_strictly() {
 
     let (other, fresh) = network("tf_efficientnet_b0");
     // What the first pass has made is not kept: the statistics that candle copies are read again.
-    forward(other.as_ref(), &fresh, &images(32), &["logits"], Mode::Frozen).unwrap();
+    forward(other.as_ref(), &fresh, &images(32), &["logits"], Mode::Inference).unwrap();
     assert!(load_weights(&path, &fresh, &other.head(), false).unwrap().is_empty());
-    let logits = |net: &dyn Backbone, params: &Params| {
-        flat(forward(net, params, &images(32), &["logits"], Mode::Frozen).unwrap().logits().unwrap())
+    let logits = |net: &dyn Model, params: &ParamStore| {
+        flat(forward(net, params, &images(32), &["logits"], Mode::Inference).unwrap().logits().unwrap())
     };
     assert_eq!(logits(net.as_ref(), &params), logits(other.as_ref(), &fresh));
 

@@ -13,14 +13,14 @@ use stillhouse_backbones::weights_file::WeightsFile;
 use stillhouse_backbones::{
     Card, Error, Precision, export, load_weights, manifests, registry, save, save_as, weights,
 };
-use stillhouse_core::network::BackboneRequest;
-use stillhouse_core::{Params, Rng, files};
+use stillhouse_core::model::ModelSpec;
+use stillhouse_core::{ParamStore, Rng};
 use stillhouse_ops::Init;
 use stillhouse_testkit::faults;
 
 /// A store with a body and a head of that many classes.
-fn tiny(seed: u64, classes: usize, dtype: DType) -> Params {
-    let params = Params::new(dtype, &Device::Cpu).unwrap();
+fn tiny(seed: u64, classes: usize, dtype: DType) -> ParamStore {
+    let params = ParamStore::new(dtype, &Device::Cpu).unwrap();
     let p = params.builder(Rng::new(seed));
     p.weight("conv.weight", &[4, 3, 2, 2], Init::Normal(1.0)).unwrap();
     p.buffer("bn.running_mean", &[4], Init::Uniform(1.0)).unwrap();
@@ -33,11 +33,11 @@ fn head() -> Vec<String> {
     vec!["fc.weight".into(), "fc.bias".into()]
 }
 
-fn by_name(params: &Params) -> HashMap<String, Tensor> {
+fn by_name(params: &ParamStore) -> HashMap<String, Tensor> {
     params.export_all().unwrap().into_iter().collect()
 }
 
-fn values(params: &Params) -> Vec<Vec<f32>> {
+fn values(params: &ParamStore) -> Vec<Vec<f32>> {
     let all = params.export_all().unwrap().into_iter();
     all.map(|(_, t)| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect()
 }
@@ -58,9 +58,9 @@ fn own<T: std::fmt::Debug>(result: stillhouse_core::Result<T>) -> Error {
 fn a_saved_network_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
-    let request = BackboneRequest { name: "mobilenetv2_035".into(), classes: 3, ..Default::default() };
+    let request = ModelSpec { name: "mobilenetv2_035".into(), classes: 3, ..Default::default() };
     let make = |seed, dtype| {
-        let params = Params::new(dtype, &Device::Cpu).unwrap();
+        let params = ParamStore::new(dtype, &Device::Cpu).unwrap();
         let row = *registry().get(&request.name).unwrap();
         let net = (row.build)(&request, &params.builder(Rng::new(seed))).unwrap();
         (net, params)
@@ -255,10 +255,10 @@ fn manifests_are_whole() {
         assert!(hex && [0, 8, 64].contains(&m.sha256.len()), "{}", m.title());
         assert!(m.is_pinned() == m.bytes.is_some(), "{}", m.title());
         assert!(m.url.iter().all(|url| url.ends_with(&m.file)), "{}", m.title());
-        assert!(m.get.ends_with('.') && !m.source.is_empty() && !m.licence.is_empty(), "{}", m.title());
+        assert!(m.get.ends_with('.') && !m.source.is_empty() && !m.license.is_empty(), "{}", m.title());
         let row = *registry().get(&m.arch).unwrap();
-        let params = Params::outline();
-        let request = BackboneRequest { name: m.arch.clone(), classes: m.classes, variant: m.variant };
+        let params = ParamStore::meta();
+        let request = ModelSpec { name: m.arch.clone(), classes: m.classes, variant: m.variant };
         (row.build)(&request, &params.builder(Rng::new(0))).unwrap();
         let values: usize = params.all().iter().map(|p| p.count()).sum();
         assert!(m.bytes.is_none_or(|b| b > 4 * values as u64), "{}: smaller than the network", m.arch);
@@ -285,7 +285,7 @@ fn weights_are_looked_for_and_checked() {
     let manifests = manifests().unwrap();
     let manifest = manifests.iter().find(|m| m.arch == "mobilenetv2_100").unwrap();
     let path = roots[1].join(&manifest.file);
-    files::write_atomic(&path, b"short").unwrap();
+    stillhouse_core::fs::write_atomic(&path, b"short").unwrap();
     let text = message(find("mobilenetv2_100", "imagenet", &roots));
     assert!(text.contains("5 bytes") && text.contains(&manifest.bytes.unwrap().to_string()), "{text}");
     std::fs::write(&path, vec![0; manifest.bytes.unwrap() as usize]).unwrap();
@@ -294,15 +294,15 @@ fn weights_are_looked_for_and_checked() {
 
     // A path is taken as it is.
     let info = find("resnet18", path.to_str().unwrap(), &[]).unwrap();
-    assert_eq!(info.sha256, files::sha256_file(&path).unwrap());
+    assert_eq!(info.sha256, stillhouse_core::fs::sha256_file(&path).unwrap());
     assert!(info.variant.is_empty());
     let none = folder.path().join("none.safetensors");
     assert!(find("resnet18", none.to_str().unwrap(), &[]).unwrap_err().to_string().contains("none"));
 }
 
-fn network(name: &str, variant: &str, classes: usize, seed: u64) -> (Vec<String>, Params) {
-    let params = Params::new(DType::F32, &Device::Cpu).unwrap();
-    let request = BackboneRequest { name: name.into(), classes, variant: toml::from_str(variant).unwrap() };
+fn network(name: &str, variant: &str, classes: usize, seed: u64) -> (Vec<String>, ParamStore) {
+    let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
+    let request = ModelSpec { name: name.into(), classes, variant: toml::from_str(variant).unwrap() };
     let net = (registry().get(name).unwrap().build)(&request, &params.builder(Rng::new(seed))).unwrap();
     (net.head(), params)
 }
@@ -424,15 +424,15 @@ fn the_cache_of_the_hub_is_looked_into() {
     let repo = folder.path().join("models--timm--swin_tiny_patch4_window7_224.ms_in1k");
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let file = repo.join("snapshots").join(commit).join("model.safetensors");
-    files::write_atomic(&file, b"weights").unwrap();
+    stillhouse_core::fs::write_atomic(&file, b"weights").unwrap();
     let find =
         || weights("swin_tiny_patch4_window7_224", &toml::Table::new(), "imagenet", &[folder.path().into()]);
     assert!(matches!(own(find()), Error::NoFile { .. }), "without refs/main nobody knows which");
     for (main, found) in [(commit, true), ("../../..", false)] {
-        files::write_atomic(&repo.join("refs/main"), main.as_bytes()).unwrap();
+        stillhouse_core::fs::write_atomic(&repo.join("refs/main"), main.as_bytes()).unwrap();
         match find() {
             Ok(info) if found => {
-                assert_eq!((info.path, info.sha256), (file.clone(), files::sha256(b"weights")))
+                assert_eq!((info.path, info.sha256), (file.clone(), stillhouse_core::fs::sha256(b"weights")))
             }
             Err(_) if !found => {}
             other => panic!("{main}: {other:?}"),
@@ -440,7 +440,7 @@ fn the_cache_of_the_hub_is_looked_into() {
     }
     // Of a hash only the beginning is known.
     let find = || weights("vgg16", &toml::Table::new(), "imagenet", &[folder.path().into()]);
-    files::write_atomic(&folder.path().join("vgg16-397923af.pth"), b"other").unwrap();
+    stillhouse_core::fs::write_atomic(&folder.path().join("vgg16-397923af.pth"), b"other").unwrap();
     assert!(matches!(own(find()), Error::OtherFile { .. }));
 }
 
@@ -457,7 +457,7 @@ fn a_network_is_exported_for_others() {
         size: 64,
         mean: [0.5, 0.25, 0.125],
         std: [0.229, 0.224, 0.225],
-        licence: Some("mit".into()),
+        license: Some("mit".into()),
         facts: vec![("trained on".into(), "images".into())],
     };
     let (written, missing) = export(&params, &card, &out, Precision::F16).unwrap();

@@ -24,7 +24,7 @@ pub(crate) enum Precision {
     F32,
     /// 32 bits; a card rounds the factors of products to TF32, with 10 bits of mantissa
     Tf32,
-    /// Maps in bf16, on a card; weights, statistics, losses and optimisers in 32 bits
+    /// Maps in bf16, on a card; weights, statistics, losses and optimizers in 32 bits
     Bf16,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stillhouse_core::nearest;
+use stillhouse_core::suggest;
 use stillhouse_trainer::Experiment;
 
 use crate::problem::{Prepared, Problem};
@@ -66,7 +66,7 @@ pub(crate) fn load(name: &str, sets: &[String]) -> Result<Experiment, Problem> {
 /// The text of an experiment of the program.
 fn builtin(name: &str) -> stillhouse_core::Result<String> {
     let found = BUILTIN.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_string());
-    found.ok_or_else(|| stillhouse_core::Error::unfit(name, "is no experiment of this program"))
+    found.ok_or_else(|| stillhouse_core::Error::incompatible(name, "is no experiment of this program"))
 }
 
 fn open(name: &str) -> Result<Experiment, Problem> {
@@ -87,7 +87,7 @@ fn open(name: &str) -> Result<Experiment, Problem> {
         }
         None => {
             let names: Vec<&str> = all.iter().map(|f| f.name.as_str()).collect();
-            let near = nearest(name, names.iter().copied());
+            let near = suggest(name, names.iter().copied());
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             Err(Problem::usage(format!("unknown experiment `{name}`{near}; known: {}", names.join(", "))))
         }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_have_a_neighbour() {
+    fn unknown_names_have_a_neighbor() {
         let problem = load("tabel3", &[]).unwrap_err();
         assert_eq!(problem.code, 2);
         assert!(problem.error.to_string().contains("did you mean `table3`"), "{}", problem.error);

@@ -5,10 +5,10 @@ mod device;
 mod environment;
 mod experiments;
 mod interrupt;
-mod parts;
 mod places;
 mod problem;
 mod progress;
+mod registries;
 mod talk;
 
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   stillhouse doctor                             what this machine has, where things are looked for
   stillhouse list                               methods, networks, datasets, metrics, experiments
-  stillhouse explain class_centre               a method, its defaults and their sources
+  stillhouse explain class_centric               a method, its defaults and their sources
   stillhouse distill my/images --output out     own images: a small network with the help of a large one
   stillhouse reproduce table3                   Table 3 of the class-centric paper, in minutes
   stillhouse report runs/table3/smoke           its table and page again, from the run folders
@@ -38,7 +38,7 @@ Environment:
   STILLHOUSE_THREADS   threads (as --threads)
   STILLHOUSE_WINOGRAD  0: no Winograd convolutions
   STILLHOUSE_ISA       instruction set: scalar, avx2, avx512
-  NO_COLOR             no colour
+  NO_COLOR             no color
 
 Exit codes: 0 done; 1 findings or a failed run; 2 usage or configuration; 130 interrupted.";
 
@@ -89,7 +89,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    stillhouse_ops::keep_freed_memory();
+    stillhouse_ops::disable_trim();
     talk::set_panic_message();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -155,7 +155,7 @@ fn set_threads(flag: Option<usize>) -> Result<usize, Problem> {
     {
         return Err(Problem::usage(format!("{from} is {n}, expected 1 to 1024")));
     }
-    stillhouse_ops::start_threads(wanted)
+    stillhouse_ops::init_thread_pool(wanted)
         .map_err(|e| Problem::failed(format!("threads cannot be started: {e}")))?;
     Ok(rayon::current_num_threads())
 }

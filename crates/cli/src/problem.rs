@@ -64,8 +64,8 @@ fn is_usage(error: &CoreError) -> bool {
     match error {
         CoreError::Config { .. }
         | CoreError::UnknownName { .. }
-        | CoreError::Unfit { .. }
-        | CoreError::NoTap { .. } => true,
+        | CoreError::Incompatible { .. }
+        | CoreError::UnknownFeature { .. } => true,
         CoreError::Other(inner) => {
             inner.downcast_ref::<stillhouse_backbones::Error>().is_some()
                 || inner.downcast_ref::<stillhouse_datasets::Error>().is_some_and(is_layout)

@@ -23,8 +23,8 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Whether stderr shows colour: a terminal, and `NO_COLOR` is not set.
-pub(crate) fn colour() -> bool {
+/// Whether stderr shows color: a terminal, and `NO_COLOR` is not set.
+pub(crate) fn color() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn print_problem(problem: &Problem) {
 }
 
 fn head() -> &'static str {
-    if colour() { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
+    if color() { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
 }
 
 fn describe(problem: &Problem) -> String {
@@ -81,7 +81,7 @@ pub(crate) fn start_log() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(colour())
+        .with_ansi(color())
         .with_target(false)
         .without_time()
         .try_init();

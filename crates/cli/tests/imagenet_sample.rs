@@ -1,20 +1,20 @@
 //! Pretrained networks classify 200 real images as PyTorch does, from the JPEG file to the class.
 //!
 //! Needs `STILLHOUSE_WEIGHTS` and `STILLHOUSE_DATA` (with `imagenet-sample`); without one of them it
-//! says so and passes. Decoders of JPEG differ by a grey level here and there, so agreement is
+//! says so and passes. Decoders of JPEG differ by a gray level here and there, so agreement is
 //! judged where the reference has a margin of at least 0.5, and by the count of right images.
 
 use std::path::{Path, PathBuf};
 
 use candle_core::{D, DType, Device, Tensor};
 use stillhouse_backbones::{load_weights, registry, weights};
-use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::model::ModelSpec;
 use stillhouse_core::registry::WeightsInfo;
-use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_datasets::image::read_image;
 use stillhouse_ops::Mode;
 
-/// The middle 224 x 224 pixels, normalised, `[3, 224, 224]`.
+/// The middle 224 x 224 pixels, normalized, `[3, 224, 224]`.
 fn picture(path: &Path, info: &WeightsInfo) -> Tensor {
     const SIDE: usize = 224;
     let image = read_image(path).unwrap();
@@ -54,12 +54,12 @@ fn two_hundred_images_are_classified_as_expected() {
         let at = |what: &str| head.iter().position(|h| *h == format!("{column}.{what}")).unwrap();
         let (argmax, margin) = (at("argmax"), at("margin"));
         let info = weights(arch, &toml::Table::new(), "imagenet", std::slice::from_ref(&files)).unwrap();
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let variant = toml::from_str(variant).unwrap();
-        let request = BackboneRequest { name: arch.into(), classes: 1000, variant };
+        let request = ModelSpec { name: arch.into(), classes: 1000, variant };
         let net = (registry().get(arch).unwrap().build)(&request, &params.builder(Rng::new(0))).unwrap();
         assert!(load_weights(&info.path, &params, &net.head(), false).unwrap().is_empty());
-        let mut tape = Tape::new(&params, Mode::Frozen).unwrap();
+        let mut tape = Tape::new(&params, Mode::Inference).unwrap();
         let (mut right, mut expected_right, mut differ, mut sure) = (0, 0, 0, 0);
         for batch in rows.chunks(20) {
             let images: Vec<Tensor> =

@@ -1,6 +1,6 @@
-//! Every method trained for two epochs on embedded images, on each kind of network that carries it:
+//! Every method trained for two epochs on synthetic images, on each kind of network that carries it:
 //! its loss falls, each of its connectors gets a gradient, and stopped in the middle it goes on to
-//! the same bytes, memories and opponents included. The rows of the registry are walked: a new one is
+//! the same bytes, memories and adversaries included. The rows of the registry are walked: a new one is
 //! trained as all others are.
 
 use std::collections::BTreeMap;
@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
-use stillhouse_core::registry::{Entry, Parts, Registry};
-use stillhouse_core::{Builder, Params, files};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
+use stillhouse_core::registry::{Entry, Registries, Registry};
+use stillhouse_core::{ParamBuilder, ParamStore};
 use stillhouse_trainer::{Cell, CellResult, Context, EpochLog, Experiment, Observer, Result, plan, run_cell};
 
 /// Networks and images that methods are trained on.
@@ -53,14 +55,14 @@ const CLASSIFIER: Carrier = Carrier {
     data: SCENES,
     networks: r#"
 [teacher]
-backbone = "mobilenetv2_050"
+model = "mobilenetv2_050"
 [teacher.train]
 epochs = 8
 sampler = { kind = "shuffle", batch = 14 }
-optimiser = { kind = "adam", lr = 0.003 }
+optimizer = { kind = "adam", lr = 0.003 }
 schedule = { kind = "constant" }
 [student]
-backbone = "mobilenetv2_035"
+model = "mobilenetv2_035"
 "#,
 };
 
@@ -70,7 +72,7 @@ const EXITS: Carrier = Carrier {
     data: SCENES,
     networks: r#"
 [student]
-backbone = "exits"
+model = "exits"
 variant = { backbone = "mobilenetv2_035" }
 "#,
 };
@@ -81,15 +83,15 @@ const SEGMENTER: Carrier = Carrier {
     data: FIELDS,
     networks: r#"
 [teacher]
-backbone = "deeplabv3plus"
+model = "deeplabv3plus"
 variant = { backbone = "mobilenetv2_050" }
 [teacher.train]
 epochs = 6
 sampler = { kind = "shuffle", batch = 7 }
-optimiser = { kind = "adam", lr = 0.003 }
+optimizer = { kind = "adam", lr = 0.003 }
 schedule = { kind = "constant" }
 [student]
-backbone = "deeplabv3plus"
+model = "deeplabv3plus"
 variant = { backbone = "mobilenetv2_035" }
 "#,
 };
@@ -110,7 +112,7 @@ fn recipe(batch: usize, epochs: u64) -> String {
 [train]
 epochs = {epochs}
 sampler = {{ kind = "shuffle", batch = {batch} }}
-optimiser = {{ kind = "adam", lr = 0.003 }}
+optimizer = {{ kind = "adam", lr = 0.003 }}
 schedule = {{ kind = "constant" }}
 checkpoint = "{EARLY} steps"
 "#
@@ -131,12 +133,12 @@ fn begins(method: &str) -> u64 {
     }
 }
 
-fn parts() -> Parts {
-    let mut rows = stillhouse_losses::ROWS.to_vec();
+fn registries() -> Registries {
+    let mut rows = stillhouse_losses::ENTRIES.to_vec();
     rows.push(BACKWARDS);
-    Parts {
+    Registries {
         datasets: stillhouse_datasets::registry(),
-        backbones: stillhouse_backbones::registry(),
+        models: stillhouse_backbones::registry(),
         losses: Registry::new("method", &rows),
         metrics: stillhouse_metrics::registry(),
         split: stillhouse_datasets::split,
@@ -151,8 +153,8 @@ const BACKWARDS: Entry<DistillerBuild> = Entry {
     name: "backwards",
     summary: "kd with a broken gradient",
     source: "this test",
-    defaults: || (stillhouse_losses::kd::ROW.defaults)(),
-    build: |table| Ok(Box::new(Backwards((stillhouse_losses::kd::ROW.build)(table)?))),
+    defaults: || (stillhouse_losses::kd::ENTRY.defaults)(),
+    build: |table| Ok(Box::new(Backwards((stillhouse_losses::kd::ENTRY.build)(table)?))),
 };
 
 struct Backwards(Box<dyn Distiller>);
@@ -161,24 +163,24 @@ impl Distiller for Backwards {
     fn name(&self) -> &str {
         BACKWARDS.name
     }
-    fn needs(&self) -> Needs {
-        self.0.needs()
+    fn required_features(&self) -> RequiredFeatures {
+        self.0.required_features()
     }
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> stillhouse_core::Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> stillhouse_core::Result<()> {
         self.0.connect(shapes, params)
     }
-    fn terms(&self, step: &Step) -> stillhouse_core::Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> stillhouse_core::Result<Vec<Term>> {
         let mut terms = self.0.terms(step)?;
         for term in &mut terms {
             term.value = ((term.value.detach() * 2.0)? - &term.value)?;
         }
         Ok(terms)
     }
-    fn after_step(&mut self, step: &Step, params: &Params) -> stillhouse_core::Result<()> {
+    fn after_step(&mut self, step: &LossContext, params: &ParamStore) -> stillhouse_core::Result<()> {
         self.0.after_step(step, params)
     }
-    fn weights(&self) -> Vec<(String, f64)> {
-        self.0.weights()
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        self.0.term_weights()
     }
 }
 
@@ -226,7 +228,7 @@ fn run_until(cell: &Cell, context: &Context, step: u64) -> Result<Watch> {
 /// The student's cell of a method; its teacher is trained.
 fn prepare(method: &str, carrier: &Carrier, context: &Context) -> Result<Cell> {
     // The labels' own cross-entropy would fall by itself, whatever the method does.
-    let weights = (context.parts.losses.get(method)?.build)(&toml::Table::new())?.weights();
+    let weights = (context.registries.losses.get(method)?.build)(&toml::Table::new())?.term_weights();
     let brings_labels = weights.iter().any(|(term, _)| term.starts_with("ce"));
     let labels = if brings_labels { "" } else { "[[loss]]\nmethod = \"ce\"\nweight = 0.0\n" };
     // A warm-up would let the loss grow with the weight.
@@ -257,7 +259,7 @@ fn tensors(folder: &Path, step: u64) -> BTreeMap<String, String> {
     let paths = entries.map(|entry| entry.unwrap().path());
     let tensors = paths.filter(|path| path.extension().is_some_and(|e| e == "safetensors"));
     let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-    tensors.map(|path| (name(&path), files::sha256_file(&path).unwrap())).collect()
+    tensors.map(|path| (name(&path), stillhouse_core::fs::sha256_file(&path).unwrap())).collect()
 }
 
 /// A copy of a run's folder without its newest checkpoint.
@@ -304,8 +306,8 @@ fn judge(method: &str, cell: &Cell, context: &Context) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
-/// What is to fall: the weighted terms, an opponent's own among them. But for the opponent's verdict
-/// of the student, which is worth what the opponent knows, and that grows.
+/// What is to fall: the weighted terms, an adversary's own among them. But for the adversary's verdict
+/// of the student, which is worth what the adversary knows, and that grows.
 fn loss(line: &EpochLog) -> f64 {
     let all = line.terms.iter().filter(|(name, _)| *name != "adversarial");
     all.map(|(name, value)| line.weights[name] * value).sum()
@@ -314,7 +316,7 @@ fn loss(line: &EpochLog) -> f64 {
 /// Trains all rows, each on the first network that carries it or on every one.
 fn walk(everywhere: bool, context: &Context) {
     let mut wrong = Vec::new();
-    for row in stillhouse_losses::ROWS {
+    for row in stillhouse_losses::ENTRIES {
         let (name, mut refusals) = (row.name, Vec::new());
         for carrier in CARRIERS {
             let (on, begun) = (carrier.name, Instant::now());
@@ -340,7 +342,7 @@ fn walk(everywhere: bool, context: &Context) {
 #[ignore = "minutes: every method on the first network that carries it"]
 fn every_method_trains_and_goes_on() {
     let root = tempfile::tempdir().unwrap();
-    let context = Context::new(parts(), root.path());
+    let context = Context::new(registries(), root.path());
     walk(false, &context);
     // And a method that is wrong does not pass.
     let cell = prepare(BACKWARDS.name, &CLASSIFIER, &context).unwrap();
@@ -352,5 +354,5 @@ fn every_method_trains_and_goes_on() {
 #[ignore = "minutes: every method on every network that carries it"]
 fn every_method_trains_on_every_network() {
     let root = tempfile::tempdir().unwrap();
-    walk(true, &Context::new(parts(), root.path()));
+    walk(true, &Context::new(registries(), root.path()));
 }

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use crate::{Error, Result};
 
 /// The closest of `known` to `name`, if it is close enough to be a typing mistake.
-pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub fn suggest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let limit = (name.chars().count() / 3).max(2);
     known
         .into_iter()
@@ -19,11 +19,11 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 /// and what is allowed, with the nearest name.
 pub fn parse<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T> {
     let deserializer = toml::Deserializer::parse(text)
-        .map_err(|e| Error::config(place(origin, text, e.span()), e.message()))?;
+        .map_err(|e| Error::config(locate(origin, text, e.span()), e.message()))?;
     serde_path_to_error::deserialize(deserializer).map_err(|e| {
         let path = e.path().to_string();
         let inner = e.into_inner();
-        Error::config(place(origin, text, inner.span()), explain(&path, inner.message()))
+        Error::config(locate(origin, text, inner.span()), explain(&path, inner.message()))
     })
 }
 
@@ -37,10 +37,10 @@ pub fn from_table<T: DeserializeOwned>(table: &toml::Table, origin: &str) -> Res
 }
 
 /// Lays `over` on `base`: tables are merged key by key, anything else is replaced.
-pub fn overlay(base: &mut toml::Table, over: &toml::Table) {
+pub fn merge(base: &mut toml::Table, over: &toml::Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
-            (Some(toml::Value::Table(b)), toml::Value::Table(o)) => overlay(b, o),
+            (Some(toml::Value::Table(b)), toml::Value::Table(o)) => merge(b, o),
             _ => {
                 base.insert(key.clone(), value.clone());
             }
@@ -86,7 +86,7 @@ pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
     Ok(())
 }
 
-fn place(origin: &str, text: &str, span: Option<std::ops::Range<usize>>) -> String {
+fn locate(origin: &str, text: &str, span: Option<std::ops::Range<usize>>) -> String {
     match span {
         Some(span) => {
             let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
@@ -104,7 +104,7 @@ fn explain(path: &str, message: &str) -> String {
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if message.starts_with("unknown")
         && let Some((found, known)) = names.split_first()
-        && let Some(n) = nearest(found, known.iter().copied())
+        && let Some(n) = suggest(found, known.iter().copied())
     {
         text.push_str(&format!("; did you mean `{n}`?"));
     }
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn nearest_is_near() {
-        assert_eq!(nearest("clas_centre", ["kd", "class_centre"]).as_deref(), Some("class_centre"));
-        assert_eq!(nearest("zebra", ["kd", "class_centre"]), None);
+        assert_eq!(suggest("clas_centric", ["kd", "class_centric"]).as_deref(), Some("class_centric"));
+        assert_eq!(suggest("zebra", ["kd", "class_centric"]), None);
     }
 }

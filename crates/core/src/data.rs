@@ -27,7 +27,7 @@ pub struct Mask {
     pub labels: Vec<u8>,
 }
 
-/// What is to be learnt of one image.
+/// What is to be learned of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Label {
     /// One class for the image.
@@ -69,7 +69,9 @@ impl Target {
     pub fn classes(&self, who: &str) -> Result<&Tensor> {
         match self {
             Self::Classes(t) => Ok(t),
-            Self::Mask(_) => Err(Error::unfit(who, "needs one class per image, this dataset has masks")),
+            Self::Mask(_) => {
+                Err(Error::incompatible(who, "needs one class per image, this dataset has masks"))
+            }
         }
     }
 
@@ -78,7 +80,7 @@ impl Target {
         match self {
             Self::Mask(t) => Ok(t),
             Self::Classes(_) => {
-                Err(Error::unfit(who, "needs label masks, this dataset has one class per image"))
+                Err(Error::incompatible(who, "needs label masks, this dataset has one class per image"))
             }
         }
     }
@@ -87,7 +89,7 @@ impl Target {
 /// Images and labels of one step.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// `[B, 3, H, W]`, f32, normalised.
+    /// `[B, 3, H, W]`, f32, normalized.
     pub images: Tensor,
     /// Their labels.
     pub target: Target,
@@ -111,14 +113,14 @@ pub enum Task {
 pub struct DatasetInfo {
     /// Registry name.
     pub name: String,
-    /// One line for captions: "UC Merced Land Use, 2100 images" or "scenes (embedded, procedural)".
+    /// One line for captions: "UC Merced Land Use, 2100 images" or "scenes (synthetic, procedural)".
     pub title: String,
     /// Class names; a class's index is its place here.
     pub classes: Vec<String>,
     /// What the labels are.
     pub task: Task,
     /// Whether the images are made by the program itself and need no file.
-    pub embedded: bool,
+    pub synthetic: bool,
 }
 
 /// Indexed images with labels. Implementations decode on demand and are shared between workers.
@@ -138,7 +140,7 @@ pub trait Dataset: Send + Sync {
     /// Decodes one sample.
     fn sample(&self, index: usize) -> Result<Sample>;
     /// A hash of what is in the dataset (names and sizes of its files), for run hashes and reports.
-    fn identity(&self) -> Result<String>;
+    fn fingerprint(&self) -> Result<String>;
     /// The official split lists by name, if the dataset has them.
     fn official_split(&self, _name: &str) -> Option<Vec<usize>> {
         None
@@ -165,7 +167,7 @@ pub trait BatchSource: Send {
     /// Continues there, with the same batches as if it had run up to there.
     fn seek(&mut self, position: Position) -> Result<()>;
     /// Whether an image has the same pixels in every epoch: no transform is random.
-    fn repeats(&self) -> bool {
+    fn is_deterministic(&self) -> bool {
         false
     }
 }

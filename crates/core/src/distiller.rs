@@ -3,25 +3,25 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use stillhouse_ops::{Builder, Params};
+use stillhouse_ops::{ParamBuilder, ParamStore};
 
 use crate::data::{Target, Task};
-use crate::network::Features;
+use crate::model::Features;
 use crate::{Result, Rng};
 
 /// Taps that a method reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Needs {
+pub struct RequiredFeatures {
     /// Of the student.
     pub student: Vec<String>,
     /// Of the teacher; empty means that no teacher runs.
     pub teacher: Vec<String>,
 }
 
-/// What a method may know when its connectors are made. Shapes are without the batch:
+/// What a method may know when its connectors are made. FeatureShapes are without the batch:
 /// `[C, H, W]` or `[D]`.
 #[derive(Debug, Clone, Default)]
-pub struct Shapes {
+pub struct FeatureShapes {
     /// Of the taps that it needs of the student.
     pub student: BTreeMap<String, Vec<usize>>,
     /// Of the taps that it needs of the teacher.
@@ -38,7 +38,7 @@ pub struct Shapes {
 
 /// What a method sees of one training step.
 #[derive(Debug)]
-pub struct Step<'a> {
+pub struct LossContext<'a> {
     /// The student's taps, with gradients.
     pub student: &'a Features,
     /// The teacher's taps, without gradients.
@@ -83,33 +83,33 @@ impl Term {
     }
 }
 
-/// Where the parameters of a method's opponent stand: below this name. No other parameter of a
+/// Where the parameters of a method's adversary stand: below this name. No other parameter of a
 /// method may.
-pub const OPPONENT: &str = "d";
+pub const ADVERSARY: &str = "d";
 
 /// A distillation method: says what it needs, makes its connectors, gives its terms.
 pub trait Distiller: Send {
     /// Registry name.
     fn name(&self) -> &str;
     /// Taps that it reads.
-    fn needs(&self) -> Needs;
+    fn required_features(&self) -> RequiredFeatures;
     /// Makes connectors below the builder, or says in words why the two networks do not fit.
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()>;
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()>;
     /// The weighted terms of one step.
-    fn terms(&self, step: &Step) -> Result<Vec<Term>>;
-    /// The terms of an opponent that is trained against the student (a discriminator): they move
-    /// only the parameters below [`OPPONENT`] in the method's builder, after the
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>>;
+    /// The terms of an adversary that is trained against the student (a discriminator): they move
+    /// only the parameters below [`ADVERSARY`] in the method's builder, after the
     /// student's update, and the terms of [`Distiller::terms`] move all but those. No gradient of
     /// them may reach the student: its taps enter detached.
-    fn opponent(&self, _step: &Step) -> Result<Vec<Term>> {
+    fn adversary_terms(&self, _step: &LossContext) -> Result<Vec<Term>> {
         Ok(Vec::new())
     }
-    /// Moves state that is not trained by gradients (memory banks), after the optimiser's update.
-    fn after_step(&mut self, _step: &Step, _params: &Params) -> Result<()> {
+    /// Moves state that is not trained by gradients (memory banks), after the optimizer's update.
+    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
         Ok(())
     }
     /// Names and values of the weights in force, for logs and reports.
-    fn weights(&self) -> Vec<(String, f64)>;
+    fn term_weights(&self) -> Vec<(String, f64)>;
 }
 
 /// Makes a method from the hyper-parameters that differ from its defaults.

@@ -34,9 +34,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A method, backbone or dataset that does not fit what it is combined with.
+    /// A method, model or dataset that does not fit what it is combined with.
     #[error("{who}: {why}")]
-    Unfit {
+    Incompatible {
         /// Who refuses.
         who: String,
         /// Why, with expected and found, and what to do.
@@ -44,7 +44,7 @@ pub enum Error {
     },
     /// A tap that a network does not give.
     #[error("no tap `{name}`; this network gives: {known}")]
-    NoTap {
+    UnknownFeature {
         /// The tap that was asked for.
         name: String,
         /// What there is.
@@ -69,8 +69,8 @@ impl Error {
     }
 
     /// A misfit, in words.
-    pub fn unfit(who: impl ToString, why: impl ToString) -> Self {
-        Self::Unfit { who: who.to_string(), why: why.to_string() }
+    pub fn incompatible(who: impl ToString, why: impl ToString) -> Self {
+        Self::Incompatible { who: who.to_string(), why: why.to_string() }
     }
 
     /// A configuration error, in words.

@@ -19,7 +19,7 @@ pub trait Metric: Send {
     /// Registry name.
     fn name(&self) -> &str;
     /// Whether it counts labels of that kind.
-    fn counts(&self, task: Task) -> bool;
+    fn supports(&self, task: Task) -> bool;
     /// Counts one batch: `logits [B, N]`, or `[B, N, H, W]` in the size of the masks.
     fn update(&mut self, logits: &Tensor, target: &Target) -> Result<()>;
     /// Adds what another one of the same kind has counted.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::data::{BatchSource, Dataset, LoaderSpec, Split, SplitSpec};
 use crate::distiller::DistillerBuild;
 use crate::metric::MetricBuild;
-use crate::network::BackboneBuild;
-use crate::{Error, Result, nearest};
+use crate::model::ModelBuild;
+use crate::{Error, Result, suggest};
 
 /// A named part: it stands beside its implementation.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ impl<B: Copy> Registry<B> {
     }
 
     /// All rows.
-    pub fn rows(&self) -> &[Entry<B>] {
+    pub fn entries(&self) -> &[Entry<B>] {
         &self.rows
     }
 
@@ -54,7 +54,7 @@ impl<B: Copy> Registry<B> {
             Error::UnknownName {
                 kind: self.kind,
                 name: name.to_string(),
-                nearest: nearest(name, names.iter().copied()),
+                nearest: suggest(name, names.iter().copied()),
                 known: names.join(", "),
             }
         })
@@ -94,11 +94,11 @@ pub struct WeightsInfo {
 
 /// The concrete parts, handed to the trainer by the binary: nothing else names them.
 #[derive(Clone)]
-pub struct Parts {
+pub struct Registries {
     /// Datasets.
     pub datasets: Registry<DatasetBuild>,
     /// Networks.
-    pub backbones: Registry<BackboneBuild>,
+    pub models: Registry<ModelBuild>,
     /// Methods.
     pub losses: Registry<DistillerBuild>,
     /// Metrics.
@@ -121,5 +121,9 @@ pub type FindWeights = fn(&str, &toml::Table, &str, &[PathBuf]) -> Result<Weight
 
 /// Loads a file of weights into parameters; the named head parameters may be missing or of
 /// another shape when `replace_head` is set. Returns what was left out, for the log.
-pub type LoadWeights =
-    fn(&std::path::Path, &stillhouse_ops::Params, head: &[String], replace_head: bool) -> Result<Vec<String>>;
+pub type LoadWeights = fn(
+    &std::path::Path,
+    &stillhouse_ops::ParamStore,
+    head: &[String],
+    replace_head: bool,
+) -> Result<Vec<String>>;

@@ -6,7 +6,7 @@ use crate::class_folders::{ClassFolders, is_numbered};
 use crate::listing;
 use crate::set::Set;
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "aid",
         summary: "AID: 30 classes, 10,000 aerial images of 600x600 in all",

@@ -13,7 +13,7 @@ use crate::pairs::Pairs;
 use crate::set::Set;
 use crate::{Result, listing};
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "camvid",
         summary: "CamVid: street scenes of 480x360 with 11 classes, 367 training, 101 val and 233 test images",
@@ -29,7 +29,7 @@ pub(crate) const SET: Set = Set {
     read,
 };
 
-/// The classes in the order of their indices; the value 11 is "unlabelled" and ignored.
+/// The classes in the order of their indices; the value 11 is "unlabeled" and ignored.
 pub(crate) const CLASSES: [&str; 11] = [
     "sky",
     "building",
@@ -64,7 +64,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         title: format!("CamVid, {} images", pairs.items.len()),
         classes: CLASSES.map(String::from).to_vec(),
         task: Task::Segmentation,
-        embedded: false,
+        synthetic: false,
     };
     let masks = Some(MaskRule::plain(CLASSES.len(), 11));
     Ok(Listing { info, items: pairs.items, masks, splits: pairs.splits })
@@ -94,7 +94,7 @@ fn listed(root: &Path, list: &Path, split: &str, notes: &mut Notes) -> Result<Ve
         let stem = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         if stem(&image) != stem(&mask) {
             let expected = "an image and a mask of the same name";
-            notes.fault(Kind::Mislabelled, wrong_line(list, line.number, &line.text, expected))?;
+            notes.fault(Kind::Mislabeled, wrong_line(list, line.number, &line.text, expected))?;
         }
         entries.push((line.number, format!("{split}/{}", stem(&image)), image, mask));
     }

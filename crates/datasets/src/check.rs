@@ -82,7 +82,7 @@ impl Report {
 /// A dataset that is not there, an unknown name or setting, or a list that cannot be read at all;
 /// all other faults are in the report.
 pub fn check(request: &DatasetRequest, subset: bool) -> stillhouse_core::Result<Report> {
-    let Some(set) = set::SETS.iter().find(|s| s.entry.name == request.name) else {
+    let Some(set) = set::ENTRIES.iter().find(|s| s.entry.name == request.name) else {
         let set = (crate::registry().get(&request.name)?.build)(request)?;
         return Ok(check_embedded(&*set));
     };
@@ -105,7 +105,7 @@ struct Look {
 
 impl Look {
     fn see(&mut self, image: &Image) {
-        self.image = Some((image.width, image.height, stillhouse_core::files::sha256(&image.pixels)));
+        self.image = Some((image.width, image.height, stillhouse_core::fs::sha256(&image.pixels)));
     }
 }
 
@@ -118,8 +118,8 @@ fn look_at(listing: &Listing, item: &Item) -> Look {
             size = Some((image.width, image.height));
             look.see(&image);
             let path = item.path.display();
-            if stored.colours != image::RGB {
-                let message = format!("{path}: stored as {}, read as RGB", stored.colours);
+            if stored.colors != image::RGB {
+                let message = format!("{path}: stored as {}, read as RGB", stored.colors);
                 look.found.push(Finding::new(Kind::NotRgb, message));
             }
             let extension = item.path.extension().unwrap_or_default().to_string_lossy().to_lowercase();

@@ -11,7 +11,7 @@ use crate::listing::{Item, Listing, MaskRule, Truth, find, only_options};
 use crate::set::Set;
 use crate::{Error, Result, listing};
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "cityscapes",
         summary: "Cityscapes: street scenes of 2048x1024 with 19 classes, 2,975 training and 500 test (val) images",
@@ -53,7 +53,7 @@ pub(crate) const CLASSES: [&str; 19] = [
 /// The label ids of the classes above, in their order; the other ids from 0 to 33 are ignored.
 const LABEL_IDS: [u8; 19] = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33];
 
-/// labelId to trainId. -1 (licence plate) is 255 in a byte.
+/// labelId to trainId. -1 (license plate) is 255 in a byte.
 fn rule() -> MaskRule {
     let mut table = [None; 256];
     table[..34].fill(Some(255));
@@ -88,7 +88,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         title: format!("Cityscapes, {} images", items.len()),
         classes: CLASSES.map(String::from).to_vec(),
         task: Task::Segmentation,
-        embedded: false,
+        synthetic: false,
     };
     Ok(Listing { info, items, masks: Some(rule()), splits })
 }

@@ -76,7 +76,7 @@ impl ClassFolders {
             title: format!("{}, {} images", self.title, items.len()),
             classes: self.classes.iter().map(|c| (*c).to_string()).collect(),
             task: Task::Classification,
-            embedded: false,
+            synthetic: false,
         };
         Ok(Listing::new(info, items))
     }
@@ -126,7 +126,7 @@ pub(crate) fn class_items(
     }
     refused.sort_by_key(ToString::to_string);
     for error in refused {
-        notes.fault(Kind::Mislabelled, error)?;
+        notes.fault(Kind::Mislabeled, error)?;
     }
     if items.is_empty() {
         notes.fault(

@@ -10,7 +10,7 @@ use crate::listing::{Listing, find, only_options};
 use crate::set::Set;
 use crate::{Error, Result, id_lists, listing};
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "cub",
         summary: "CUB-200-2011: 200 bird species, 5,994 training and 5,794 test images",
@@ -56,7 +56,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         let species = folder.split_once('.').map_or(folder, |(_, name)| name).to_lowercase();
         if !file.to_lowercase().starts_with(&species) {
             notes.fault(
-                Kind::Mislabelled,
+                Kind::Mislabeled,
                 Error::UnexpectedFile {
                     path: item.path.clone(),
                     class: folder.to_string(),
@@ -72,7 +72,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         title: format!("CUB-200-2011, {} images", items.len()),
         classes: names.into_values().collect(),
         task: Task::Classification,
-        embedded: false,
+        synthetic: false,
     };
     Ok(Listing { info, items, masks: None, splits })
 }

@@ -12,7 +12,7 @@ use crate::lists::is_below;
 use crate::set::Set;
 use crate::{Error, Result, listing, manifest, mat};
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "dogs",
         summary: "Stanford Dogs: 120 breeds, 12,000 training and 8,580 test images",
@@ -79,7 +79,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
             for part in file.split('/') {
                 if class_of(part) != Some(class as usize) {
                     notes.fault(
-                        Kind::Mislabelled,
+                        Kind::Mislabeled,
                         Error::WrongLabel {
                             place: place.clone(),
                             found: format!("{label} ({})", classes[class as usize]),
@@ -108,7 +108,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         title: format!("Stanford Dogs, {} images", items.len()),
         classes,
         task: Task::Classification,
-        embedded: false,
+        synthetic: false,
     };
     Ok(Listing { info, items, masks: None, splits })
 }

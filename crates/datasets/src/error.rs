@@ -128,7 +128,7 @@ pub enum Error {
         named_by: String,
     },
     /// A label that contradicts the file's folder or name, or that no class has.
-    #[error("{place}: labelled {found}, expected {expected}; mend the list or move the file")]
+    #[error("{place}: labeled {found}, expected {expected}; mend the list or move the file")]
     WrongLabel {
         /// The file, or the list and its line.
         place: String,

@@ -20,7 +20,7 @@ impl Fake {
             title: "fake".to_string(),
             classes: (0..counts.len()).map(|c| format!("c{c}")).collect(),
             task: Task::Classification,
-            embedded: true,
+            synthetic: true,
         };
         Self { info, classes, broken: None }
     }
@@ -65,7 +65,7 @@ impl Dataset for Fake {
         Ok(Sample { id: index as u64, image: Image { width, height, pixels }, label })
     }
 
-    fn identity(&self) -> stillhouse_core::Result<String> {
+    fn fingerprint(&self) -> stillhouse_core::Result<String> {
         Ok("fake".to_string())
     }
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
-use stillhouse_core::files::{self, FolderLock};
+use stillhouse_core::fs::FolderLock;
 
 pub use http::Client;
 
@@ -182,12 +182,13 @@ pub fn fetch_manifest(manifest: &Manifest, how: &Fetch, tell: Tell) -> Result<Fe
         from.push(first_that_works(&client, manifest, &sources, &downloads, &unpacked, tell)?);
     }
     let record = serde_json::to_vec_pretty(&from).map_err(|e| Error::setting(RECORD, e))?;
-    files::write_atomic(&unpacked.join(RECORD), &record)
+    stillhouse_core::fs::write_atomic(&unpacked.join(RECORD), &record)
         .map_err(|e| Error::setting("the record of the download", e))?;
     if let Some(parent) = folder.parent() {
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
     }
-    files::rename_folder(&unpacked, &folder).map_err(|e| Error::setting(folder.display(), e))?;
+    stillhouse_core::fs::rename_folder(&unpacked, &folder)
+        .map_err(|e| Error::setting(folder.display(), e))?;
     if !how.keep {
         remove(&downloads)?;
     }
@@ -225,7 +226,7 @@ fn wait_for_lock(work: &Path, tell: Tell) -> Result<FolderLock> {
     loop {
         match FolderLock::take(work) {
             Ok(lock) => return Ok(lock),
-            Err(stillhouse_core::Error::Unfit { .. }) => {
+            Err(stillhouse_core::Error::Incompatible { .. }) => {
                 if !told {
                     tell(Progress::Say("another process is fetching this set; waiting for it".to_string()));
                     told = true;

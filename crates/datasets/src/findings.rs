@@ -23,7 +23,7 @@ pub enum Kind {
     /// A list with a byte order mark or carriage returns, which are read over.
     TextForm,
     /// A file whose name or label is that of another class.
-    Mislabelled,
+    Mislabeled,
     /// A label out of range, or labels that are all off by the same number.
     LabelRange,
     /// Another number of images than the official set has.
@@ -55,7 +55,7 @@ impl fmt::Display for Kind {
             Self::MissingFile => "missing file",
             Self::ListLine => "list line",
             Self::TextForm => "text form",
-            Self::Mislabelled => "mislabelled",
+            Self::Mislabeled => "mislabeled",
             Self::LabelRange => "label range",
             Self::Count => "count",
             Self::Broken => "broken",

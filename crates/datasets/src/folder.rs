@@ -14,7 +14,7 @@ use crate::pairs::Pairs;
 use crate::set::Set;
 use crate::{Error, Result, listing};
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "folder",
         summary: "own images: one folder per class, or lists of images and masks; no code needed",
@@ -56,7 +56,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         title: format!("{title}, {items} images"),
         classes,
         task,
-        embedded: false,
+        synthetic: false,
     };
     let Options { classes, train, test } = options;
     if let Some(train) = train {

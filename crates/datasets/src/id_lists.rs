@@ -163,7 +163,7 @@ pub(crate) fn items(
             && expected != row.class
         {
             notes.fault(
-                Kind::Mislabelled,
+                Kind::Mislabeled,
                 Error::WrongLabel {
                     place: row.place.clone(),
                     found: row.class.to_string(),

@@ -27,11 +27,11 @@ pub const MAX_FILE: u64 = 1 << 29;
 /// What a file's values are to become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum As {
-    /// Three channels: alpha is dropped, grey repeated, palettes looked up, CMYK converted.
+    /// Three channels: alpha is dropped, gray repeated, palettes looked up, CMYK converted.
     Rgb,
-    /// One channel: colour becomes luma.
+    /// One channel: color becomes luma.
     Luma,
-    /// One channel: palette indices or grey values as they are stored.
+    /// One channel: palette indices or gray values as they are stored.
     Index,
 }
 
@@ -39,11 +39,11 @@ pub enum As {
 struct Decoded {
     raster: Raster,
     orientation: u8,
-    /// What a pixel is in the file: [`RGB`], grey, palette, ...
+    /// What a pixel is in the file: [`RGB`], gray, palette, ...
     stored: &'static str,
 }
 
-/// [`Stored::colours`] of 8-bit colour, which nothing has to be converted of.
+/// [`Stored::colors`] of 8-bit color, which nothing has to be converted of.
 pub const RGB: &str = "RGB";
 
 /// How a file stores its image.
@@ -52,15 +52,15 @@ pub struct Stored {
     /// JPEG, PNG, TIFF or BMP, by its first bytes.
     pub format: &'static str,
     /// [`RGB`], or what it was converted from.
-    pub colours: &'static str,
+    pub colors: &'static str,
 }
 
 /// The name of what a pixel is, by its number of values and their bits.
-fn colours(channels: usize, bits: usize) -> &'static str {
+fn colors(channels: usize, bits: usize) -> &'static str {
     match (channels, bits) {
-        (1, 16) => "16-bit grey",
-        (1, _) => "grey",
-        (2, _) => "grey with alpha",
+        (1, 16) => "16-bit gray",
+        (1, _) => "gray",
+        (2, _) => "gray with alpha",
         (3, 16) => "16-bit RGB",
         (3, _) => RGB,
         _ => "RGB with alpha",
@@ -107,11 +107,11 @@ pub fn decode(bytes: &[u8], name: &str, to: As, orient: bool) -> Result<Raster> 
     Ok(if orient { oriented(&raster, orientation) } else { raster })
 }
 
-/// Decodes a 16-bit grey PNG: width, height, values.
+/// Decodes a 16-bit gray PNG: width, height, values.
 pub fn decode_u16(bytes: &[u8], name: &str) -> Result<(usize, usize, Vec<u16>)> {
     match sniff(bytes, name)?.0 {
         "PNG" => png::decode_u16(&Input { bytes, name, format: "PNG" }),
-        format => Err(Input { bytes, name, format }.unsupported("8-bit values", "16-bit grey PNG")),
+        format => Err(Input { bytes, name, format }.unsupported("8-bit values", "16-bit gray PNG")),
     }
 }
 
@@ -125,10 +125,10 @@ pub fn inspect_image(path: &Path) -> Result<(Image, Stored)> {
     let (bytes, name) = (read_file(path)?, path.display().to_string());
     let (format, decoder) = sniff(&bytes, &name)?;
     let decoded = decoder(&Input { bytes: &bytes, name: &name, format }, As::Rgb)?;
-    Ok((decoded.raster.into_image(), Stored { format, colours: decoded.stored }))
+    Ok((decoded.raster.into_image(), Stored { format, colors: decoded.stored }))
 }
 
-/// Reads a label mask: palette indices or grey values as they are, never colours.
+/// Reads a label mask: palette indices or gray values as they are, never colors.
 pub fn read_mask(path: &Path) -> Result<Mask> {
     Ok(decode(&read_file(path)?, &path.display().to_string(), As::Index, false)?.into_mask())
 }
@@ -169,8 +169,8 @@ fn sniff(bytes: &[u8], name: &str) -> Result<(&'static str, Decoder)> {
     }
 }
 
-/// Interleaved values of `channels` a pixel (1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha) to
-/// what is wanted; `to` is not [`As::Index`] for colour.
+/// Interleaved values of `channels` a pixel (1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha) to
+/// what is wanted; `to` is not [`As::Index`] for color.
 fn collect(input: &Input, size: (usize, usize), channels: usize, pixels: Vec<u8>, to: As) -> Result<Raster> {
     let (width, height) = size;
     if pixels.len() != width * height * channels {
@@ -183,7 +183,7 @@ fn collect(input: &Input, size: (usize, usize), channels: usize, pixels: Vec<u8>
         (As::Luma | As::Index, 2) => pixels.into_iter().step_by(2).collect(),
         (As::Luma, _) => pixels.chunks_exact(channels).map(luma).collect(),
         (As::Index, _) => {
-            return Err(input.unsupported("colours", "a label mask of palette indices or grey values"));
+            return Err(input.unsupported("colors", "a label mask of palette indices or gray values"));
         }
     };
     Ok(Raster { width, height, channels: if to == As::Rgb { 3 } else { 1 }, pixels })

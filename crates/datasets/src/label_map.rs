@@ -1,4 +1,4 @@
-//! Label maps as pictures: the colours of the classes, masks as palette PNGs, overlays.
+//! Label maps as pictures: the colors of the classes, masks as palette PNGs, overlays.
 
 use stillhouse_core::data::{Image, Mask};
 
@@ -7,7 +7,7 @@ use crate::{Error, Raster, Result};
 /// Labels of pixels that count nowhere.
 const IGNORE: u8 = 255;
 
-/// The colours of Cityscapes' classes, as its own tools have them.
+/// The colors of Cityscapes' classes, as its own tools have them.
 const CITYSCAPES: [[u8; 3]; 19] = [
     [128, 64, 128],
     [244, 35, 232],
@@ -30,7 +30,7 @@ const CITYSCAPES: [[u8; 3]; 19] = [
     [119, 11, 32],
 ];
 
-/// The colours of CamVid's eleven classes, as the set's authors have them.
+/// The colors of CamVid's eleven classes, as the set's authors have them.
 const CAMVID: [[u8; 3]; 11] = [
     [128, 128, 128],
     [128, 0, 0],
@@ -45,13 +45,13 @@ const CAMVID: [[u8; 3]; 11] = [
     [0, 128, 192],
 ];
 
-/// The colours of the embedded fields.
+/// The colors of the synthetic fields.
 const FIELDS: [[u8; 3]; 6] =
     [[146, 208, 80], [255, 192, 0], [0, 112, 60], [0, 112, 192], [128, 128, 128], [192, 0, 0]];
 
-/// A colour for each class of a dataset: its authors' where they are known, VOC's palette for all
+/// A color for each class of a dataset: its authors' where they are known, VOC's palette for all
 /// others and for labels that are no class.
-pub fn colours(dataset: &str) -> [[u8; 3]; 256] {
+pub fn colors(dataset: &str) -> [[u8; 3]; 256] {
     let own: &[[u8; 3]] = match dataset {
         "cityscapes" => &CITYSCAPES,
         "camvid" => &CAMVID,
@@ -67,37 +67,37 @@ pub fn colours(dataset: &str) -> [[u8; 3]; 256] {
 
 /// VOC's palette: the bits of the index, from the lowest, go to red, green, blue, from the highest.
 pub(crate) fn voc(label: u8) -> [u8; 3] {
-    let mut colour = [0; 3];
+    let mut color = [0; 3];
     for j in 0..3 {
-        for (channel, value) in colour.iter_mut().enumerate() {
+        for (channel, value) in color.iter_mut().enumerate() {
             *value |= (label >> (3 * j + channel).min(7) & u8::from(3 * j + channel < 8)) << (7 - j);
         }
     }
-    colour
+    color
 }
 
 /// A mask as a PNG of indices with a palette, as VOC gives out its labels.
 ///
 /// # Errors
 /// A mask without pixels, or whose labels are not `width * height`.
-pub fn mask_png(mask: &Mask, colours: &[[u8; 3]; 256]) -> Result<Vec<u8>> {
+pub fn mask_png(mask: &Mask, colors: &[[u8; 3]; 256]) -> Result<Vec<u8>> {
     let wrong = |e: png::EncodingError| Error::setting("PNG", e);
     let mut out = Vec::new();
     let mut encoder = png::Encoder::new(&mut out, mask.width as u32, mask.height as u32);
     encoder.set_color(png::ColorType::Indexed);
     encoder.set_depth(png::BitDepth::Eight);
-    encoder.set_palette(colours.concat());
+    encoder.set_palette(colors.concat());
     let mut writer = encoder.write_header().map_err(wrong)?;
     writer.write_image_data(&mask.labels).map_err(wrong)?;
     writer.finish().map_err(wrong)?;
     Ok(out)
 }
 
-/// The image with the colours of its labels over it; where they are "ignore", the image dimmed.
+/// The image with the colors of its labels over it; where they are "ignore", the image dimmed.
 ///
 /// # Errors
 /// A mask of another size than the image.
-pub fn overlay(image: &Image, mask: &Mask, colours: &[[u8; 3]; 256]) -> Result<Raster> {
+pub fn overlay(image: &Image, mask: &Mask, colors: &[[u8; 3]; 256]) -> Result<Raster> {
     if (image.width, image.height) != (mask.width, mask.height) {
         let why = format!(
             "a mask of {}x{} over an image of {}x{}",
@@ -107,8 +107,8 @@ pub fn overlay(image: &Image, mask: &Mask, colours: &[[u8; 3]; 256]) -> Result<R
     }
     let mut raster = Raster::from(image.clone());
     for (pixel, label) in raster.pixels.chunks_exact_mut(3).zip(&mask.labels) {
-        let colour = if *label == IGNORE { [0; 3] } else { colours[usize::from(*label)] };
-        for (value, own) in pixel.iter_mut().zip(colour) {
+        let color = if *label == IGNORE { [0; 3] } else { colors[usize::from(*label)] };
+        for (value, own) in pixel.iter_mut().zip(color) {
             *value = ((2 * u16::from(*value) + 3 * u16::from(own)) / 5) as u8;
         }
     }
@@ -122,8 +122,8 @@ mod tests {
     #[test]
     fn palettes() {
         assert_eq!((voc(1), voc(2), voc(15)), ([128, 0, 0], [0, 128, 0], [192, 128, 128]));
-        assert_eq!(colours("voc")[255], [224, 224, 192]);
-        assert_eq!((colours("camvid")[3], colours("camvid")[11]), ([128, 64, 128], voc(11)));
+        assert_eq!(colors("voc")[255], [224, 224, 192]);
+        assert_eq!((colors("camvid")[3], colors("camvid")[11]), ([128, 64, 128], voc(11)));
         let mut cityscapes = CITYSCAPES.to_vec();
         cityscapes.sort_unstable();
         cityscapes.dedup();
@@ -135,21 +135,21 @@ mod tests {
     #[test]
     fn a_mask_is_read_back() {
         let mask = Mask { width: 3, height: 2, labels: vec![0, 1, 2, 255, 20, 7] };
-        let bytes = mask_png(&mask, &colours("voc")).unwrap();
+        let bytes = mask_png(&mask, &colors("voc")).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mask.png");
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(crate::image::read_mask(&path).unwrap(), mask);
         assert_eq!(crate::image::read_image(&path).unwrap().pixels[3..6], [128, 0, 0]);
-        assert!(mask_png(&Mask { labels: vec![0], ..mask }, &colours("voc")).is_err());
+        assert!(mask_png(&Mask { labels: vec![0], ..mask }, &colors("voc")).is_err());
     }
 
     #[test]
     fn overlays_show_both() {
         let image = Image { width: 2, height: 1, pixels: vec![100; 6] };
         let mask = Mask { width: 2, height: 1, labels: vec![1, 255] };
-        assert_eq!(overlay(&image, &mask, &colours("voc")).unwrap().pixels, [116, 40, 40, 40, 40, 40]);
-        let e = overlay(&image, &Mask { width: 1, height: 2, ..mask }, &colours("voc")).unwrap_err();
+        assert_eq!(overlay(&image, &mask, &colors("voc")).unwrap().pixels, [116, 40, 40, 40, 40, 40]);
+        let e = overlay(&image, &Mask { width: 1, height: 2, ..mask }, &colors("voc")).unwrap_err();
         assert!(e.to_string().contains("1x2 over an image of 2x1"), "{e}");
     }
 }

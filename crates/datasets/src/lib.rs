@@ -49,7 +49,7 @@ use stillhouse_core::registry::{DatasetBuild, Entry, Registry};
 
 /// All datasets; a row stands beside its implementation.
 pub fn registry() -> Registry<DatasetBuild> {
-    let mut rows: Vec<Entry<DatasetBuild>> = set::SETS.iter().map(|s| s.entry).collect();
+    let mut rows: Vec<Entry<DatasetBuild>> = set::ENTRIES.iter().map(|s| s.entry).collect();
     rows.extend([scenes::ENTRY, scenes::fields::ENTRY, scenes::species::ENTRY]);
     Registry::new("dataset", &rows)
 }

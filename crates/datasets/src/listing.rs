@@ -169,7 +169,7 @@ impl Dataset for Listing {
         Ok(Sample { id: index as u64, image, label })
     }
 
-    fn identity(&self) -> stillhouse_core::Result<String> {
+    fn fingerprint(&self) -> stillhouse_core::Result<String> {
         let mut text = format!("{}\n", self.info.name);
         for item in &self.items {
             text.push_str(&format!("{}\t{}", item.key, item.bytes));
@@ -184,7 +184,7 @@ impl Dataset for Listing {
         for (name, list) in &self.splits {
             text.push_str(&format!("{name}\t{list:?}\n"));
         }
-        Ok(stillhouse_core::files::sha256(text.as_bytes()))
+        Ok(stillhouse_core::fs::sha256(text.as_bytes()))
     }
 
     fn official_split(&self, name: &str) -> Option<Vec<usize>> {

@@ -319,7 +319,7 @@ impl BatchSource for Loader {
         Ok(())
     }
 
-    fn repeats(&self) -> bool {
+    fn is_deterministic(&self) -> bool {
         self.source.pipeline.is_fixed()
     }
 }
@@ -358,7 +358,7 @@ mod tests {
         let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
         let mut loader = loader_with_threads(Arc::new(set), &spec, 2).unwrap();
         assert_eq!(loader.batches_per_epoch(), 3);
-        assert!(loader.repeats());
+        assert!(loader.is_deterministic());
         for epoch in 0..3 {
             assert_eq!(loader.position(), Position { epoch, batch: 0 });
             let first = loader.next_batch().unwrap().unwrap();
@@ -412,8 +412,8 @@ mod tests {
             assert!(index != 2, "the third image");
             self.0.sample(index)
         }
-        fn identity(&self) -> Result<String> {
-            self.0.identity()
+        fn fingerprint(&self) -> Result<String> {
+            self.0.fingerprint()
         }
     }
 

@@ -14,15 +14,15 @@ pub struct Manifest {
     pub name: String,
     /// Full name.
     pub title: String,
-    /// What to cite; empty for embedded sets.
+    /// What to cite; empty for synthetic sets.
     #[serde(default)]
     pub citation: String,
     /// Terms of use, in words, and what they allow.
-    pub licence: String,
-    /// The official layout below a data root; empty for embedded sets.
+    pub license: String,
+    /// The official layout below a data root; empty for synthetic sets.
     #[serde(default)]
     pub layout: String,
-    /// The folder below a data root that the set is fetched into; empty for embedded sets.
+    /// The folder below a data root that the set is fetched into; empty for synthetic sets.
     #[serde(default)]
     pub folder: String,
     /// What is odd about the official files.
@@ -174,7 +174,7 @@ mod tests {
         for (origin, text) in TEXTS {
             let manifest: Manifest = stillhouse_core::config::parse(text, origin).unwrap();
             assert!(origin.ends_with(&format!("/{}.toml", manifest.name)));
-            assert!(!manifest.licence.is_empty());
+            assert!(!manifest.license.is_empty());
             assert!(crate::registry().get(&manifest.name).is_ok());
             for source in &manifest.sources {
                 let hex = |text: &Option<String>, length: usize| {

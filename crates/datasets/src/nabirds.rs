@@ -11,7 +11,7 @@ use crate::listing::{Listing, find, only_options};
 use crate::set::Set;
 use crate::{Error, Result, id_lists, listing};
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "nabirds",
         summary: "NABirds: 555 bird categories, 23,929 training and 24,633 test images",
@@ -67,7 +67,7 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         title: format!("NABirds, {} images", items.len()),
         classes,
         task: Task::Classification,
-        embedded: false,
+        synthetic: false,
     };
     Ok(Listing { info, items, masks: None, splits })
 }

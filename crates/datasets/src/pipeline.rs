@@ -11,7 +11,7 @@ use crate::{Error, Result};
 const IGNORE: u8 = 255;
 
 /// One step of a pipeline, as a table with the key `op`. Masks go through the same geometry
-/// (nearest pixel, 255 beyond the border) and are left alone by colour.
+/// (suggest pixel, 255 beyond the border) and are left alone by color.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Transform {
@@ -74,8 +74,8 @@ pub enum Transform {
         /// The factor is one of `from`, `from + step`, ... up to `to`; default any between them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         step: Option<f64>,
-        /// Colour beyond the image; default `[124, 116, 104]`, ImageNet's mean.
-        #[serde(default = "mean_colour")]
+        /// Color beyond the image; default `[124, 116, 104]`, ImageNet's mean.
+        #[serde(default = "mean_color")]
         fill: [u8; 3],
     },
     /// Mirrors left and right at random.
@@ -108,7 +108,7 @@ pub enum Transform {
         #[serde(default)]
         hue: f64,
     },
-    /// Grey in three channels at random.
+    /// Gray in three channels at random.
     Grayscale {
         /// Probability; default 0.1.
         #[serde(default = "tenth")]
@@ -132,7 +132,7 @@ fn area() -> [f64; 2] {
 fn proportions() -> [f64; 2] {
     [3.0 / 4.0, 4.0 / 3.0]
 }
-fn mean_colour() -> [u8; 3] {
+fn mean_color() -> [u8; 3] {
     [124, 116, 104]
 }
 fn half() -> f64 {
@@ -357,7 +357,7 @@ fn random_box(
     (((w - cw) as i64 / 2, (h - ch) as i64 / 2), (cw, ch))
 }
 
-/// A checked chain of transforms that ends with a normalisation.
+/// A checked chain of transforms that ends with a normalization.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     steps: Vec<Transform>,
@@ -414,7 +414,7 @@ impl Pipeline {
         self.steps[self.fixed..].iter().fold(pair, |pair, step| step.apply(pair, draw))
     }
 
-    /// Normalises to `[3, H, W]` values behind those of `out`.
+    /// Normalizes to `[3, H, W]` values behind those of `out`.
     pub(crate) fn finish(&self, image: &Raster, out: &mut Vec<f32>) {
         t::normalize_into(image, &self.mean, &self.std, out);
     }

@@ -2,7 +2,7 @@
 
 use stillhouse_core::data::{Image, Mask};
 
-/// An 8-bit image: 3 channels for colour, 1 for grey or labels; `height * width * channels`
+/// An 8-bit image: 3 channels for color, 1 for gray or labels; `height * width * channels`
 /// values, rows from the top, channels interleaved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Raster {
@@ -38,7 +38,7 @@ impl Raster {
         Self { pixels, ..*self }
     }
 
-    /// The image as RGB: grey is repeated.
+    /// The image as RGB: gray is repeated.
     pub fn into_image(self) -> Image {
         let pixels = if self.channels == 3 {
             self.pixels

@@ -6,7 +6,7 @@ use crate::class_folders::ClassFolders;
 use crate::listing;
 use crate::set::Set;
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "rsc11",
         summary: "RSC11: 11 classes, 1,232 aerial images of 512x512 in all",

@@ -6,7 +6,7 @@ use crate::class_folders::{ClassFolders, is_numbered};
 use crate::listing;
 use crate::set::Set;
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "rsscn7",
         summary: "RSSCN7: 7 classes of 400 aerial images at four scales, 400x400",

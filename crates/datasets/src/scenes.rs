@@ -1,7 +1,7 @@
 //! Embedded procedural scenes: 21 classes of aerial-like images that need no file.
 //!
 //! Named after the classes of UC Merced Land Use, which they imitate in structure: furrows, planes
-//! on aprons, diamonds, tanks, piers, lots of cars. Colours hardly tell the classes apart: all
+//! on aprons, diamonds, tanks, piers, lots of cars. Colors hardly tell the classes apart: all
 //! draw from the same climates, grounds, roofs and lights, so a network has to see shapes.
 //! An image follows from (seed, class, number) alone and is the same bytes on every machine.
 
@@ -29,7 +29,7 @@ const VERSION: u32 = 1;
 
 pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
     name: "scenes",
-    summary: "embedded procedural aerial scenes: 21 classes, no files; for smoke runs and tests",
+    summary: "synthetic procedural aerial scenes: 21 classes, no files; for smoke runs and tests",
     source: "made by this program; manifest datasets/scenes.toml",
     defaults: || {
         let Options { size, per_class, seed } = Options::default();
@@ -135,7 +135,7 @@ fn in_part(name: &str) -> Option<impl Fn(usize) -> bool> {
     Some(move |place: usize| (place % FIVE == FIVE - 1) == tests)
 }
 
-/// An embedded set with one class for an image.
+/// An synthetic set with one class for an image.
 struct Painted {
     info: DatasetInfo,
     options: Options,
@@ -175,10 +175,10 @@ fn painted(
     }
     let info = DatasetInfo {
         name: request.name.clone(),
-        title: format!("{} (embedded, procedural), {} images", kind.name, per_class * classes.len()),
+        title: format!("{} (synthetic, procedural), {} images", kind.name, per_class * classes.len()),
         classes,
         task: Task::Classification,
-        embedded: true,
+        synthetic: true,
     };
     Ok(Arc::new(Painted { info, options, kind }))
 }
@@ -217,9 +217,9 @@ impl Dataset for Painted {
         Ok(Sample { id: index as u64, image, label: Label::Class(class as u32) })
     }
 
-    fn identity(&self) -> stillhouse_core::Result<String> {
+    fn fingerprint(&self) -> stillhouse_core::Result<String> {
         let text = format!("{} {} {:?}", self.kind.name, self.kind.version, self.options);
-        Ok(stillhouse_core::files::sha256(text.as_bytes()))
+        Ok(stillhouse_core::fs::sha256(text.as_bytes()))
     }
 
     fn official_split(&self, name: &str) -> Option<Vec<usize>> {

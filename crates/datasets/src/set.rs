@@ -12,16 +12,16 @@ pub(crate) struct Set {
 }
 
 /// In the order of listing.
-pub(crate) const SETS: [Set; 11] = [
-    crate::ucm::SET,
-    crate::rsc11::SET,
-    crate::rsscn7::SET,
-    crate::aid::SET,
-    crate::cub::SET,
-    crate::nabirds::SET,
-    crate::dogs::SET,
-    crate::cityscapes::SET,
-    crate::voc::SET,
-    crate::camvid::SET,
-    crate::folder::SET,
+pub(crate) const ENTRIES: [Set; 11] = [
+    crate::ucm::ENTRY,
+    crate::rsc11::ENTRY,
+    crate::rsscn7::ENTRY,
+    crate::aid::ENTRY,
+    crate::cub::ENTRY,
+    crate::nabirds::ENTRY,
+    crate::dogs::ENTRY,
+    crate::cityscapes::ENTRY,
+    crate::voc::ENTRY,
+    crate::camvid::ENTRY,
+    crate::folder::ENTRY,
 ];

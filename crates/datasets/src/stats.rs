@@ -181,7 +181,7 @@ pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<R
     Ok(sheet)
 }
 
-/// A colour image as PNG.
+/// A color image as PNG.
 ///
 /// # Errors
 ///

@@ -1,17 +1,17 @@
 //! Pure image operations, exactly as Pillow and torchvision define them.
 //!
-//! Coordinates: x to the right, y down. Every operation takes 1 or 3 channels (the colour ones say
+//! Coordinates: x to the right, y down. Every operation takes 1 or 3 channels (the color ones say
 //! otherwise) and returns a new image; nothing here is random. What a configuration names is in
 //! [`crate::pipeline`].
 
-mod colour;
+mod color;
 mod crop;
 mod filter;
 mod geometry;
 mod joint;
 mod resize;
 
-pub use colour::{
+pub use color::{
     Jitter, autocontrast, brightness, color_jitter, contrast, equalize, grayscale, hue, invert, normalize,
     normalize_into, posterize, saturation, solarize,
 };

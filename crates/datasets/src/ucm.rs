@@ -6,7 +6,7 @@ use crate::class_folders::{ClassFolders, is_numbered};
 use crate::listing;
 use crate::set::Set;
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "ucm",
         summary: "UC Merced Land Use: 21 classes of 100 aerial images, 256x256 but for 44",
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     fn open(request: &DatasetRequest) -> crate::Result<Arc<dyn Dataset>> {
-        listing::open(request, SET.read)
+        listing::open(request, ENTRY.read)
     }
 
     fn request(root: &Path) -> DatasetRequest {
@@ -107,10 +107,10 @@ mod tests {
         assert_eq!(set.len(), 42);
         assert_eq!(set.info().classes.len(), 21);
         assert_eq!((set.key(3), set.class(3)), ("airplane/airplane01.jpg".to_string(), Some(1)));
-        let identity = set.identity().unwrap();
+        let fingerprint = set.fingerprint().unwrap();
         let file = root.path().join(FOLDER).join("beach/beach00.tif");
         fs::write(&file, b"longer").unwrap();
-        assert_ne!(open(&request(root.path())).unwrap().identity().unwrap(), identity);
+        assert_ne!(open(&request(root.path())).unwrap().fingerprint().unwrap(), fingerprint);
         let e = set.sample(6).unwrap_err().to_string();
         assert!(e.contains("beach00.tif") && e.contains("not an image"), "{e}");
     }

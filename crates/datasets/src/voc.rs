@@ -14,7 +14,7 @@ use crate::pairs::Pairs;
 use crate::set::Set;
 use crate::{Error, Result, listing, mat};
 
-pub(crate) const SET: Set = Set {
+pub(crate) const ENTRY: Set = Set {
     entry: Entry {
         name: "voc",
         summary: "Pascal VOC 2012 segmentation: 20 classes and background, 1,464 (augmented 10,582) training and 1,449 test (val) images",
@@ -107,13 +107,13 @@ fn read(request: &DatasetRequest, notes: &mut Notes) -> Result<Listing> {
         title: format!("Pascal VOC 2012 segmentation, {} images", pairs.items.len()),
         classes: CLASSES.map(String::from).to_vec(),
         task: Task::Segmentation,
-        embedded: false,
+        synthetic: false,
     };
     let masks = Some(MaskRule::plain(CLASSES.len(), 255));
     Ok(Listing { info, items: pairs.items, masks, splits: pairs.splits })
 }
 
-/// The augmented labels of a name: a grey PNG, or the file of the benchmark, whose folder lies beside
+/// The augmented labels of a name: a gray PNG, or the file of the benchmark, whose folder lies beside
 /// `VOCdevkit`; what was expected at first where there is none.
 fn augmented(root: &Path, name: &str, own: PathBuf) -> PathBuf {
     let png = root.join(format!("SegmentationClassAug/{name}.png"));

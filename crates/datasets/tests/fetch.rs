@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use fixtures::archives::{Entry, ZipEntry, gz, tar, zip};
 use fixtures::{jpeg, put};
-use stillhouse_core::files::sha256;
+use stillhouse_core::fs::sha256;
 use stillhouse_datasets::fetch::{Fetch, Fetched, Progress, RECORD, fetch, fetch_manifest};
 use stillhouse_datasets::manifest::Manifest;
 use stillhouse_datasets::{Error, Result};
@@ -184,7 +184,7 @@ fn how(server: &Server, root: &Path) -> Fetch {
 
 fn manifest(sources: &str) -> Manifest {
     let text = format!(
-        "name = \"tiny\"\ntitle = \"Tiny\"\nlicence = \"none\"\nfolder = \"Tiny\"\nsources = [{sources}]\n"
+        "name = \"tiny\"\ntitle = \"Tiny\"\nlicense = \"none\"\nfolder = \"Tiny\"\nsources = [{sources}]\n"
     );
     toml::from_str(&text).unwrap()
 }

@@ -144,8 +144,8 @@ impl Dataset for Counting {
         self.1.fetch_add(1, Ordering::Relaxed);
         self.0.sample(index)
     }
-    fn identity(&self) -> Result<String> {
-        self.0.identity()
+    fn fingerprint(&self) -> Result<String> {
+        self.0.fingerprint()
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fixtures::{
-    Mat, aid, camvid, cityscapes, cub, dogs, dogs_list, edit, grey, jpeg, nabirds, palette, put, request,
+    Mat, aid, camvid, cityscapes, cub, dogs, dogs_list, edit, gray, jpeg, nabirds, palette, put, request,
     rsc11, rsscn7, tiff, ucm, voc,
 };
 use stillhouse_core::data::{Dataset, Label, SplitMode, SplitSpec};
@@ -122,7 +122,7 @@ fn the_augmented_list_of_voc() {
     let root = tempfile::tempdir().unwrap();
     let folder = voc(root.path());
     put(&folder.join("JPEGImages/2008_000002.jpg"), jpeg(40, 30, 9));
-    put(&folder.join("SegmentationClassAug/2008_000002.png"), grey(40, 30, |_, _| 20));
+    put(&folder.join("SegmentationClassAug/2008_000002.png"), gray(40, 30, |_, _| 20));
     put(&folder.join("JPEGImages/2008_000003.jpg"), jpeg(8, 16, 10));
     let labels: Vec<u8> = (0..128).map(|i| (i / 16) as u8).collect();
     let mat = Mat::new(true).labels(16, 8, &labels).bytes();
@@ -146,7 +146,7 @@ fn own_masks_need_lists_only() {
     let folder = root.path();
     for n in 0..3 {
         put(&folder.join(format!("a/{n}.jpg")), jpeg(16, 16, n));
-        put(&folder.join(format!("m/{n}.png")), grey(16, 16, |x, _| if x == 0 { 255 } else { x as u8 % 2 }));
+        put(&folder.join(format!("m/{n}.png")), gray(16, 16, |x, _| if x == 0 { 255 } else { x as u8 % 2 }));
     }
     put(&folder.join("train.txt"), "a/0.jpg m/0.png\na/1.jpg m/1.png\n");
     put(&folder.join("test.txt"), "a/2.jpg m/2.png\n");
@@ -157,7 +157,7 @@ fn own_masks_need_lists_only() {
     let report = check(&request, false).unwrap();
     assert!(report.is_ok(), "{report}");
     assert_eq!(report.mask_values, [0, 1, 255]);
-    put(&folder.join("m/2.png"), grey(16, 16, |x, _| x as u8));
+    put(&folder.join("m/2.png"), gray(16, 16, |x, _| x as u8));
     let report = check(&request, false).unwrap();
     assert_eq!(report.findings[0].kind, Kind::MaskValue);
     assert!(report.findings[0].message.contains("value 2 at column 2, row 0, expected 0 to 1"), "{report}");
@@ -188,13 +188,13 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
     let fault = |name, make, seed, kind, words, opens| Fault { name, make, seed, kind, words, opens };
     vec![
         (
-            "a mislabelled class",
+            "a mislabeled class",
             vec![
                 fault(
                     "ucm",
                     ucm,
                     |f| put(&f.join("beach/airplane05.tif"), tiff(16, 16, 99)),
-                    Kind::Mislabelled,
+                    Kind::Mislabeled,
                     &["airplane05.tif", "beach"],
                     false,
                 ),
@@ -202,7 +202,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     "aid",
                     aid,
                     |f| put(&f.join("Pond/park_7.jpg"), jpeg(16, 16, 99)),
-                    Kind::Mislabelled,
+                    Kind::Mislabeled,
                     &["park_7.jpg", "pond_"],
                     false,
                 ),
@@ -210,7 +210,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     "rsscn7",
                     rsscn7,
                     |f| fs::rename(f.join("eForest/e017.jpg"), f.join("eForest/a017.jpg")).unwrap(),
-                    Kind::Mislabelled,
+                    Kind::Mislabeled,
                     &["a017.jpg", "e001"],
                     false,
                 ),
@@ -218,15 +218,15 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     "cub",
                     cub,
                     |f| edit(&f.join("image_class_labels.txt"), "10 3\n", "10 2\n"),
-                    Kind::Mislabelled,
-                    &["image_class_labels.txt:10", "labelled 2"],
+                    Kind::Mislabeled,
+                    &["image_class_labels.txt:10", "labeled 2"],
                     false,
                 ),
                 fault(
                     "nabirds",
                     nabirds,
                     |f| edit(&f.join("image_class_labels.txt"), " 817\n", " 295\n"),
-                    Kind::Mislabelled,
+                    Kind::Mislabeled,
                     &["image_class_labels.txt:1", "817"],
                     false,
                 ),
@@ -240,8 +240,8 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                         ];
                         dogs_list(f, "train", &files.map(String::from), &[1.0, 1.0], true);
                     },
-                    Kind::Mislabelled,
-                    &["n02085782_100.jpg", "labelled 1"],
+                    Kind::Mislabeled,
+                    &["n02085782_100.jpg", "labeled 1"],
                     false,
                 ),
             ],
@@ -334,7 +334,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                 fault(
                     "cityscapes",
                     cityscapes,
-                    |f| put(&f.join(FRAME), grey(16, 16, |_, _| 7)),
+                    |f| put(&f.join(FRAME), gray(16, 16, |_, _| 7)),
                     Kind::MaskSize,
                     &["16x16"],
                     true,
@@ -360,7 +360,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                 fault(
                     "cityscapes",
                     cityscapes,
-                    |f| put(&f.join(FRAME), grey(32, 16, |_, _| 34)),
+                    |f| put(&f.join(FRAME), gray(32, 16, |_, _| 34)),
                     Kind::MaskValue,
                     &["value 34", "0 to 33"],
                     true,
@@ -417,7 +417,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     |f| {
                         put(
                             &f.join("trainannot/0016E5_00000.png"),
-                            grey(24, 18, |x, y| (1 + (x + y) % 12) as u8),
+                            gray(24, 18, |x, y| (1 + (x + y) % 12) as u8),
                         )
                     },
                     Kind::MaskValue,
@@ -550,11 +550,11 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     "ucm",
                     ucm,
                     |f| {
-                        put(&f.join("river/river01.png"), grey(16, 16, |x, y| (x * y) as u8));
+                        put(&f.join("river/river01.png"), gray(16, 16, |x, y| (x * y) as u8));
                         fs::remove_file(f.join("river/river01.tif")).unwrap();
                     },
                     Kind::NotRgb,
-                    &["river01.png", "grey"],
+                    &["river01.png", "gray"],
                     true,
                 ),
                 fault(

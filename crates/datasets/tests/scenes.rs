@@ -1,26 +1,26 @@
-//! The embedded sets: scenes, fields and species are the same bytes everywhere; scenes are not to be told by
-//! colour, every class of the fields has its share of the pixels.
+//! The synthetic sets: scenes, fields and species are the same bytes everywhere; scenes are not to be told by
+//! color, every class of the fields has its share of the pixels.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use stillhouse_core::data::{Dataset, Label, SplitMode, SplitSpec};
-use stillhouse_core::files::sha256;
+use stillhouse_core::fs::sha256;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_datasets::{check, registry, split};
 
-fn embedded(name: &str, options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
+fn synthetic(name: &str, options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
     let options = toml::from_str(options).unwrap();
     let request = DatasetRequest { name: name.to_string(), roots: vec![], path: None, options };
     (registry().get(name)?.build)(&request)
 }
 
 fn scenes(options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
-    embedded("scenes", options)
+    synthetic("scenes", options)
 }
 
 fn fields(options: &str) -> stillhouse_core::Result<Arc<dyn Dataset>> {
-    embedded("fields", options)
+    synthetic("fields", options)
 }
 
 /// Image and labels of a field.
@@ -31,7 +31,7 @@ fn field(set: &dyn Dataset, index: usize) -> (Vec<u8>, Vec<u8>) {
     (sample.image.pixels, mask.labels)
 }
 
-/// Pinned: other bytes are another dataset and need another version in its identity.
+/// Pinned: other bytes are another dataset and need another version in its fingerprint.
 #[test]
 fn the_bytes_are_fixed() {
     let set = scenes("per_class = 3").unwrap();
@@ -40,7 +40,7 @@ fn the_bytes_are_fixed() {
     assert_eq!(set.sample(7).unwrap(), scenes("per_class = 3").unwrap().sample(7).unwrap());
     let other = scenes("per_class = 3\nseed = 1").unwrap();
     assert_ne!(set.sample(7).unwrap().image, other.sample(7).unwrap().image);
-    assert_ne!(set.identity().unwrap(), other.identity().unwrap());
+    assert_ne!(set.fingerprint().unwrap(), other.fingerprint().unwrap());
 }
 
 /// Pinned, as those of the scenes are.
@@ -52,7 +52,7 @@ fn the_bytes_of_the_fields_are_fixed() {
     assert_eq!(sha256(&all), "2d68bfa58447dfd66bbf25a0bb6e0631bd703996fb3a5a963001e2514a26a821");
     let other = fields("images = 20\nseed = 1").unwrap();
     assert_ne!(field(&*set, 7), field(&*other, 7));
-    assert_ne!(set.identity().unwrap(), other.identity().unwrap());
+    assert_ne!(set.fingerprint().unwrap(), other.fingerprint().unwrap());
 }
 
 /// No class is so rare that a network cannot meet it, none is all; edges are ignored, little else.
@@ -107,16 +107,16 @@ fn fields_have_an_official_split() {
 /// Pinned, as those of the scenes are.
 #[test]
 fn the_bytes_of_the_species_are_fixed() {
-    let set = embedded("species", "per_class = 5").unwrap();
+    let set = synthetic("species", "per_class = 5").unwrap();
     let all: Vec<u8> = (0..set.len()).flat_map(|i| set.sample(i).unwrap().image.pixels).collect();
     assert_eq!(sha256(&all), "de87b5e19eac7ff0b4f4142aa83ef3313e687ab9c2ddb6556b18cff203a867ad");
-    let other = embedded("species", "per_class = 5\nseed = 1").unwrap();
+    let other = synthetic("species", "per_class = 5\nseed = 1").unwrap();
     assert_ne!(set.sample(7).unwrap().image, other.sample(7).unwrap().image);
-    assert_ne!(set.identity().unwrap(), other.identity().unwrap());
+    assert_ne!(set.fingerprint().unwrap(), other.fingerprint().unwrap());
     let spec = SplitSpec { ratio: 0.0, mode: SplitMode::Official, seed: 0, per_class: None };
     let cut = split(&*set, &spec).unwrap();
     assert_eq!(cut.test, (0..20).map(|class| 5 * class + 4).collect::<Vec<_>>());
-    let error = |options| embedded("species", options).err().unwrap().to_string();
+    let error = |options| synthetic("species", options).err().unwrap().to_string();
     assert!(error("size = 3").contains("16 to 1024") && error("per_class = 4").contains("per_class 4"));
 }
 
@@ -151,7 +151,7 @@ fn the_manifest_agrees_and_no_two_are_alike() {
 /// Mean red, green and blue of an image, and its class.
 type Point = ([f64; 3], usize);
 
-fn mean_colours(set: &dyn Dataset, indices: &[usize]) -> Vec<Point> {
+fn mean_colors(set: &dyn Dataset, indices: &[usize]) -> Vec<Point> {
     let mean = |i: usize| {
         let pixels = set.sample(i).unwrap().image.pixels;
         let mut sums = [0.0; 3];
@@ -210,12 +210,12 @@ fn logistic<const N: usize>(
 }
 
 #[test]
-fn colour_does_not_tell_the_classes() {
+fn color_does_not_tell_the_classes() {
     let set = scenes("").unwrap();
     let spec = SplitSpec { ratio: 0.8, mode: Default::default(), seed: 0, per_class: None };
     let cut = split(&*set, &spec).unwrap();
-    let (mut train, mut test) = (mean_colours(&*set, &cut.train), mean_colours(&*set, &cut.test));
-    // Standardised by the training images.
+    let (mut train, mut test) = (mean_colors(&*set, &cut.train), mean_colors(&*set, &cut.test));
+    // Standardized by the training images.
     let n = train.len() as f64;
     for c in 0..3 {
         let mean = train.iter().map(|p| p.0[c]).sum::<f64>() / n;
@@ -227,7 +227,7 @@ fn colour_does_not_tell_the_classes() {
     let quadratic = logistic(&train, &test, |&[r, g, b]| {
         [1.0, r, g, b, r * r, g * g, b * b, r * g, g * b, b * r].map(|v| v / 2.0)
     });
-    println!("by mean colour: nearest mean {near:.3}, linear {linear:.3}, quadratic {quadratic:.3}");
+    println!("by mean color: suggest mean {near:.3}, linear {linear:.3}, quadratic {quadratic:.3}");
     assert!(near < 0.4 && linear < 0.4 && quadratic < 0.4);
 }
 

@@ -1,7 +1,7 @@
 //! What a method costs in a step beside the networks: `cargo run --release -p stillhouse-losses
 //! --example cost -- [METHOD ...]`.
 //!
-//! Shapes are those of ResNet50 to ResNet18 for 64 images of 64 px. Terms, backward pass to the taps
+//! FeatureShapes are those of ResNet50 to ResNet18 for 64 images of 64 px. Terms, backward pass to the taps
 //! and what follows the update are timed by themselves, in milliseconds; the fastest of five steps.
 //! On Linux the last column is the mean processor time of a step, which other programs disturb less.
 
@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Shapes, Step};
-use stillhouse_core::network::Features;
-use stillhouse_core::{Params, Rng};
+use stillhouse_core::distiller::{FeatureShapes, LossContext};
+use stillhouse_core::model::Features;
+use stillhouse_core::{ParamStore, Rng};
 use stillhouse_losses::registry;
 
 const BATCH: usize = 64;
@@ -49,19 +49,19 @@ fn processor() -> Option<f64> {
 fn main() -> Result<(), Box<dyn Error>> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     println!("{:14} {:>9} {:>9} {:>9} {:>9} {:>9}", "ms", "terms", "backward", "after", "all", "cpu");
-    for row in registry().rows() {
+    for row in registry().entries() {
         if !wanted.is_empty() && !wanted.iter().any(|name| name == row.name) {
             continue;
         }
         let mut method = (row.build)(&toml::Table::new())?;
-        let params = Params::new(DType::F32, &Device::Cpu)?;
+        let params = ParamStore::new(DType::F32, &Device::Cpu)?;
         let (mut best, mut cpu) = ([f64::INFINITY; 4], 0.0);
         for step in 0..STEPS {
             let (_, student) = taps([64, 128, 256, 512], "student", step)?;
             let (_, teacher) = taps([256, 512, 1024, 2048], "teacher", step)?;
             let teacher: Features = teacher.iter().map(|(n, t)| (n.to_string(), t.detach())).collect();
             if step == 0 {
-                let shapes = Shapes {
+                let shapes = FeatureShapes {
                     student: student.shapes(),
                     teacher: teacher.shapes(),
                     task: Task::Classification,
@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             // Eight classes with eight images each.
             let classes: Vec<u32> = (0..BATCH as u32).map(|i| i / 8).collect();
-            let step = Step {
+            let step = LossContext {
                 student: &student,
                 teacher: &teacher,
                 target: &Target::Classes(Tensor::new(classes.as_slice(), &Device::Cpu)?),

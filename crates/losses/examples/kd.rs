@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor, Var};
 use stillhouse_core::data::Target;
-use stillhouse_core::distiller::Step;
-use stillhouse_core::network::Features;
+use stillhouse_core::distiller::LossContext;
+use stillhouse_core::model::Features;
 use stillhouse_core::{Result, Rng};
 
 fn main() -> Result<()> {
@@ -15,7 +15,7 @@ fn main() -> Result<()> {
     let methods = stillhouse_losses::registry();
     for i in 0..5 {
         let (student_taps, teacher_taps) = (taps(student.as_tensor()), taps(&teacher));
-        let step = Step {
+        let step = LossContext {
             student: &student_taps,
             teacher: &teacher_taps,
             target: &target,

@@ -24,22 +24,24 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("at")?;
 //! let at = (row.build)(&toml::toml! { stages = ["F3", "F4"] })?;
-//! assert_eq!(at.needs().teacher, ["F3", "F4"]);
+//! assert_eq!(at.required_features().teacher, ["F3", "F4"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::sum::{self, mean};
 use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
 /// The row of `at`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "at",
     summary: "where in the image the maps are strong",
     source: "Zagoruyko and Komodakis 2017, equation (2)",
@@ -107,27 +109,27 @@ impl At {
 
 impl Distiller for At {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, ROW.name).map(|_| ()))
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, ENTRY.name).map(|_| ()))
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let values = self.config.stages.iter().map(|tap| {
-            let (student, teacher) = fit::map_pair(step, tap, ROW.name)?;
+            let (student, teacher) = fit::map_pair(step, tap, ENTRY.name)?;
             mean(&(self.attention(&student)? - self.attention(&teacher)?)?.sqr()?)
         });
-        let value = sum::stages(ROW.name, values)?;
+        let value = sum::stages(ENTRY.name, values)?;
         Ok(vec![Term::new("at", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("at".into(), self.config.weight)]
     }
 }
@@ -149,7 +151,7 @@ mod tests {
             let g = grads.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
             assert!(g.iter().all(|g| g.abs() < 1e-15), "p = {p}: {g:?}");
         }
-        let e = (ROW.build)(&toml::toml! { p = 0.5 }).err().unwrap().to_string();
+        let e = (ENTRY.build)(&toml::toml! { p = 0.5 }).err().unwrap().to_string();
         assert!(e.contains("`p` is 0.5"), "{e}");
     }
 }

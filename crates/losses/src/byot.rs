@@ -35,16 +35,18 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("byot")?;
 //! let byot = (row.build)(&toml::toml! { exits = [3] })?;
-//! assert_eq!(byot.needs().student, ["logits", "embedding", "exit3.logits", "exit3.feat"]);
-//! assert!(byot.needs().teacher.is_empty());
+//! assert_eq!(byot.required_features().student, ["logits", "embedding", "exit3.logits", "exit3.feat"]);
+//! assert!(byot.required_features().teacher.is_empty());
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 
 use crate::ce::Ce;
 use crate::softmax::{kl, log_softmax};
@@ -52,7 +54,7 @@ use crate::sum::{mean, sum};
 use crate::{fit, settings};
 
 /// The row of `byot`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "byot",
     summary: "self-distillation: the deepest classifier teaches those at the exits",
     source: "Zhang et al. 2019, equations (2)-(5)",
@@ -150,14 +152,14 @@ impl Byot {
         let exits = &config.exits;
         if exits.is_empty() || exits.iter().enumerate().any(|(i, e)| exits[..i].contains(e)) {
             let expected = "numbers of exits, each once, for example [1, 2, 3]";
-            return Err(settings::wrong(ROW.name, "exits", format!("{exits:?}"), expected));
+            return Err(settings::wrong(ENTRY.name, "exits", format!("{exits:?}"), expected));
         }
-        settings::above_zero(ROW.name, "temperature", config.temperature)?;
+        settings::above_zero(ENTRY.name, "temperature", config.temperature)?;
         if !(0.0..=1.0).contains(&config.alpha) {
-            return Err(settings::wrong(ROW.name, "alpha", config.alpha, "a number in [0, 1]"));
+            return Err(settings::wrong(ENTRY.name, "alpha", config.alpha, "a number in [0, 1]"));
         }
-        settings::not_negative(ROW.name, "deep_ce_weight", config.deep_ce_weight)?;
-        settings::not_negative(ROW.name, "hint_weight", config.hint_weight)?;
+        settings::not_negative(ENTRY.name, "deep_ce_weight", config.deep_ce_weight)?;
+        settings::not_negative(ENTRY.name, "hint_weight", config.hint_weight)?;
         Ok(Self { config, ce: Ce::new(Default::default())? })
     }
 
@@ -189,35 +191,35 @@ impl Byot {
 
 impl Distiller for Byot {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
+    fn required_features(&self) -> RequiredFeatures {
         let mut student = vec!["logits".to_string(), self.config.deep_feature.clone()];
         student.extend(self.config.exits.iter().flat_map(|exit| taps(*exit)));
-        Needs { student, teacher: vec![] }
+        RequiredFeatures { student, teacher: vec![] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::class_logits(shapes, "logits", ROW.name)?;
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::class_logits(shapes, "logits", ENTRY.name)?;
         let deep_feature = &self.config.deep_feature;
-        let deep = fit::student_shape(shapes, deep_feature, ROW.name)?;
+        let deep = fit::student_shape(shapes, deep_feature, ENTRY.name)?;
         for exit in &self.config.exits {
             let [logits, feature] = taps(*exit);
-            fit::class_logits(shapes, &logits, ROW.name)?;
-            let found = fit::student_shape(shapes, &feature, ROW.name)?;
+            fit::class_logits(shapes, &logits, ENTRY.name)?;
+            let found = fit::student_shape(shapes, &feature, ENTRY.name)?;
             if found != deep {
                 let why = format!(
                     "`{feature}` has the shape {found:?} and `{deep_feature}` {deep:?}; take a network whose \
                      exits bring their features to the deepest one's shape"
                 );
-                return Err(Error::unfit(ROW.name, why));
+                return Err(Error::incompatible(ENTRY.name, why));
             }
         }
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let deep = step.student.logits()?;
         let (teacher, feature) = (deep.detach(), step.student.get(&self.config.deep_feature)?.detach());
         let ce_deep = self.ce.value(deep, step)?;
@@ -231,11 +233,11 @@ impl Distiller for Byot {
             hint = (hint + self.hint(own, &feature)?)?;
         }
         let values = [ce_deep, ce, soft, hint];
-        let weighted = self.weights().into_iter().zip(values);
+        let weighted = self.term_weights().into_iter().zip(values);
         Ok(weighted.map(|((name, weight), value)| Term::new(name, value, weight)).collect())
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         let c = &self.config;
         vec![
             ("ce_deep".into(), c.deep_ce_weight),
@@ -251,7 +253,7 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device};
     use stillhouse_core::data::Task;
-    use stillhouse_core::{Params, Rng};
+    use stillhouse_core::{ParamStore, Rng};
 
     #[test]
     fn misfits_are_told_before_the_first_step() {
@@ -262,9 +264,9 @@ mod tests {
                 ("exit2.logits".to_string(), vec![exit]),
                 ("exit2.feat".to_string(), feature.to_vec()),
             ];
-            let shapes = Shapes { student: student.into(), task, classes: 7, ..Default::default() };
-            let params = Params::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
-            let mut byot = (ROW.build)(&toml::toml! { exits = [2] }).unwrap();
+            let shapes = FeatureShapes { student: student.into(), task, classes: 7, ..Default::default() };
+            let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
+            let mut byot = (ENTRY.build)(&toml::toml! { exits = [2] }).unwrap();
             byot.connect(&shapes, &params).map_err(|e| e.to_string())
         };
         connect(Task::Classification, 7, &[12]).unwrap();
@@ -274,9 +276,9 @@ mod tests {
         assert!(e.contains("`exit2.logits`") && e.contains("[6]"), "{e}");
         let e = connect(Task::Classification, 7, &[12, 2, 2]).unwrap_err();
         assert!(e.contains("`exit2.feat`") && e.contains("[12, 2, 2]") && e.contains("`embedding`"), "{e}");
-        let e = (ROW.build)(&toml::toml! { exits = [1, 1] }).err().unwrap().to_string();
+        let e = (ENTRY.build)(&toml::toml! { exits = [1, 1] }).err().unwrap().to_string();
         assert!(e.contains("`exits` is [1, 1]"), "{e}");
-        let e = (ROW.build)(&toml::toml! { alpha = 1.5 }).err().unwrap().to_string();
+        let e = (ENTRY.build)(&toml::toml! { alpha = 1.5 }).err().unwrap().to_string();
         assert!(e.contains("`alpha` is 1.5"), "{e}");
     }
 }

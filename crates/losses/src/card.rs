@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
 use stillhouse_core::data::Task;
-use stillhouse_core::distiller::{DistillerBuild, Shapes};
+use stillhouse_core::distiller::{DistillerBuild, FeatureShapes};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Params, Result, Rng};
+use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_ops::Kind;
 
 /// A method with its defaults, between ResNet50 as teacher and ResNet18 as student at 224 px.
@@ -34,10 +34,10 @@ pub struct Card {
 /// If it fits neither a dataset of classes nor one of masks.
 pub fn card(row: &Entry<DistillerBuild>) -> Result<Card> {
     let method = (row.build)(&toml::Table::new())?;
-    let needs = method.needs();
+    let needs = method.required_features();
     let connect = |task| {
-        let params = Params::new(DType::F32, &Device::Cpu)?;
-        let shapes = Shapes {
+        let params = ParamStore::new(DType::F32, &Device::Cpu)?;
+        let shapes = FeatureShapes {
             student: shapes(&needs.student, [64, 128, 256, 512], task),
             teacher: shapes(&needs.teacher, [256, 512, 1024, 2048], task),
             task,
@@ -67,7 +67,7 @@ pub fn card(row: &Entry<DistillerBuild>) -> Result<Card> {
         labels,
         student: needs.student.clone(),
         teacher: needs.teacher.clone(),
-        terms: method.weights(),
+        terms: method.term_weights(),
         connectors,
         parameters: params.count_weights(),
         state,
@@ -108,11 +108,11 @@ fn part(name: &str, taps: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ROWS, registry};
+    use crate::{ENTRIES, registry};
 
     #[test]
     fn every_method_has_one() {
-        for row in ROWS {
+        for row in ENTRIES {
             let card = card(row).unwrap();
             assert!(!card.student.is_empty() && !card.terms.is_empty(), "{}", row.name);
             assert_eq!(card.connectors.is_empty(), card.parameters == 0, "{}", row.name);

@@ -10,7 +10,7 @@
 //! `cc = |C_S - C_T|_F^2 / B^2`.
 //!
 //! With `form = "delta"`: `cc = mean over i of sum over features of |d_i| |d_(i+1)|` with `d = f_S -
-//! f_T`, over the neighbours of the batch; plain features of one length, two images or more.
+//! f_T`, over the neighbors of the batch; plain features of one length, two images or more.
 //!
 //! # Inputs
 //! The vectors `[B, D]` named by `tap` of both; lengths may differ with `form = "taylor"`.
@@ -20,29 +20,31 @@
 //! form this is; RepDistiller has 0.02 for `delta`.
 //!
 //! # Where code and paper differ
-//! RepDistiller has `delta`, unlike the paper; torchdistill does not normalise the features and
+//! RepDistiller has `delta`, unlike the paper; torchdistill does not normalize the features and
 //! takes the root of the sum, over B^2.
 //!
 //! # Example
 //! ```
 //! let row = *stillhouse_losses::registry().get("cc")?;
 //! let cc = (row.build)(&toml::toml! { order = 3 })?;
-//! assert_eq!(cc.needs().student, ["pooled"]);
+//! assert_eq!(cc.required_features().student, ["pooled"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 
 use crate::sum::mean;
 use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
 /// The row of `cc`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "cc",
     summary: "how alike the images of the batch are, by a Gaussian kernel",
     source: "Peng et al. 2019, equations (6) and (9)",
@@ -65,7 +67,7 @@ pub enum Form {
     /// The paper's correlations of all pairs.
     #[default]
     Taylor,
-    /// RepDistiller's products of neighbouring differences.
+    /// RepDistiller's products of neighboring differences.
     Delta,
 }
 
@@ -121,32 +123,33 @@ impl Cc {
 /// `mean over i of |d_i| . |d_(i+1)|` for `d [B, D]`.
 fn delta(d: &Tensor) -> Result<Tensor> {
     let last = d.dim(0)?.checked_sub(1).filter(|last| *last > 0);
-    let last = last.ok_or_else(|| Error::unfit(ROW.name, "form = \"delta\" takes two images, found one"))?;
+    let last =
+        last.ok_or_else(|| Error::incompatible(ENTRY.name, "form = \"delta\" takes two images, found one"))?;
     let d = (d * d.sign()?.detach())?; // |d| with the derivative 0 at 0
     mean(&(d.narrow(0, 0, last)? * d.narrow(0, 1, last)?)?.sum(D::Minus1)?)
 }
 
 impl Distiller for Cc {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         let tap = &self.config.tap;
-        let (student, teacher) = fit::vector_lengths(shapes, tap, ROW.name)?;
+        let (student, teacher) = fit::vector_lengths(shapes, tap, ENTRY.name)?;
         if self.config.form == Form::Taylor {
             return Ok(());
         }
-        fit::images(shapes, 2, "form = \"delta\" compares neighbours: it", ROW.name)?;
+        fit::images(shapes, 2, "form = \"delta\" compares neighbors: it", ENTRY.name)?;
         if student == teacher {
             return Ok(());
         }
-        Err(Error::unfit(
-            ROW.name,
+        Err(Error::incompatible(
+            ENTRY.name,
             format!(
                 "form = \"delta\" subtracts features, but at `{tap}` the student has {student} of them and the \
                  teacher {teacher}; take form = \"taylor\""
@@ -154,8 +157,8 @@ impl Distiller for Cc {
         ))
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::vector_pair(step, &self.config.tap, ROW.name)?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::vector_pair(step, &self.config.tap, ENTRY.name)?;
         let value = match self.config.form {
             Form::Taylor => mean(&(self.correlation(&student)? - self.correlation(&teacher)?)?.sqr()?)?,
             Form::Delta => delta(&(student - teacher)?)?,
@@ -163,7 +166,7 @@ impl Distiller for Cc {
         Ok(vec![Term::new("cc", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("cc".into(), self.config.weight)]
     }
 }
@@ -172,7 +175,7 @@ impl Distiller for Cc {
 mod tests {
     use super::*;
     use candle_core::{DType, Device};
-    use stillhouse_core::{Params, Rng};
+    use stillhouse_core::{ParamStore, Rng};
 
     #[test]
     fn the_series_is_the_gaussian_kernel() {
@@ -192,9 +195,9 @@ mod tests {
         let connect = |student: usize, teacher: usize, batch: usize| {
             let taps = |d: usize| [("pooled".to_string(), vec![d])].into();
             let shapes =
-                Shapes { student: taps(student), teacher: taps(teacher), batch, ..Default::default() };
-            let params = Params::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
-            let mut delta = (ROW.build)(&toml::toml! { form = "delta" }).unwrap();
+                FeatureShapes { student: taps(student), teacher: taps(teacher), batch, ..Default::default() };
+            let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
+            let mut delta = (ENTRY.build)(&toml::toml! { form = "delta" }).unwrap();
             delta.connect(&shapes, &params).map_err(|e| e.to_string())
         };
         connect(3, 3, 2).unwrap();

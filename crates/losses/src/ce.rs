@@ -10,7 +10,7 @@
 //!
 //! # Inputs
 //! Student `logits [B, N]` with classes `[B]`, or `logits [B, N, h, w]` with masks `[B, H, W]`: where
-//! the sizes differ, the logits are brought to the masks' (bilinear, half-pixel centres). `tap` names
+//! the sizes differ, the logits are brought to the masks' (bilinear, half-pixel centers). `tap` names
 //! the logits of an exit in place of the last ones.
 //!
 //! # Defaults and their source
@@ -23,16 +23,18 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("ce")?;
 //! let ce = (row.build)(&toml::toml! { label_smoothing = 0.1 })?;
-//! assert!(ce.needs().teacher.is_empty());
+//! assert!(ce.required_features().teacher.is_empty());
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 use stillhouse_ops::graph::{cross_entropy, resize_bilinear};
 
 use crate::labels::IGNORE;
@@ -41,7 +43,7 @@ use crate::sum::sum;
 use crate::{fit, settings};
 
 /// The row of `ce`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "ce",
     summary: "cross entropy with the labels, classes or masks",
     source: "Szegedy et al. 2016, section 7 (label smoothing)",
@@ -102,7 +104,7 @@ impl Ce {
     }
 
     /// The mean over the labels that count, a scalar.
-    pub(crate) fn value(&self, logits: &Tensor, step: &Step) -> Result<Tensor> {
+    pub(crate) fn value(&self, logits: &Tensor, step: &LossContext) -> Result<Tensor> {
         self.of_labels(logits, [step.target, step.on_host])
     }
 
@@ -118,7 +120,7 @@ impl Ce {
             _ => false,
         };
         if !fits {
-            return Err(Error::unfit(
+            return Err(Error::incompatible(
                 "ce",
                 format!(
                     "needs logits [B, N] with labels [B], or [B, N, h, w] with [B, H, W]; got {:?} with {:?}",
@@ -140,7 +142,7 @@ impl Ce {
         let labels = counts.where_cond(&labels, &labels.zeros_like()?)?;
         let (largest, classes) = (largest(on_host, ignore)?, logits.dim(1)?);
         if largest as usize >= classes {
-            return Err(Error::unfit(
+            return Err(Error::incompatible(
                 "ce",
                 format!(
                     "found label {largest}, but the logits have {classes} classes; set ignore_index if it is \
@@ -164,35 +166,35 @@ fn largest(on_host: &Target, ignore: Option<u32>) -> Result<u32> {
 
 impl Distiller for Ce {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.tap().into()], teacher: vec![] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.tap().into()], teacher: vec![] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        let logits = fit::class_tap(shapes, self.tap(), ROW.name)?;
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        let logits = fit::class_tap(shapes, self.tap(), ENTRY.name)?;
         match (shapes.task, logits.len()) {
             (Task::Classification, 1) | (Task::Segmentation, 3) => Ok(()),
-            (Task::Classification, _) => Err(Error::unfit(
-                ROW.name,
+            (Task::Classification, _) => Err(Error::incompatible(
+                ENTRY.name,
                 format!(
                     "this dataset has one class per image, but the student gives maps of logits {logits:?}"
                 ),
             )),
-            (Task::Segmentation, _) => Err(Error::unfit(
-                ROW.name,
+            (Task::Segmentation, _) => Err(Error::incompatible(
+                ENTRY.name,
                 format!("this dataset has label masks, but the student's logits have the shape {logits:?}"),
             )),
         }
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         Ok(vec![Term::new("ce", self.value(step.student.get(self.tap())?, step)?, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("ce".into(), self.config.weight)]
     }
 }
@@ -248,16 +250,17 @@ mod tests {
             .to_string();
         assert!(e.contains("[2, 3, 1, 1]") && e.contains("[1, 4, 4]"), "{e}");
         let taps = [("logits".to_string(), vec![3])].into();
-        let shapes = Shapes { student: taps, classes: 3, task: Task::Segmentation, ..Default::default() };
-        let params = stillhouse_core::Params::new(DType::F32, &Device::Cpu).unwrap();
+        let shapes =
+            FeatureShapes { student: taps, classes: 3, task: Task::Segmentation, ..Default::default() };
+        let params = stillhouse_core::ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let params = params.builder(stillhouse_core::Rng::new(0));
         let mut plain = ce(toml::Table::new());
         let e = plain.connect(&shapes, &params).unwrap_err().to_string();
         assert!(e.contains("masks") && e.contains("[3]"), "{e}");
-        plain.connect(&Shapes { task: Task::Classification, ..shapes }, &params).unwrap();
-        let e = (ROW.build)(&toml::toml! { label_smoothing = 1.5 }).err().unwrap().to_string();
+        plain.connect(&FeatureShapes { task: Task::Classification, ..shapes }, &params).unwrap();
+        let e = (ENTRY.build)(&toml::toml! { label_smoothing = 1.5 }).err().unwrap().to_string();
         assert!(e.contains("`label_smoothing` is 1.5"), "{e}");
-        let e = (ROW.build)(&toml::toml! { label_smothing = 0.1 }).err().unwrap().to_string();
+        let e = (ENTRY.build)(&toml::toml! { label_smothing = 0.1 }).err().unwrap().to_string();
         assert!(e.contains("did you mean `label_smoothing`"), "{e}");
     }
 }

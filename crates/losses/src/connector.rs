@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use candle_core::Tensor;
-use stillhouse_core::{Builder, Params, Result};
+use stillhouse_core::{ParamBuilder, ParamStore, Result};
 use stillhouse_ops::{ConvSpec, Init, ParamId, graph};
 
 /// How far the running statistics follow a batch (PyTorch's default).
@@ -43,7 +43,7 @@ pub(crate) struct BatchNorm {
     beta: Tensor,  // [C]
     running_mean: ParamId,
     running_var: ParamId,
-    params: Params,
+    params: ParamStore,
     eps: f64,
     /// Mean and unbiased variance of the last training batch, until `after_step` takes them in.
     seen: RefCell<Option<[Tensor; 2]>>,
@@ -51,7 +51,7 @@ pub(crate) struct BatchNorm {
 
 impl BatchNorm {
     /// Makes `weight`, `bias`, `running_mean` and `running_var` below the builder.
-    pub(crate) fn new(channels: usize, eps: f64, params: &Builder) -> Result<Self> {
+    pub(crate) fn new(channels: usize, eps: f64, params: &ParamBuilder) -> Result<Self> {
         Ok(Self {
             gamma: params.var("weight", &[channels], Init::Constant(1.0))?,
             beta: params.var("bias", &[channels], Init::Constant(0.0))?,
@@ -73,9 +73,9 @@ impl BatchNorm {
             *self.seen.borrow_mut() = Some([mean, unbiased]);
             return Ok(y);
         }
-        let centred = x.broadcast_sub(&self.buffer(self.running_mean))?;
+        let centered = x.broadcast_sub(&self.buffer(self.running_mean))?;
         let scale = (self.buffer(self.running_var) + self.eps)?.sqrt()?.recip()?.mul(&self.gamma)?;
-        Ok(centred.broadcast_mul(&scale)?.broadcast_add(&self.beta)?)
+        Ok(centered.broadcast_mul(&scale)?.broadcast_add(&self.beta)?)
     }
 
     /// Moves the running statistics by the last training batch, once.
@@ -104,7 +104,7 @@ pub(crate) struct Conv1x1Bn {
 
 impl Conv1x1Bn {
     /// Makes `connector.weight` and `bn.*` below the builder.
-    pub(crate) fn new(student: usize, teacher: usize, eps: f64, params: &Builder) -> Result<Self> {
+    pub(crate) fn new(student: usize, teacher: usize, eps: f64, params: &ParamBuilder) -> Result<Self> {
         let shape = [teacher, student, 1, 1];
         let weight = params.pp("connector").var("weight", &shape, Init::fan_in_uniform(student))?;
         Ok(Self { weight, norm: BatchNorm::new(teacher, eps, &params.pp("bn"))? })
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn running_statistics_follow_after_the_step() {
-        let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+        let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
         let connector = Conv1x1Bn::new(1, 1, 1e-5, &params.builder(Rng::new(1))).unwrap();
         let value = |name: &str| {
             params.export(params.id(name).unwrap()).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()

@@ -1,7 +1,7 @@
 //! The plain 1x1 convolution that brings a student's map to the teacher's channels.
 
 use candle_core::Tensor;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 use stillhouse_ops::Init;
 
 use crate::connector::{conv1x1, pixels};
@@ -15,7 +15,7 @@ pub(crate) struct Conv1x1 {
 
 impl Conv1x1 {
     /// Makes `weight` and `bias` below the builder.
-    pub(crate) fn new(from: usize, to: usize, params: &Builder) -> Result<Self> {
+    pub(crate) fn new(from: usize, to: usize, params: &ParamBuilder) -> Result<Self> {
         let init = Init::fan_in_uniform(from);
         Ok(Self {
             weight: params.var("weight", &[to, from, 1, 1], init)?,

@@ -50,9 +50,11 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Params, Result};
+use stillhouse_core::{Error, ParamBuilder, ParamStore, Result};
 use stillhouse_ops::{Init, ParamId};
 
 use crate::softmax::log_sum_exp;
@@ -60,7 +62,7 @@ use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
 /// The row of `crd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "crd",
     summary: "embeddings contrasted with a memory of all images",
     source: "Tian et al. 2020, section 3",
@@ -93,9 +95,9 @@ pub struct CrdConfig {
     pub temperature: f64,
     /// Part of a row that stays when its image is met.
     pub momentum: f64,
-    /// Normaliser of the student's scores. Unset: from the first batch.
+    /// Normalizer of the student's scores. Unset: from the first batch.
     pub z_student: Option<f64>,
-    /// Normaliser of the teacher's scores. Unset: from the first batch.
+    /// Normalizer of the teacher's scores. Unset: from the first batch.
     pub z_teacher: Option<f64>,
     /// Weight of each of the two terms.
     pub weight: f64,
@@ -131,7 +133,7 @@ pub struct Crd {
 
 #[derive(Debug)]
 struct Parts {
-    params: Params,
+    params: ParamStore,
     rows: usize,
     /// The dataset's index of the image of each row; -1 while there is none.
     image: ParamId,
@@ -139,7 +141,7 @@ struct Parts {
     teacher: Side,
 }
 
-/// One network: its embedding layer, its memory, and the normaliser of its scores.
+/// One network: its embedding layer, its memory, and the normalizer of its scores.
 #[derive(Debug)]
 struct Side {
     weight: Tensor, // [F, D]
@@ -161,24 +163,24 @@ impl Crd {
     pub fn new(config: CrdConfig) -> Result<Self> {
         for (key, count) in [("feature_dim", config.feature_dim), ("k", config.k)] {
             if count == 0 {
-                return Err(settings::wrong(ROW.name, key, 0, "1 or more"));
+                return Err(settings::wrong(ENTRY.name, key, 0, "1 or more"));
             }
         }
-        settings::above_zero(ROW.name, "temperature", config.temperature)?;
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::above_zero(ENTRY.name, "temperature", config.temperature)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         for (key, z) in [("z_student", config.z_student), ("z_teacher", config.z_teacher)] {
-            settings::above_zero(ROW.name, key, z.unwrap_or(1.0))?;
+            settings::above_zero(ENTRY.name, key, z.unwrap_or(1.0))?;
         }
         if !(0.0..=1.0).contains(&config.momentum) {
-            return Err(settings::wrong(ROW.name, "momentum", config.momentum, "a number in [0, 1]"));
+            return Err(settings::wrong(ENTRY.name, "momentum", config.momentum, "a number in [0, 1]"));
         }
         Ok(Self { config, parts: None, pending: RefCell::new(None) })
     }
 
     fn parts(&self) -> Result<&Parts> {
-        self.parts
-            .as_ref()
-            .ok_or_else(|| Error::unfit(ROW.name, "the memories were not made: connect() comes first"))
+        self.parts.as_ref().ok_or_else(|| {
+            Error::incompatible(ENTRY.name, "the memories were not made: connect() comes first")
+        })
     }
 
     /// Negative log likelihood of one side's embeddings `[B, F]` against the other side's memory,
@@ -214,7 +216,7 @@ impl Crd {
     }
 
     /// The rows of the batch's images and, for each image, its own row before its negatives' rows.
-    fn places(&self, step: &Step, images: usize) -> Result<(Vec<u32>, Tensor)> {
+    fn places(&self, step: &LossContext, images: usize) -> Result<(Vec<u32>, Tensor)> {
         let parts = self.parts()?;
         let device = parts.params.device();
         let given =
@@ -225,8 +227,8 @@ impl Crd {
         let own = parts.rows_of(step.ids)?;
         if own.len() != images {
             let found = own.len();
-            return Err(Error::unfit(
-                ROW.name,
+            return Err(Error::incompatible(
+                ENTRY.name,
                 format!("needs an id for each of {images} images, got {found}"),
             ));
         }
@@ -259,8 +261,8 @@ impl Parts {
                 return Ok(*row);
             }
             if next == self.rows {
-                return Err(Error::unfit(
-                    ROW.name,
+                return Err(Error::incompatible(
+                    ENTRY.name,
                     format!(
                         "the memories have {next} rows, but there are more training images; raise n_data"
                     ),
@@ -268,8 +270,8 @@ impl Parts {
             }
             // Rows keep their image's index as a number of the store.
             if self.params.dtype() == DType::F32 && id >= 1 << f32::MANTISSA_DIGITS {
-                return Err(Error::unfit(
-                    ROW.name,
+                return Err(Error::incompatible(
+                    ENTRY.name,
                     format!("image {id} is beyond the 16777216 it can tell apart"),
                 ));
             }
@@ -285,7 +287,7 @@ impl Parts {
         length: usize,
         z: Option<f64>,
         n: (usize, usize),
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Side> {
         let (rows, features) = n;
         let (layer, init) = (p.pp(format!("embed_{who}")), Init::fan_in_uniform(length));
@@ -308,20 +310,20 @@ impl Side {
 
 impl Distiller for Crd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["pooled".into()], teacher: vec!["pooled".into()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["pooled".into()], teacher: vec!["pooled".into()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
-        let (student, teacher) = fit::vector_lengths(shapes, "pooled", ROW.name)?;
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
+        let (student, teacher) = fit::vector_lengths(shapes, "pooled", ENTRY.name)?;
         let rows = self.config.n_data.unwrap_or(shapes.samples);
         if rows < shapes.samples.max(2) {
             let images = shapes.samples;
-            return Err(Error::unfit(
-                ROW.name,
+            return Err(Error::incompatible(
+                ENTRY.name,
                 format!(
                     "needs a row for each training image and two or more, found {rows} rows for {images} images"
                 ),
@@ -339,9 +341,9 @@ impl Distiller for Crd {
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let parts = self.parts()?;
-        let (student, teacher) = fit::vector_pair(step, "pooled", ROW.name)?;
+        let (student, teacher) = fit::vector_pair(step, "pooled", ENTRY.name)?;
         let (own, places) = self.places(step, student.dim(0)?)?;
         let (student, teacher) = (parts.student.embed(&student)?, parts.teacher.embed(&teacher)?);
         let (of_student, log_z_student) = self.contrast(&student, &parts.student, &parts.teacher, &places)?;
@@ -361,7 +363,7 @@ impl Distiller for Crd {
     }
 
     /// Moves the rows of the batch's images and keeps what the first batch has set.
-    fn after_step(&mut self, step: &Step, _params: &Params) -> Result<()> {
+    fn after_step(&mut self, step: &LossContext, _params: &ParamStore) -> Result<()> {
         let Some(pending) = self.pending.borrow_mut().take() else { return Ok(()) };
         let parts = self.parts()?;
         let (params, momentum) = (&parts.params, self.config.momentum);
@@ -388,7 +390,7 @@ impl Distiller for Crd {
         Ok(())
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("student".into(), self.config.weight), ("teacher".into(), self.config.weight)]
     }
 }

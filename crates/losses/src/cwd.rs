@@ -30,15 +30,17 @@
 //!     tap = "F4"
 //!     weight = 50.0
 //! };
-//! assert_eq!((row.build)(&settings)?.needs().teacher, ["F4"]);
+//! assert_eq!((row.build)(&settings)?.required_features().teacher, ["F4"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::conv1x1::Conv1x1;
 use crate::softmax::{kl, rows};
@@ -46,7 +48,7 @@ use crate::sum::mean;
 use crate::{fit, settings};
 
 /// The row of `cwd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "cwd",
     summary: "where in the image each channel is strong",
     source: "Shu et al. 2021, equations (4)-(6)",
@@ -126,11 +128,11 @@ impl Distiller for Cwd {
         self.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
         if self.config.tap == "logits" {
             return fit::same_logit_maps(shapes, self.name).map(|_| ());
         }
@@ -141,7 +143,7 @@ impl Distiller for Cwd {
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
         let (mut student, teacher) = fit::maps(step, &self.config.tap, self.name)?;
         if let Some(connector) = &self.connector {
@@ -158,7 +160,7 @@ impl Distiller for Cwd {
         Ok(vec![Term::new("cwd", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("cwd".into(), self.config.weight)]
     }
 }

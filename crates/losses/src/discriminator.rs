@@ -1,7 +1,7 @@
 //! The convolutional discriminator of the holistic loss, and its input gradient.
 
 use candle_core::Tensor;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 use stillhouse_ops::Init;
 
 /// Slope of the leaky ReLU below zero.
@@ -26,7 +26,7 @@ pub(crate) struct Discriminator {
 
 impl Discriminator {
     /// Makes `conv1.weight`, `conv1.bias` to `conv3.bias` below the builder.
-    pub(crate) fn new(channels: usize, widths: [usize; 2], params: &Builder) -> Result<Self> {
+    pub(crate) fn new(channels: usize, widths: [usize; 2], params: &ParamBuilder) -> Result<Self> {
         let sizes = [channels, widths[0], widths[1], 1];
         let layer = |i: usize| {
             let (from, to, k) = (sizes[i], sizes[i + 1], SPECS[i].k);
@@ -152,7 +152,7 @@ impl Spec {
 mod tests {
     use super::*;
     use candle_core::{DType, Device, Var};
-    use stillhouse_core::{Params, Rng};
+    use stillhouse_core::{ParamStore, Rng};
     use stillhouse_testkit::diff;
 
     fn list(t: &Tensor) -> Vec<f64> {
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn the_input_gradient_is_the_gradient() {
         for (h, w) in [(8, 8), (11, 9), (12, 10)] {
-            let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+            let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
             let d = Discriminator::new(3, [4, 5], &params.builder(Rng::new(2))).unwrap();
             let mut draw = Rng::new(3).at(0, 0);
             let values: Vec<f64> = (0..2 * 3 * h * w).map(|_| draw.normal()).collect();

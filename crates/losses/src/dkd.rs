@@ -37,16 +37,18 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 
 use crate::softmax::{kl, log_softmax, log_sum_exp};
 use crate::sum::mean;
 use crate::{fit, settings};
 
 /// The row of `dkd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "dkd",
     summary: "the target's probability and those of the other classes, decoupled",
     source: "Zhao et al. 2022, equations (4)-(7)",
@@ -98,9 +100,9 @@ struct Parts {
 impl Dkd {
     /// Checks the settings.
     pub fn new(config: DkdConfig) -> Result<Self> {
-        settings::above_zero(ROW.name, "temperature", config.temperature)?;
-        settings::not_negative(ROW.name, "alpha", config.alpha)?;
-        settings::not_negative(ROW.name, "beta", config.beta)?;
+        settings::above_zero(ENTRY.name, "temperature", config.temperature)?;
+        settings::not_negative(ENTRY.name, "alpha", config.alpha)?;
+        settings::not_negative(ENTRY.name, "beta", config.beta)?;
         Ok(Self { config })
     }
 
@@ -113,36 +115,36 @@ impl Dkd {
 
 impl Distiller for Dkd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: vec!["logits".into()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["logits".into()], teacher: vec!["logits".into()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::class_labels(shapes, ROW.name)?;
-        fit::same_logits(shapes, ROW.name)?;
-        match fit::student_logits(shapes, ROW.name)? {
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::class_labels(shapes, ENTRY.name)?;
+        fit::same_logits(shapes, ENTRY.name)?;
+        match fit::student_logits(shapes, ENTRY.name)? {
             [classes] if *classes >= 2 => Ok(()),
-            [classes] => Err(Error::unfit(
-                ROW.name,
+            [classes] => Err(Error::incompatible(
+                ENTRY.name,
                 format!(
                     "compares the label's class with the others and needs 2 or more classes, found {classes}"
                 ),
             )),
-            other => Err(Error::unfit(
-                ROW.name,
+            other => Err(Error::incompatible(
+                ENTRY.name,
                 format!("needs one label per image and logits [N], found logits {other:?}"),
             )),
         }
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let student = step.student.logits()?;
         let teacher = step.teacher.logits()?.detach().to_dtype(student.dtype())?;
         let (b, n) = student.dims2()?;
-        let labels = fit::labels(step.on_host, (b, n), ROW.name)?;
+        let labels = fit::labels(step.on_host, (b, n), ENTRY.name)?;
         let others: Vec<u32> =
             labels.iter().flat_map(|y| (0..n as u32).filter(move |class| class != y)).collect();
         let own = Tensor::from_vec(labels, (b, 1), student.device())?;
@@ -156,7 +158,7 @@ impl Distiller for Dkd {
         Ok(vec![Term::new("tckd", tckd, self.config.alpha), Term::new("nckd", nckd, self.config.beta)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("tckd".into(), self.config.alpha), ("nckd".into(), self.config.beta)]
     }
 }

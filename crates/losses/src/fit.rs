@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Shapes, Step};
+use stillhouse_core::distiller::{FeatureShapes, LossContext};
 use stillhouse_core::{Error, Result};
 
 use crate::pool::pool_pair;
@@ -17,15 +17,15 @@ fn shape<'a>(
 ) -> Result<&'a [usize]> {
     taps.get(tap).map(Vec::as_slice).ok_or_else(|| {
         let known: Vec<&str> = taps.keys().map(String::as_str).collect();
-        Error::unfit(who, format!("needs the {side}'s tap `{tap}`, there are: {}", known.join(", ")))
+        Error::incompatible(who, format!("needs the {side}'s tap `{tap}`, there are: {}", known.join(", ")))
     })
 }
 
 /// Refuses label masks: the method needs one class per image.
-pub(crate) fn class_labels(shapes: &Shapes, who: &str) -> Result<()> {
+pub(crate) fn class_labels(shapes: &FeatureShapes, who: &str) -> Result<()> {
     match shapes.task {
         Task::Classification => Ok(()),
-        Task::Segmentation => Err(Error::unfit(
+        Task::Segmentation => Err(Error::incompatible(
             who,
             "needs one class per image, but this dataset has label masks; take a method for masks",
         )),
@@ -33,12 +33,12 @@ pub(crate) fn class_labels(shapes: &Shapes, who: &str) -> Result<()> {
 }
 
 /// Refuses a smallest batch of fewer than `least` images; `what` says what takes so many.
-pub(crate) fn images(shapes: &Shapes, least: usize, what: &str, who: &str) -> Result<()> {
+pub(crate) fn images(shapes: &FeatureShapes, least: usize, what: &str, who: &str) -> Result<()> {
     if shapes.batch >= least {
         return Ok(());
     }
     let (found, images) = (shapes.batch, if shapes.batch == 1 { "image" } else { "images" });
-    Err(Error::unfit(
+    Err(Error::incompatible(
         who,
         format!(
             "{what} takes {least} images, but the smallest batch of an epoch has {found} {images}; take larger \
@@ -48,10 +48,10 @@ pub(crate) fn images(shapes: &Shapes, least: usize, what: &str, who: &str) -> Re
 }
 
 /// Lengths of the student's and the teacher's vector `tap`; anything but a vector is refused.
-pub(crate) fn vector_lengths(shapes: &Shapes, tap: &str, who: &str) -> Result<(usize, usize)> {
+pub(crate) fn vector_lengths(shapes: &FeatureShapes, tap: &str, who: &str) -> Result<(usize, usize)> {
     let length = |taps, side| match shape(taps, side, tap, who)? {
         [d] => Ok(*d),
-        other => Err(Error::unfit(
+        other => Err(Error::incompatible(
             who,
             format!("needs vectors [D], but the {side}'s tap `{tap}` has the shape {other:?}"),
         )),
@@ -60,10 +60,10 @@ pub(crate) fn vector_lengths(shapes: &Shapes, tap: &str, who: &str) -> Result<(u
 }
 
 /// Refuses two taps of the student that are not vectors of one length.
-pub(crate) fn same_vectors(shapes: &Shapes, (a, b): (&str, &str), who: &str) -> Result<()> {
+pub(crate) fn same_vectors(shapes: &FeatureShapes, (a, b): (&str, &str), who: &str) -> Result<()> {
     match (shape(&shapes.student, "student", a, who)?, shape(&shapes.student, "student", b, who)?) {
         ([x], [y]) if x == y => Ok(()),
-        (x, y) => Err(Error::unfit(
+        (x, y) => Err(Error::incompatible(
             who,
             format!("needs two vectors of one length, but `{a}` has the shape {x:?} and `{b}` {y:?}"),
         )),
@@ -72,12 +72,12 @@ pub(crate) fn same_vectors(shapes: &Shapes, (a, b): (&str, &str), who: &str) -> 
 
 /// The vectors `[B, D]` of student and teacher at one tap: the teacher's without gradient and in the
 /// student's dtype.
-pub(crate) fn vector_pair(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+pub(crate) fn vector_pair(step: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
     let student = step.student.get(tap)?;
     let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
     match (student.dims(), teacher.dims()) {
         ([s, _], [t, _]) if s == t => Ok((student.clone(), teacher)),
-        (s, t) => Err(Error::unfit(
+        (s, t) => Err(Error::incompatible(
             who,
             format!("needs vectors [B, D] of one batch at `{tap}`, got {s:?} (student) and {t:?} (teacher)"),
         )),
@@ -85,10 +85,10 @@ pub(crate) fn vector_pair(step: &Step, tap: &str, who: &str) -> Result<(Tensor, 
 }
 
 /// Channels of the student's and the teacher's map `tap`; anything but a map is refused.
-pub(crate) fn map_channels(shapes: &Shapes, tap: &str, who: &str) -> Result<(usize, usize)> {
+pub(crate) fn map_channels(shapes: &FeatureShapes, tap: &str, who: &str) -> Result<(usize, usize)> {
     let channels = |taps, side| match shape(taps, side, tap, who)? {
         [c, _, _] => Ok(*c),
-        other => Err(Error::unfit(
+        other => Err(Error::incompatible(
             who,
             format!("needs maps [C, H, W], but the {side}'s tap `{tap}` has the shape {other:?}"),
         )),
@@ -98,13 +98,13 @@ pub(crate) fn map_channels(shapes: &Shapes, tap: &str, who: &str) -> Result<(usi
 
 /// As [`map_channels`], for methods that compare position with position: maps of two sizes are
 /// refused.
-pub(crate) fn same_size_maps(shapes: &Shapes, tap: &str, who: &str) -> Result<(usize, usize)> {
+pub(crate) fn same_size_maps(shapes: &FeatureShapes, tap: &str, who: &str) -> Result<(usize, usize)> {
     let channels = map_channels(shapes, tap, who)?;
     let (student, teacher) = (&shapes.student[tap], &shapes.teacher[tap]);
     if student[1..] == teacher[1..] {
         return Ok(channels);
     }
-    Err(Error::unfit(
+    Err(Error::incompatible(
         who,
         format!(
             "compares the maps at `{tap}` position by position, but the student's is {student:?} and the \
@@ -114,11 +114,11 @@ pub(crate) fn same_size_maps(shapes: &Shapes, tap: &str, who: &str) -> Result<(u
 }
 
 /// The shape `[N, H, W]` of logits that both networks give for the positions of a map.
-pub(crate) fn same_logit_maps<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [usize]> {
+pub(crate) fn same_logit_maps<'a>(shapes: &'a FeatureShapes, who: &str) -> Result<&'a [usize]> {
     same_logits(shapes, who)?;
     match student_logits(shapes, who)? {
         logits @ [_, _, _] => Ok(logits),
-        other => Err(Error::unfit(
+        other => Err(Error::incompatible(
             who,
             format!(
                 "needs logits [N, H, W] of a network for dense prediction, but they have the shape {other:?}"
@@ -129,7 +129,7 @@ pub(crate) fn same_logit_maps<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [
 
 /// Refuses maps that are not logits of both networks for the same positions: `logits` itself, or a tap
 /// with a channel for each class.
-pub(crate) fn same_maps_of_logits(shapes: &Shapes, tap: &str, who: &str) -> Result<()> {
+pub(crate) fn same_maps_of_logits(shapes: &FeatureShapes, tap: &str, who: &str) -> Result<()> {
     if tap == "logits" {
         return same_logit_maps(shapes, who).map(|_| ());
     }
@@ -137,7 +137,7 @@ pub(crate) fn same_maps_of_logits(shapes: &Shapes, tap: &str, who: &str) -> Resu
     if (student, teacher) == (shapes.classes, shapes.classes) {
         return Ok(());
     }
-    Err(Error::unfit(
+    Err(Error::incompatible(
         who,
         format!(
             "needs logits of {} classes, but the student's tap `{tap}` has {student} channels and the teacher's \
@@ -148,10 +148,10 @@ pub(crate) fn same_maps_of_logits(shapes: &Shapes, tap: &str, who: &str) -> Resu
 }
 
 /// Refuses classes: the method needs label masks.
-pub(crate) fn masks(shapes: &Shapes, who: &str) -> Result<()> {
+pub(crate) fn masks(shapes: &FeatureShapes, who: &str) -> Result<()> {
     match shapes.task {
         Task::Segmentation => Ok(()),
-        Task::Classification => Err(Error::unfit(
+        Task::Classification => Err(Error::incompatible(
             who,
             "needs label masks, but this dataset has one class per image; take a method for classes",
         )),
@@ -159,13 +159,13 @@ pub(crate) fn masks(shapes: &Shapes, who: &str) -> Result<()> {
 }
 
 /// Refuses logits of student and teacher that have not the same shape.
-pub(crate) fn same_logits(shapes: &Shapes, who: &str) -> Result<()> {
+pub(crate) fn same_logits(shapes: &FeatureShapes, who: &str) -> Result<()> {
     let student = student_logits(shapes, who)?;
     let teacher = shape(&shapes.teacher, "teacher", "logits", who)?;
     if student == teacher {
         return Ok(());
     }
-    Err(Error::unfit(
+    Err(Error::incompatible(
         who,
         format!(
             "needs logits of one shape (classes first), but the student gives {student:?} and the teacher \
@@ -175,21 +175,21 @@ pub(crate) fn same_logits(shapes: &Shapes, who: &str) -> Result<()> {
 }
 
 /// The shape of the student's logits, `[N]` or `[N, H, W]`, where N must be the dataset's classes.
-pub(crate) fn student_logits<'a>(shapes: &'a Shapes, who: &str) -> Result<&'a [usize]> {
+pub(crate) fn student_logits<'a>(shapes: &'a FeatureShapes, who: &str) -> Result<&'a [usize]> {
     logits_at(shapes, "logits", who)
 }
 
 /// The shape of the logits at a tap, `[N]` or `[N, H, W]`, where N must be the dataset's classes.
-pub(crate) fn class_tap<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
+pub(crate) fn class_tap<'a>(shapes: &'a FeatureShapes, tap: &str, who: &str) -> Result<&'a [usize]> {
     logits_at(shapes, tap, who)
 }
 
 /// Refuses anything but one class per image and the logits `[N]` of a classifier at that tap.
-pub(crate) fn class_logits(shapes: &Shapes, tap: &str, who: &str) -> Result<()> {
+pub(crate) fn class_logits(shapes: &FeatureShapes, tap: &str, who: &str) -> Result<()> {
     class_labels(shapes, who)?;
     match logits_at(shapes, tap, who)? {
         [_] => Ok(()),
-        other => Err(Error::unfit(
+        other => Err(Error::incompatible(
             who,
             format!(
                 "needs the logits [N] of a classifier, but the student's `{tap}` has the shape {other:?}"
@@ -198,11 +198,11 @@ pub(crate) fn class_logits(shapes: &Shapes, tap: &str, who: &str) -> Result<()> 
     }
 }
 
-fn logits_at<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
+fn logits_at<'a>(shapes: &'a FeatureShapes, tap: &str, who: &str) -> Result<&'a [usize]> {
     let logits = shape(&shapes.student, "student", tap, who)?;
     match logits.first() {
         Some(n) if *n == shapes.classes => Ok(logits),
-        _ => Err(Error::unfit(
+        _ => Err(Error::incompatible(
             who,
             format!(
                 "the dataset has {} classes, but the student's `{tap}` has the shape {logits:?}",
@@ -213,7 +213,7 @@ fn logits_at<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]
 }
 
 /// The shape of any of the student's taps.
-pub(crate) fn student_shape<'a>(shapes: &'a Shapes, tap: &str, who: &str) -> Result<&'a [usize]> {
+pub(crate) fn student_shape<'a>(shapes: &'a FeatureShapes, tap: &str, who: &str) -> Result<&'a [usize]> {
     shape(&shapes.student, "student", tap, who)
 }
 
@@ -222,28 +222,33 @@ pub(crate) fn labels(target: &Target, (images, classes): (usize, usize), who: &s
     let labels = target.classes(who)?.to_vec1::<u32>()?;
     if labels.len() != images {
         let found = labels.len();
-        return Err(Error::unfit(who, format!("needs a label for each of {images} images, got {found}")));
+        return Err(Error::incompatible(
+            who,
+            format!("needs a label for each of {images} images, got {found}"),
+        ));
     }
     match labels.iter().find(|y| **y as usize >= classes) {
         None => Ok(labels),
-        Some(y) => Err(Error::unfit(who, format!("found label {y}, but the logits have {classes} classes"))),
+        Some(y) => {
+            Err(Error::incompatible(who, format!("found label {y}, but the logits have {classes} classes")))
+        }
     }
 }
 
 /// The maps `[B, C, h, w]` of student and teacher at one tap: the teacher's without gradient and in
 /// the student's dtype, the larger one pooled to the smaller height and width.
-pub(crate) fn map_pair(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+pub(crate) fn map_pair(step: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
     let (student, teacher) = maps(step, tap, who)?;
     pool_pair(&student, &teacher)
 }
 
 /// As [`map_pair`], each in its own size.
-pub(crate) fn maps(step: &Step, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+pub(crate) fn maps(step: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
     let student = step.student.get(tap)?;
     let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
     let (s, t) = (student.dims(), teacher.dims());
     if s.len() != 4 || t.len() != 4 || s[0] != t[0] {
-        return Err(Error::unfit(
+        return Err(Error::incompatible(
             who,
             format!(
                 "needs maps [B, C, H, W] of one batch at `{tap}`, got {s:?} (student) and {t:?} (teacher)"
@@ -267,7 +272,7 @@ mod tests {
             ])
         };
         let shapes =
-            Shapes { student: taps(64, 7), teacher: taps(256, 21), classes: 7, ..Default::default() };
+            FeatureShapes { student: taps(64, 7), teacher: taps(256, 21), classes: 7, ..Default::default() };
         assert_eq!(map_channels(&shapes, "F1", "m").unwrap(), (64, 256));
         let e = map_channels(&shapes, "F2", "m").unwrap_err().to_string();
         assert!(e.contains("student's tap `F2`") && e.contains("F1, logits, pooled"), "{e}");
@@ -278,7 +283,7 @@ mod tests {
         assert_eq!(vector_lengths(&shapes, "pooled", "m").unwrap(), (64, 256));
         let e = vector_lengths(&shapes, "F1", "m").unwrap_err().to_string();
         assert!(e.contains("needs vectors [D]") && e.contains("[64, 7, 7]"), "{e}");
-        let e = same_logit_maps(&Shapes { teacher: taps(256, 7), ..shapes.clone() }, "m").unwrap_err();
+        let e = same_logit_maps(&FeatureShapes { teacher: taps(256, 7), ..shapes.clone() }, "m").unwrap_err();
         assert!(e.to_string().contains("dense prediction"), "{e}");
         let mut other = shapes.clone();
         other.teacher.insert("F1".into(), vec![256, 7, 9]);
@@ -286,23 +291,23 @@ mod tests {
         assert!(e.contains("[64, 7, 7]") && e.contains("[256, 7, 9]"), "{e}");
         let e = masks(&shapes, "m").unwrap_err().to_string();
         assert!(e.contains("label masks"), "{e}");
-        assert!(masks(&Shapes { task: Task::Segmentation, ..shapes.clone() }, "m").is_ok());
-        let e = student_logits(&Shapes { classes: 9, ..shapes }, "ce").unwrap_err().to_string();
+        assert!(masks(&FeatureShapes { task: Task::Segmentation, ..shapes.clone() }, "m").is_ok());
+        let e = student_logits(&FeatureShapes { classes: 9, ..shapes }, "ce").unwrap_err().to_string();
         assert!(e.contains("9 classes") && e.contains("[7]"), "{e}");
     }
 
     #[test]
     fn labels_and_batches_are_told_in_words() {
-        let shapes = Shapes { batch: 1, ..Default::default() };
+        let shapes = FeatureShapes { batch: 1, ..Default::default() };
         class_labels(&shapes, "m").unwrap();
         images(&shapes, 1, "a mean", "m").unwrap();
         let e = images(&shapes, 2, "a distance", "m").unwrap_err().to_string();
         assert!(e.contains("a distance takes 2 images") && e.contains("has 1 image;"), "{e}");
         let taps = [("logits".to_string(), vec![7, 4, 4])].into();
-        let maps = Shapes { student: taps, classes: 7, ..shapes.clone() };
+        let maps = FeatureShapes { student: taps, classes: 7, ..shapes.clone() };
         let e = class_logits(&maps, "logits", "m").unwrap_err().to_string();
         assert!(e.contains("of a classifier") && e.contains("[7, 4, 4]"), "{e}");
-        let masks = Shapes { task: Task::Segmentation, ..shapes };
+        let masks = FeatureShapes { task: Task::Segmentation, ..shapes };
         let e = class_labels(&masks, "m").unwrap_err().to_string();
         assert!(e.contains("one class per image") && e.contains("masks"), "{e}");
     }

@@ -27,15 +27,17 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("fitnet")?;
 //! let fitnet = (row.build)(&toml::toml! { stages = ["F2", "F3"] })?;
-//! assert_eq!(fitnet.needs().student, ["F2", "F3"]);
+//! assert_eq!(fitnet.required_features().student, ["F2", "F3"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Params, Result};
+use stillhouse_core::{Error, ParamBuilder, ParamStore, Result};
 use stillhouse_ops::Init;
 
 use crate::connector::{BatchNorm, conv1x1, pixels, relu, with_bias};
@@ -43,7 +45,7 @@ use crate::sum::{self, mean};
 use crate::{fit, settings};
 
 /// The row of `fitnet`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "fitnet",
     summary: "the teacher's maps, through a regressor",
     source: "Romero et al. 2015, equation (3)",
@@ -121,13 +123,13 @@ struct Stage {
 impl Fitnet {
     /// Checks the settings.
     pub fn new(config: FitnetConfig) -> Result<Self> {
-        settings::stages(ROW.name, "stages", &config.stages)?;
-        settings::above_zero(ROW.name, "bn_eps", config.bn_eps)?;
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::stages(ENTRY.name, "stages", &config.stages)?;
+        settings::above_zero(ENTRY.name, "bn_eps", config.bn_eps)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         Ok(Self { config, stages: Vec::new() })
     }
 
-    fn stage(&self, tap: &str, (student, teacher): (usize, usize), params: &Builder) -> Result<Stage> {
+    fn stage(&self, tap: &str, (student, teacher): (usize, usize), params: &ParamBuilder) -> Result<Stage> {
         let at = params.pp(tap);
         let (mut conv, mut norm) = (None, None);
         if self.config.regressor == Regressor::None {
@@ -136,7 +138,7 @@ impl Fitnet {
                     "regressor = \"none\" compares maps as they are, but at `{tap}` the student has {student} \
                      channels and the teacher {teacher}; set regressor = \"conv1x1\""
                 );
-                return Err(Error::unfit(ROW.name, why));
+                return Err(Error::incompatible(ENTRY.name, why));
             }
         } else {
             let (at, init) = (at.pp("regressor"), Init::fan_in_uniform(student));
@@ -152,8 +154,8 @@ impl Fitnet {
 }
 
 impl Stage {
-    fn value(&self, step: &Step) -> Result<Tensor> {
-        let (student, teacher) = fit::map_pair(step, &self.tap, ROW.name)?;
+    fn value(&self, step: &LossContext) -> Result<Tensor> {
+        let (student, teacher) = fit::map_pair(step, &self.tap, ENTRY.name)?;
         let mut guess = pixels(&student)?; // [B * H * W, C]
         if let Some((weight, bias)) = &self.conv {
             guess = conv1x1(&guess, weight)?;
@@ -170,29 +172,29 @@ impl Stage {
 
 impl Distiller for Fitnet {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
-        let make = |tap: &String| self.stage(tap, fit::map_channels(shapes, tap, ROW.name)?, params);
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
+        let make = |tap: &String| self.stage(tap, fit::map_channels(shapes, tap, ENTRY.name)?, params);
         self.stages = self.config.stages.iter().map(make).collect::<Result<_>>()?;
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let value = sum::stages(ROW.name, self.stages.iter().map(|stage| stage.value(step)))?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let value = sum::stages(ENTRY.name, self.stages.iter().map(|stage| stage.value(step)))?;
         Ok(vec![Term::new("fitnet", value, self.config.weight)])
     }
 
-    fn after_step(&mut self, _step: &Step, _params: &Params) -> Result<()> {
+    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
         self.stages.iter().filter_map(|stage| stage.norm.as_ref()).try_for_each(BatchNorm::after_step)
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("fitnet".into(), self.config.weight)]
     }
 }
@@ -206,14 +208,14 @@ mod tests {
     #[test]
     fn each_regressor_has_its_parameters() {
         let names = |regressor: &str, bias: bool, student: usize| -> Result<Vec<String>> {
-            let params = Params::new(DType::F32, &Device::Cpu)?;
+            let params = ParamStore::new(DType::F32, &Device::Cpu)?;
             let taps = |c: usize| [("F2".to_string(), vec![c, 4, 4])].into();
-            let shapes = Shapes { student: taps(student), teacher: taps(5), ..Default::default() };
+            let shapes = FeatureShapes { student: taps(student), teacher: taps(5), ..Default::default() };
             let table = toml::Table::from_iter([
                 ("regressor".to_string(), regressor.into()),
                 ("bias".to_string(), bias.into()),
             ]);
-            (ROW.build)(&table)?.connect(&shapes, &params.builder(Rng::new(0)))?;
+            (ENTRY.build)(&table)?.connect(&shapes, &params.builder(Rng::new(0)))?;
             Ok(params.all().into_iter().map(|p| p.name).collect())
         };
         assert!(names("none", true, 5).unwrap().is_empty());

@@ -1,5 +1,5 @@
 //! FRKDNet's distillation (`frkd`): salient features of the logits, distances between the classes'
-//! centres and from the classes' edges to their centres.
+//! centers and from the classes' edges to their centers.
 //!
 //! # Paper
 //! S. Jiang, Y. Xu, D. Li, R. Fan, "FRKDNet: feature refine semantic segmentation network based on
@@ -30,7 +30,7 @@
 //! The logits of both at `tap`, `[B, N, H, W]`: `logits`, or `logits_low` of a network that has them
 //! before its last upsampling; and masks of any size: labels are brought to the size at `tap` (row
 //! `floor(i * H / h)`) for the distances, `logits` to the masks' for the cross entropy (bilinear,
-//! half-pixel centres). 255 is ignored.
+//! half-pixel centers). 255 is ignored.
 //!
 //! # Defaults and their source
 //! gamma 0.4 on Cityscapes, 0.5 on VOC: the paper. The choices: the most literal reading. The weights
@@ -50,9 +50,11 @@
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::ce::{Ce, CeConfig};
 use crate::refine::Refined;
@@ -62,18 +64,18 @@ use crate::unit::{EPS, unit};
 use crate::{fit, labels, settings};
 
 /// The row of `frkd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "frkd",
-    summary: "salient features, distances of class centres and of class edges",
+    summary: "salient features, distances of class centers and of class edges",
     source: "Jiang et al. 2023, equations (1)-(10), reconstructed",
     defaults: || {
         settings::describe::<FrkdConfig>(&[
             ("tap", "Jiang et al. 2023, Algorithm 1: the outputs before the softmax"),
-            ("C7_contribution", "two normalisations, as the paper words it"),
+            ("C7_contribution", "two normalizations, as the paper words it"),
             ("C8_mask", "keeps the scale of the logits"),
             ("C8_keep", "the paper compares a pixel with its class"),
             ("C8_rho", "ours, for C8_keep = top_ratio"),
-            ("C9_centre", "the most literal reading"),
+            ("C9_center", "the most literal reading"),
             ("C10_edge", "the paper's word is edge pixel"),
             ("C11_total", "the paper on gamma = 0.6: too little weight on the labels"),
             ("C11_scale", "the paper names none; try \"mean\" where training fails"),
@@ -83,13 +85,13 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("similarity_weight", "off: equation (10) has three parts"),
         ])
     },
-    build: |table| Ok(Box::new(Frkd::new(settings::read(table, ROW.name)?)?)),
+    build: |table| Ok(Box::new(Frkd::new(settings::read(table, ENTRY.name)?)?)),
 };
 
-/// Where the centre of a class is.
+/// Where the center of a class is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Centre {
+pub enum Center {
     /// The mean refined feature over the positions kept in the class's channel.
     #[default]
     KeptChannel,
@@ -153,9 +155,9 @@ pub struct FrkdConfig {
     /// Part of the positions that `top_ratio` keeps, in (0, 1].
     #[serde(rename = "C8_rho")]
     pub rho: f64,
-    /// Where the centre of a class is.
-    #[serde(rename = "C9_centre")]
-    pub centre: Centre,
+    /// Where the center of a class is.
+    #[serde(rename = "C9_center")]
+    pub center: Center,
     /// Which pixels of a class are its edge.
     #[serde(rename = "C10_edge")]
     pub edge: Edge,
@@ -167,9 +169,9 @@ pub struct FrkdConfig {
     pub scale: Scale,
     /// Weight of the distances, in [0, 1].
     pub gamma: f64,
-    /// Factor on gamma for the distances between centres.
+    /// Factor on gamma for the distances between centers.
     pub inter_weight: f64,
-    /// Factor on gamma for the distances from edges to centres.
+    /// Factor on gamma for the distances from edges to centers.
     pub intra_weight: f64,
     /// Weight of the similarity of classes.
     pub similarity_weight: f64,
@@ -183,7 +185,7 @@ impl Default for FrkdConfig {
             mask: Mask::default(),
             keep: Keep::default(),
             rho: 0.5,
-            centre: Centre::default(),
+            center: Center::default(),
             edge: Edge::default(),
             total: Total::default(),
             scale: Scale::default(),
@@ -204,9 +206,9 @@ pub struct Frkd {
 
 /// What is known of the classes of each image; constants.
 struct Classes {
-    /// Positions whose mean is a class's centre, divided by their number, `[B, N, P]`; unused with
+    /// Positions whose mean is a class's center, divided by their number, `[B, N, P]`; unused with
     /// coordinates.
-    centres: Tensor,
+    centers: Tensor,
     /// 1 for classes in the labels that have such a position, `[B, N]`.
     present: Tensor,
     /// The class of each position, `[B, N, P]`.
@@ -219,9 +221,9 @@ struct Classes {
 
 /// The distances of one network.
 struct Distances {
-    /// Between centres, `[B, N, N]`.
+    /// Between centers, `[B, N, N]`.
     between: Tensor,
-    /// From edges to centres, `[B, N]`.
+    /// From edges to centers, `[B, N]`.
     inside: Tensor,
 }
 
@@ -229,17 +231,17 @@ impl Frkd {
     /// Checks the settings.
     pub fn new(config: FrkdConfig) -> Result<Self> {
         if !(0.0..=1.0).contains(&config.gamma) {
-            return Err(settings::wrong(ROW.name, "gamma", config.gamma, "a number in [0, 1]"));
+            return Err(settings::wrong(ENTRY.name, "gamma", config.gamma, "a number in [0, 1]"));
         }
         if !(config.rho > 0.0 && config.rho <= 1.0) {
-            return Err(settings::wrong(ROW.name, "C8_rho", config.rho, "a number in (0, 1]"));
+            return Err(settings::wrong(ENTRY.name, "C8_rho", config.rho, "a number in (0, 1]"));
         }
         for (key, weight) in [
             ("inter_weight", config.inter_weight),
             ("intra_weight", config.intra_weight),
             ("similarity_weight", config.similarity_weight),
         ] {
-            settings::not_negative(ROW.name, key, weight)?;
+            settings::not_negative(ENTRY.name, key, weight)?;
         }
         Ok(Self { ce: Ce::new(CeConfig::default())?, config })
     }
@@ -258,10 +260,10 @@ impl Frkd {
     fn classes(&self, refined: &Refined, labels: &Tensor, on_host: &Tensor) -> Result<Classes> {
         let (_, n, _) = refined.keep.dims3()?;
         let own = labels::one_hot(labels, n, refined.keep.dtype())?;
-        let positions = match self.config.centre {
-            Centre::KeptChannel | Centre::Coordinate => refined.keep.clone(),
-            Centre::Label => (&refined.keep * &own)?,
-            Centre::TeacherArgmax => (&refined.keep * &refined.largest)?,
+        let positions = match self.config.center {
+            Center::KeptChannel | Center::Coordinate => refined.keep.clone(),
+            Center::Label => (&refined.keep * &own)?,
+            Center::TeacherArgmax => (&refined.keep * &refined.largest)?,
         };
         let edges = match self.config.edge {
             Edge::Boundary => {
@@ -274,7 +276,7 @@ impl Frkd {
         let present = (some(&own)? * some(&positions)?)?;
         Ok(Classes {
             edged: (some(&edges)? * &present)?,
-            centres: shares(&positions)?,
+            centers: shares(&positions)?,
             edges: shares(&edges)?,
             present,
             own,
@@ -290,25 +292,25 @@ impl Frkd {
         (h, w): (usize, usize),
     ) -> Result<Distances> {
         let (b, n, p) = logits.dims3()?;
-        // Points of each position [B, K, P], and the centres [B, N, K].
-        let (points, centres) = match self.config.centre {
-            Centre::Coordinate => {
+        // Points of each position [B, K, P], and the centers [B, N, K].
+        let (points, centers) = match self.config.center {
+            Center::Coordinate => {
                 let grid = places(h, w)?.to_dtype(logits.dtype())?.to_device(logits.device())?; // [2, P]
                 let weights = refined.own_weights(logits)?; // [B, N, P]
-                let centres = weights.reshape((b * n, p))?.matmul(&grid.t()?)?.reshape((b, n, 2))?;
-                (grid.broadcast_left(b)?.contiguous()?, centres)
+                let centers = weights.reshape((b * n, p))?.matmul(&grid.t()?)?.reshape((b, n, 2))?;
+                (grid.broadcast_left(b)?.contiguous()?, centers)
             }
             _ => {
                 let masked = (logits * &refined.mask)?;
-                let centres = classes.centres.matmul(&masked.transpose(1, 2)?.contiguous()?)?;
-                (logits.clone(), centres)
+                let centers = classes.centers.matmul(&masked.transpose(1, 2)?.contiguous()?)?;
+                (logits.clone(), centers)
             }
         };
-        let apart = centres.unsqueeze(2)?.broadcast_sub(&centres.unsqueeze(1)?)?; // [B, N, N, K]
+        let apart = centers.unsqueeze(2)?.broadcast_sub(&centers.unsqueeze(1)?)?; // [B, N, N, K]
         let between = far(&apart.sqr()?.sum(3)?)?;
-        let own_centre = centres.transpose(1, 2)?.contiguous()?.matmul(&classes.own)?; // [B, K, P]
-        let from_centre = far(&(points - own_centre)?.sqr()?.sum(1)?)?; // [B, P]
-        let inside = classes.edges.broadcast_mul(&from_centre.unsqueeze(1)?)?.sum(D::Minus1)?;
+        let own_center = centers.transpose(1, 2)?.contiguous()?.matmul(&classes.own)?; // [B, K, P]
+        let from_center = far(&(points - own_center)?.sqr()?.sum(1)?)?; // [B, P]
+        let inside = classes.edges.broadcast_mul(&from_center.unsqueeze(1)?)?.sum(D::Minus1)?;
         Ok(Distances { between, inside })
     }
 
@@ -367,30 +369,31 @@ fn boundary(labels: &Tensor) -> Result<Tensor> {
 
 impl Distiller for Frkd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
+    fn required_features(&self) -> RequiredFeatures {
         // The cross entropy reads `logits` in any case.
         let mut student = vec!["logits".to_string(), self.config.tap.clone()];
         student.dedup();
-        Needs { student, teacher: vec![self.config.tap.clone()] }
+        RequiredFeatures { student, teacher: vec![self.config.tap.clone()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::masks(shapes, ROW.name)?;
-        fit::same_maps_of_logits(shapes, &self.config.tap, ROW.name)
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::masks(shapes, ENTRY.name)?;
+        fit::same_maps_of_logits(shapes, &self.config.tap, ENTRY.name)
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::maps(step, &self.config.tap, ROW.name)?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::maps(step, &self.config.tap, ENTRY.name)?;
         let (b, n, h, w) = student.dims4()?;
-        let mask = step.target.mask(ROW.name)?;
-        labels::check(mask, b, ROW.name)?;
+        let mask = step.target.mask(ENTRY.name)?;
+        labels::check(mask, b, ENTRY.name)?;
         let (s, t) = (student.flatten_from(2)?.contiguous()?, teacher.flatten_from(2)?.contiguous()?);
         let config = &self.config;
         let refined = Refined::of(&t, config.contribution, config.mask, config.keep, config.rho)?;
-        let [here, on_host] = [mask, step.on_host.mask(ROW.name)?].map(|mask| labels::at_size(mask, (h, w)));
+        let [here, on_host] =
+            [mask, step.on_host.mask(ENTRY.name)?].map(|mask| labels::at_size(mask, (h, w)));
         let classes = self.classes(&refined, &here?, &on_host?)?;
 
         let of_teacher = self.distances(&t, &refined, &classes, (h, w))?;
@@ -412,7 +415,7 @@ impl Distiller for Frkd {
         Ok(terms.map(|((name, weight), value)| Term::new(name, value, weight)).collect())
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         self.weighted().into_iter().map(|(name, weight)| (name.to_string(), weight)).collect()
     }
 }

@@ -16,7 +16,7 @@
 //! RepDistiller, CIFAR-100. mdistiller's ImageNet setting is temperature 1, 0.5 and 0.5.
 //!
 //! # Where code and paper differ
-//! The paper minimises the cross entropy with the soft targets: same gradient, other value.
+//! The paper minimizes the cross entropy with the soft targets: same gradient, other value.
 //!
 //! # Example
 //! ```
@@ -27,16 +27,18 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::softmax::{kl, rows};
 use crate::sum::mean;
 use crate::{fit, settings};
 
 /// The row of `kd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "kd",
     summary: "softened class probabilities of the teacher",
     source: "Hinton et al. 2014, section 2",
@@ -86,28 +88,28 @@ impl Kd {
 
 impl Distiller for Kd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: vec!["logits".into()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["logits".into()], teacher: vec!["logits".into()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::same_logits(shapes, ROW.name)
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::same_logits(shapes, ENTRY.name)
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
         let student = step.student.logits()?;
         let teacher = step.teacher.logits()?.detach().to_dtype(student.dtype())?;
-        let soft = |logits| Ok::<_, stillhouse_core::Error>((rows(logits, ROW.name)? / t)?);
+        let soft = |logits| Ok::<_, stillhouse_core::Error>((rows(logits, ENTRY.name)? / t)?);
         let kl = mean(&kl(&soft(&teacher)?, &soft(student)?)?)?;
         let value = if self.config.t_squared { (kl * (t * t))? } else { kl };
         Ok(vec![Term::new("kd", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("kd".into(), self.config.weight)]
     }
 }
@@ -117,13 +119,13 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device, Tensor, Var};
     use stillhouse_core::data::Target;
-    use stillhouse_core::network::Features;
-    use stillhouse_core::{Params, Rng};
+    use stillhouse_core::model::Features;
+    use stillhouse_core::{ParamStore, Rng};
 
     fn value(student: &Tensor, teacher: &Tensor) -> Tensor {
         let taps = |t: &Tensor| Features::from_iter([("logits".to_string(), t.clone())]);
         let (student, teacher) = (taps(student), taps(teacher));
-        let step = Step {
+        let step = LossContext {
             student: &student,
             teacher: &teacher,
             target: &Target::Classes(Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap()),
@@ -165,11 +167,12 @@ mod tests {
     #[test]
     fn other_classes_are_refused_before_the_first_step() {
         let taps = |n: usize| [("logits".to_string(), vec![n])].into();
-        let shapes = Shapes { student: taps(7), teacher: taps(21), classes: 7, ..Default::default() };
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
-        let e = (ROW.build)(&toml::Table::new()).unwrap().connect(&shapes, &params).unwrap_err().to_string();
+        let shapes = FeatureShapes { student: taps(7), teacher: taps(21), classes: 7, ..Default::default() };
+        let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
+        let e =
+            (ENTRY.build)(&toml::Table::new()).unwrap().connect(&shapes, &params).unwrap_err().to_string();
         assert!(e.contains("[7]") && e.contains("[21]"), "{e}");
-        let e = (ROW.build)(&toml::toml! { temperature = 0 }).err().unwrap().to_string();
+        let e = (ENTRY.build)(&toml::toml! { temperature = 0 }).err().unwrap().to_string();
         assert!(e.contains("`temperature` is 0"), "{e}");
     }
 }

@@ -12,7 +12,7 @@
 //! the stage before marked by ':
 //!
 //! ```text
-//! kdsvd = sum over neighbouring stages of sum over all entries and vectors of (R_S - R_T)^2 / B,
+//! kdsvd = sum over neighboring stages of sum over all entries and vectors of (R_S - R_T)^2 / B,
 //!         R = exp(-(v_i - v'_j)^2 / 8)
 //! ```
 //!
@@ -37,15 +37,17 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("kdsvd")?;
 //! let method = (row.build)(&toml::toml! { stages = ["F3", "F4"] })?;
-//! assert_eq!(method.needs().teacher, ["F3", "F4"]);
+//! assert_eq!(method.required_features().teacher, ["F3", "F4"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 use stillhouse_ops::graph::svd;
 
 use crate::sum::{self, sum};
@@ -53,9 +55,9 @@ use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
 /// The row of `kdsvd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "kdsvd",
-    summary: "how the main directions of neighbouring stages relate",
+    summary: "how the main directions of neighboring stages relate",
     source: "Lee et al. 2018, equations (1)-(8)",
     defaults: || {
         settings::describe::<KdsvdConfig>(&[
@@ -83,7 +85,7 @@ pub enum Layout {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KdsvdConfig {
-    /// Taps that enter, neighbours beside each other.
+    /// Taps that enter, neighbors beside each other.
     pub stages: Vec<String>,
     /// Singular vectors of the teacher.
     pub k: usize,
@@ -111,26 +113,26 @@ pub struct Kdsvd {
 impl Kdsvd {
     /// Checks the settings.
     pub fn new(config: KdsvdConfig) -> Result<Self> {
-        settings::stages(ROW.name, "stages", &config.stages)?;
+        settings::stages(ENTRY.name, "stages", &config.stages)?;
         if config.stages.len() < 2 {
             let found = format!("{:?}", config.stages);
             return Err(settings::wrong(
-                ROW.name,
+                ENTRY.name,
                 "stages",
                 found,
                 "two or more, which are compared in pairs",
             ));
         }
         if config.k == 0 {
-            return Err(settings::wrong(ROW.name, "k", 0, "1 or more vectors"));
+            return Err(settings::wrong(ENTRY.name, "k", 0, "1 or more vectors"));
         }
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         Ok(Self { config })
     }
 
     /// The vectors of a stage, aligned and scaled: the student's and the teacher's, `[B, k, N]`.
-    fn stage(&self, tap: &str, step: &Step) -> Result<(Tensor, Tensor)> {
-        let (student, teacher) = fit::maps(step, tap, ROW.name)?;
+    fn stage(&self, tap: &str, step: &LossContext) -> Result<(Tensor, Tensor)> {
+        let (student, teacher) = fit::maps(step, tap, ENTRY.name)?;
         let (values, wanted) = svd(&self.config.layout.matrices(&teacher)?, self.config.k)?;
         let largest = wanted.abs()?.argmax_keepdim(2)?;
         let wanted = wanted.broadcast_mul(&wanted.contiguous()?.gather(&largest, 2)?.sign()?)?;
@@ -173,16 +175,16 @@ fn relation(here: &Tensor, before: &Tensor) -> Result<Tensor> {
 
 impl Distiller for Kdsvd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         for tap in &self.config.stages {
-            fit::map_channels(shapes, tap, ROW.name)?;
+            fit::map_channels(shapes, tap, ENTRY.name)?;
             let (student, teacher) = (&shapes.student[tap], &shapes.teacher[tap]);
             let (sides, wanted) = (self.config.layout.sides(student), self.config.layout.sides(teacher));
             let (what, layout, other) = match self.config.layout {
@@ -190,8 +192,8 @@ impl Distiller for Kdsvd {
                 Layout::HwC => ("one number of channels", "hw_c", "ch_w"),
             };
             if sides.1 != wanted.1 {
-                return Err(Error::unfit(
-                    ROW.name,
+                return Err(Error::incompatible(
+                    ENTRY.name,
                     format!(
                         "layout = \"{layout}\" needs {what}, but at `{tap}` the student's map is {student:?} and \
                          the teacher's {teacher:?}; try layout = \"{other}\", or other stages"
@@ -201,8 +203,8 @@ impl Distiller for Kdsvd {
             let most = wanted.0.min(wanted.1);
             if self.config.k > most {
                 let (k, found) = (self.config.k, if most == 1 { "vector" } else { "vectors" });
-                return Err(Error::unfit(
-                    ROW.name,
+                return Err(Error::incompatible(
+                    ENTRY.name,
                     format!(
                         "k is {k}, but the teacher's map at `{tap}` {teacher:?} has {most} singular {found}"
                     ),
@@ -212,19 +214,21 @@ impl Distiller for Kdsvd {
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let stages = self.config.stages.iter().map(|tap| self.stage(tap, step));
         let stages = stages.collect::<Result<Vec<_>>>()?; // (student, teacher)
         let values = stages.windows(2).map(|pair| {
-            let [shallow, deep] = pair else { return Err(Error::unfit(ROW.name, "needs two stages")) };
+            let [shallow, deep] = pair else {
+                return Err(Error::incompatible(ENTRY.name, "needs two stages"));
+            };
             let difference = (relation(&deep.0, &shallow.0)? - relation(&deep.1, &shallow.1)?)?;
             Ok((sum(&difference.sqr()?)? / deep.0.dim(0)? as f64)?)
         });
-        let value = sum::stages(ROW.name, values)?;
+        let value = sum::stages(ENTRY.name, values)?;
         Ok(vec![Term::new("kdsvd", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("kdsvd".into(), self.config.weight)]
     }
 }

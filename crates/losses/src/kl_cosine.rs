@@ -24,15 +24,17 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("kl_cosine")?;
 //! let method = (row.build)(&toml::toml! { cosine_on = "pooled" })?;
-//! assert_eq!(method.needs().student, ["logits", "pooled"]);
+//! assert_eq!(method.required_features().student, ["logits", "pooled"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 use stillhouse_ops::Init;
 
 use crate::softmax::{kl, log_softmax, rows};
@@ -44,7 +46,7 @@ use crate::{fit, settings};
 const POOLED: &str = "pooled";
 
 /// The row of `kl_cosine`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "kl_cosine",
     summary: "softened class probabilities, and the angle between logits or features",
     source: "Chatterjee et al. 2026, reconstructed from the abstract",
@@ -112,20 +114,20 @@ pub struct KlCosine {
 impl KlCosine {
     /// Checks the settings.
     pub fn new(config: KlCosineConfig) -> Result<Self> {
-        settings::above_zero(ROW.name, "temperature", config.temperature)?;
-        settings::not_negative(ROW.name, "kl_weight", config.kl_weight)?;
-        settings::not_negative(ROW.name, "cosine_weight", config.cosine_weight)?;
+        settings::above_zero(ENTRY.name, "temperature", config.temperature)?;
+        settings::not_negative(ENTRY.name, "kl_weight", config.kl_weight)?;
+        settings::not_negative(ENTRY.name, "cosine_weight", config.cosine_weight)?;
         Ok(Self { config, projector: None })
     }
 
     /// The vectors whose angle counts: the student's and the teacher's, rows of one length.
-    fn vectors(&self, step: &Step, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn vectors(&self, step: &LossContext, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
         let t = self.config.temperature;
         Ok(match self.config.cosine_on {
             CosineOn::Logits => (student.clone(), teacher.clone()),
             CosineOn::Softmax => (log_softmax(&(student / t)?)?.exp()?, log_softmax(&(teacher / t)?)?.exp()?),
             CosineOn::Pooled => {
-                let (student, teacher) = fit::vector_pair(step, POOLED, ROW.name)?;
+                let (student, teacher) = fit::vector_pair(step, POOLED, ENTRY.name)?;
                 match &self.projector {
                     Some((weight, bias)) => (student.matmul(&weight.t()?)?.broadcast_add(bias)?, teacher),
                     None => (student, teacher),
@@ -137,21 +139,21 @@ impl KlCosine {
 
 impl Distiller for KlCosine {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
+    fn required_features(&self) -> RequiredFeatures {
         let mut taps = vec!["logits".to_string()];
         if self.config.cosine_on == CosineOn::Pooled {
             taps.push(POOLED.into());
         }
-        Needs { student: taps.clone(), teacher: taps }
+        RequiredFeatures { student: taps.clone(), teacher: taps }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
-        fit::same_logits(shapes, ROW.name)?;
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
+        fit::same_logits(shapes, ENTRY.name)?;
         if self.config.cosine_on == CosineOn::Pooled {
-            let (student, teacher) = fit::vector_lengths(shapes, POOLED, ROW.name)?;
+            let (student, teacher) = fit::vector_lengths(shapes, POOLED, ENTRY.name)?;
             if student != teacher {
                 let (at, init) = (params.pp("projector"), Init::fan_in_uniform(student));
                 self.projector =
@@ -161,17 +163,17 @@ impl Distiller for KlCosine {
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
-        let student = rows(step.student.logits()?, ROW.name)?;
-        let teacher = rows(&step.teacher.logits()?.detach(), ROW.name)?.to_dtype(student.dtype())?;
+        let student = rows(step.student.logits()?, ENTRY.name)?;
+        let teacher = rows(&step.teacher.logits()?.detach(), ENTRY.name)?.to_dtype(student.dtype())?;
         let divergence = mean(&kl(&(&teacher / t)?, &(&student / t)?)?)?;
         let divergence = if self.config.t_squared { (divergence * (t * t))? } else { divergence };
 
         let (a, b) = self.vectors(step, &student, &teacher)?;
         if a.dims() != b.dims() {
-            return Err(Error::unfit(
-                ROW.name,
+            return Err(Error::incompatible(
+                ENTRY.name,
                 format!("the cosine compares {:?} (student) with {:?} (teacher)", a.dims(), b.dims()),
             ));
         }
@@ -183,7 +185,7 @@ impl Distiller for KlCosine {
         ])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("kl".into(), self.config.kl_weight), ("cosine".into(), self.config.cosine_weight)]
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn one_hot(labels: &Tensor, classes: usize, dtype: DType) -> Result<T
 pub(crate) fn check(mask: &Tensor, batch: usize, who: &str) -> Result<()> {
     match mask.dims() {
         [b, h, w] if *b == batch && *h > 0 && *w > 0 => Ok(()),
-        other => Err(Error::unfit(
+        other => Err(Error::incompatible(
             who,
             format!("needs masks [B, H, W] of {batch} images, got the shape {other:?}"),
         )),

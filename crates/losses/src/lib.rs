@@ -12,7 +12,7 @@
 //!
 //! let row = *stillhouse_losses::registry().get("kd")?;
 //! let kd = (row.build)(&toml::toml! { temperature = 2.0 })?;
-//! assert_eq!(kd.needs().teacher, ["logits"]);
+//! assert_eq!(kd.required_features().teacher, ["logits"]);
 //! assert_eq!(kd.weights(), [("kd".to_string(), 0.9)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
@@ -25,7 +25,7 @@ pub mod at;
 pub mod byot;
 pub mod cc;
 pub mod ce;
-pub mod class_centre;
+pub mod class_centric;
 pub mod crd;
 pub mod cwd;
 pub mod dkd;
@@ -68,41 +68,41 @@ mod unit;
 pub use card::{Card, card};
 
 /// The rows in the order of listing.
-pub const ROWS: &[Entry<DistillerBuild>] = &[
-    ce::ROW,
-    kd::ROW,
-    dkd::ROW,
-    class_centre::ROW,
-    nst::ROW,
-    nst_all::ROW,
-    vid::ROW,
-    kdsvd::ROW,
-    reviewkd::ROW,
-    rkd::ROW,
-    sp::ROW,
-    at::ROW,
-    fitnet::ROW,
-    cc::ROW,
-    pkt::ROW,
-    crd::ROW,
-    kl_cosine::ROW,
-    byot::ROW,
-    self_kl::ROW,
-    cwd::ROW,
+pub const ENTRIES: &[Entry<DistillerBuild>] = &[
+    ce::ENTRY,
+    kd::ENTRY,
+    dkd::ENTRY,
+    class_centric::ENTRY,
+    nst::ENTRY,
+    nst_all::ENTRY,
+    vid::ENTRY,
+    kdsvd::ENTRY,
+    reviewkd::ENTRY,
+    rkd::ENTRY,
+    sp::ENTRY,
+    at::ENTRY,
+    fitnet::ENTRY,
+    cc::ENTRY,
+    pkt::ENTRY,
+    crd::ENTRY,
+    kl_cosine::ENTRY,
+    byot::ENTRY,
+    self_kl::ENTRY,
+    cwd::ENTRY,
     cwd::CD,
-    ifvd::ROW,
-    skd_pixelwise::ROW,
-    skd_pairwise::ROW,
-    skd_holistic::ROW,
-    skdd::ROW,
-    skd_affinity::ROW,
+    ifvd::ENTRY,
+    skd_pixelwise::ENTRY,
+    skd_pairwise::ENTRY,
+    skd_holistic::ENTRY,
+    skdd::ENTRY,
+    skd_affinity::ENTRY,
     skd_affinity::KA,
-    frkd::ROW,
+    frkd::ENTRY,
 ];
 
 /// All methods by name.
 pub fn registry() -> Registry<DistillerBuild> {
-    Registry::new("method", ROWS)
+    Registry::new("method", ENTRIES)
 }
 
 #[cfg(test)]
@@ -111,12 +111,12 @@ mod tests {
 
     #[test]
     fn rows_are_complete() {
-        for (i, row) in ROWS.iter().enumerate() {
-            assert!(ROWS[..i].iter().all(|r| r.name != row.name), "`{}` has two rows", row.name);
+        for (i, row) in ENTRIES.iter().enumerate() {
+            assert!(ENTRIES[..i].iter().all(|r| r.name != row.name), "`{}` has two rows", row.name);
             let method = (row.build)(&toml::Table::new()).unwrap();
             assert_eq!(method.name(), row.name);
             assert!(!row.summary.is_empty() && !row.source.is_empty());
-            assert!(!method.needs().student.is_empty());
+            assert!(!method.required_features().student.is_empty());
             assert!(method.weights().iter().all(|(name, w)| !name.is_empty() && w.is_finite()));
         }
     }
@@ -124,7 +124,7 @@ mod tests {
     /// The printed defaults are the defaults, each line has its source, and unknown keys are errors.
     #[test]
     fn defaults_are_told() {
-        for row in ROWS {
+        for row in ENTRIES {
             let text = (row.defaults)();
             assert!(!text.is_empty(), "{}", row.name);
             for line in text.lines() {
@@ -135,7 +135,7 @@ mod tests {
             assert!(told.remove("warmup_epochs").is_none_or(|epochs| epochs.as_float().is_some()));
             let (with, without) = ((row.build)(&told).unwrap(), (row.build)(&toml::Table::new()).unwrap());
             assert_eq!(with.weights(), without.weights());
-            assert_eq!(with.needs(), without.needs());
+            assert_eq!(with.required_features(), without.required_features());
 
             let mut wrong = told.clone();
             wrong.insert("no_such_key".into(), 1.into());

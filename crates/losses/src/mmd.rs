@@ -1,8 +1,8 @@
 //! Squared maximum mean discrepancy between teacher and student, group by group of a batch.
 //!
 //! One routine for three losses, which differ in what a group is: an image (`nst`), the images of a
-//! class (`class_centre`), the whole batch (`nst_all`). With weights `n_g / B` they are ordered,
-//! `nst_all <= class_centre <= nst`, by Jensen's inequality.
+//! class (`class_centric`), the whole batch (`nst_all`). With weights `n_g / B` they are ordered,
+//! `nst_all <= class_centric <= nst`, by Jensen's inequality.
 //!
 //! The value and the student's gradient are computed together, once, without a graph: the
 //! teacher's side needs no gradient, a symmetric product needs one instead of two products
@@ -63,7 +63,7 @@ impl Groups {
     /// If there are none.
     pub fn by_id(ids: &[u32]) -> Result<Self> {
         if ids.is_empty() {
-            return Err(Error::unfit("grouping", "needs a batch with at least one image"));
+            return Err(Error::incompatible("grouping", "needs a batch with at least one image"));
         }
         let mut groups = BTreeMap::<u32, Vec<u32>>::new();
         for (image, id) in (0..).zip(ids) {
@@ -118,7 +118,7 @@ impl Groups {
 pub fn grouped_mmd2(teacher: &Tensor, student: &Tensor, groups: &Groups, kernel: Kernel) -> Result<Tensor> {
     let ((bt, pt, dt), (bs, ps, ds)) = (teacher.dims3()?, student.dims3()?);
     if (bt, dt) != (bs, ds) || bt != groups.images {
-        return Err(Error::unfit(
+        return Err(Error::incompatible(
             "MMD",
             format!(
                 "needs points [B, P, d] with one B and one d, got {:?} (teacher) and {:?} (student) for {} images",

@@ -23,22 +23,24 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("nst")?;
 //! let nst = (row.build)(&toml::toml! { stages = ["F4"] })?;
-//! assert_eq!(nst.needs().teacher, ["F4"]);
+//! assert_eq!(nst.required_features().teacher, ["F4"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::mmd::{GroupWeight, Groups, Kernel, grouped_mmd2};
 use crate::unit::{EPS, unit};
 use crate::{fit, settings, sum};
 
 /// The row of `nst`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "nst",
     summary: "distribution of the channels' maps, image by image",
     source: "Huang and Wang 2017, arXiv 1707.01219, polynomial kernel",
@@ -99,15 +101,15 @@ impl Distiller for Nst {
         self.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, self.name).map(|_| ()))
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let values = self.config.stages.iter().map(|tap| {
             let (student, teacher) = fit::map_pair(step, tap, self.name)?;
             let groups = (self.grouping)(student.dim(0)?)?;
@@ -119,7 +121,7 @@ impl Distiller for Nst {
         Ok(vec![Term::new(self.name, value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![(self.name.into(), self.config.weight)]
     }
 }

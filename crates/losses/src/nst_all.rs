@@ -7,7 +7,7 @@
 //!
 //! # Equation
 //! `nst_all = sum over stages of MMD^2(teacher's, student's unit channel maps of all images)`, with
-//! the kernel `(x . y)^2`. Never larger than [`class_centre`](crate::class_centre), which is never
+//! the kernel `(x . y)^2`. Never larger than [`class_centric`](crate::class_centric), which is never
 //! larger than [`nst`](crate::nst).
 //!
 //! # Inputs
@@ -35,7 +35,7 @@ use crate::nst::{Nst, defaults};
 use crate::settings;
 
 /// The row of `nst_all`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "nst_all",
     summary: "distribution of the channels' maps of the whole batch",
     source: "Liu et al. 2023, Table 6, reconstructed",

@@ -16,7 +16,7 @@
 //! Weight 30000, eps 1e-7: the public collections mdistiller and RepDistiller.
 //!
 //! # Where code and paper differ
-//! The paper sums over i and j, and leaves the diagonal out of the normalisation; all ports take the
+//! The paper sums over i and j, and leaves the diagonal out of the normalization; all ports take the
 //! mean over B^2 (hence the large weight) and keep the diagonal, as here. `eps` leaves a gradient of
 //! the order weight * eps where the student is the teacher.
 //!
@@ -30,16 +30,18 @@
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::sum::mean;
 use crate::unit::safe_sqrt;
 use crate::{fit, settings};
 
 /// The row of `pkt`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "pkt",
     summary: "which images of the batch are near each other, as probabilities",
     source: "Passalis and Tefas 2018, equations (3)-(7)",
@@ -97,26 +99,26 @@ impl Pkt {
 
 impl Distiller for Pkt {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::vector_lengths(shapes, &self.config.tap, ROW.name).map(|_| ())
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::vector_lengths(shapes, &self.config.tap, ENTRY.name).map(|_| ())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::vector_pair(step, &self.config.tap, ROW.name)?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::vector_pair(step, &self.config.tap, ENTRY.name)?;
         let (q, p) = (self.probabilities(&student)?, self.probabilities(&teacher)?);
         let ratio = (&p + self.config.eps)?.div(&(q + self.config.eps)?)?;
         let value = mean(&(p * ratio.log()?)?)?;
         Ok(vec![Term::new("pkt", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("pkt".into(), self.config.weight)]
     }
 }

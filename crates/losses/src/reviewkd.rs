@@ -39,15 +39,17 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("reviewkd")?;
 //! let method = (row.build)(&toml::toml! { weight = 8.0 })?;
-//! assert_eq!(method.needs().student, ["F1", "F2", "F3", "F4", "pooled"]);
+//! assert_eq!(method.required_features().student, ["F1", "F2", "F3", "F4", "pooled"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Params, Result};
+use stillhouse_core::{Error, ParamBuilder, ParamStore, Result};
 use stillhouse_ops::{ConvSpec, Init, graph};
 
 use crate::connector::{BatchNorm, conv1x1, pixels};
@@ -56,7 +58,7 @@ use crate::sum::{self, mean};
 use crate::{fit, settings};
 
 /// The row of `reviewkd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "reviewkd",
     summary: "fused stages of the student against the teacher's",
     source: "Chen et al. 2021, equations (5)-(6), figure 3",
@@ -116,12 +118,12 @@ struct Fusion {
 impl ReviewKd {
     /// Checks the settings.
     pub fn new(config: ReviewKdConfig) -> Result<Self> {
-        settings::stages(ROW.name, "stages", &config.stages)?;
+        settings::stages(ENTRY.name, "stages", &config.stages)?;
         if config.mid_channels == Some(0) {
-            return Err(settings::wrong(ROW.name, "mid_channels", 0, "1 or more"));
+            return Err(settings::wrong(ENTRY.name, "mid_channels", 0, "1 or more"));
         }
-        settings::above_zero(ROW.name, "bn_eps", config.bn_eps)?;
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::above_zero(ENTRY.name, "bn_eps", config.bn_eps)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         Ok(Self { config, stages: Vec::new() })
     }
 }
@@ -140,7 +142,7 @@ impl Fusion {
         (student, mid, teacher): (usize, usize, usize),
         deepest: bool,
         eps: f64,
-        params: &Builder,
+        params: &ParamBuilder,
     ) -> Result<Self> {
         let at = params.pp("abf").pp(tap);
         // mdistiller: Kaiming with gain 1 for the convolutions, PyTorch's default for the attention.
@@ -160,14 +162,14 @@ impl Fusion {
     }
 
     /// The loss of the stage, and the fused map `[B, M, H, W]` at the teacher's size.
-    fn review(&self, step: &Step, deeper: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    fn review(&self, step: &LossContext, deeper: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let student = as_map(step.student.get(&self.tap)?)?;
         let teacher = as_map(step.teacher.get(&self.tap)?)?.detach().to_dtype(student.dtype())?;
         let ((b, _, h, w), (teacher_b, channels, th, tw)) = (student.dims4()?, teacher.dims4()?);
         if b != teacher_b {
             let (s, t) = (student.dims(), teacher.dims());
-            return Err(Error::unfit(
-                ROW.name,
+            return Err(Error::incompatible(
+                ENTRY.name,
                 format!("needs maps of one batch at `{}`, got {s:?} (student) and {t:?} (teacher)", self.tap),
             ));
         }
@@ -212,19 +214,19 @@ fn hierarchical(difference: &Tensor) -> Result<Tensor> {
 
 impl Distiller for ReviewKd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
         let mut channels = Vec::new();
         for tap in &self.config.stages {
             channels.push(match shapes.student.get(tap).map(Vec::len) {
-                Some(1) => fit::vector_lengths(shapes, tap, ROW.name)?,
-                _ => fit::map_channels(shapes, tap, ROW.name)?,
+                Some(1) => fit::vector_lengths(shapes, tap, ENTRY.name)?,
+                _ => fit::map_channels(shapes, tap, ENTRY.name)?,
             });
         }
         let deepest = channels.last().map_or(0, |(student, _)| *student);
@@ -237,22 +239,22 @@ impl Distiller for ReviewKd {
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let mut deeper: Option<Tensor> = None;
         let values = self.stages.iter().map(|stage| {
             let (value, fused) = stage.review(step, deeper.as_ref())?;
             deeper = Some(fused);
             Ok(value)
         });
-        let value = sum::stages(ROW.name, values)?;
+        let value = sum::stages(ENTRY.name, values)?;
         Ok(vec![Term::new("reviewkd", value, self.config.weight)])
     }
 
-    fn after_step(&mut self, _step: &Step, _params: &Params) -> Result<()> {
+    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
         self.stages.iter().flat_map(|s| [&s.bn1, &s.bn2]).try_for_each(BatchNorm::after_step)
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("reviewkd".into(), self.config.weight)]
     }
 }

@@ -37,16 +37,18 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 
 use crate::mmd::with_gradient;
 use crate::sum::{mean_rows, sum};
 use crate::{fit, settings};
 
 /// The row of `rkd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "rkd",
     summary: "distances and angles between the images of the batch",
     source: "Park et al. 2019, equations (5)-(9)",
@@ -96,9 +98,9 @@ const BLOCK: usize = 1 << 20;
 impl Rkd {
     /// Checks the settings.
     pub fn new(config: RkdConfig) -> Result<Self> {
-        settings::not_negative(ROW.name, "distance_weight", config.distance_weight)?;
-        settings::not_negative(ROW.name, "angle_weight", config.angle_weight)?;
-        settings::above_zero(ROW.name, "eps", config.eps)?;
+        settings::not_negative(ENTRY.name, "distance_weight", config.distance_weight)?;
+        settings::not_negative(ENTRY.name, "angle_weight", config.angle_weight)?;
+        settings::above_zero(ENTRY.name, "eps", config.eps)?;
         Ok(Self { config })
     }
 }
@@ -226,22 +228,25 @@ fn angle(student: &Relations, teacher: &Relations) -> Result<Slope> {
 
 impl Distiller for Rkd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["pooled".into()], teacher: vec!["pooled".into()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["pooled".into()], teacher: vec!["pooled".into()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::images(shapes, 2, "a distance", ROW.name)?;
-        fit::vector_lengths(shapes, "pooled", ROW.name).map(|_| ())
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::images(shapes, 2, "a distance", ENTRY.name)?;
+        fit::vector_lengths(shapes, "pooled", ENTRY.name).map(|_| ())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (features, teacher) = fit::vector_pair(step, "pooled", ROW.name)?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let (features, teacher) = fit::vector_pair(step, "pooled", ENTRY.name)?;
         if features.dim(0)? < 2 {
-            return Err(Error::unfit(ROW.name, "a distance takes two images, but this batch has one"));
+            return Err(Error::incompatible(
+                ENTRY.name,
+                "a distance takes two images, but this batch has one",
+            ));
         }
         let relations = |features: Tensor| Relations { features, eps: self.config.eps };
         let (student, teacher) =
@@ -257,7 +262,7 @@ impl Distiller for Rkd {
         ])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("distance".into(), self.config.distance_weight), ("angle".into(), self.config.angle_weight)]
     }
 }

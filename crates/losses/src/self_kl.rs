@@ -37,15 +37,17 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("self_kl")?;
 //! let method = (row.build)(&toml::toml! { ce_s3_weight = 1.0 })?;
-//! assert_eq!(method.needs().student, ["exit3.logits", "exit4.logits"]);
+//! assert_eq!(method.required_features().student, ["exit3.logits", "exit4.logits"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::ce::Ce;
 use crate::softmax::kl;
@@ -53,7 +55,7 @@ use crate::sum::{mean, stages};
 use crate::{fit, settings};
 
 /// The row of `self_kl`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "self_kl",
     summary: "self-distillation between two exits",
     source: "Yu et al. 2023, equations (1)-(7), reconstructed",
@@ -171,22 +173,22 @@ pub struct SelfKl {
 impl SelfKl {
     /// Checks the settings.
     pub fn new(config: SelfKlConfig) -> Result<Self> {
-        settings::above_zero(ROW.name, "temperature", config.temperature)?;
-        settings::not_negative(ROW.name, "lambda1", config.lambda1)?;
-        settings::not_negative(ROW.name, "lambda2", config.lambda2)?;
-        settings::not_negative(ROW.name, "ce_s3_weight", config.ce_s3_weight)?;
+        settings::above_zero(ENTRY.name, "temperature", config.temperature)?;
+        settings::not_negative(ENTRY.name, "lambda1", config.lambda1)?;
+        settings::not_negative(ENTRY.name, "lambda2", config.lambda2)?;
+        settings::not_negative(ENTRY.name, "ce_s3_weight", config.ce_s3_weight)?;
         if config.s3 == config.s4 {
-            return Err(settings::wrong(ROW.name, "s4", &config.s4, "another tap than `s3`"));
+            return Err(settings::wrong(ENTRY.name, "s4", &config.s4, "another tap than `s3`"));
         }
         let taken = |i: usize, tap: &String| {
             [&config.s3, &config.s4].contains(&tap) || config.also[..i].contains(tap)
         };
         if let Some((_, tap)) = config.also.iter().enumerate().find(|(i, tap)| taken(*i, tap)) {
-            return Err(settings::wrong(ROW.name, "also", tap, "each tap once, and neither `s3` nor `s4`"));
+            return Err(settings::wrong(ENTRY.name, "also", tap, "each tap once, and neither `s3` nor `s4`"));
         }
         if config.on == On::Features && !config.also.is_empty() {
             let found = format!("{:?}", config.also);
-            return Err(settings::wrong(ROW.name, "also", found, "none beside `on = \"features\"`"));
+            return Err(settings::wrong(ENTRY.name, "also", found, "none beside `on = \"features\"`"));
         }
         Ok(Self { config, ce: Ce::new(Default::default())? })
     }
@@ -201,7 +203,7 @@ impl SelfKl {
     }
 
     /// `kl`, with the squared temperature where it is asked for.
-    fn divergence(&self, step: &Step) -> Result<Tensor> {
+    fn divergence(&self, step: &LossContext) -> Result<Tensor> {
         let t = self.config.temperature;
         let deep = step.student.get(&self.config.s4)?;
         let one = |tap: &String| {
@@ -212,38 +214,38 @@ impl SelfKl {
                 Exit::S3 => kl(&shallow, &deep)?,
             })
         };
-        let all = stages(ROW.name, std::iter::once(&self.config.s3).chain(&self.config.also).map(one))?;
+        let all = stages(ENTRY.name, std::iter::once(&self.config.s3).chain(&self.config.also).map(one))?;
         Ok(if self.config.t_squared { (all * (t * t))? } else { all })
     }
 }
 
 impl Distiller for SelfKl {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
+    fn required_features(&self) -> RequiredFeatures {
         let c = &self.config;
         let mut student = vec![c.s3.clone(), c.s4.clone()];
         student.extend(c.also.iter().cloned());
         if c.on == On::Features {
             student.extend([c.f3.clone(), c.f4.clone()]);
         }
-        Needs { student, teacher: vec![] }
+        RequiredFeatures { student, teacher: vec![] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         let c = &self.config;
         for tap in [&c.s3, &c.s4].into_iter().chain(&c.also) {
-            fit::class_logits(shapes, tap, ROW.name)?;
+            fit::class_logits(shapes, tap, ENTRY.name)?;
         }
         if c.on == On::Features {
-            fit::same_vectors(shapes, (&c.f3, &c.f4), ROW.name)?;
+            fit::same_vectors(shapes, (&c.f3, &c.f4), ENTRY.name)?;
         }
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let (s3, s4) = (step.student.get(&self.config.s3)?, step.student.get(&self.config.s4)?);
         let (ce_s3, ce_s4) = (self.ce.value(s3, step)?, self.ce.value(s4, step)?);
         let distilled = match self.config.on {
@@ -254,11 +256,11 @@ impl Distiller for SelfKl {
                 mean(&(f3 - f4)?.sqr()?)?
             }
         };
-        let weighted = self.weights().into_iter().zip([ce_s4, distilled, ce_s3]);
+        let weighted = self.term_weights().into_iter().zip([ce_s4, distilled, ce_s3]);
         Ok(weighted.map(|((name, weight), value)| Term::new(name, value, weight)).collect())
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         let c = &self.config;
         let distilled = if c.on == On::Features { "mse" } else { "kl" };
         vec![("ce_s4".into(), c.lambda1), (distilled.into(), c.lambda2), ("ce_s3".into(), c.ce_s3_weight)]
@@ -270,24 +272,24 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device, Var};
     use stillhouse_core::data::Target;
-    use stillhouse_core::network::Features;
-    use stillhouse_core::{Params, Rng};
+    use stillhouse_core::model::Features;
+    use stillhouse_core::{ParamStore, Rng};
 
     #[test]
     fn misfits_are_told_before_the_first_step() {
         let taps = |n: usize| [("exit3.logits".to_string(), vec![n]), ("exit4.logits".to_string(), vec![7])];
         let connect = |taps: &[(String, Vec<usize>)]| {
             let student = taps.iter().cloned().collect();
-            let shapes = Shapes { student, classes: 7, ..Default::default() };
-            let params = Params::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
-            (ROW.build)(&toml::Table::new()).unwrap().connect(&shapes, &params).map_err(|e| e.to_string())
+            let shapes = FeatureShapes { student, classes: 7, ..Default::default() };
+            let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap().builder(Rng::new(0));
+            (ENTRY.build)(&toml::Table::new()).unwrap().connect(&shapes, &params).map_err(|e| e.to_string())
         };
         connect(&taps(7)).unwrap();
         let e = connect(&taps(6)).unwrap_err();
         assert!(e.contains("`exit3.logits`") && e.contains("[6]"), "{e}");
         let e = connect(&taps(7)[..1]).unwrap_err();
         assert!(e.contains("`exit4.logits`") && e.contains("exit3.logits"), "{e}");
-        let wrong = |table| (ROW.build)(&table).err().unwrap().to_string();
+        let wrong = |table| (ENTRY.build)(&table).err().unwrap().to_string();
         let e = wrong(toml::toml! { s4 = "exit3.logits" });
         assert!(e.contains("`s4`"), "{e}");
         let e = wrong(toml::toml! { also = ["exit2.logits", "exit2.logits"] });
@@ -309,7 +311,7 @@ mod tests {
         let student: Features =
             named.map(|((n, _), leaf)| (n.to_string(), leaf.as_tensor().clone())).collect();
         let (nothing, images) = (Features::default(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
-        let step = Step {
+        let step = LossContext {
             student: &student,
             teacher: &nothing,
             target: &Target::Classes(Tensor::new(&[0u32, 1], &Device::Cpu).unwrap()),
@@ -322,7 +324,7 @@ mod tests {
             train: true,
             rng: Rng::new(0),
         };
-        let terms = (ROW.build)(&table).unwrap().terms(&step).unwrap();
+        let terms = (ENTRY.build)(&table).unwrap().terms(&step).unwrap();
         let gradients = terms[1].value.backward().unwrap();
         let reached = |leaf: &Var| {
             gradients

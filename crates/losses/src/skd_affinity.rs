@@ -40,9 +40,11 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::conv1x1::Conv1x1;
 use crate::pairs::gram_distance;
@@ -51,7 +53,7 @@ use crate::unit::{EPS, safe_sqrt, unit};
 use crate::{fit, settings};
 
 /// The row of `skd_affinity`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "skd_affinity",
     summary: "the teacher's feature, and which pixels are alike in it",
     source: "He et al. 2019, equations (3) and (4)",
@@ -198,11 +200,11 @@ impl Distiller for SkdAffinity {
         self.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
         let (student, teacher) = fit::map_channels(shapes, &self.config.tap, self.name)?;
         if student != teacher {
             let make = |name| Conv1x1::new(student, teacher, &params.pp(name));
@@ -211,7 +213,7 @@ impl Distiller for SkdAffinity {
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         // Pooling first is cheaper and the same: averages pass through a 1x1 convolution.
         let (student, teacher) = fit::map_pair(step, &self.config.tap, self.name)?;
         let (a, f) = match &self.adapters {
@@ -224,7 +226,7 @@ impl Distiller for SkdAffinity {
         ])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("adapt".into(), self.config.adapt_weight), ("affinity".into(), self.config.affinity_weight)]
     }
 }

@@ -13,13 +13,13 @@
 //!
 //! ```text
 //! student:   adversarial      = - mean D(s)
-//! opponent:  wasserstein      real = - mean D(t),            fake = mean D(s)
+//! adversary:  wasserstein      real = - mean D(t),            fake = mean D(s)
 //!            hinge            real = mean max(0, 1 - D(t)),  fake = mean max(0, 1 + D(s))
 //!            gradient_penalty = mean over b of (|d sum D(m) / dm| - 1)^2
 //! ```
 //!
-//! The opponent's terms train the discriminator, the student's the student. It learns with the
-//! student's optimiser; `train.lr_scale` with the pattern `connector.skd_holistic.d.*` gives it another
+//! The adversary's terms train the discriminator, the student's the student. It learns with the
+//! student's optimizer; `train.lr_scale` with the pattern `connector.skd_holistic.d.*` gives it another
 //! rate.
 //!
 //! # Inputs
@@ -45,9 +45,11 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, OPPONENT, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    ADVERSARY, Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 use stillhouse_ops::graph::resize_bilinear;
 
 use crate::connector::relu;
@@ -58,13 +60,13 @@ use crate::unit::safe_sqrt;
 use crate::{fit, settings};
 
 /// The row of `skd_holistic`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "skd_holistic",
     summary: "a discriminator is to take the student's map for the teacher's",
     source: "Liu et al. 2019, equations (3) and (4)",
     defaults: || {
         settings::describe::<SkdHolisticConfig>(&[
-            ("side", "training needs the generator's; the opponent's terms come by themselves"),
+            ("side", "training needs the generator's; the adversary's terms come by themselves"),
             ("form", "Liu et al. 2019, equation (3)"),
             ("preprocess", "Liu et al. 2019; tanh in the released code"),
             ("condition", "Liu et al. 2019; off in the released code"),
@@ -73,17 +75,17 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("weight", "Liu et al. 2019, section 3.2"),
         ])
     },
-    build: |table| Ok(Box::new(SkdHolistic::new(settings::read(table, ROW.name)?)?)),
+    build: |table| Ok(Box::new(SkdHolistic::new(settings::read(table, ENTRY.name)?)?)),
 };
 
 /// Whose terms the method gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
-    /// The student's, and those of the opponent beside them.
+    /// The student's, and those of the adversary beside them.
     #[default]
     Generator,
-    /// The opponent's alone, to look at them.
+    /// The adversary's alone, to look at them.
     Discriminator,
 }
 
@@ -156,21 +158,23 @@ pub struct SkdHolistic {
 impl SkdHolistic {
     /// Checks the settings.
     pub fn new(config: SkdHolisticConfig) -> Result<Self> {
-        settings::not_negative(ROW.name, "gp_weight", config.gp_weight)?;
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::not_negative(ENTRY.name, "gp_weight", config.gp_weight)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         if config.widths.contains(&0) {
             let found = format!("{:?}", config.widths);
-            return Err(settings::wrong(ROW.name, "widths", found, "two counts above 0"));
+            return Err(settings::wrong(ENTRY.name, "widths", found, "two counts above 0"));
         }
         Ok(Self { config, d: None })
     }
 
     fn discriminator(&self) -> Result<&Discriminator> {
-        self.d.as_ref().ok_or_else(|| Error::unfit(ROW.name, "is used before its connectors are made"))
+        self.d
+            .as_ref()
+            .ok_or_else(|| Error::incompatible(ENTRY.name, "is used before its connectors are made"))
     }
 
     /// What the discriminator sees of logits `[B, N, H, W]`.
-    fn view(&self, logits: &Tensor, step: &Step) -> Result<Tensor> {
+    fn view(&self, logits: &Tensor, step: &LossContext) -> Result<Tensor> {
         let map = match self.config.preprocess {
             Preprocess::None => logits.clone(),
             Preprocess::Tanh => logits.tanh()?,
@@ -184,19 +188,19 @@ impl SkdHolistic {
         if images.rank() != 4 || images.dim(0)? != b {
             let found = images.dims();
             let what = format!("needs the images [B, 3, H, W] of {b} maps, got {found:?}");
-            return Err(Error::unfit(ROW.name, what));
+            return Err(Error::incompatible(ENTRY.name, what));
         }
         Ok(Tensor::cat(&[&resize_bilinear(&images, (h, w), false)?, &map], 1)?)
     }
 
-    fn student_terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn student_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let verdicts = self.discriminator()?.forward(&self.view(step.student.logits()?, step)?)?;
         Ok(vec![Term::new("adversarial", mean(&verdicts)?.neg()?, self.config.weight)])
     }
 
-    fn opponent_terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn opponent_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let d = self.discriminator()?;
-        let (student, teacher) = fit::maps(step, "logits", ROW.name)?;
+        let (student, teacher) = fit::maps(step, "logits", ENTRY.name)?;
         let student = student.detach();
         let of_student = d.forward(&self.view(&student, step)?)?;
         let of_teacher = d.forward(&self.view(&teacher, step)?)?;
@@ -213,7 +217,13 @@ impl SkdHolistic {
     }
 
     /// How far the slope of the verdicts between the two maps is from 1.
-    fn penalty(&self, d: &Discriminator, student: &Tensor, teacher: &Tensor, step: &Step) -> Result<Tensor> {
+    fn penalty(
+        &self,
+        d: &Discriminator,
+        student: &Tensor,
+        teacher: &Tensor,
+        step: &LossContext,
+    ) -> Result<Tensor> {
         let (b, classes, _, _) = student.dims4()?;
         let a = match step.given.get("gp_mix") {
             Ok(given) => given.to_dtype(student.dtype())?,
@@ -249,42 +259,42 @@ fn softmax(logits: &Tensor) -> Result<Tensor> {
 
 impl Distiller for SkdHolistic {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: vec!["logits".into()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["logits".into()], teacher: vec!["logits".into()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
-        let logits = fit::same_logit_maps(shapes, ROW.name)?;
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
+        let logits = fit::same_logit_maps(shapes, ENTRY.name)?;
         if logits[1..].iter().any(|side| *side < SMALLEST) {
             let what = format!(
                 "its discriminator takes maps of at least {SMALLEST} x {SMALLEST}, but the logits have the shape \
                  {logits:?}; take larger images or a smaller output stride"
             );
-            return Err(Error::unfit(ROW.name, what));
+            return Err(Error::incompatible(ENTRY.name, what));
         }
         let channels = logits[0] + if self.config.condition { 3 } else { 0 };
-        self.d = Some(Discriminator::new(channels, self.config.widths, &params.pp(OPPONENT))?);
+        self.d = Some(Discriminator::new(channels, self.config.widths, &params.pp(ADVERSARY))?);
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         match self.config.side {
             Side::Generator => self.student_terms(step),
             Side::Discriminator => self.opponent_terms(step),
         }
     }
 
-    fn opponent(&self, step: &Step) -> Result<Vec<Term>> {
+    fn adversary_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         match self.config.side {
             Side::Generator => self.opponent_terms(step),
             Side::Discriminator => Ok(Vec::new()),
         }
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         let named = |all: &[(&str, f64)]| all.iter().map(|(name, w)| (name.to_string(), *w)).collect();
         match (self.config.side, self.config.gp_weight) {
             (Side::Generator, _) => named(&[("adversarial", self.config.weight)]),

@@ -32,9 +32,11 @@
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Result};
+use stillhouse_core::{Error, ParamBuilder, Result};
 
 use crate::pairs::gram_distance;
 use crate::pool::{tile_avg_pool, tile_max_pool};
@@ -42,7 +44,7 @@ use crate::sum::mean;
 use crate::{fit, settings};
 
 /// The row of `skd_pairwise`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "skd_pairwise",
     summary: "which parts of the image are alike",
     source: "Liu et al. 2019, equation (2)",
@@ -56,7 +58,7 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("weight", "the authors' code; 0.5 in its run script"),
         ])
     },
-    build: |table| Ok(Box::new(SkdPairwise::new(settings::read(table, ROW.name)?)?)),
+    build: |table| Ok(Box::new(SkdPairwise::new(settings::read(table, ENTRY.name)?)?)),
 };
 
 /// What a node is of its window.
@@ -112,10 +114,10 @@ impl SkdPairwise {
     pub fn new(config: SkdPairwiseConfig) -> Result<Self> {
         if !(config.pool_scale > 0.0 && config.pool_scale <= 1.0) {
             let allowed = "a part of the map, above 0 and at most 1";
-            return Err(settings::wrong(ROW.name, "pool_scale", config.pool_scale, allowed));
+            return Err(settings::wrong(ENTRY.name, "pool_scale", config.pool_scale, allowed));
         }
-        settings::not_negative(ROW.name, "eps", config.eps)?;
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::not_negative(ENTRY.name, "eps", config.eps)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         Ok(Self { config })
     }
 
@@ -123,8 +125,8 @@ impl SkdPairwise {
     fn window(&self, h: usize, w: usize) -> Result<(usize, usize)> {
         let part = |size: usize| (size as f64 * self.config.pool_scale) as usize;
         match (part(h), part(w)) {
-            (0, _) | (_, 0) => Err(Error::unfit(
-                ROW.name,
+            (0, _) | (_, 0) => Err(Error::incompatible(
+                ENTRY.name,
                 format!(
                     "a window of pool_scale = {} of the map {h} x {w} at `{}` is less than a pixel; take a \
                      larger scale or another tap",
@@ -152,21 +154,21 @@ impl SkdPairwise {
 
 impl Distiller for SkdPairwise {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.config.tap.clone()], teacher: vec![self.config.tap.clone()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::same_size_maps(shapes, &self.config.tap, ROW.name)?;
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::same_size_maps(shapes, &self.config.tap, ENTRY.name)?;
         let map = &shapes.teacher[&self.config.tap];
         self.window(map[1], map[2]).map(|_| ())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::maps(step, &self.config.tap, ROW.name)?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::maps(step, &self.config.tap, ENTRY.name)?;
         let (_, _, h, w) = teacher.dims4()?;
         let window = self.window(h, w)?;
         let (student, teacher) = (self.nodes(&student, window)?, self.nodes(&teacher, window)?);
@@ -175,7 +177,7 @@ impl Distiller for SkdPairwise {
         Ok(vec![Term::new("pairwise", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("pairwise".into(), self.config.weight)]
     }
 }

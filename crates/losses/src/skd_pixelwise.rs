@@ -30,16 +30,18 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::softmax::{kl, log_softmax, rows};
 use crate::sum::{mean, sum};
 use crate::{fit, settings};
 
 /// The row of `skd_pixelwise`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "skd_pixelwise",
     summary: "class probabilities of the teacher at each pixel",
     source: "Liu et al. 2019, equation (1)",
@@ -51,7 +53,7 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("weight", "the authors' code"),
         ])
     },
-    build: |table| Ok(Box::new(SkdPixelwise::new(settings::read(table, ROW.name)?)?)),
+    build: |table| Ok(Box::new(SkdPixelwise::new(settings::read(table, ENTRY.name)?)?)),
 };
 
 /// What the divergence is divided by.
@@ -97,31 +99,31 @@ pub struct SkdPixelwise {
 impl SkdPixelwise {
     /// Checks the settings.
     pub fn new(config: SkdPixelwiseConfig) -> Result<Self> {
-        settings::above_zero(ROW.name, "temperature", config.temperature)?;
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::above_zero(ENTRY.name, "temperature", config.temperature)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         Ok(Self { config })
     }
 }
 
 impl Distiller for SkdPixelwise {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: vec!["logits".into()] }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["logits".into()], teacher: vec!["logits".into()] }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        fit::same_logit_maps(shapes, ROW.name).map(|_| ())
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        fit::same_logit_maps(shapes, ENTRY.name).map(|_| ())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
-        let (student, teacher) = fit::maps(step, "logits", ROW.name)?;
+        let (student, teacher) = fit::maps(step, "logits", ENTRY.name)?;
         let (_, classes, h, w) = student.dims4()?;
-        let student = (rows(&student, ROW.name)? / t)?; // [B * H * W, N]
-        let teacher = (rows(&teacher, ROW.name)? / t)?;
+        let student = (rows(&student, ENTRY.name)? / t)?; // [B * H * W, N]
+        let teacher = (rows(&teacher, ENTRY.name)? / t)?;
         let value = match self.config.reduction {
             Reduction::PixelMean => mean(&kl(&teacher, &student)?)?,
             Reduction::ElementMean => (mean(&kl(&teacher, &student)?)? / classes as f64)?,
@@ -134,7 +136,7 @@ impl Distiller for SkdPixelwise {
         Ok(vec![Term::new("pixelwise", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("pixelwise".into(), self.config.weight)]
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! # Equation
 //! `10 * pixelwise + pairwise + 0.1 * adversarial`: [`skd_pixelwise`](crate::skd_pixelwise),
-//! [`skd_pairwise`](crate::skd_pairwise) and [`skd_holistic`](crate::skd_holistic), whose opponent comes
+//! [`skd_pairwise`](crate::skd_pairwise) and [`skd_holistic`](crate::skd_holistic), whose adversary comes
 //! along.
 //!
 //! # Inputs
@@ -29,9 +29,11 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Params, Result};
+use stillhouse_core::{ParamBuilder, ParamStore, Result};
 
 use crate::settings;
 use crate::skd_holistic::{Form, Preprocess, SkdHolistic, SkdHolisticConfig};
@@ -39,7 +41,7 @@ use crate::skd_pairwise::{Pool, SkdPairwise, SkdPairwiseConfig};
 use crate::skd_pixelwise::{Reduction, SkdPixelwise, SkdPixelwiseConfig};
 
 /// The row of `skdd`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "skdd",
     summary: "skd_pixelwise, skd_pairwise and skd_holistic together",
     source: "Liu et al. 2019, equation (5); Jiang et al. 2023, Tables 2 and 3",
@@ -58,7 +60,7 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("adversarial_weight", "the authors' code"),
         ])
     },
-    build: |table| Ok(Box::new(Skdd::new(settings::read(table, ROW.name)?)?)),
+    build: |table| Ok(Box::new(Skdd::new(settings::read(table, ENTRY.name)?)?)),
 };
 
 /// Settings of `skdd`.
@@ -118,9 +120,9 @@ pub struct Skdd {
 impl Skdd {
     /// Checks the settings.
     pub fn new(config: SkddConfig) -> Result<Self> {
-        settings::not_negative(ROW.name, "pixelwise_weight", config.pixelwise_weight)?;
-        settings::not_negative(ROW.name, "pairwise_weight", config.pairwise_weight)?;
-        settings::not_negative(ROW.name, "adversarial_weight", config.adversarial_weight)?;
+        settings::not_negative(ENTRY.name, "pixelwise_weight", config.pixelwise_weight)?;
+        settings::not_negative(ENTRY.name, "pairwise_weight", config.pairwise_weight)?;
+        settings::not_negative(ENTRY.name, "adversarial_weight", config.adversarial_weight)?;
         Ok(Self {
             pixelwise: SkdPixelwise::new(SkdPixelwiseConfig {
                 reduction: config.reduction,
@@ -161,12 +163,12 @@ impl Skdd {
 
 impl Distiller for Skdd {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        let mut all = Needs::default();
-        for needs in self.parts().map(|part| part.needs()) {
+    fn required_features(&self) -> RequiredFeatures {
+        let mut all = RequiredFeatures::default();
+        for needs in self.parts().map(|part| part.required_features()) {
             for (list, more) in [(&mut all.student, needs.student), (&mut all.teacher, needs.teacher)] {
                 list.extend(more);
                 list.sort();
@@ -176,23 +178,23 @@ impl Distiller for Skdd {
         all
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
         self.parts_mut().into_iter().try_for_each(|part| part.connect(shapes, params))
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         self.gather(|part| part.terms(step))
     }
 
-    fn opponent(&self, step: &Step) -> Result<Vec<Term>> {
-        self.gather(|part| part.opponent(step))
+    fn adversary_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        self.gather(|part| part.adversary_terms(step))
     }
 
-    fn after_step(&mut self, step: &Step, params: &Params) -> Result<()> {
+    fn after_step(&mut self, step: &LossContext, params: &ParamStore) -> Result<()> {
         self.parts_mut().into_iter().try_for_each(|part| part.after_step(step, params))
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
-        self.parts().iter().flat_map(|part| part.weights()).collect()
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        self.parts().iter().flat_map(|part| part.term_weights()).collect()
     }
 }

@@ -9,7 +9,7 @@ pub(crate) fn rows(logits: &Tensor, who: &str) -> Result<Tensor> {
     match logits.dims() {
         [_, _] => Ok(logits.clone()),
         [b, n, h, w] => Ok(logits.permute((0, 2, 3, 1))?.reshape((b * h * w, *n))?),
-        other => Err(Error::unfit(who, format!("needs logits [B, N] or [B, N, H, W], got {other:?}"))),
+        other => Err(Error::incompatible(who, format!("needs logits [B, N] or [B, N, H, W], got {other:?}"))),
     }
 }
 

@@ -21,22 +21,24 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("sp")?;
 //! let sp = (row.build)(&toml::toml! { weight = 1000.0 })?;
-//! assert_eq!(sp.needs().teacher, ["F4"]);
+//! assert_eq!(sp.required_features().teacher, ["F4"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 
 use crate::sum::{self, sum};
 use crate::unit::{EPS, unit};
 use crate::{fit, settings};
 
 /// The row of `sp`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "sp",
     summary: "which images of the batch are alike",
     source: "Tung and Mori 2019, section 3.1",
@@ -88,29 +90,29 @@ fn similarity(maps: &Tensor) -> Result<Tensor> {
 
 impl Distiller for Sp {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, _params: &Builder) -> Result<()> {
-        self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, ROW.name).map(|_| ()))
+    fn connect(&mut self, shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
+        self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, ENTRY.name).map(|_| ()))
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let values = self.config.stages.iter().map(|tap| {
             let student = step.student.get(tap)?;
             let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
             let batch = student.dim(0)? as f64;
             Ok((sum(&(similarity(&teacher)? - similarity(student)?)?.sqr()?)? / (batch * batch))?)
         });
-        let value = sum::stages(ROW.name, values)?;
+        let value = sum::stages(ENTRY.name, values)?;
         Ok(vec![Term::new("sp", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("sp".into(), self.config.weight)]
     }
 }

@@ -19,7 +19,8 @@ pub(crate) fn mean(x: &Tensor) -> Result<Tensor> {
 /// The first error among them; no stage at all, which is what a method has before `connect`.
 pub(crate) fn stages(who: &str, values: impl IntoIterator<Item = Result<Tensor>>) -> Result<Tensor> {
     let mut values = values.into_iter();
-    let first = values.next().ok_or_else(|| Error::unfit(who, "has no stages; connect() comes first"))?;
+    let first =
+        values.next().ok_or_else(|| Error::incompatible(who, "has no stages; connect() comes first"))?;
     values.try_fold(first?, |total, value| Ok((total + value?)?))
 }
 

@@ -27,15 +27,17 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("vid")?;
 //! let vid = (row.build)(&toml::toml! { stages = ["F3", "F4"] })?;
-//! assert_eq!(vid.needs().student, ["F3", "F4"]);
+//! assert_eq!(vid.required_features().student, ["F3", "F4"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Result};
+use stillhouse_core::{ParamBuilder, Result};
 use stillhouse_ops::Init;
 
 use crate::connector::{self, pixels};
@@ -44,7 +46,7 @@ use crate::sum::{self, mean_rows};
 use crate::{fit, settings};
 
 /// The row of `vid`.
-pub const ROW: Entry<DistillerBuild> = Entry {
+pub const ENTRY: Entry<DistillerBuild> = Entry {
     name: "vid",
     summary: "the teacher's maps predicted from the student's, with learned variances",
     source: "Ahn et al. 2019, equations (5)-(6)",
@@ -98,12 +100,12 @@ struct Stage {
 impl Vid {
     /// Checks the settings.
     pub fn new(config: VidConfig) -> Result<Self> {
-        settings::stages(ROW.name, "stages", &config.stages)?;
-        settings::above_zero(ROW.name, "eps", config.eps)?;
-        settings::not_negative(ROW.name, "weight", config.weight)?;
+        settings::stages(ENTRY.name, "stages", &config.stages)?;
+        settings::above_zero(ENTRY.name, "eps", config.eps)?;
+        settings::not_negative(ENTRY.name, "weight", config.weight)?;
         let start = config.init_variance;
         if !(start.is_finite() && start > config.eps) {
-            return Err(settings::wrong(ROW.name, "init_variance", start, "a number above eps"));
+            return Err(settings::wrong(ENTRY.name, "init_variance", start, "a number above eps"));
         }
         Ok(Self { config, stages: Vec::new() })
     }
@@ -114,7 +116,7 @@ impl Stage {
         tap: &str,
         (student, teacher): (usize, usize),
         config: &VidConfig,
-        params: &Builder,
+        params: &ParamBuilder,
     ) -> Result<Self> {
         let at = params.pp(tap);
         let regressor = |i: usize, inputs: usize| {
@@ -132,8 +134,8 @@ impl Stage {
     }
 
     /// The loss of the stage, a scalar.
-    fn value(&self, step: &Step, eps: f64) -> Result<Tensor> {
-        let (student, teacher) = fit::map_pair(step, &self.tap, ROW.name)?;
+    fn value(&self, step: &LossContext, eps: f64) -> Result<Tensor> {
+        let (student, teacher) = fit::map_pair(step, &self.tap, ENTRY.name)?;
         let mut mean = pixels(&student)?; // [B * H * W, C]
         for (i, weight) in self.regressors.iter().enumerate() {
             if i > 0 {
@@ -153,27 +155,27 @@ impl Stage {
 
 impl Distiller for Vid {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
         let make =
-            |tap: &String| Stage::new(tap, fit::map_channels(shapes, tap, ROW.name)?, &self.config, params);
+            |tap: &String| Stage::new(tap, fit::map_channels(shapes, tap, ENTRY.name)?, &self.config, params);
         self.stages = self.config.stages.iter().map(make).collect::<Result<_>>()?;
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let values = self.stages.iter().map(|stage| stage.value(step, self.config.eps));
-        let value = sum::stages(ROW.name, values)?;
+        let value = sum::stages(ENTRY.name, values)?;
         Ok(vec![Term::new("vid", value, self.config.weight)])
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("vid".into(), self.config.weight)]
     }
 }

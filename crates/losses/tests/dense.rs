@@ -3,9 +3,9 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Distiller, Shapes, Step, Term};
-use stillhouse_core::network::Features;
-use stillhouse_core::{Params, Result, Rng};
+use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext, Term};
+use stillhouse_core::model::Features;
+use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_losses::registry;
 use stillhouse_testkit::diff;
 
@@ -34,10 +34,10 @@ const FORMS: &[(&str, &str)] = &[
     ("skdd", ""),
     ("frkd", "similarity_weight = 1.0"),
     ("frkd", "C7_contribution = 'spatial_softmax'\nC8_mask = 'soft'\nC11_scale = 'mean'"),
-    ("frkd", "C8_keep = 'top_ratio'\nC9_centre = 'label'\nC10_edge = 'margin'\nC11_total = 'additive'"),
-    ("frkd", "C8_keep = 'argmax'\nC9_centre = 'teacher_argmax'\nC11_scale = 'mean'"),
-    ("frkd", "C9_centre = 'coordinate'\nC8_mask = 'soft'"),
-    ("frkd", "C9_centre = 'coordinate'\nC7_contribution = 'spatial_softmax'\nC10_edge = 'margin'"),
+    ("frkd", "C8_keep = 'top_ratio'\nC9_center = 'label'\nC10_edge = 'margin'\nC11_total = 'additive'"),
+    ("frkd", "C8_keep = 'argmax'\nC9_center = 'teacher_argmax'\nC11_scale = 'mean'"),
+    ("frkd", "C9_center = 'coordinate'\nC8_mask = 'soft'"),
+    ("frkd", "C9_center = 'coordinate'\nC7_contribution = 'spatial_softmax'\nC10_edge = 'margin'"),
 ];
 
 /// Normal values.
@@ -65,7 +65,7 @@ fn patches(seed: u64, b: usize, h: usize, w: usize, classes: usize) -> Tensor {
 /// A method with its connectors, and everything of a step but the student.
 struct Rig {
     method: Box<dyn Distiller>,
-    params: Params,
+    params: ParamStore,
     teacher: Features,
     target: Target,
     images: Tensor,
@@ -86,9 +86,9 @@ impl Rig {
     ) -> Result<Self> {
         let logits = student.logits()?;
         let mut method = (registry().get(method)?.build)(&toml::from_str(settings).unwrap())?;
-        let params = Params::new(logits.dtype(), &CPU)?;
+        let params = ParamStore::new(logits.dtype(), &CPU)?;
         let b = logits.dims()[0];
-        let shapes = Shapes {
+        let shapes = FeatureShapes {
             student: student.shapes(),
             teacher: teacher.shapes(),
             task: Task::Segmentation,
@@ -101,9 +101,9 @@ impl Rig {
         Ok(Self { method, params, teacher, target: Target::Mask(mask.clone()), images })
     }
 
-    fn terms(&self, student: &Features, opponent: bool) -> Vec<Term> {
+    fn terms(&self, student: &Features, adversary: bool) -> Vec<Term> {
         let given = Features::default();
-        let step = Step {
+        let step = LossContext {
             student,
             teacher: &self.teacher,
             target: &self.target,
@@ -116,13 +116,13 @@ impl Rig {
             train: true,
             rng: Rng::new(4),
         };
-        let terms = if opponent { self.method.opponent(&step) } else { self.method.terms(&step) };
+        let terms = if adversary { self.method.adversary_terms(&step) } else { self.method.terms(&step) };
         terms.unwrap()
     }
 
     /// The weighted sum of the terms; those of weight 0 count as well.
-    fn total(&self, student: &Features, opponent: bool) -> Tensor {
-        let terms = self.terms(student, opponent);
+    fn total(&self, student: &Features, adversary: bool) -> Tensor {
+        let terms = self.terms(student, adversary);
         let values = terms.iter().map(|t| (&t.value * t.weight.max(0.1)).unwrap());
         values.reduce(|a, b| (a + b).unwrap()).unwrap()
     }
@@ -155,14 +155,14 @@ fn run(
     let store = rig.total(&student, false).backward().unwrap();
     let (mut all, weights) = ([gradient(&store, &l), gradient(&store, &m)].concat(), rig.weights());
     let mut terms = rig.terms(&student, false);
-    let opponent = rig.terms(&student, true);
-    if !opponent.is_empty() {
+    let adversary = rig.terms(&student, true);
+    if !adversary.is_empty() {
         let store = rig.total(&student, true).backward().unwrap();
-        assert!(store.get(&l).is_none() && store.get(&m).is_none(), "the opponent reaches the student");
+        assert!(store.get(&l).is_none() && store.get(&m).is_none(), "the adversary reaches the student");
         for (name, weight) in &weights {
             assert!(gradient(&store, weight).iter().all(|g| g.is_finite()), "{method} {settings} {name}");
         }
-        terms.extend(opponent);
+        terms.extend(adversary);
     }
     for (_, weight) in &weights {
         all.extend(gradient(&store, weight).iter().filter(|g| !g.is_finite()));
@@ -201,7 +201,7 @@ fn teacher_is_student() {
     }
 }
 
-/// Zero maps, logits of +-1e4, one image, two classes, nothing labelled, one class: all finite, in
+/// Zero maps, logits of +-1e4, one image, two classes, nothing labeled, one class: all finite, in
 /// single precision too.
 #[test]
 fn extremes_are_finite() {
@@ -238,7 +238,7 @@ fn extremes_are_finite() {
     }
 }
 
-/// Nothing labelled: the labels' terms and their gradients are zero.
+/// Nothing labeled: the labels' terms and their gradients are zero.
 #[test]
 fn all_ignored_is_zero() {
     let maps =
@@ -259,7 +259,7 @@ fn all_ignored_is_zero() {
 }
 
 /// Gradients of all forms against central differences: of the student's taps, of connectors (the
-/// channels differ), and of the opponent's parameters by its own terms.
+/// channels differ), and of the adversary's parameters by its own terms.
 #[test]
 fn gradients_are_central_differences() {
     let student = [random(1, "z", &[2, 3, 9, 8], DType::F64), random(1, "f", &[2, 3, 4, 5], DType::F64)];
@@ -275,25 +275,25 @@ fn gradients_are_central_differences() {
         // skdd has the same norm in its pairs: they are left out here.
         let settings = if method == "skdd" { "pairwise_weight = 0.0\nform = 'hinge'" } else { settings };
         let rig = Rig::new(method, settings, &features, teacher.clone(), &mask).unwrap();
-        for opponent in [false, true] {
+        for adversary in [false, true] {
             let mut steepest = 0f64;
-            if opponent && rig.terms(&features, true).is_empty() {
+            if adversary && rig.terms(&features, true).is_empty() {
                 continue;
             }
             let total = |features: &Features| match method {
                 "skdd" => {
-                    let terms = rig.terms(features, opponent).into_iter();
+                    let terms = rig.terms(features, adversary).into_iter();
                     let values = terms.map(|t| (t.value * t.weight).unwrap());
                     values.reduce(|a, b| (a + b).unwrap()).unwrap()
                 }
-                _ => rig.total(features, opponent),
+                _ => rig.total(features, adversary),
             };
             let store = total(&features).backward().unwrap();
             let mut directions = vec![(l.clone(), "logits".to_string()), (m.clone(), "F4".to_string())];
             directions.extend(rig.weights().into_iter().map(|(name, var)| (var, name)));
             for (var, name) in directions {
                 let of_student = ["logits", "F4"].contains(&name.as_str());
-                if opponent && of_student {
+                if adversary && of_student {
                     continue; // constants there
                 }
                 // Along one random direction: a value for each element would take long.
@@ -316,7 +316,7 @@ fn gradients_are_central_differences() {
                 };
                 let want = diff::central(at, &[0.0], 1e-6);
                 steepest = steepest.max(want[0].abs());
-                let what = format!("{method} {settings} {name} opponent: {opponent}");
+                let what = format!("{method} {settings} {name} adversary: {adversary}");
                 diff::assert_close(&[got], &want, 1e-5, 1e-7, &what);
             }
             assert!(steepest > 1e-4, "{method} {settings}: nothing to compare");
@@ -402,8 +402,8 @@ fn misfits_are_told_in_words() {
         let mut built = (registry().get(method).unwrap().build)(&toml::Table::new()).unwrap();
         let features = taps(&f(z), &f(m)).shapes();
         let shapes =
-            Shapes { student: features.clone(), teacher: features, classes: 3, ..Default::default() };
-        let params = Params::new(DType::F32, &CPU).unwrap();
+            FeatureShapes { student: features.clone(), teacher: features, classes: 3, ..Default::default() };
+        let params = ParamStore::new(DType::F32, &CPU).unwrap();
         let e = built.connect(&shapes, &params.builder(Rng::new(0))).unwrap_err().to_string();
         assert!(e.contains(method) && e.contains("masks"), "{e}");
     }

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::Value;
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Distiller, Shapes, Step};
-use stillhouse_core::network::Features;
-use stillhouse_core::{Params, Rng};
+use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
+use stillhouse_core::model::Features;
+use stillhouse_core::{ParamStore, Rng};
 use stillhouse_losses::registry;
 use stillhouse_ops::Kind;
 use stillhouse_testkit::golden::{Case, require};
@@ -121,7 +121,7 @@ fn setup(case: &Case) -> Outcome<Setup> {
                 }
             }
             // The golden folder has one name for the stages of all methods.
-            ("stages", value) if method == "class_centre" => {
+            ("stages", value) if method == "class_centric" => {
                 drop(own.insert("C5_stages".into(), toml(value)?))
             }
             (key, value) => drop(own.insert(key.into(), toml(value)?)),
@@ -205,10 +205,16 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     };
 
     // Connectors: the case's parameters are exactly the methods' own.
-    let params = Params::new(dtype, &Device::Cpu).map_err(words)?;
+    let params = ParamStore::new(dtype, &Device::Cpu).map_err(words)?;
     let task = if matches!(target, Target::Mask(_)) { Task::Segmentation } else { Task::Classification };
-    let shapes =
-        Shapes { student: student.shapes(), teacher: teacher.shapes(), task, classes, batch, samples: batch };
+    let shapes = FeatureShapes {
+        student: student.shapes(),
+        teacher: teacher.shapes(),
+        task,
+        classes,
+        batch,
+        samples: batch,
+    };
     for method in &mut methods {
         method.connect(&shapes, &params.builder(Rng::new(0))).map_err(words)?;
     }
@@ -234,7 +240,7 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     // The step.
     // Without images: any will do.
     let images = images.unwrap_or(Tensor::zeros((batch, 3, 1, 1), dtype, &Device::Cpu).map_err(words)?);
-    let step = Step {
+    let step = LossContext {
         student: &student,
         teacher: &teacher,
         target: &target,

@@ -3,9 +3,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Distiller, Shapes, Step};
-use stillhouse_core::network::Features;
-use stillhouse_core::{Params, Result, Rng};
+use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
+use stillhouse_core::model::Features;
+use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_losses::registry;
 use stillhouse_testkit::diff;
 
@@ -20,16 +20,16 @@ fn random(name: &str, step: u64, shape: &[usize], dtype: DType) -> Tensor {
 
 struct Bench {
     method: Box<dyn Distiller>,
-    params: Params,
+    params: ParamStore,
 }
 
 impl Bench {
     fn new(settings: &str, samples: usize, dtype: DType) -> Result<Self> {
         let mut method = (registry().get("crd")?.build)(&toml::from_str(settings).unwrap())?;
-        let params = Params::new(dtype, &CPU)?;
+        let params = ParamStore::new(dtype, &CPU)?;
         let taps = |d: usize| [("pooled".to_string(), vec![d])].into();
         let (task, classes, batch) = (Task::Classification, 3, 1);
-        let shapes = Shapes { student: taps(5), teacher: taps(7), task, classes, batch, samples };
+        let shapes = FeatureShapes { student: taps(5), teacher: taps(7), task, classes, batch, samples };
         method.connect(&shapes, &params.builder(Rng::new(1)))?;
         Ok(Self { method, params })
     }
@@ -54,7 +54,7 @@ impl Bench {
         let tap = |t: Tensor| Features::from_iter([("pooled".to_string(), t)]);
         let student = tap(own.as_tensor().clone());
         let teacher = tap(random("t", number, &[ids.len(), 7], self.params.dtype()));
-        let step = Step {
+        let step = LossContext {
             student: &student,
             teacher: &teacher,
             target: &Target::Classes(Tensor::zeros(ids.len(), DType::U32, &CPU)?),

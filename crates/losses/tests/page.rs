@@ -6,7 +6,7 @@ use std::path::Path;
 
 use stillhouse_core::distiller::DistillerBuild;
 use stillhouse_core::registry::Entry;
-use stillhouse_losses::{Card, ROWS, card};
+use stillhouse_losses::{Card, ENTRIES, card};
 
 const COMMAND: &str = "UPDATE_DOCS=1 cargo test --locked -p stillhouse-losses --test page";
 
@@ -45,7 +45,7 @@ fn section(row: &Entry<DistillerBuild>, card: &Card) -> String {
 }
 
 fn page() -> String {
-    let cards: Vec<_> = ROWS.iter().map(|row| (row, card(row).unwrap())).collect();
+    let cards: Vec<_> = ENTRIES.iter().map(|row| (row, card(row).unwrap())).collect();
     let mut text = format!(
         "# Methods\n\nMade from the rows of `crates/losses`; `{COMMAND}` makes it again.\n\nTaps, terms and weights \
          are those of the defaults; connectors are counted between ResNet50 as teacher and ResNet18 as student. The \
@@ -88,7 +88,7 @@ fn the_page_of_methods_is_up_to_date() {
 /// Each row tells its paper, and a source for each of its keys.
 #[test]
 fn nothing_is_left_out() {
-    for row in ROWS {
+    for row in ENTRIES {
         assert!(row.source.chars().any(|c| c.is_ascii_digit()), "{}: no year in `{}`", row.name, row.source);
         let card = card(row).unwrap();
         for (name, weight) in &card.terms {

@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Shapes, Step};
-use stillhouse_core::network::Features;
-use stillhouse_core::{Params, Rng};
+use stillhouse_core::distiller::{FeatureShapes, LossContext};
+use stillhouse_core::model::Features;
+use stillhouse_core::{ParamStore, Rng};
 use stillhouse_losses::mmd::{GroupWeight, Groups, Kernel, grouped_mmd2};
 use stillhouse_losses::registry;
 use stillhouse_testkit::diff;
@@ -40,8 +40,8 @@ fn run(
     features[0].insert(tap, var.as_tensor().clone());
     features[1].insert(tap, teacher.clone());
     let classes = if tap == "logits" { student.dims()[1] } else { 9 };
-    let params = Params::new(student.dtype(), &CPU).unwrap();
-    let shapes = Shapes {
+    let params = ParamStore::new(student.dtype(), &CPU).unwrap();
+    let shapes = FeatureShapes {
         student: features[0].shapes(),
         teacher: features[1].shapes(),
         task: Task::Classification,
@@ -50,7 +50,7 @@ fn run(
         samples: y.len(),
     };
     method.connect(&shapes, &params.builder(Rng::new(0))).unwrap();
-    let step = Step {
+    let step = LossContext {
         student: &features[0],
         teacher: &features[1],
         target: &Target::Classes(Tensor::new(y, &CPU).unwrap()),
@@ -69,16 +69,16 @@ fn run(
     (list(&value)[0], gradient)
 }
 
-/// `class_centre` at one stage.
-fn centre(settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> (f64, Vec<f64>) {
-    run("class_centre", &format!("C5_stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
+/// `class_centric` at one stage.
+fn center(settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> (f64, Vec<f64>) {
+    run("class_centric", &format!("C5_stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
 }
 
 fn nst(method: &str, settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> (f64, Vec<f64>) {
     run(method, &format!("stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
 }
 
-/// All settings in which class_centre has a value for maps of 3 channels.
+/// All settings in which class_centric has a value for maps of 3 channels.
 const SETTINGS: &[&str] = &[
     "",
     "C2_kernel = \"linear\"",
@@ -100,7 +100,7 @@ fn near(a: f64, b: f64) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
 
-    /// nst_all <= class_centre <= nst, for any labels and any kernel.
+    /// nst_all <= class_centric <= nst, for any labels and any kernel.
     #[test]
     fn groupings_are_ordered(seed: u64, y in prop::collection::vec(0u32..4, 1..8), ct in 1usize..6, cs in 1usize..6, d in 1usize..9) {
         let unit = |name: &str, c: usize| {
@@ -114,12 +114,12 @@ proptest! {
                 let values = grouped_mmd2(&t, &s, &groups, kernel).unwrap();
                 list(&groups.average(&values, GroupWeight::NOverB).unwrap())[0]
             };
-            let (whole, centre, each) = (
+            let (whole, center, each) = (
                 loss(Groups::whole(y.len()).unwrap()),
                 loss(Groups::by_id(&y).unwrap()),
                 loss(Groups::each(y.len()).unwrap()),
             );
-            prop_assert!(whole <= centre + 1e-12 && centre <= each + 1e-12, "{kernel:?}: {whole} {centre} {each}");
+            prop_assert!(whole <= center + 1e-12 && center <= each + 1e-12, "{kernel:?}: {whole} {center} {each}");
             prop_assert!(whole >= -1e-12, "{kernel:?}: {whole}");
         }
     }
@@ -131,7 +131,7 @@ proptest! {
         for kernel in ["poly2", "linear", "gaussian"] {
             let each: Vec<u32> = (0..b as u32).rev().collect();
             for (method, y) in [("nst", each), ("nst_all", vec![3; b])] {
-                let (a, da) = centre(&format!("C2_kernel = \"{kernel}\""), &s, &t, &y);
+                let (a, da) = center(&format!("C2_kernel = \"{kernel}\""), &s, &t, &y);
                 let (n, dn) = nst(method, &format!("kernel = \"{kernel}\""), &s, &t, &y);
                 prop_assert!(near(a, n), "{method} {kernel}: {a} {n}");
                 prop_assert!(da.iter().zip(&dn).all(|(a, b)| near(*a, *b)));
@@ -147,7 +147,7 @@ proptest! {
         let x = random(seed, "x", &[y.len(), 3, 2, 3], true).to_dtype(dtype).unwrap();
         let mut found = vec![nst("nst", "", &x, &x, &y), nst("nst_all", "", &x, &x, &y)];
         // The square root has no gradient at zero, and rounding is large beside it.
-        found.extend(SETTINGS.iter().filter(|s| !s.ends_with("\"mmd\"")).map(|s| centre(s, &x, &x, &y)));
+        found.extend(SETTINGS.iter().filter(|s| !s.ends_with("\"mmd\"")).map(|s| center(s, &x, &x, &y)));
         let z = random(seed, "z", &[y.len(), 5], false).to_dtype(dtype).unwrap();
         found.push(run("kd", "", "logits", &z, &z, &y));
         for (i, (value, gradient)) in found.iter().enumerate() {
@@ -170,7 +170,7 @@ proptest! {
         let scaled = s.broadcast_mul(&scales.reshape((1, 4, 1, 1)).unwrap()).unwrap();
         let rolled = s.roll(p as i32, 0).unwrap(); // each image becomes the next of its class
         for kernel in ["poly2", "linear", "gaussian"] {
-            let value = |s: &Tensor| centre(&format!("C2_kernel = \"{kernel}\""), s, &t, &y).0;
+            let value = |s: &Tensor| center(&format!("C2_kernel = \"{kernel}\""), s, &t, &y).0;
             let plain = value(&s);
             for (what, other) in [("channels", &permuted), ("scale", &scaled), ("images", &rolled)] {
                 let v = value(other);
@@ -186,7 +186,7 @@ proptest! {
         let twice = |x: &Tensor| Tensor::cat(&[x, x], 0).unwrap();
         let (s2, t2, y2) = (twice(&s), twice(&t), [y.clone(), y.clone()].concat());
         for settings in SETTINGS {
-            let (a, b) = (centre(settings, &s, &t, &y).0, centre(settings, &s2, &t2, &y2).0);
+            let (a, b) = (center(settings, &s, &t, &y).0, center(settings, &s2, &t2, &y2).0);
             prop_assert!(near(a, b), "{settings}: {a} {b}");
         }
         for method in ["nst", "nst_all"] {
@@ -219,11 +219,11 @@ proptest! {
         }
     }
 
-    /// One image: class_centre, nst and nst_all are the same.
+    /// One image: class_centric, nst and nst_all are the same.
     #[test]
     fn batch_of_one(seed: u64, c in 1usize..5) {
         let (s, t) = (random(seed, "s", &[1, c, 3, 2], true), random(seed, "t", &[1, 3, 3, 2], true));
-        let (a, da) = centre("", &s, &t, &[5]);
+        let (a, da) = center("", &s, &t, &[5]);
         for method in ["nst", "nst_all"] {
             let (n, dn) = nst(method, "", &s, &t, &[5]);
             prop_assert!(near(a, n) && da.iter().zip(&dn).all(|(a, b)| near(*a, *b)), "{method}");
@@ -231,7 +231,7 @@ proptest! {
     }
 }
 
-/// The gradient of class_centre in every setting, against central differences; maps of different
+/// The gradient of class_centric in every setting, against central differences; maps of different
 /// sizes, labels out of order, classes of different size.
 #[test]
 fn gradients_are_central_differences() {
@@ -239,8 +239,8 @@ fn gradients_are_central_differences() {
     let t = random(3, "t", &[5, 3, 2, 2], false);
     let s = random(3, "s", &[5, 3, 3, 2], false);
     for settings in SETTINGS {
-        let (_, gradient) = centre(settings, &s, &t, &y);
-        let value = |x: &[f64]| centre(settings, &Tensor::from_slice(x, s.shape(), &CPU).unwrap(), &t, &y).0;
+        let (_, gradient) = center(settings, &s, &t, &y);
+        let value = |x: &[f64]| center(settings, &Tensor::from_slice(x, s.shape(), &CPU).unwrap(), &t, &y).0;
         let want = diff::central(value, &list(&s), 1e-5);
         assert!(want.iter().any(|g| g.abs() > 1e-3), "{settings}: nothing to compare");
         diff::assert_close(&gradient, &want, 1e-6, 1e-8, settings);
@@ -261,7 +261,7 @@ fn teachers_are_constants() {
     let taps = |v: &Var| Features::from_iter([("F1".to_string(), v.as_tensor().clone())]);
     let (s, t) = (taps(&student), taps(&teacher));
     let target = Target::Classes(Tensor::new(&[0u32, 0], &CPU).unwrap());
-    let step = Step {
+    let step = LossContext {
         student: &s,
         teacher: &t,
         target: &target,
@@ -275,7 +275,7 @@ fn teachers_are_constants() {
         rng: Rng::new(0),
     };
     let method =
-        (registry().get("class_centre").unwrap().build)(&toml::toml! { C5_stages = ["F1"] }).unwrap();
+        (registry().get("class_centric").unwrap().build)(&toml::toml! { C5_stages = ["F1"] }).unwrap();
     let grads = method.terms(&step).unwrap()[0].value.backward().unwrap();
     assert!(grads.get(&student).is_some() && grads.get(&teacher).is_none());
 }

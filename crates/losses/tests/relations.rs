@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Distiller, Shapes, Step};
-use stillhouse_core::network::Features;
-use stillhouse_core::{Params, Result, Rng};
+use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
+use stillhouse_core::model::Features;
+use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_losses::registry;
 use stillhouse_testkit::diff;
 
@@ -34,7 +34,7 @@ type Taps<'a> = &'a [(&'a str, &'a Tensor)];
 /// A method, connected.
 struct Bench {
     method: Box<dyn Distiller>,
-    params: Params,
+    params: ParamStore,
 }
 
 /// What a step gives: terms by name, and the gradients of the weighted sum by tap or parameter.
@@ -57,12 +57,12 @@ impl Bench {
         let row = *registry().get(name)?;
         let mut method = (row.build)(&toml::from_str(settings).unwrap())?;
         let first = student[0].1;
-        let params = Params::new(first.dtype(), &CPU)?;
+        let params = ParamStore::new(first.dtype(), &CPU)?;
         let features = |taps: Taps| -> Features {
             taps.iter().map(|(name, t)| (name.to_string(), (*t).clone())).collect()
         };
         let logits = student.iter().find(|(name, _)| *name == "logits");
-        let shapes = Shapes {
+        let shapes = FeatureShapes {
             student: features(student).shapes(),
             teacher: features(teacher).shapes(),
             task: Task::Classification,
@@ -80,7 +80,7 @@ impl Bench {
         let features: Features = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
         let teacher: Features = teacher.iter().map(|(n, t)| (n.to_string(), (*t).clone())).collect();
         let ids: Vec<u64> = (0..y.len() as u64).map(|i| 7 * i + 1).collect();
-        let step = Step {
+        let step = LossContext {
             student: &features,
             teacher: &teacher,
             target: &Target::Classes(Tensor::new(y, &CPU)?),
@@ -95,7 +95,7 @@ impl Bench {
         };
         let terms = self.method.terms(&step)?;
         let told: Vec<(String, f64)> = terms.iter().map(|t| (t.name.clone(), t.weight)).collect();
-        assert_eq!(told, self.method.weights());
+        assert_eq!(told, self.method.term_weights());
         let mut total = Tensor::zeros((), features.iter().next().unwrap().1.dtype(), &CPU)?;
         for term in &terms {
             assert_eq!(term.value.dims().len(), 0, "{} is a scalar", term.name);

@@ -3,10 +3,10 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use stillhouse_core::data::{Target, Task};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Shapes, Step};
-use stillhouse_core::network::Features;
+use stillhouse_core::distiller::{Distiller, DistillerBuild, FeatureShapes, LossContext};
+use stillhouse_core::model::Features;
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Params, Result, Rng};
+use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_losses::registry;
 
 const CPU: Device = Device::Cpu;
@@ -115,7 +115,7 @@ struct Bench {
     student: Vec<(String, Var)>,
     teacher: Vec<(String, Var)>,
     target: Target,
-    params: Params,
+    params: ParamStore,
 }
 
 /// Terms with their values and weights; gradients of the weighted sum by tap or parameter.
@@ -137,7 +137,7 @@ impl Bench {
         dtype: DType,
     ) -> Result<Self> {
         let mut method = (row.build)(&toml::from_str(options).unwrap())?;
-        let (needs, images) = (method.needs(), batch.labels.len());
+        let (needs, images) = (method.required_features(), batch.labels.len());
         let taps = |names: &[String], wider: usize, seed: &str| -> Vec<(String, Var)> {
             let wider = if batch.fill == Fill::Same { 0 } else { wider };
             let seed = if batch.fill == Fill::Same { "both" } else { seed };
@@ -156,8 +156,8 @@ impl Bench {
                 Target::Mask(labels.reshape((images, 1, 1))?.broadcast_as((images, 8, 8))?.contiguous()?)
             }
         };
-        let params = Params::new(dtype, &CPU)?;
-        let shapes = Shapes {
+        let params = ParamStore::new(dtype, &CPU)?;
+        let shapes = FeatureShapes {
             student: features(&student).shapes(),
             teacher: features(&teacher).shapes(),
             task: setting.task,
@@ -172,7 +172,7 @@ impl Bench {
     fn run(&mut self, step: u64) -> Result<Told> {
         let (student, teacher) = (features(&self.student), features(&self.teacher));
         let images = self.student[0].1.dims()[0];
-        let step = Step {
+        let step = LossContext {
             student: &student,
             teacher: &teacher,
             target: &self.target,
@@ -198,7 +198,7 @@ impl Bench {
         let weights: Vec<(String, Var)> = weights.map(|p| (p.name.clone(), p.var().clone())).collect();
         let all = self.student.iter().chain(&weights);
         let gradients = all.filter_map(|(name, var)| Some((name.clone(), list(store.get(var)?)))).collect();
-        let rival = self.method.opponent(&step)?;
+        let rival = self.method.adversary_terms(&step)?;
         self.method.after_step(&step, &self.params)?;
         let terms =
             terms.iter().chain(&rival).map(|t| (t.name.clone(), list(&t.value)[0], t.weight)).collect();
@@ -214,7 +214,7 @@ fn features(taps: &[(String, Var)]) -> Features {
 /// of a network for dense prediction. Who refuses says so by name.
 #[test]
 fn whatever_is_accepted_runs() {
-    for row in registry().rows() {
+    for row in registry().entries() {
         let mut accepted = Vec::new();
         for setting in SETTINGS {
             match Bench::new(row, "", &PLAIN, setting, DType::F64) {
@@ -225,7 +225,7 @@ fn whatever_is_accepted_runs() {
                 }
                 // A preset hands on what one of its methods says.
                 Err(e) => {
-                    let named = registry().rows().iter().any(|r| e.to_string().starts_with(r.name));
+                    let named = registry().entries().iter().any(|r| e.to_string().starts_with(r.name));
                     assert!(named, "{}: nobody says this: {e}", row.name);
                 }
             }
@@ -238,7 +238,7 @@ fn whatever_is_accepted_runs() {
 /// Rows that a classifier can carry.
 fn carried() -> Vec<Entry<DistillerBuild>> {
     let fits = |row: &Entry<DistillerBuild>| Bench::new(row, "", &PLAIN, CLASSIFIER, DType::F64).is_ok();
-    registry().rows().iter().filter(|row| fits(row)).copied().collect()
+    registry().entries().iter().filter(|row| fits(row)).copied().collect()
 }
 
 /// Values and gradients are finite at every edge, in both precisions and twice in a row (memories
@@ -263,7 +263,7 @@ fn edges_are_finite_or_refused() {
                         assert!(gradient.iter().all(|g| g.is_finite()), "{at}: the gradient of `{name}`");
                     }
                     let terms: Vec<(String, f64)> = told.terms.into_iter().map(|(n, _, w)| (n, w)).collect();
-                    assert_eq!(terms, bench.method.weights(), "{at}: terms are not as they are told");
+                    assert_eq!(terms, bench.method.term_weights(), "{at}: terms are not as they are told");
                 }
             }
         }

@@ -24,7 +24,7 @@ pub(crate) fn each(
     want.insert(1.min(want.len()), classes);
     let rank = if ignore.is_some() { 4 } else { 2 };
     if logits.dims() != want || want.len() != rank {
-        return Err(Error::unfit(
+        return Err(Error::incompatible(
             who,
             format!(
                 "logits {:?} do not fit labels {:?}: expected {want:?} for {classes} classes",
@@ -44,7 +44,7 @@ pub(crate) fn each(
                 continue;
             }
             if label as usize >= classes {
-                return Err(Error::unfit(
+                return Err(Error::incompatible(
                     who,
                     format!("label {label} in image {image} of the batch: expected below {classes}"),
                 ));
@@ -63,7 +63,7 @@ pub(crate) fn same_kind<'a, M: Metric + 'static>(mine: &M, other: &'a dyn Metric
     other
         .as_any()
         .downcast_ref()
-        .ok_or_else(|| Error::unfit(mine.name(), format!("cannot be merged with `{}`", other.name())))
+        .ok_or_else(|| Error::incompatible(mine.name(), format!("cannot be merged with `{}`", other.name())))
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ impl Bootstrap {
     }
 }
 
-/// The value at position `q (n - 1)` of ascending values, linear between neighbours (type 7 of
+/// The value at position `q (n - 1)` of ascending values, linear between neighbors (type 7 of
 /// Hyndman and Fan 1996); NaN without values, with a NaN among them, and for `q` outside [0, 1].
 pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let position = q * (sorted.len() as f64 - 1.0);

@@ -199,7 +199,7 @@ impl Metric for Calibration {
         ENTRY.name
     }
 
-    fn counts(&self, _task: Task) -> bool {
+    fn supports(&self, _task: Task) -> bool {
         true
     }
 

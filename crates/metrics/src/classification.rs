@@ -135,7 +135,7 @@ impl Metric for Accuracy {
         ENTRY.name
     }
 
-    fn counts(&self, task: Task) -> bool {
+    fn supports(&self, task: Task) -> bool {
         task == Task::Classification
     }
 

@@ -84,7 +84,7 @@ impl ConfusionMatrix {
     }
 
     /// Each row over its sum, as confusion matrices are printed; a row without samples is 0.
-    pub fn row_normalised(&self) -> Vec<f64> {
+    pub fn row_normalized(&self) -> Vec<f64> {
         let shares = self.rows().flat_map(|row| {
             let sum: u64 = row.iter().sum();
             row.iter().map(move |&n| if sum == 0 { 0.0 } else { ratio(n as f64, sum as f64) })
@@ -117,8 +117,8 @@ mod tests {
         assert_eq!(m.counts(), [1, 2, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!((m.support(), m.called(), m.hits()), (vec![3, 1, 0], vec![1, 2, 1], vec![1, 0, 0]));
         assert_eq!((m.total(), m.right()), (4, 1));
-        assert_eq!(m.row_normalised()[..3], [1.0 / 3.0, 2.0 / 3.0, 0.0]);
-        assert_eq!(m.row_normalised()[6..], [0.0; 3]);
+        assert_eq!(m.row_normalized()[..3], [1.0 / 3.0, 2.0 / 3.0, 0.0]);
+        assert_eq!(m.row_normalized()[6..], [0.0; 3]);
     }
 
     #[test]
@@ -134,6 +134,6 @@ mod tests {
     #[test]
     fn no_classes_at_all() {
         let m = ConfusionMatrix::new(0);
-        assert_eq!((m.total(), m.support().len(), m.row_normalised().len()), (0, 0, 0));
+        assert_eq!((m.total(), m.support().len(), m.row_normalized().len()), (0, 0, 0));
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::error::same_length;
-use crate::special::regularised_beta;
+use crate::special::regularized_beta;
 
 /// How often two classifiers are right together and alone, and whether that differs.
 ///
@@ -41,7 +41,7 @@ impl McNemar {
         let (only_a, only_b) = (count(true, false) as u64, count(false, true) as u64);
         // P(Bin(n, 1/2) <= k) = I_{1/2}(n - k, k + 1)
         let (few, many) = (only_a.min(only_b) as f64, only_a.max(only_b) as f64);
-        let p = if few == many { 1.0 } else { (2.0 * regularised_beta(many, few + 1.0, 0.5)).min(1.0) };
+        let p = if few == many { 1.0 } else { (2.0 * regularized_beta(many, few + 1.0, 0.5)).min(1.0) };
         Ok(Self { both: count(true, true) as u64, only_a, only_b, neither: count(false, false) as u64, p })
     }
 }

@@ -47,8 +47,8 @@ impl Summary {
         let nan = values.iter().any(|v| v.is_nan());
         let or_nan = |v: f64| if nan { f64::NAN } else { v };
         // Around one of the values, so that equal values have exactly no spread.
-        let centre = at(n / 2);
-        let mean = centre + ratio(values.iter().map(|v| v - centre).sum(), n as f64);
+        let center = at(n / 2);
+        let mean = center + ratio(values.iter().map(|v| v - center).sum(), n as f64);
         let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
         let std = if n < 2 { f64::NAN } else { (squares / (n - 1) as f64).sqrt() };
         let sem = std / (n as f64).sqrt();
@@ -61,9 +61,9 @@ impl Summary {
             min: or_nan(at(0)),
             max: or_nan(at(n.wrapping_sub(1))),
             median: or_nan(if n % 2 == 1 {
-                centre
+                center
             } else {
-                centre - 0.5 * (centre - at((n / 2).wrapping_sub(1)))
+                center - 0.5 * (center - at((n / 2).wrapping_sub(1)))
             }),
             ci95_low: mean - half,
             ci95_high: mean + half,

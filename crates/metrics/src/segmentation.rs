@@ -114,7 +114,7 @@ impl Metric for Segmentation {
         ENTRY.name
     }
 
-    fn counts(&self, task: Task) -> bool {
+    fn supports(&self, task: Task) -> bool {
         task == Task::Segmentation
     }
 

@@ -28,13 +28,13 @@ pub fn ln_gamma(x: f64) -> f64 {
     0.5 * (2.0 * PI).ln() + (x + 0.5) * t.ln() - t + sum.ln()
 }
 
-/// The regularised incomplete beta function `I_x(a, b)` for `a, b > 0` and `x` in [0, 1]; NaN
+/// The regularized incomplete beta function `I_x(a, b)` for `a, b > 0` and `x` in [0, 1]; NaN
 /// otherwise. Continued fraction of Abramowitz and Stegun 26.5.8, by Lentz's method.
-pub fn regularised_beta(a: f64, b: f64, x: f64) -> f64 {
+pub fn regularized_beta(a: f64, b: f64, x: f64) -> f64 {
     beta(a, b, x, 1.0 - x)
 }
 
-/// As [`regularised_beta`], with `y = 1 - x` given apart, so that neither loses digits near 0.
+/// As [`regularized_beta`], with `y = 1 - x` given apart, so that neither loses digits near 0.
 fn beta(a: f64, b: f64, x: f64, y: f64) -> f64 {
     if !(a > 0.0 && b > 0.0 && a.is_finite() && b.is_finite() && x >= 0.0 && y >= 0.0) {
         return f64::NAN;
@@ -147,12 +147,12 @@ mod tests {
     #[test]
     fn beta_known_values() {
         let got = [(2.0, 3.0, 0.4), (0.5, 0.5, 0.1), (50.0, 30.0, 0.7), (1e4, 1e4, 0.495)]
-            .map(|(a, b, x)| regularised_beta(a, b, x));
+            .map(|(a, b, x)| regularized_beta(a, b, x));
         let want = [0.5248, 0.204_832_764_699_133_45, 0.920_720_776_171_327_9, 0.078_647_008_881_663_1];
-        assert_close(&got, &want, 1e-10, 0.0, "regularised_beta");
-        assert_eq!((regularised_beta(2.0, 3.0, 0.0), regularised_beta(2.0, 3.0, 1.0)), (0.0, 1.0));
+        assert_close(&got, &want, 1e-10, 0.0, "regularized_beta");
+        assert_eq!((regularized_beta(2.0, 3.0, 0.0), regularized_beta(2.0, 3.0, 1.0)), (0.0, 1.0));
         for (a, b, x) in [(0.0, 1.0, 0.5), (1.0, -1.0, 0.5), (1.0, 1.0, 1.1), (1.0, 1.0, f64::NAN)] {
-            assert!(regularised_beta(a, b, x).is_nan());
+            assert!(regularized_beta(a, b, x).is_nan());
         }
     }
 

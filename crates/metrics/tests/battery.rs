@@ -87,11 +87,11 @@ proptest! {
 
     #[test]
     fn parts_are_the_whole(images in data(false), maps in data(true), cut in 1usize..8) {
-        for row in registry().rows() {
+        for row in registry().entries() {
             let mut accepted = 0;
             for all in [&images, &maps] {
                 let whole = scores(row, std::slice::from_ref(all));
-                prop_assert_eq!(whole.is_some(), fresh(row).counts(all.target().task()), "{}", row.name);
+                prop_assert_eq!(whole.is_some(), fresh(row).supports(all.target().task()), "{}", row.name);
                 let Some(whole) = whole else { continue };
                 accepted += 1;
                 prop_assert!(whole.iter().any(|s| s.value.is_finite()), "{}: nothing counted", row.name);
@@ -116,7 +116,7 @@ proptest! {
 
 #[test]
 fn nothing_counted_is_not_defined() {
-    for row in registry().rows() {
+    for row in registry().entries() {
         let scores = fresh(row).scores();
         assert!(!scores.is_empty(), "{}", row.name);
         for score in &scores {
@@ -135,7 +135,7 @@ fn what_does_not_fit_is_refused() {
     let logits = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
     let classes = |v: &[u32]| Target::Classes(Tensor::new(v, &Device::Cpu).unwrap());
     let map = |v: u32| Target::Mask(Tensor::full(v, (1, 2, 2), &Device::Cpu).unwrap());
-    for row in registry().rows() {
+    for row in registry().entries() {
         let refused = [
             (logits(&[2, CLASSES + 1]), classes(&[0, 1])),
             (logits(&[2, CLASSES]), classes(&[0])),
@@ -147,7 +147,7 @@ fn what_does_not_fit_is_refused() {
             let error = fresh(row).update(&logits, &target).unwrap_err().to_string();
             assert!(error.contains(row.name), "{}: {error}", row.name);
         }
-        for other in registry().rows().iter().filter(|r| r.name != row.name) {
+        for other in registry().entries().iter().filter(|r| r.name != row.name) {
             let error = fresh(row).merge(fresh(other).as_ref()).unwrap_err().to_string();
             assert!(error.contains(row.name) && error.contains(other.name), "{error}");
         }
@@ -159,7 +159,7 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn rows_are_in_order() {
     let all = registry();
-    for row in all.rows() {
+    for row in all.entries() {
         assert_eq!(fresh(row).name(), row.name);
         assert!(!row.summary.is_empty() && !row.source.is_empty(), "{}", row.name);
     }

@@ -118,7 +118,7 @@ fn classification_of(given: &mut Given) -> Got {
     let mut got = Got::default();
     got.counts("confusion", m.counts());
     got.counts("support", &s.support);
-    got.reals("confusion_row_normalised", m.row_normalised());
+    got.reals("confusion_row_normalized", m.row_normalized());
     got.real("overall_accuracy", s.overall_accuracy);
     got.reals("recall", s.recall);
     got.reals("precision", s.precision);

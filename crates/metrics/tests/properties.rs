@@ -9,7 +9,7 @@ use stillhouse_metrics::calibration::Calibration;
 use stillhouse_metrics::mcnemar::McNemar;
 use stillhouse_metrics::paired::{Distribution, t_test, wilcoxon};
 use stillhouse_metrics::seeds::Summary;
-use stillhouse_metrics::special::{regularised_beta, student_t_quantile, student_t_two_sided};
+use stillhouse_metrics::special::{regularized_beta, student_t_quantile, student_t_two_sided};
 use stillhouse_metrics::topk::{best, rank};
 use stillhouse_metrics::{ConfusionMatrix, classification, segmentation};
 
@@ -214,7 +214,7 @@ proptest! {
 
     #[test]
     fn beta_has_two_sides(a in 0.1..60.0f64, b in 0.1..60.0f64, x in 0.0..1.0f64) {
-        let sum = regularised_beta(a, b, x) + regularised_beta(b, a, 1.0 - x);
+        let sum = regularized_beta(a, b, x) + regularized_beta(b, a, 1.0 - x);
         prop_assert!((sum - 1.0).abs() < 1e-10, "{sum}");
     }
 

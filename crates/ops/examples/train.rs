@@ -2,13 +2,14 @@
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Hyper, Sgd};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Mode, Params, Rng, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Mode, ParamStore, Rng, Tape};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let params = Params::new(DType::F32, &Device::Cpu)?;
+    let params = ParamStore::new(DType::F32, &Device::Cpu)?;
     let p = params.builder(Rng::new(1));
     let spec = ConvSpec::new(3, 16, 3).stride(2);
-    let conv = ConvBnAct::new(spec, "conv", "bn", Act::Relu, Init::kaiming_out(&spec.weight_shape()), &p)?;
+    let conv =
+        ConvBnAct::new(spec, "conv", "bn", Activation::Relu, Init::kaiming_out(&spec.weight_shape()), &p)?;
     let fc = Linear::new(16, 2, "fc", Init::fan_in_uniform(16), Some(Init::Constant(0.0)), &p)?;
     let (mut tape, mut sgd) = (Tape::new(&params, Mode::Train)?, Sgd::new(0.9, false));
     let data = Rng::new(2).stream("data");
@@ -29,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         x = conv.forward(&x, &mut tape)?;
         x = tape.global_avg_pool(&x)?;
         x = fc.forward(&x, &mut tape)?;
-        tape.tap("logits", &x)?;
+        tape.mark_feature("logits", &x)?;
         let logits = tape.outputs()?.remove(0).1;
         let loss = candle_nn::loss::cross_entropy(&logits, &labels)?;
         if step % 10 == 0 {

@@ -26,7 +26,7 @@ fn size(len: usize) -> usize {
 }
 
 impl<T: Copy + Default> Pool<T> {
-    /// A buffer of that length with unspecified (but initialised) values. It begins with a line of the
+    /// A buffer of that length with unspecified (but initialized) values. It begins with a line of the
     /// cache: a vector or a row of a tile that lies across two lines is read in twice the time.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buf<T> {
         self.take_of(len, size(len)..=size(len))

@@ -7,9 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::buffers::Buf;
+use crate::element::{Float, with_values};
 use crate::kernels::elementwise;
-use crate::params::{Kind, Layout, Param, Params};
-use crate::real::{Real, with_values};
+use crate::params::{Kind, Layout, Param, ParamStore};
 use crate::{Error, ParamId, Result};
 
 /// One gradient, laid out as the stored values of its parameter.
@@ -23,19 +23,19 @@ pub(crate) enum Grad {
 /// Gradients by parameter, and of the taps where the mode records them.
 #[derive(Debug)]
 pub struct Gradients {
-    params: Params,
+    params: ParamStore,
     pub(crate) values: BTreeMap<ParamId, Grad>,
     pub(crate) taps: Vec<(String, Tensor)>,
 }
 
 impl Gradients {
-    pub(crate) fn new(params: &Params) -> Self {
+    pub(crate) fn new(params: &ParamStore) -> Self {
         Self { params: params.clone(), values: BTreeMap::new(), taps: Vec::new() }
     }
 
     /// Gradients of a scalar that is a candle graph alone, without a tape: of the parameters of the
     /// store that it is made of.
-    pub fn of_graph(params: &Params, loss: &Tensor) -> Result<Self> {
+    pub fn of_graph(params: &ParamStore, loss: &Tensor) -> Result<Self> {
         let mut gradients = Self::new(params);
         gradients.collect(&loss.backward()?)?;
         Ok(gradients)
@@ -119,8 +119,8 @@ impl Gradients {
             .transpose()
     }
 
-    /// Total gradient of a tap ([`Mode::EvalRecord`](crate::Mode::EvalRecord) only): `[B, C, H, W]` or `[B, D]`.
-    pub fn tap(&self, name: &str) -> Option<&Tensor> {
+    /// Total gradient of a tap ([`Mode::EvalWithGrad`](crate::Mode::EvalWithGrad) only): `[B, C, H, W]` or `[B, D]`.
+    pub fn feature(&self, name: &str) -> Option<&Tensor> {
         self.taps.iter().find(|(n, _)| n == name).map(|(_, t)| t)
     }
 
@@ -141,7 +141,7 @@ impl Gradients {
     /// The sum of squares of what lies in the host's memory, and that of each gradient on a card.
     fn squares(&self, counts: impl Fn(&Param) -> bool) -> Result<(f64, Vec<Tensor>)> {
         // Parts of one size, added in their order: the same for any number of threads.
-        fn squares<T: Real>(values: &[T]) -> f64 {
+        fn squares<T: Float>(values: &[T]) -> f64 {
             let parts = values.par_chunks(1 << 15).map(|part| part.iter().map(|x| x.wide() * x.wide()).sum());
             parts.collect::<Vec<f64>>().into_iter().sum()
         }
@@ -208,7 +208,7 @@ impl Gradients {
     /// gradient is finite, not a number else. On a card it stays there, and nothing waits for it.
     pub fn zeros(&self) -> Result<Tensor> {
         // A sum of zeros unless a value is infinite or not a number: one pass without branches.
-        fn zero<T: Real>(values: &[T]) -> f64 {
+        fn zero<T: Float>(values: &[T]) -> f64 {
             values.iter().fold(T::ZERO, |sum, v| sum + *v * T::ZERO).wide()
         }
         let each = self.values.values().map(|grad| {
@@ -238,7 +238,7 @@ impl Gradients {
     /// The largest absolute value of a parameter's gradient, an f64 scalar. On a card it stays there,
     /// and nothing waits for it.
     pub fn largest(&self, name: &str) -> Result<Option<Tensor>> {
-        fn largest<T: Real>(values: &[T]) -> f64 {
+        fn largest<T: Float>(values: &[T]) -> f64 {
             values.iter().map(|v| v.wide().abs()).fold(0.0, f64::max)
         }
         let Some(id) = self.params.id(name) else {
@@ -264,7 +264,7 @@ impl Gradients {
     }
 
     /// The stored values of a gradient; `convert` allows another element type.
-    pub(crate) fn with<T: Real, R>(
+    pub(crate) fn with<T: Float, R>(
         &self,
         id: ParamId,
         convert: bool,
@@ -323,7 +323,7 @@ mod tests {
 
     /// Gradients of `sum(scale * w)` and `sum(b)` as candle's graph has them.
     fn gradients(scale: f64) -> Gradients {
-        let params = Params::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
+        let params = ParamStore::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
         let p = params.builder(Rng::new(0));
         let [w, b] = ["w", "b"].map(|name| p.var(name, &[2, 3], Init::Uniform(1.0)).unwrap());
         let loss = ((w.sum_all().unwrap() * scale).unwrap() + b.sum_all().unwrap()).unwrap();

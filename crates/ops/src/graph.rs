@@ -25,7 +25,7 @@ pub use svd::svd;
 use candle_core::{CpuStorage, DType, Layout, Tensor};
 
 use crate::Result;
-use crate::real::{Real, with_values};
+use crate::element::{Float, with_values};
 
 /// What sums are taken of: bf16 as f32, other types as they are. Gradients come back in the type of `x`.
 pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
@@ -46,7 +46,7 @@ fn rows_of(x: &Tensor) -> Result<Tensor> {
 }
 
 /// The values of a contiguous argument of an operation.
-fn from_slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+fn from_slice<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("expected a contiguous argument")
     };
@@ -54,7 +54,7 @@ fn from_slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_c
 }
 
 /// What `f` makes of the values of two tensors, in the shape of a third.
-fn made_of<T: Real>(
+fn made_of<T: Float>(
     [a, b]: [&Tensor; 2],
     like: &Tensor,
     f: impl FnOnce(&[T], &[T]) -> Vec<T>,

@@ -6,39 +6,39 @@
 //! shape of a training loop.
 
 mod buffers;
-mod composed;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod element;
 mod error;
 mod gradients;
 pub mod graph;
+mod graph_engine;
 mod kernels;
-mod lanes;
 mod layers;
 mod measure;
 pub mod optim;
-mod panels;
 mod params;
-mod real;
 mod rng;
-pub mod sketch;
+mod simd;
 mod tape;
 mod threads;
+pub mod trace;
+mod weight_packing;
 
 #[cfg(feature = "cuda")]
 pub use cuda::allow_tf32;
+pub use element::{Isa, isa};
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use kernels::geometry::{ConvSpec, Padding};
-pub use kernels::memory::keep_freed_memory;
-pub use kernels::tap_gemm::Act;
+pub use kernels::indirect_gemm::Activation;
+pub use kernels::memory::disable_trim;
 pub use layers::attention::WindowAttention;
 pub use layers::conv::ConvBnAct;
 pub use layers::layer_norm::LayerNorm;
 pub use layers::linear::Linear;
-pub use measure::Spent;
-pub use params::{Builder, Engine, Init, Kind, Param, ParamId, Params};
-pub use real::{Isa, isa};
+pub use measure::LayerTiming;
+pub use params::{Engine, Init, Kind, Param, ParamBuilder, ParamId, ParamStore};
 pub use rng::{Draw, Rng};
 pub use tape::{Mode, Node, Precision, Tape};
-pub use threads::start_threads;
+pub use threads::init_thread_pool;

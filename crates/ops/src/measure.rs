@@ -7,7 +7,7 @@ use crate::tape::Tape;
 
 /// What one kind of work has taken, while [`Tape::measure`] was on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Spent {
+pub struct LayerTiming {
     /// Which layer, on maps of which size, and which part of its work.
     pub work: String,
     /// How often it ran.
@@ -19,7 +19,7 @@ pub struct Spent {
 }
 
 /// What was spent, by the name of the work.
-pub(crate) type Totals = BTreeMap<String, Spent>;
+pub(crate) type Totals = BTreeMap<String, LayerTiming>;
 
 impl Tape {
     /// Starts to add up what each kind of work takes, from zero, or stops it.
@@ -28,7 +28,7 @@ impl Tape {
     }
 
     /// What has been added up since [`Tape::measure`].
-    pub fn spent(&self) -> Vec<Spent> {
+    pub fn spent(&self) -> Vec<LayerTiming> {
         self.spent.iter().flat_map(|all| all.values().cloned()).collect()
     }
 
@@ -41,7 +41,8 @@ impl Tape {
         if let (Some(all), Some(started)) = (&mut self.spent, started) {
             let seconds = started.elapsed().as_secs_f64();
             let work = work();
-            let spent = all.entry(work.clone()).or_insert(Spent { work, calls: 0, seconds: 0.0, macs: 0 });
+            let spent =
+                all.entry(work.clone()).or_insert(LayerTiming { work, calls: 0, seconds: 0.0, macs: 0 });
             spent.calls += 1;
             spent.seconds += seconds;
             spent.macs += macs;

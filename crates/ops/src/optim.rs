@@ -1,21 +1,21 @@
-//! Optimisers, in place.
+//! Optimizers, in place.
 
 mod adam;
 mod average;
 mod composed;
 
 pub use adam::Adam;
-pub use average::Average;
+pub use average::Ema;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::element::{Float, dispatch_dtype};
 use crate::gradients::Gradients;
 use crate::kernels::optim::{SgdStep, sgd};
-use crate::params::{Engine, Kind, Param, Params};
-use crate::real::{Real, by_type};
+use crate::params::{Engine, Kind, Param, ParamStore};
 use crate::{Error, ParamId, Result};
 
 /// Settings of one parameter in one update.
@@ -39,7 +39,7 @@ pub struct Sgd {
 
 /// The parameters that a step moves, with their settings.
 fn movable(
-    params: &Params,
+    params: &ParamStore,
     gradients: &Gradients,
     hyper: impl Fn(&Param) -> Option<Hyper>,
 ) -> Vec<(ParamId, Hyper)> {
@@ -60,7 +60,7 @@ fn moment_tensor(moment: &Moment) -> Result<Tensor> {
 }
 
 /// Values of the parameter of that name in stored order, from a checkpoint.
-fn read_moment(params: &Params, name: &str, tensor: &Tensor) -> Result<(ParamId, Moment)> {
+fn read_moment(params: &ParamStore, name: &str, tensor: &Tensor) -> Result<(ParamId, Moment)> {
     let Some(id) = params.id(name) else {
         return Err(Error::Param { name: name.into(), what: "in the state, not in the store".into() });
     };
@@ -97,18 +97,18 @@ fn read_moment(params: &Params, name: &str, tensor: &Tensor) -> Result<(ParamId,
 
 /// Any of them.
 #[derive(Debug)]
-pub enum Rule {
+pub enum Optimizer {
     /// Stochastic gradient descent.
     Sgd(Sgd),
     /// Adam or AdamW.
     Adam(Adam),
 }
 
-impl Rule {
+impl Optimizer {
     /// One update, as [`Sgd::step`] and [`Adam::step`].
     pub fn step(
         &mut self,
-        params: &Params,
+        params: &ParamStore,
         gradients: &Gradients,
         hyper: impl Fn(&Param) -> Option<Hyper>,
     ) -> Result<()> {
@@ -119,15 +119,15 @@ impl Rule {
     }
 
     /// What a checkpoint has to hold.
-    pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+    pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
         match self {
             Self::Sgd(rule) => rule.state(params),
             Self::Adam(rule) => rule.state(params),
         }
     }
 
-    /// Restores what [`Rule::state`] gave.
-    pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
+    /// Restores what [`Optimizer::state`] gave.
+    pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         match self {
             Self::Sgd(rule) => rule.load_state(params, state),
             Self::Adam(rule) => rule.load_state(params, state),
@@ -144,7 +144,7 @@ enum Moment {
 }
 
 impl Moment {
-    fn zeros(params: &Params, id: ParamId) -> Result<Self> {
+    fn zeros(params: &ParamStore, id: ParamId) -> Result<Self> {
         let var = params.get(id).var().as_detached_tensor();
         Ok(match (params.engine(), params.dtype()) {
             (Engine::Graph, _) => Self::Tensor(var.zeros_like()?),
@@ -154,7 +154,7 @@ impl Moment {
     }
 }
 
-trait Moments: Real {
+trait Moments: Float {
     fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>>;
 }
 impl Moments for f32 {
@@ -178,19 +178,19 @@ impl Sgd {
     /// nothing else changes, not even its momentum.
     pub fn step(
         &mut self,
-        params: &Params,
+        params: &ParamStore,
         gradients: &Gradients,
         hyper: impl Fn(&Param) -> Option<Hyper>,
     ) -> Result<()> {
         for (id, hyper) in movable(params, gradients, hyper) {
-            by_type!(params, T => self.update::<T>(params, gradients, id, hyper))?;
+            dispatch_dtype!(params, T => self.update::<T>(params, gradients, id, hyper))?;
         }
         Ok(())
     }
 
     fn update<T: Moments>(
         &mut self,
-        params: &Params,
+        params: &ParamStore,
         gradients: &Gradients,
         id: ParamId,
         hyper: Hyper,
@@ -218,14 +218,14 @@ impl Sgd {
     }
 
     /// The momentum buffers by parameter name, in stored order, for a checkpoint.
-    pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+    pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
         let mut ids: Vec<_> = self.state.keys().copied().collect();
         ids.sort_unstable();
         ids.into_iter().map(|id| Ok((params.get(id).name, moment_tensor(&self.state[&id])?))).collect()
     }
 
     /// Restores what [`Sgd::state`] gave.
-    pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
+    pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         self.state.clear();
         for (name, tensor) in state {
             let (id, moment) = read_moment(params, name, tensor)?;

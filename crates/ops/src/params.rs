@@ -12,13 +12,13 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Shape, Tensor, Var};
 
 use rayon::prelude::*;
 
-use crate::panels::Panels;
-use crate::real::{Real, by_type, with_values};
+use crate::element::{Float, dispatch_dtype, with_values};
 use crate::rng::Rng;
 use crate::tape::{KERNELS_DO_NOT_TRAIN, Precision};
+use crate::weight_packing::Panels;
 use crate::{Error, Result};
 
-/// What an entry is to the optimiser.
+/// What an entry is to the optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Trained by gradients.
@@ -48,8 +48,8 @@ pub enum Init {
 }
 
 impl Init {
-    /// He initialisation over the outputs: `std = sqrt(2 / (out * kh * kw))` (He et al. 2015), as
-    /// torchvision initialises the convolutions of its residual networks.
+    /// He initialization over the outputs: `std = sqrt(2 / (out * kh * kw))` (He et al. 2015), as
+    /// torchvision initializes the convolutions of its residual networks.
     pub fn kaiming_out(shape: &[usize]) -> Self {
         let fan_out = shape[0] * shape[2..].iter().product::<usize>();
         Self::Normal((2.0 / fan_out as f64).sqrt())
@@ -57,7 +57,7 @@ impl Init {
 
     /// Values from a stream: part `i` of a fixed size is drawn at item `i`, so that parts can be drawn
     /// side by side.
-    fn fill<T: Real>(self, values: &mut [T], rng: Rng) {
+    fn fill<T: Float>(self, values: &mut [T], rng: Rng) {
         const PART: usize = 1 << 14;
         values.par_chunks_mut(PART).enumerate().for_each(|(i, part)| {
             let mut draw = rng.at(0, i as u64);
@@ -90,7 +90,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// What [`Params::new`] takes: the graph on a card; on the CPU the kernels, or what the environment
+    /// What [`ParamStore::new`] takes: the graph on a card; on the CPU the kernels, or what the environment
     /// says by `STILLHOUSE_ENGINE=kernels|graph`.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Engine {
     }
 }
 
-/// Index of a parameter in its [`Params`].
+/// Index of a parameter in its [`ParamStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId(pub(crate) usize);
 
@@ -130,7 +130,7 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// Weight or buffer.
     pub kind: Kind,
-    /// Whether an optimiser may move it.
+    /// Whether an optimizer may move it.
     pub trainable: bool,
     pub(crate) layout: Layout,
     pub(crate) var: Var,
@@ -165,26 +165,26 @@ struct Store {
 
 /// Ordered, named weights and buffers. Clones share the store.
 #[derive(Debug, Clone)]
-pub struct Params {
+pub struct ParamStore {
     store: Arc<RwLock<Store>>,
     dtype: DType,
     device: Device,
     engine: Engine,
     precision: Precision,
     /// Names and shapes only.
-    outline: bool,
+    meta: bool,
 }
 
 /// What an error says of an entry that was given up.
 pub(crate) const GIVEN_UP: &str =
-    "was given up when a frozen tape folded it (Tape::give_up_weights); build and load the network anew";
+    "was given up when a frozen tape folded it (Tape::release_weights); build and load the network anew";
 
 fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
     // A panic elsewhere leaves the list itself in order: entries are only ever appended.
     r.unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-impl Params {
+impl ParamStore {
     /// An empty store for `f32` or `f64` values.
     pub fn new(dtype: DType, device: &Device) -> Result<Self> {
         Self::with_engine(dtype, device, Engine::of(device)?)
@@ -193,14 +193,14 @@ impl Params {
     /// An empty store whose networks run by that engine.
     pub fn with_engine(dtype: DType, device: &Device, engine: Engine) -> Result<Self> {
         if !matches!(dtype, DType::F32 | DType::F64) {
-            return Err(Error::usage("Params::new", format!("needs f32 or f64, got {dtype:?}")));
+            return Err(Error::usage("ParamStore::new", format!("needs f32 or f64, got {dtype:?}")));
         }
         if engine == Engine::Kernels && !device.is_cpu() {
             let what = format!("the tape's own kernels run on the CPU, not on {:?}", device.location());
-            return Err(Error::usage("Params::new", what));
+            return Err(Error::usage("ParamStore::new", what));
         }
         let precision = Precision::Full;
-        Ok(Self { store: Arc::default(), dtype, device: device.clone(), engine, precision, outline: false })
+        Ok(Self { store: Arc::default(), dtype, device: device.clone(), engine, precision, meta: false })
     }
 
     /// The same store, whose networks run in that precision on every tape that is made for it from here
@@ -226,20 +226,20 @@ impl Params {
     }
 
     /// A store of names and shapes without values, for counting: nothing can run on it.
-    pub fn outline() -> Self {
+    pub fn meta() -> Self {
         Self {
             store: Arc::default(),
             dtype: DType::F32,
             device: Device::Cpu,
             engine: Engine::Kernels,
             precision: Precision::Full,
-            outline: true,
+            meta: true,
         }
     }
 
     /// Whether it has names and shapes only.
-    pub(crate) fn is_outline(&self) -> bool {
-        self.outline
+    pub(crate) fn is_meta(&self) -> bool {
+        self.meta
     }
 
     /// Element type of all entries.
@@ -258,8 +258,8 @@ impl Params {
     }
 
     /// Names are made below `root`, new values drawn from `rng`.
-    pub fn builder(&self, rng: Rng) -> Builder {
-        Builder { params: self.clone(), rng, prefix: String::new() }
+    pub fn builder(&self, rng: Rng) -> ParamBuilder {
+        ParamBuilder { params: self.clone(), rng, prefix: String::new() }
     }
 
     /// Number of entries.
@@ -287,7 +287,7 @@ impl Params {
         poisoned(self.store.read()).by_name.get(name).map(|i| ParamId(*i))
     }
 
-    /// Sets whether an optimiser may move the entry.
+    /// Sets whether an optimizer may move the entry.
     pub fn set_trainable(&self, id: ParamId, trainable: bool) {
         poisoned(self.store.write()).list[id.0].trainable = trainable;
     }
@@ -318,15 +318,15 @@ impl Params {
     /// The values in PyTorch's shape and order, copied.
     pub fn export(&self, id: ParamId) -> Result<Tensor> {
         let param = self.get(id);
-        if self.outline {
-            return Err(Error::Param { name: param.name, what: "is of an outline, without values".into() });
+        if self.meta {
+            return Err(Error::Param { name: param.name, what: "is of an meta, without values".into() });
         }
         if param.given_up {
             return Err(Error::Param { name: param.name, what: GIVEN_UP.into() });
         }
         match &param.layout {
             Layout::Plain => Ok(param.var.as_tensor().copy()?),
-            Layout::Panels(panels) => by_type!(self, T => {
+            Layout::Panels(panels) => dispatch_dtype!(self, T => {
                 let values = with_values::<T, _>(&param.var, |stored| panels.unpack(stored))?;
                 Ok(Tensor::from_vec(values, param.shape, &self.device)?)
             }),
@@ -349,7 +349,7 @@ impl Params {
         match &param.layout {
             Layout::Plain => param.var.set(&values)?,
             // No second copy of a large weight.
-            Layout::Panels(panels) => by_type!(self, T => {
+            Layout::Panels(panels) => dispatch_dtype!(self, T => {
                 with_values::<T, _>(&values, |plain| {
                     modify_var::<T>(&param.var, |stored| panels.pack_into(plain, stored))
                 })??;
@@ -392,7 +392,7 @@ impl Params {
     }
 
     /// Runs `f` on the stored values in place (panel order for weights of tape layers). CPU only.
-    pub(crate) fn modify<T: Real>(&self, id: ParamId, f: impl FnOnce(&mut [T])) -> Result<()> {
+    pub(crate) fn modify<T: Float>(&self, id: ParamId, f: impl FnOnce(&mut [T])) -> Result<()> {
         let param = self.get(id);
         modify_var(&param.var, f)?;
         self.touch();
@@ -401,10 +401,10 @@ impl Params {
 }
 
 /// Runs `f` on the contiguous values of a CPU variable in place.
-pub(crate) fn modify_var<T: Real>(var: &Var, f: impl FnOnce(&mut [T])) -> Result<()> {
+pub(crate) fn modify_var<T: Float>(var: &Var, f: impl FnOnce(&mut [T])) -> Result<()> {
     struct Edit<F>(std::sync::Mutex<Option<F>>);
     impl<F> Edit<F> {
-        fn run<T: Real>(
+        fn run<T: Float>(
             &self,
             storage: &mut CpuStorage,
             layout: &candle_core::Layout,
@@ -424,7 +424,7 @@ pub(crate) fn modify_var<T: Real>(var: &Var, f: impl FnOnce(&mut [T])) -> Result
         }
     }
     struct Op<T, F>(Edit<F>, std::marker::PhantomData<fn(T)>);
-    impl<T: Real, F: FnOnce(&mut [T])> InplaceOp1 for Op<T, F> {
+    impl<T: Float, F: FnOnce(&mut [T])> InplaceOp1 for Op<T, F> {
         fn name(&self) -> &'static str {
             "modify"
         }
@@ -439,13 +439,13 @@ pub(crate) fn modify_var<T: Real>(var: &Var, f: impl FnOnce(&mut [T])) -> Result
 
 /// Makes parameters below a prefix, as candle's `VarBuilder` reads them.
 #[derive(Debug, Clone)]
-pub struct Builder {
-    params: Params,
+pub struct ParamBuilder {
+    params: ParamStore,
     rng: Rng,
     prefix: String,
 }
 
-impl Builder {
+impl ParamBuilder {
     /// The builder one level down.
     #[must_use]
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
@@ -454,7 +454,7 @@ impl Builder {
     }
 
     /// The store behind it.
-    pub fn params(&self) -> &Params {
+    pub fn params(&self) -> &ParamStore {
         &self.params
     }
 
@@ -474,7 +474,7 @@ impl Builder {
         Ok(self.params.get(id).var.as_tensor().clone())
     }
 
-    /// State that no optimiser moves.
+    /// State that no optimizer moves.
     pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
         self.make(name, shape, Kind::Buffer, Layout::Plain, init)
     }
@@ -491,17 +491,17 @@ impl Builder {
 
     fn make(&self, name: &str, shape: &[usize], kind: Kind, layout: Layout, init: Init) -> Result<ParamId> {
         let name = self.full(name);
-        if self.params.outline {
+        if self.params.meta {
             let nothing = Var::zeros(0, self.params.dtype, &self.params.device)?;
             return self.params.insert(name, shape, kind, layout, nothing);
         }
-        let var = by_type!(self.params, T => self.filled::<T>(shape, &layout, init, self.rng.stream(&name)))?;
+        let var = dispatch_dtype!(self.params, T => self.filled::<T>(shape, &layout, init, self.rng.stream(&name)))?;
         self.params.insert(name, shape, kind, layout, var)
     }
 
     /// A new variable, which is all that is held of a large weight in the end; on the way there it is held
     /// twice.
-    fn filled<T: Real>(&self, shape: &[usize], layout: &Layout, init: Init, rng: Rng) -> Result<Var> {
+    fn filled<T: Float>(&self, shape: &[usize], layout: &Layout, init: Init, rng: Rng) -> Result<Var> {
         let count: usize = shape.iter().product();
         if let (Layout::Plain, true) = (layout, self.params.device.is_cpu()) {
             let var = Var::zeros(shape, T::TYPE, &Device::Cpu)?;
@@ -526,7 +526,7 @@ impl Builder {
 }
 
 /// Lets candle-nn layers read and create their weights in the store.
-impl candle_nn::var_builder::SimpleBackend for Builder {
+impl candle_nn::var_builder::SimpleBackend for ParamBuilder {
     fn get(
         &self,
         shape: Shape,
@@ -552,7 +552,7 @@ impl candle_nn::var_builder::SimpleBackend for Builder {
                     }
                     other => candle_core::bail!("parameter `{name}`: no seeded form of {other:?}"),
                 };
-                let root = Builder { prefix: String::new(), ..self.clone() };
+                let root = ParamBuilder { prefix: String::new(), ..self.clone() };
                 root.weight(name, shape.dims(), init).map_err(candle_core::Error::wrap)?
             }
         };
@@ -575,10 +575,10 @@ impl candle_nn::var_builder::SimpleBackend for Builder {
     }
 }
 
-impl Builder {
+impl ParamBuilder {
     /// The same place as a candle `VarBuilder`, so that candle-nn layers live in this store.
     pub fn var_builder(&self) -> candle_nn::VarBuilder<'static> {
-        let backend = Box::new(Builder { prefix: String::new(), ..self.clone() });
+        let backend = Box::new(ParamBuilder { prefix: String::new(), ..self.clone() });
         let vb = candle_nn::VarBuilder::from_backend(backend, self.params.dtype, self.params.device.clone());
         if self.prefix.is_empty() { vb } else { vb.pp(&self.prefix) }
     }

@@ -13,18 +13,18 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 pub(crate) use self::backward::Backward;
-pub(crate) use self::lane::{Elem, Folded, Lane};
+pub(crate) use self::lane::{Elem, Folded, TypedState};
 use crate::buffers::{Buf, Pool};
-use crate::composed::Composed;
+pub(crate) use crate::element::dispatch_dtype;
+use crate::element::{Float, with_values};
+use crate::graph_engine::GraphState;
 use crate::kernels;
 use crate::kernels::geometry::{ConvGeo, ConvSpec};
-use crate::layers::checkpoint::Pass;
+use crate::layers::activation_checkpoint::Pass;
 use crate::measure::Totals;
-use crate::params::{Engine, Params};
-pub(crate) use crate::real::by_type;
-use crate::real::{Real, with_values};
+use crate::params::{Engine, ParamStore};
 use crate::rng::Rng;
-use crate::sketch::{Op, Sketching};
+use crate::trace::{Op, Tracing};
 use crate::{Error, ParamId, Result};
 
 /// What a forward pass is for.
@@ -37,15 +37,15 @@ pub enum Mode {
     /// Running statistics, nothing recorded.
     Eval,
     /// Running statistics, gradients recorded for the taps only (Grad-CAM).
-    EvalRecord,
+    EvalWithGrad,
     /// As `Eval`, for a network whose weights do not change: batch norm is folded once.
-    Frozen,
+    Inference,
 }
 
 impl Mode {
     /// Whether gradients are recorded.
     pub fn records(self) -> bool {
-        matches!(self, Self::Train | Self::TrainFrozenBn | Self::EvalRecord)
+        matches!(self, Self::Train | Self::TrainFrozenBn | Self::EvalWithGrad)
     }
 
     /// Whether parameters get gradients, and dropout drops.
@@ -132,7 +132,7 @@ struct Tap {
 /// of the last one.
 #[derive(Debug)]
 pub struct Tape {
-    params: Params,
+    params: ParamStore,
     mode: Mode,
     wanted: Vec<String>,
     pass: u64,
@@ -151,32 +151,32 @@ pub struct Tape {
     pub(crate) checkpointing: bool,
     /// Whether it is in a segment, and for which time.
     pub(crate) segment: Pass,
-    /// Steps in place of values, on a tape that only sketches.
-    sketching: Option<Sketching>,
+    /// Steps in place of values, on a tape that only traces.
+    tracing: Option<Tracing>,
     /// What a network keeps that runs as a candle graph.
-    pub(crate) composed: Option<Composed>,
-    f32: Lane<f32>,
-    f64: Lane<f64>,
+    pub(crate) composed: Option<GraphState>,
+    f32: TypedState<f32>,
+    f64: TypedState<f64>,
 }
 
 impl Tape {
     /// A tape for the parameters of one network (and its connectors). Only `logits` is kept until
-    /// [`Tape::want`] says otherwise.
-    pub fn new(params: &Params, mode: Mode) -> Result<Self> {
-        if params.is_outline() {
-            return Err(Error::usage("Tape::new", "the parameters are an outline without values"));
+    /// [`Tape::select_features`] says otherwise.
+    pub fn new(params: &ParamStore, mode: Mode) -> Result<Self> {
+        if params.is_meta() {
+            return Err(Error::usage("Tape::new", "the parameters are an meta without values"));
         }
         Ok(Self::empty(params, mode, None))
     }
 
     /// A tape on which nothing is computed: a network that runs on it leaves its steps, which
-    /// [`Tape::take_sketch`] gives. The parameters may be an outline; of the images only the shape
+    /// [`Tape::take_trace`] gives. The parameters may be an meta; of the images only the shape
     /// counts.
-    pub fn sketch(params: &Params) -> Self {
-        Self::empty(params, Mode::Eval, Some(Sketching::default()))
+    pub fn trace(params: &ParamStore) -> Self {
+        Self::empty(params, Mode::Eval, Some(Tracing::default()))
     }
 
-    fn empty(params: &Params, mode: Mode, sketching: Option<Sketching>) -> Self {
+    fn empty(params: &ParamStore, mode: Mode, tracing: Option<Tracing>) -> Self {
         Self {
             params: params.clone(),
             mode,
@@ -195,19 +195,19 @@ impl Tape {
             spent: None,
             checkpointing: false,
             segment: Pass::Outside,
-            composed: (params.engine() == Engine::Graph && sketching.is_none()).then(Composed::default),
-            sketching,
-            f32: Lane::default(),
-            f64: Lane::default(),
+            composed: (params.engine() == Engine::Graph && tracing.is_none()).then(GraphState::default),
+            tracing,
+            f32: TypedState::default(),
+            f64: TypedState::default(),
         }
     }
 
-    pub(crate) fn sketching_mut(&mut self) -> Option<&mut Sketching> {
-        self.sketching.as_mut()
+    pub(crate) fn tracing_mut(&mut self) -> Option<&mut Tracing> {
+        self.tracing.as_mut()
     }
 
     /// The parameters it runs on.
-    pub fn params(&self) -> &Params {
+    pub fn params(&self) -> &ParamStore {
         &self.params
     }
 
@@ -234,8 +234,8 @@ impl Tape {
         self.winograd = on;
     }
 
-    /// Lets a network compute in less than it holds, in place of what [`Params::in_precision`] says: on
-    /// the tape's own kernels in mode [`Mode::Frozen`], as candle's graph in any. Features of a frozen
+    /// Lets a network compute in less than it holds, in place of what [`ParamStore::in_precision`] says: on
+    /// the tape's own kernels in mode [`Mode::Inference`], as candle's graph in any. Features of a frozen
     /// network then differ by some 0.5 % of their size. An error says what the machine or the network
     /// lacks.
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
@@ -243,7 +243,7 @@ impl Tape {
             if self.dtype() != DType::F32 {
                 return Err(Error::usage("bf16", "only a network of f32 parameters can run in bf16"));
             }
-            if self.composed.is_none() && self.mode != Mode::Frozen {
+            if self.composed.is_none() && self.mode != Mode::Inference {
                 return Err(Error::usage("bf16", KERNELS_DO_NOT_TRAIN));
             }
             if self.composed.is_none() && kernels::bf16::unit().is_none() {
@@ -268,19 +268,19 @@ impl Tape {
         }
     }
 
-    /// In mode [`Mode::Frozen`], lets go of a weight in the store as soon as its folded form is made,
+    /// In mode [`Mode::Inference`], lets go of a weight in the store as soon as its folded form is made,
     /// so that a network that only runs holds its weights once. Such a store can no longer be
     /// exported, nor run in another mode or on another tape: they say so.
-    pub fn give_up_weights(&mut self) {
+    pub fn release_weights(&mut self) {
         self.gives_up = true;
     }
 
     pub(crate) fn gives_up(&self) -> bool {
-        self.gives_up && self.mode == Mode::Frozen
+        self.gives_up && self.mode == Mode::Inference
     }
 
     pub(crate) fn bf16(&self) -> bool {
-        self.precision == Precision::Bf16 && self.mode == Mode::Frozen
+        self.precision == Precision::Bf16 && self.mode == Mode::Inference
     }
 
     pub(crate) fn winograd<T: Elem>(&self) -> bool {
@@ -288,12 +288,12 @@ impl Tape {
     }
 
     /// Which taps are kept from the next pass on.
-    pub fn want<S: AsRef<str>>(&mut self, taps: &[S]) {
+    pub fn select_features<S: AsRef<str>>(&mut self, taps: &[S]) {
         self.wanted = taps.iter().map(|t| t.as_ref().to_string()).collect();
     }
 
     /// Whether that tap is kept.
-    pub fn wants(&self, tap: &str) -> bool {
+    pub fn selects(&self, tap: &str) -> bool {
         self.wanted.iter().any(|w| w == tap)
     }
 
@@ -339,8 +339,8 @@ impl Tape {
         self.pass += 1;
         self.nodes = 0;
         self.taps.clear();
-        if let Some(sketching) = &mut self.sketching {
-            sketching.clear();
+        if let Some(tracing) = &mut self.tracing {
+            tracing.clear();
         }
         self.f32.records.clear();
         self.f64.records.clear();
@@ -349,8 +349,8 @@ impl Tape {
         }
     }
 
-    pub(crate) fn is_sketching(&self) -> bool {
-        self.sketching.is_some()
+    pub(crate) fn is_tracing(&self) -> bool {
+        self.tracing.is_some()
     }
 
     /// Nodes made so far.
@@ -439,24 +439,24 @@ impl Tape {
         if self.composed.is_some() {
             return self.composed_node(images.to_device(self.params.device())?.to_dtype(self.map_type())?);
         }
-        by_type!(self, T => {
+        dispatch_dtype!(self, T => {
             let images = images.to_dtype(T::TYPE)?;
             let mut buf = self.map::<T>(b * c * h * w);
             with_values::<T, _>(&images, |x| channels_last(x, c, h * w, &mut buf))?;
-            let needs_grad = self.mode == Mode::EvalRecord;
+            let needs_grad = self.mode == Mode::EvalWithGrad;
             Ok(self.node::<T>([b, h, w, c], false, needs_grad, buf))
         })
     }
 
     /// Marks a node as the tap of that name. Kept only if it is wanted.
-    pub fn tap(&mut self, name: &str, x: &Node) -> Result<()> {
+    pub fn mark_feature(&mut self, name: &str, x: &Node) -> Result<()> {
         if !self.wanted.iter().any(|w| w == name) || self.taps.iter().any(|t| t.name == name) {
             return Ok(());
         }
         let [b, h, w, c] = x.shape;
         let shape = if x.flat { vec![b, c] } else { vec![b, h, w, c] };
-        if let Some(sketching) = &mut self.sketching {
-            sketching.tap(name, x.id);
+        if let Some(tracing) = &mut self.tracing {
+            tracing.tap(name, x.id);
             let tensor = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
             self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
             return Ok(());
@@ -467,7 +467,7 @@ impl Tape {
             return Ok(());
         }
         let leaf = self.mode.records() && x.needs_grad;
-        let (leaf, tensor) = by_type!(self, T => {
+        let (leaf, tensor) = dispatch_dtype!(self, T => {
             let values = self.values::<T>("tap", x)?;
             if leaf {
                 let leaf = Var::from_slice(&values, shape, &Device::Cpu)?;
@@ -500,7 +500,7 @@ impl Tape {
         inputs: &[&Node],
         f: impl FnOnce(&[Tensor]) -> candle_core::Result<Tensor>,
     ) -> Result<Node> {
-        if self.sketching.is_some() {
+        if self.tracing.is_some() {
             return Err(Error::usage("graph", "a candle expression cannot be sketched"));
         }
         if self.composed.is_some() {
@@ -508,11 +508,11 @@ impl Tape {
             let tensors: Result<Vec<Tensor>> = inputs.iter().map(tensor).collect();
             return self.composed_node(f(&tensors?)?);
         }
-        by_type!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))
+        dispatch_dtype!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))
     }
 
     /// What `f` computes outside of the tape, a map `[B, C, H, W]` or a vector `[B, D]` of that shape, as
-    /// a node that no gradient passes: other people's networks, which stay as they are. A sketch takes
+    /// a node that no gradient passes: other people's networks, which stay as they are. A trace takes
     /// its shape and does not run it.
     pub fn outside(
         &mut self,
@@ -535,12 +535,12 @@ impl Tape {
             let here = values.detach().to_device(self.params.device())?.to_dtype(self.dtype())?;
             return self.composed_node(here);
         }
-        by_type!(self, T => crate::layers::graph::outside_values::<T>(self, inside, flat, &values))
+        dispatch_dtype!(self, T => crate::layers::graph::outside_values::<T>(self, inside, flat, &values))
     }
 }
 
 /// `[B, C, P]` to `[B, P, C]`.
-fn channels_last<T: Real>(x: &[T], channels: usize, pixels: usize, out: &mut [T]) {
+fn channels_last<T: Float>(x: &[T], channels: usize, pixels: usize, out: &mut [T]) {
     let len = channels * pixels;
     let images = x.len() / len;
     let out = kernels::Shared::new(out);

@@ -11,12 +11,12 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// If there is a global pool already, or threads cannot be started.
-pub fn start_threads(count: Option<usize>) -> Result<()> {
+pub fn init_thread_pool(count: Option<usize>) -> Result<()> {
     let asked = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|n| *n > 0);
     let found = || std::thread::available_parallelism().map_or(1, usize::from);
     let count = count.or_else(asked).unwrap_or_else(found);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(count);
     // Alone, the caller would be the pool, and it does not look after what other threads ask of it.
     let pool = if count > 1 { pool.use_current_thread() } else { pool };
-    pool.build_global().map_err(|e| Error::usage("start_threads", e))
+    pool.build_global().map_err(|e| Error::usage("init_thread_pool", e))
 }

@@ -3,8 +3,8 @@
 use candle_core::{DType, Tensor};
 use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{
-    Act, ConvBnAct, ConvSpec, Engine, Init, Kind, LayerNorm, Linear, Mode, Node, Padding, Params, Precision,
-    Result, Rng, Tape, WindowAttention,
+    Activation, ConvBnAct, ConvSpec, Engine, Init, Kind, LayerNorm, Linear, Mode, Node, Padding, ParamStore,
+    Precision, Result, Rng, Tape, WindowAttention,
 };
 use stillhouse_testkit::device;
 
@@ -23,12 +23,12 @@ fn labels() -> Tensor {
 type Run = Box<dyn Fn(&Node, &mut Tape) -> Result<Node>>;
 
 struct Net {
-    params: Params,
+    params: ParamStore,
     run: Run,
 }
 
 /// Convolutions with batch norm, a pooling, a residual sum, groups, a linear layer.
-fn residual(params: &Params) -> Result<Run> {
+fn residual(params: &ParamStore) -> Result<Run> {
     let p = params.builder(Rng::new(1));
     let conv = |inputs, outputs, kernel: usize, groups, act, name: &str| {
         let spec =
@@ -36,12 +36,12 @@ fn residual(params: &Params) -> Result<Run> {
         let init = Init::kaiming_out(&spec.weight_shape());
         ConvBnAct::new(spec, name, &format!("{name}_bn"), act, init, &p)
     };
-    let stem = conv(3, 16, 3, 1, Act::Relu, "stem")?;
-    let first = conv(16, 16, 3, 1, Act::Relu, "first")?;
-    let second = conv(16, 16, 3, 1, Act::Relu, "second")?;
-    let deep = conv(16, 16, 3, 16, Act::Relu6, "deep")?;
+    let stem = conv(3, 16, 3, 1, Activation::Relu, "stem")?;
+    let first = conv(16, 16, 3, 1, Activation::Relu, "first")?;
+    let second = conv(16, 16, 3, 1, Activation::Relu, "second")?;
+    let deep = conv(16, 16, 3, 16, Activation::Relu6, "deep")?;
     let plain = ConvSpec::new(16, 24, 1);
-    let plain = ConvBnAct::without_bn(plain, "plain", true, Act::Relu, Init::Normal(0.3), &p)?;
+    let plain = ConvBnAct::without_bn(plain, "plain", true, Activation::Relu, Init::Normal(0.3), &p)?;
     let init = Init::Uniform(0.3);
     let head = Linear::new(24, CLASSES, "head", init, Some(init), &p)?;
     Ok(Box::new(move |x, tape| {
@@ -50,7 +50,7 @@ fn residual(params: &Params) -> Result<Run> {
         let y = first.forward(&x, tape)?;
         let x = second.forward_add(&y, &x, tape)?;
         let x = deep.forward(&x, tape)?;
-        tape.tap("map", &x)?;
+        tape.mark_feature("map", &x)?;
         let x = plain.forward(&x, tape)?;
         let x = tape.global_avg_pool(&x)?;
         head.forward(&x, tape)
@@ -58,11 +58,11 @@ fn residual(params: &Params) -> Result<Run> {
 }
 
 /// Patches, a shifted window attention on an odd map, an MLP, merging.
-fn swin(params: &Params) -> Result<Run> {
+fn swin(params: &ParamStore) -> Result<Run> {
     let p = params.builder(Rng::new(2));
     let (init, zero) = (Init::Normal(0.2), Some(Init::Constant(0.0)));
     let patches = ConvSpec::new(3, 24, 3).stride(3).padding(Padding::Symmetric(0));
-    let patches = ConvBnAct::without_bn(patches, "patches", true, Act::None, init, &p)?;
+    let patches = ConvBnAct::without_bn(patches, "patches", true, Activation::None, init, &p)?;
     let before = LayerNorm::new(24, "norm1", &p)?;
     let attention = WindowAttention::new(24, 3, [4, 4], [2, 2], init, &p.pp("attn"))?;
     let between = LayerNorm::new(24, "norm2", &p)?;
@@ -75,7 +75,7 @@ fn swin(params: &Params) -> Result<Run> {
         let x = patches.forward(x, tape)?;
         let y = before.forward(&x, tape)?;
         let x = attention.forward_add(&y, &x, tape)?;
-        tape.tap("map", &x)?;
+        tape.mark_feature("map", &x)?;
         let y = between.forward(&x, tape)?;
         let y = up.forward(&y, tape)?;
         let y = tape.gelu(&y)?;
@@ -89,12 +89,13 @@ fn swin(params: &Params) -> Result<Run> {
 }
 
 /// What changes the size of maps, and what drops.
-fn shapes(params: &Params) -> Result<Run> {
+fn shapes(params: &ParamStore) -> Result<Run> {
     let p = params.builder(Rng::new(3));
     let init = Init::Normal(0.3);
     let spec = |inputs| ConvSpec::new(inputs, 12, 1);
-    let first = ConvBnAct::new(spec(3), "first", "first_bn", Act::Relu, init, &p)?;
-    let second = ConvBnAct::biased(spec(36), "second", Some("second_bn"), Act::None, (init, init), &p)?;
+    let first = ConvBnAct::new(spec(3), "first", "first_bn", Activation::Relu, init, &p)?;
+    let second =
+        ConvBnAct::biased(spec(36), "second", Some("second_bn"), Activation::None, (init, init), &p)?;
     let head = Linear::with_bn(12, CLASSES, ("head", "head_bn"), (init, init), &p)?;
     Ok(Box::new(move |x, tape| {
         let x = first.forward(x, tape)?;
@@ -109,20 +110,20 @@ fn shapes(params: &Params) -> Result<Run> {
         let y = tape.graph(&[&x], |x| x[0].tanh())?;
         let y = tape.drop_path(&y, 0.2)?;
         let x = tape.add(&x, &y)?;
-        tape.tap("map", &x)?;
+        tape.mark_feature("map", &x)?;
         let x = tape.relu(&x)?;
         let x = tape.global_avg_pool(&x)?;
         head.forward(&x, tape)
     }))
 }
 
-type Build = fn(&Params) -> Result<Run>;
+type Build = fn(&ParamStore) -> Result<Run>;
 /// With how far gradients may be off by the batch's statistics, and by the running ones.
 const NETS: [(&str, Build, [f64; 2]); 3] =
     [("residual", residual, [0.2, 0.08]), ("swin", swin, [0.02, 0.02]), ("shapes", shapes, [0.15, 0.02])];
 
 fn net(build: Build, precision: Precision) -> Net {
-    let params = Params::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
+    let params = ParamStore::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
     let params = params.in_precision(precision).unwrap();
     let run = build(&params).unwrap();
     Net { params, run }
@@ -131,11 +132,11 @@ fn net(build: Build, precision: Precision) -> Net {
 impl Net {
     /// The taps `logits` and `map` of one pass.
     fn pass(&self, tape: &mut Tape, step: u64) -> [Tensor; 2] {
-        tape.want(&["logits", "map"]);
+        tape.select_features(&["logits", "map"]);
         tape.begin(Rng::new(7), step);
         let x = tape.input(&images()).unwrap();
         let y = (self.run)(&x, tape).unwrap();
-        tape.tap("logits", &y).unwrap();
+        tape.mark_feature("logits", &y).unwrap();
         let outputs = tape.outputs().unwrap();
         let of = |name: &str| outputs.iter().find(|(n, _)| n == name).unwrap().1.clone();
         [of("logits"), of("map")]
@@ -183,7 +184,7 @@ fn training_in_bf16_is_near_f32() {
             for param in full.0.all() {
                 assert_eq!(low.0.get(low.0.id(&param.name).unwrap()).var().dtype(), DType::F32);
                 if param.kind == Kind::Buffer {
-                    let of = |p: &Params| flat(&p.export(p.id(&param.name).unwrap()).unwrap());
+                    let of = |p: &ParamStore| flat(&p.export(p.id(&param.name).unwrap()).unwrap());
                     let off = off(&of(&low.0), &of(&full.0));
                     assert!(off < 0.01, "{name} {mode:?}: {} is off by {off}", param.name);
                     continue;
@@ -228,16 +229,16 @@ fn steps_in_bf16_lower_the_loss() {
 fn other_modes_in_bf16() {
     for (name, build, _) in NETS {
         let net = net(build, Precision::Full);
-        for mode in [Mode::Eval, Mode::Frozen, Mode::EvalRecord] {
+        for mode in [Mode::Eval, Mode::Inference, Mode::EvalWithGrad] {
             let mut tape = Tape::new(&net.params, mode).unwrap();
             let [want, _] = net.pass(&mut tape, 0);
             tape.set_precision(Precision::Bf16).unwrap();
             let taps = net.pass(&mut tape, 0);
             let off = off(&flat(&taps[0]), &flat(&want));
             assert!(off > 0.0 && off < 0.02, "{name} {mode:?}: off by {off}");
-            if mode == Mode::EvalRecord {
+            if mode == Mode::EvalWithGrad {
                 let gradients = tape.backward(&loss(&taps)).unwrap();
-                assert_eq!(gradients.tap("map").unwrap().dtype(), DType::F32);
+                assert_eq!(gradients.feature("map").unwrap().dtype(), DType::F32);
             }
             tape.set_precision(Precision::Full).unwrap();
             assert_eq!(flat(&net.pass(&mut tape, 0)[0]), flat(&want), "{name} {mode:?}");
@@ -247,7 +248,7 @@ fn other_modes_in_bf16() {
 
 #[test]
 fn what_cannot_be_in_bf16_says_so() {
-    let store = |dtype, engine| Params::with_engine(dtype, &candle_core::Device::Cpu, engine).unwrap();
+    let store = |dtype, engine| ParamStore::with_engine(dtype, &candle_core::Device::Cpu, engine).unwrap();
     let kernels = store(DType::F32, Engine::Kernels);
     let said = Tape::new(&kernels, Mode::Train).unwrap().set_precision(Precision::Bf16).unwrap_err();
     assert!(said.to_string().contains("STILLHOUSE_ENGINE=graph"), "{said}");

@@ -105,9 +105,9 @@ fn batch_norm_is_the_formula() {
             let y = if own {
                 graph::batch_norm(&x, &gamma, &beta, eps).unwrap().y
             } else {
-                let centred = x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
-                let variance = centred.sqr().unwrap().mean_keepdim(0).unwrap();
-                let unit = centred.broadcast_div(&(variance + eps).unwrap().sqrt().unwrap()).unwrap();
+                let centered = x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
+                let variance = centered.sqr().unwrap().mean_keepdim(0).unwrap();
+                let unit = centered.broadcast_div(&(variance + eps).unwrap().sqrt().unwrap()).unwrap();
                 unit.broadcast_mul(&gamma).unwrap().broadcast_add(&beta).unwrap()
             };
             let loss = (&y * weights.to_dtype(dtype).unwrap()).unwrap().sum_all().unwrap();

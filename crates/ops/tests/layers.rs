@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Tensor};
 use stillhouse_ops::{
-    Act, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, Params, Precision, Result, Rng, Tape,
+    Activation, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, ParamStore, Precision, Result, Rng,
+    Tape,
 };
 use stillhouse_testkit::device;
 use stillhouse_testkit::diff::assert_close;
@@ -47,18 +48,19 @@ fn random(name: &str, shape: &[usize], dtype: DType) -> Tensor {
 /// A 1x1 convolution (so that the block under test has an input that needs a gradient), the
 /// block, with a shortcut where shapes allow it.
 struct Net {
-    params: Params,
+    params: ParamStore,
     front: ConvBnAct,
     block: ConvBnAct,
     shortcut: bool,
 }
 
 impl Net {
-    fn new(spec: ConvSpec, bn: bool, act: Act, dtype: DType) -> Self {
-        let params = Params::new(dtype, &device()).unwrap();
+    fn new(spec: ConvSpec, bn: bool, act: Activation, dtype: DType) -> Self {
+        let params = ParamStore::new(dtype, &device()).unwrap();
         let p = params.builder(Rng::new(3));
         let front = ConvSpec::new(2, spec.inputs, 1).padding(Padding::Symmetric(0));
-        let front = ConvBnAct::without_bn(front, "front", true, Act::None, Init::Uniform(1.0), &p).unwrap();
+        let front =
+            ConvBnAct::without_bn(front, "front", true, Activation::None, Init::Uniform(1.0), &p).unwrap();
         let block = if bn {
             ConvBnAct::new(spec, "conv", "bn", act, Init::Uniform(0.7), &p).unwrap()
         } else {
@@ -77,7 +79,7 @@ impl Net {
     }
 
     fn run(&self, images: &Tensor, tape: &mut Tape) -> Result<Tensor> {
-        tape.want(&["out"]);
+        tape.select_features(&["out"]);
         tape.begin(Rng::new(0), 0);
         let x = tape.input(images)?;
         let x = self.front.forward(&x, tape)?;
@@ -86,7 +88,7 @@ impl Net {
         } else {
             self.block.forward(&x, tape)?
         };
-        tape.tap("out", &y)?;
+        tape.mark_feature("out", &y)?;
         Ok(tape.outputs()?.remove(0).1)
     }
 
@@ -186,10 +188,10 @@ fn forward_equals_plain_loops() {
         for bn in [true, false] {
             for (h, w) in SIZES {
                 for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 2e-5)] {
-                    let net = Net::new(spec, bn, Act::Relu, dtype);
+                    let net = Net::new(spec, bn, Activation::Relu, dtype);
                     let images = random("images", &[2, 2, h, w], dtype);
                     let want = net.naive(&images);
-                    for mode in [Mode::Eval, Mode::Frozen, Mode::TrainFrozenBn, Mode::EvalRecord] {
+                    for mode in [Mode::Eval, Mode::Inference, Mode::TrainFrozenBn, Mode::EvalWithGrad] {
                         let got = net.run(&images, &mut Tape::new(&net.params, mode).unwrap()).unwrap();
                         assert_close(
                             &flat(&got),
@@ -211,9 +213,9 @@ fn forward_equals_plain_loops() {
 fn gradients_equal_central_differences() {
     for spec in specs() {
         for (bn, act, mode) in [
-            (true, Act::Relu, Mode::Train),
-            (true, Act::Relu6, Mode::TrainFrozenBn),
-            (false, Act::None, Mode::Train),
+            (true, Activation::Relu, Mode::Train),
+            (true, Activation::Relu6, Mode::TrainFrozenBn),
+            (false, Activation::None, Mode::Train),
         ] {
             let net = Net::new(spec, bn, act, DType::F64);
             let images = random("images", &[2, 2, 5, 4], DType::F64);
@@ -251,9 +253,11 @@ fn f32_gradients_equal_f64() {
     for spec in specs() {
         for bn in [true, false] {
             let images = random("images", &[3, 2, 9, 8], DType::F64);
-            let wide = Net::new(spec, bn, Act::None, DType::F64).gradients(&images, Mode::Train).unwrap();
+            let wide =
+                Net::new(spec, bn, Activation::None, DType::F64).gradients(&images, Mode::Train).unwrap();
             let images = images.to_dtype(DType::F32).unwrap();
-            let narrow = Net::new(spec, bn, Act::None, DType::F32).gradients(&images, Mode::Train).unwrap();
+            let narrow =
+                Net::new(spec, bn, Activation::None, DType::F32).gradients(&images, Mode::Train).unwrap();
             assert_eq!(wide.len(), narrow.len());
             for ((name, want), (_, got)) in wide.iter().zip(&narrow) {
                 let scale = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
@@ -292,28 +296,30 @@ fn kernels_and_graphs_agree() {
 }
 
 /// A small residual network with every layer.
-fn network(params: &Params) -> impl Fn(&Tensor, &mut Tape) -> Result<Tensor> {
+fn network(params: &ParamStore) -> impl Fn(&Tensor, &mut Tape) -> Result<Tensor> {
     let p = params.builder(Rng::new(1));
     let he = Init::Normal(0.2);
-    let stem = ConvBnAct::new(ConvSpec::new(3, 24, 7).stride(2), "stem", "bn", Act::Relu, he, &p).unwrap();
-    let a = ConvBnAct::new(ConvSpec::new(24, 24, 3), "a", "abn", Act::Relu6, he, &p).unwrap();
-    let d = ConvBnAct::new(ConvSpec::new(24, 24, 3).groups(24).stride(2), "d", "dbn", Act::Relu6, he, &p)
-        .unwrap();
-    let e = ConvBnAct::new(ConvSpec::new(24, 70, 1), "e", "ebn", Act::None, he, &p).unwrap();
+    let stem =
+        ConvBnAct::new(ConvSpec::new(3, 24, 7).stride(2), "stem", "bn", Activation::Relu, he, &p).unwrap();
+    let a = ConvBnAct::new(ConvSpec::new(24, 24, 3), "a", "abn", Activation::Relu6, he, &p).unwrap();
+    let d =
+        ConvBnAct::new(ConvSpec::new(24, 24, 3).groups(24).stride(2), "d", "dbn", Activation::Relu6, he, &p)
+            .unwrap();
+    let e = ConvBnAct::new(ConvSpec::new(24, 70, 1), "e", "ebn", Activation::None, he, &p).unwrap();
     let fc = Linear::new(70, 5, "fc", he, Some(Init::Constant(0.0)), &p).unwrap();
     move |images, tape| {
-        tape.want(&["mid", "logits"]);
+        tape.select_features(&["mid", "logits"]);
         let mut x: Node = tape.input(images)?;
         x = stem.forward(&x, tape)?;
         x = tape.max_pool(&x, 3, 2, 1)?;
         x = a.forward_add(&x, &x, tape)?;
-        tape.tap("mid", &x)?;
+        tape.mark_feature("mid", &x)?;
         x = d.forward(&x, tape)?;
         x = e.forward(&x, tape)?;
         x = tape.global_avg_pool(&x)?;
         x = tape.dropout(&x, 0.2)?;
         x = fc.forward(&x, tape)?;
-        tape.tap("logits", &x)?;
+        tape.mark_feature("logits", &x)?;
         let out = tape.outputs()?;
         let find = |n: &str| out.iter().find(|(name, _)| name == n).map(|(_, t)| t.clone());
         let (mid, logits) = (find("mid").unwrap(), find("logits").unwrap());
@@ -324,7 +330,7 @@ fn network(params: &Params) -> impl Fn(&Tensor, &mut Tape) -> Result<Tensor> {
 fn train(threads: usize) -> (Vec<f64>, Vec<u32>) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let params = Params::new(DType::F32, &device()).unwrap();
+        let params = ParamStore::new(DType::F32, &device()).unwrap();
         let forward = network(&params);
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
         let mut sgd = stillhouse_ops::optim::Sgd::new(0.9, true);
@@ -360,25 +366,25 @@ fn any_thread_count_gives_the_same_bits() {
 
 #[test]
 fn max_pool_takes_the_first_maximum() {
-    let params = Params::new(DType::F64, &device()).unwrap();
-    let mut tape = Tape::new(&params, Mode::EvalRecord).unwrap();
+    let params = ParamStore::new(DType::F64, &device()).unwrap();
+    let mut tape = Tape::new(&params, Mode::EvalWithGrad).unwrap();
     for (k, s, p, h, w) in
         [(3, 2, 1, 5, 6), (2, 2, 0, 5, 5), (2, 1, 0, 3, 3), (3, 3, 1, 7, 4), (3, 2, 1, 1, 1)]
     {
-        tape.want(&["x", "y"]);
+        tape.select_features(&["x", "y"]);
         tape.begin(Rng::new(0), 0);
         // Few different values, so that there are ties.
         let x = (random("pool", &[2, 3, h, w], DType::F64).affine(2.0, 0.0).unwrap()).round().unwrap();
         let node = tape.input(&x).unwrap();
         let node = tape.relu(&node).unwrap();
-        tape.tap("x", &node).unwrap();
+        tape.mark_feature("x", &node).unwrap();
         let y = tape.max_pool(&node, k, s, p).unwrap();
-        tape.tap("y", &y).unwrap();
+        tape.mark_feature("y", &y).unwrap();
         let out = tape.outputs().unwrap();
         let (x, y) = (flat(&out[0].1), out[1].1.clone());
         let weights = random("weights", y.dims(), DType::F64);
         let grads = tape.backward(&(&y * &weights).unwrap().sum_all().unwrap()).unwrap();
-        let got = flat(grads.tap("x").unwrap());
+        let got = flat(grads.feature("x").unwrap());
         let (_, _, oh, ow) = y.dims4().unwrap();
         let (mut want_y, mut want_g) = (Vec::new(), vec![0.0; x.len()]);
         for (i, weight) in flat(&weights).iter().enumerate() {
@@ -402,24 +408,25 @@ fn max_pool_takes_the_first_maximum() {
 
 #[test]
 fn a_candle_graph_is_a_node() {
-    let params = Params::new(DType::F64, &device()).unwrap();
+    let params = ParamStore::new(DType::F64, &device()).unwrap();
     let p = params.builder(Rng::new(1));
-    let conv = ConvBnAct::without_bn(ConvSpec::new(2, 3, 3), "conv", true, Act::Relu, Init::Uniform(0.5), &p)
-        .unwrap();
+    let conv =
+        ConvBnAct::without_bn(ConvSpec::new(2, 3, 3), "conv", true, Activation::Relu, Init::Uniform(0.5), &p)
+            .unwrap();
     let scale = p.var("scale", &[1, 3, 1, 1], Init::Uniform(1.0)).unwrap();
     let images = random("images", &[2, 2, 4, 5], DType::F64);
     let run = |through_graph: bool| {
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
-        tape.want(&["out"]);
+        tape.select_features(&["out"]);
         let x = tape.input(&images).unwrap();
         let y = conv.forward(&x, &mut tape).unwrap();
         let f = |y: &Tensor| y.broadcast_mul(&scale)?.tanh()?.sqr();
         let loss = if through_graph {
             let z = tape.graph(&[&y], |y| f(&y[0])).unwrap();
-            tape.tap("out", &z).unwrap();
+            tape.mark_feature("out", &z).unwrap();
             tape.outputs().unwrap()[0].1.sum_all().unwrap()
         } else {
-            tape.tap("out", &y).unwrap();
+            tape.mark_feature("out", &y).unwrap();
             f(&tape.outputs().unwrap()[0].1).unwrap().sum_all().unwrap()
         };
         let grads = tape.backward(&loss).unwrap();
@@ -433,7 +440,7 @@ fn a_candle_graph_is_a_node() {
 
 #[test]
 fn what_needs_no_gradient_gets_none() {
-    let net = Net::new(ConvSpec::new(6, 8, 3), true, Act::Relu, DType::F64);
+    let net = Net::new(ConvSpec::new(6, 8, 3), true, Activation::Relu, DType::F64);
     net.params.set_trainable(net.params.id("conv.weight").unwrap(), false);
     let names: Vec<String> = net
         .gradients(&random("images", &[2, 2, 4, 4], DType::F64), Mode::Train)
@@ -446,7 +453,7 @@ fn what_needs_no_gradient_gets_none() {
 
 #[test]
 fn a_gradient_that_is_not_finite_is_named() {
-    let net = Net::new(ConvSpec::new(6, 8, 3), false, Act::None, DType::F32);
+    let net = Net::new(ConvSpec::new(6, 8, 3), false, Activation::None, DType::F32);
     let run = |scale: f64| {
         let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
         let out = net.run(&random("images", &[2, 2, 4, 4], DType::F32), &mut tape).unwrap();
@@ -459,7 +466,7 @@ fn a_gradient_that_is_not_finite_is_named() {
 
 #[test]
 fn misuse_is_an_error() {
-    let net = Net::new(ConvSpec::new(6, 8, 3), true, Act::Relu, DType::F32);
+    let net = Net::new(ConvSpec::new(6, 8, 3), true, Activation::Relu, DType::F32);
     let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
     let images = random("images", &[2, 2, 4, 4], DType::F32);
     let text = |e: stillhouse_ops::Error| e.to_string();
@@ -470,7 +477,7 @@ fn misuse_is_an_error() {
     assert!(text(tape.dropout(&x, 1.5).unwrap_err()).contains("probability"));
     tape.begin(Rng::new(0), 1);
     assert!(text(net.front.forward(&x, &mut tape).unwrap_err()).contains("earlier pass"));
-    tape.want(&["nothing"]);
+    tape.select_features(&["nothing"]);
     assert!(text(tape.outputs().unwrap_err()).contains("no tap `nothing`"));
     let loss = Tensor::new(1f32, &device()).unwrap();
     assert!(text(tape.backward(&loss).unwrap_err()).contains("nothing is recorded"));
@@ -488,14 +495,14 @@ fn misuse_is_an_error() {
 #[test]
 fn kernels_in_bf16_are_near_f64() {
     let frozen = |net: &Net, bf16: bool, images: &Tensor| -> Result<Vec<f64>> {
-        let mut tape = Tape::new(&net.params, Mode::Frozen)?;
+        let mut tape = Tape::new(&net.params, Mode::Inference)?;
         if bf16 {
             tape.set_precision(Precision::Bf16)?;
         }
         Ok(net.run(images, &mut tape)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
     };
     for (i, spec) in specs().into_iter().enumerate() {
-        for (act, bn) in [(Act::None, true), (Act::Relu6, i % 2 == 0)] {
+        for (act, bn) in [(Activation::None, true), (Activation::Relu6, i % 2 == 0)] {
             let single = Net::new(spec, bn, act, DType::F32);
             let images = random("images", &[3, 2, 9, 8], DType::F32);
             let near = match frozen(&single, true, &images) {
@@ -515,8 +522,8 @@ fn kernels_in_bf16_are_near_f64() {
             assert!(off < 0.01, "{spec:?}, batch norm {bn}: off by {off}");
         }
     }
-    let net = Net::new(ConvSpec::new(6, 5, 1), true, Act::Relu, DType::F64);
-    let error = Tape::new(&net.params, Mode::Frozen).unwrap().set_precision(Precision::Bf16).unwrap_err();
+    let net = Net::new(ConvSpec::new(6, 5, 1), true, Activation::Relu, DType::F64);
+    let error = Tape::new(&net.params, Mode::Inference).unwrap().set_precision(Precision::Bf16).unwrap_err();
     assert!(error.to_string().contains("f32 parameters"), "{error}");
 }
 
@@ -525,19 +532,19 @@ fn kernels_in_bf16_are_near_f64() {
 /// the first.
 #[test]
 fn kernels_give_both_gradients_in_one_pass() {
-    let train = |outputs: usize, act: Act, add: bool, threads: usize| {
-        let params = Params::new(DType::F32, &device()).unwrap();
+    let train = |outputs: usize, act: Activation, add: bool, threads: usize| {
+        let params = ParamStore::new(DType::F32, &device()).unwrap();
         let p = params.builder(Rng::new(3));
         let conv = |inputs, outputs, name: &str, act| {
             let (spec, bn) = (ConvSpec::new(inputs, outputs, 1), format!("{name}_bn"));
             ConvBnAct::new(spec, name, &bn, act, Init::Uniform(0.7), &p).unwrap()
         };
-        let front = conv(2, 20, "front", Act::Relu);
+        let front = conv(2, 20, "front", Activation::Relu);
         let (first, second) = (conv(20, outputs, "first", act), conv(20, outputs, "second", act));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut tape = Tape::new(&params, Mode::Train).unwrap();
-            tape.want(&["out"]);
+            tape.select_features(&["out"]);
             tape.begin(Rng::new(0), 0);
             tape.measure(true);
             let images = tape.input(&random("images", &[31, 2, 33, 35], DType::F32)).unwrap();
@@ -549,7 +556,7 @@ fn kernels_give_both_gradients_in_one_pass() {
                 let z = second.forward(&x, &mut tape).unwrap();
                 tape.concat(&[&y, &z]).unwrap()
             };
-            tape.tap("out", &y).unwrap();
+            tape.mark_feature("out", &y).unwrap();
             let out = tape.outputs().unwrap().remove(0).1;
             let weights = random("loss", out.dims(), DType::F32);
             let grads = tape.backward(&(out * weights).unwrap().sum_all().unwrap()).unwrap();
@@ -564,7 +571,9 @@ fn kernels_give_both_gradients_in_one_pass() {
             bits.collect::<Vec<_>>()
         })
     };
-    for (outputs, act, add) in [(70, Act::Relu6, false), (20, Act::None, true), (33, Act::Relu, true)] {
+    for (outputs, act, add) in
+        [(70, Activation::Relu6, false), (20, Activation::None, true), (33, Activation::Relu, true)]
+    {
         let separate = train(outputs, act, add, 40);
         assert!(separate.len() >= 9);
         for threads in [1, 3] {
@@ -575,7 +584,7 @@ fn kernels_give_both_gradients_in_one_pass() {
 
 #[test]
 fn kernels_are_measured_on_demand() {
-    let net = Net::new(ConvSpec::new(6, 8, 3), true, Act::Relu, DType::F32);
+    let net = Net::new(ConvSpec::new(6, 8, 3), true, Activation::Relu, DType::F32);
     let images = random("images", &[2, 2, 5, 7], DType::F32);
     let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
     net.run(&images, &mut tape).unwrap();

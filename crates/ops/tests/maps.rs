@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use stillhouse_ops::{
-    Act, ConvBnAct, ConvSpec, Engine, Init, LayerNorm, Linear, Mode, Node, Padding, Params, Result, Rng,
-    Tape, WindowAttention,
+    Activation, ConvBnAct, ConvSpec, Engine, Init, LayerNorm, Linear, Mode, Node, Padding, ParamStore,
+    Result, Rng, Tape, WindowAttention,
 };
 use stillhouse_testkit::device;
 use stillhouse_testkit::diff::{assert_close, central};
@@ -24,7 +24,7 @@ fn flat(t: &Tensor) -> Vec<f64> {
 struct Case<'a> {
     what: String,
     shapes: Vec<[usize; 4]>,
-    params: &'a Params,
+    params: &'a ParamStore,
     layer: &'a dyn Fn(&[Node], &mut Tape) -> Result<Node>,
 }
 
@@ -33,7 +33,7 @@ impl Case<'_> {
     fn run(&self, mode: Mode) -> (Tensor, Vec<(String, Tensor)>) {
         let dtype = self.params.dtype();
         let mut tape = Tape::new(self.params, mode).unwrap();
-        tape.want(&["out"]);
+        tape.select_features(&["out"]);
         tape.begin(Rng::new(0), 0);
         let mut nodes = Vec::new();
         for i in 0..self.shapes.len() {
@@ -44,7 +44,7 @@ impl Case<'_> {
             nodes.push(tape.graph(&[&seed], |_| Ok(var)).unwrap());
         }
         let y = (self.layer)(&nodes, &mut tape).unwrap();
-        tape.tap("out", &y).unwrap();
+        tape.mark_feature("out", &y).unwrap();
         let out = tape.outputs().unwrap().remove(0).1;
         if !mode.records() {
             return (out, Vec::new());
@@ -75,7 +75,7 @@ impl Case<'_> {
         let (out, grads) = self.run(Mode::Train);
         let tolerance = if self.params.dtype() == DType::F64 { 1e-12 } else { 2e-5 };
         assert_close(&flat(&out), &want, 0.0, tolerance * 10.0, &self.what);
-        for mode in [Mode::Eval, Mode::Frozen] {
+        for mode in [Mode::Eval, Mode::Inference] {
             assert_eq!(flat(&self.run(mode).0), flat(&out), "{} in {mode:?}", self.what);
         }
         if self.params.dtype() != DType::F64 {
@@ -115,12 +115,12 @@ impl Case<'_> {
 
 const BOTH: [DType; 2] = [DType::F64, DType::F32];
 
-fn store(dtype: DType) -> Params {
-    Params::new(dtype, &device()).unwrap()
+fn store(dtype: DType) -> ParamStore {
+    ParamStore::new(dtype, &device()).unwrap()
 }
 
 /// Nothing at its default.
-fn shake(params: &Params) {
+fn shake(params: &ParamStore) {
     for param in params.all() {
         let values = random(&param.name, &param.shape);
         params.import(params.id(&param.name).unwrap(), &values).unwrap();
@@ -403,7 +403,7 @@ fn bias_before_batch_norm() {
         let p = params.builder(Rng::new(2));
         let spec = ConvSpec::new(2, 3, 3);
         let init = (Init::Uniform(1.0), Init::Constant(0.0));
-        let conv = ConvBnAct::biased(spec, "conv", Some("bn"), Act::Relu, init, &p).unwrap();
+        let conv = ConvBnAct::biased(spec, "conv", Some("bn"), Activation::Relu, init, &p).unwrap();
         let value = |name: &str| flat(&params.export(params.id(name).unwrap()).unwrap());
         let set = |name: &str, v: [f64; 3]| {
             params.import(params.id(name).unwrap(), &Tensor::new(&v, &device()).unwrap()).unwrap();
@@ -412,11 +412,11 @@ fn bias_before_batch_norm() {
         set("bn.running_mean", if biased { [0.3, -0.2, 0.1] } else { [0.1, -0.5, 0.5] });
         set("conv.bias", if biased { [0.2, 0.3, -0.4] } else { [0.0; 3] });
         let mut tape = Tape::new(&params, mode).unwrap();
-        tape.want(&["out"]);
+        tape.select_features(&["out"]);
         tape.begin(Rng::new(0), 0);
         let x = tape.input(&random("images", &[2, 2, 4, 5])).unwrap();
         let y = conv.forward(&x, &mut tape).unwrap();
-        tape.tap("out", &y).unwrap();
+        tape.mark_feature("out", &y).unwrap();
         let out = tape.outputs().unwrap().remove(0).1;
         let mut grads = Vec::new();
         if mode.records() {
@@ -428,7 +428,7 @@ fn bias_before_batch_norm() {
         }
         (flat(&out), grads, value("bn.running_mean"))
     };
-    for mode in [Mode::Train, Mode::TrainFrozenBn, Mode::Eval, Mode::Frozen] {
+    for mode in [Mode::Train, Mode::TrainFrozenBn, Mode::Eval, Mode::Inference] {
         let (with, without) = (run(true, mode), run(false, mode));
         assert_close(&with.0, &without.0, 0.0, 1e-12, &format!("{mode:?}"));
         for (a, b) in with.1.iter().zip(&without.1) {
@@ -452,13 +452,13 @@ fn drop_path_drops_whole_images() {
     params.builder(Rng::new(1)).weight("input0", &[64, 3, 2, 2], Init::Constant(1.0)).unwrap();
     let run = |p: f64, mode: Mode, step: u64| {
         let mut tape = Tape::new(&params, mode).unwrap();
-        tape.want(&["out"]);
+        tape.select_features(&["out"]);
         tape.begin(Rng::new(7), step);
         let seed = tape.input(&Tensor::zeros((64, 1, 2, 2), DType::F32, &device()).unwrap()).unwrap();
         let var = params.get(params.id("input0").unwrap()).var().as_tensor().clone();
         let x = tape.graph(&[&seed], |_| Ok(var)).unwrap();
         let y = tape.drop_path(&x, p)?;
-        tape.tap("out", &y).unwrap();
+        tape.mark_feature("out", &y).unwrap();
         let out = tape.outputs().unwrap().remove(0).1;
         let grad = mode.records().then(|| {
             let grads = tape.backward(&out.sum_all().unwrap()).unwrap();
@@ -487,11 +487,11 @@ fn any_thread_count_gives_the_same_bits() {
             let p = params.builder(Rng::new(1));
             let patch = ConvSpec::new(3, 32, 4).stride(4).padding(Padding::Symmetric(0));
             let init = Init::Normal(0.1);
-            let patch = ConvBnAct::without_bn(patch, "patch", true, Act::None, init, &p).unwrap();
+            let patch = ConvBnAct::without_bn(patch, "patch", true, Activation::None, init, &p).unwrap();
             let norm = LayerNorm::new(32, "norm", &p).unwrap();
             let attention = WindowAttention::new(32, 2, [7, 7], [3, 3], init, &p).unwrap();
             let mut tape = Tape::new(&params, Mode::Train).unwrap();
-            tape.want(&["out"]);
+            tape.select_features(&["out"]);
             tape.begin(Rng::new(2), 0);
             let images = random("images", &[5, 3, 64, 44]).to_dtype(DType::F32).unwrap();
             let x = tape.input(&images).unwrap();
@@ -502,7 +502,7 @@ fn any_thread_count_gives_the_same_bits() {
             let y = tape.drop_path(&y, 0.3).unwrap();
             let y = tape.merge_patches(&y).unwrap();
             let y = tape.resize_bilinear(&y, (19, 7), false).unwrap();
-            tape.tap("out", &y).unwrap();
+            tape.mark_feature("out", &y).unwrap();
             let out = tape.outputs().unwrap().remove(0).1;
             let grads = tape.backward(&out.sqr().unwrap().mean_all().unwrap()).unwrap();
             let all = params.all();
@@ -535,10 +535,10 @@ fn misuse_is_an_error() {
     assert!(text(tape.expand(&a, (2, 2))).contains("a vector"));
     assert!(text(norm.forward(&a, &mut tape)).contains("4 channels"));
     assert!(text(linear.forward(&a, &mut tape)).contains("4 values"));
-    let outline = Params::outline();
-    Linear::new(4, 2, "fc", Init::Constant(0.0), None, &outline.builder(Rng::new(0))).unwrap();
-    assert_eq!(outline.count_weights(), 8);
-    assert!(Tape::new(&outline, Mode::Eval).unwrap_err().to_string().contains("outline"));
+    let meta = ParamStore::meta();
+    Linear::new(4, 2, "fc", Init::Constant(0.0), None, &meta.builder(Rng::new(0))).unwrap();
+    assert_eq!(meta.count_weights(), 8);
+    assert!(Tape::new(&meta, Mode::Eval).unwrap_err().to_string().contains("meta"));
     let e = WindowAttention::new(5, 2, [2, 2], [1, 1], Init::Constant(0.0), &p).unwrap_err();
     assert!(e.to_string().contains("divisible by the heads"));
 }
@@ -550,19 +550,25 @@ fn in_segments(dtype: DType, checkpointing: bool) -> (Vec<(String, Vec<f64>)>, u
     let p = params.builder(Rng::new(6));
     let block = |i: usize| {
         let (p, spec) = (p.pp(format!("b{i}")), ConvSpec::new(8, 8, 3));
-        let conv =
-            ConvBnAct::new(spec, "conv", "bn", Act::Relu, Init::kaiming_out(&[8, 8, 3, 3]), &p).unwrap();
+        let conv = ConvBnAct::new(spec, "conv", "bn", Activation::Relu, Init::kaiming_out(&[8, 8, 3, 3]), &p)
+            .unwrap();
         let norm = LayerNorm::new(8, "norm", &p).unwrap();
         let attention = WindowAttention::new(8, 2, [4, 4], [2, 2], Init::Normal(0.2), &p).unwrap();
         Arc::new((conv, norm, attention))
     };
     let blocks = [0, 1, 2].map(block);
-    let stem =
-        ConvBnAct::new(ConvSpec::new(3, 8, 3), "conv", "bn", Act::Relu, Init::kaiming_out(&[8, 3, 3, 3]), &p);
+    let stem = ConvBnAct::new(
+        ConvSpec::new(3, 8, 3),
+        "conv",
+        "bn",
+        Activation::Relu,
+        Init::kaiming_out(&[8, 3, 3, 3]),
+        &p,
+    );
     let stem = stem.unwrap();
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
     tape.set_checkpointing(checkpointing);
-    tape.want(&["middle", "out"]);
+    tape.select_features(&["middle", "out"]);
     let mut found = Vec::new();
     for step in 0..2 {
         tape.begin(Rng::new(8), step);
@@ -582,7 +588,7 @@ fn in_segments(dtype: DType, checkpointing: bool) -> (Vec<(String, Vec<f64>)>, u
                 tape.add(&x, &y)
             };
             x = tape.checkpoint(&x, run).unwrap();
-            tape.tap(if i == 2 { "out" } else { "middle" }, &x).unwrap();
+            tape.mark_feature(if i == 2 { "out" } else { "middle" }, &x).unwrap();
         }
         let outputs = tape.outputs().unwrap();
         let loss = outputs.iter().map(|(_, t)| t.sqr().unwrap().mean_all().unwrap());

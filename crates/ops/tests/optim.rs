@@ -1,28 +1,28 @@
-//! Optimisers against plain loops of their definitions, and their states.
+//! Optimizers against plain loops of their definitions, and their states.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_ops::optim::{Adam, Hyper, Rule, Sgd};
-use stillhouse_ops::{Engine, Gradients, Init, Linear, Mode, Params, Rng, Tape};
+use stillhouse_ops::optim::{Adam, Hyper, Optimizer, Sgd};
+use stillhouse_ops::{Engine, Gradients, Init, Linear, Mode, ParamStore, Rng, Tape};
 use stillhouse_testkit::device;
 use stillhouse_testkit::diff::assert_close;
 
 const HYPER: Hyper = Hyper { lr: 0.03, weight_decay: 0.2 };
 const BETAS: [f64; 2] = [0.8, 0.95];
 
-fn store(dtype: DType) -> (Params, Linear) {
-    let params = Params::new(dtype, &device()).unwrap();
+fn store(dtype: DType) -> (ParamStore, Linear) {
+    let params = ParamStore::new(dtype, &device()).unwrap();
     let p = params.builder(Rng::new(1));
     let init = Init::Uniform(1.0);
     let linear = Linear::new(5, 19, "fc", init, Some(init), &p).unwrap();
     (params, linear)
 }
 
-fn value(params: &Params, name: &str) -> Vec<f64> {
+fn value(params: &ParamStore, name: &str) -> Vec<f64> {
     let value = params.export(params.id(name).unwrap()).unwrap();
     value.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-fn gradients(params: &Params, linear: &Linear, step: u64) -> Gradients {
+fn gradients(params: &ParamStore, linear: &Linear, step: u64) -> Gradients {
     let mut tape = Tape::new(params, Mode::Train).unwrap();
     tape.begin(Rng::new(0), step);
     let mut draw = Rng::new(3).at(step, 0);
@@ -30,7 +30,7 @@ fn gradients(params: &Params, linear: &Linear, step: u64) -> Gradients {
     let x = Tensor::from_vec(values, (2, 5, 1, 1), &device()).unwrap().to_dtype(params.dtype()).unwrap();
     let x = tape.input(&x).unwrap();
     let y = linear.forward(&x, &mut tape).unwrap();
-    tape.tap("logits", &y).unwrap();
+    tape.mark_feature("logits", &y).unwrap();
     let logits = tape.outputs().unwrap().remove(0).1;
     tape.backward(&logits.sqr().unwrap().mean_all().unwrap()).unwrap()
 }
@@ -102,10 +102,10 @@ fn what_does_not_move_does_not_count() {
 
 #[test]
 fn states_go_through_a_checkpoint() {
-    let rules: [fn() -> Rule; 3] = [
-        || Rule::Sgd(Sgd::new(0.9, true)),
-        || Rule::Adam(Adam::new(BETAS, 1e-8)),
-        || Rule::Adam(Adam::decoupled(BETAS, 1e-8)),
+    let rules: [fn() -> Optimizer; 3] = [
+        || Optimizer::Sgd(Sgd::new(0.9, true)),
+        || Optimizer::Adam(Adam::new(BETAS, 1e-8)),
+        || Optimizer::Adam(Adam::decoupled(BETAS, 1e-8)),
     ];
     for make in rules {
         let (params, linear) = store(DType::F32);
@@ -124,7 +124,7 @@ fn states_go_through_a_checkpoint() {
         other.step(&again, &gradients(&again, &linear, 2), |_| Some(HYPER)).unwrap();
         assert_eq!(value(&params, "fc.weight"), value(&again, "fc.weight"));
         assert!(make().load_state(&again, &[("nothing.step".into(), state[0].1.clone())]).is_err());
-        if matches!(rule, Rule::Adam(_)) {
+        if matches!(rule, Optimizer::Adam(_)) {
             assert!(make().load_state(&again, &state[..2]).unwrap_err().to_string().contains("exp_avg_sq"));
         }
     }
@@ -134,10 +134,10 @@ fn states_go_through_a_checkpoint() {
 #[test]
 fn kernels_do_not_take_the_state_of_a_graph() {
     let of = |engine: Engine| {
-        let params = Params::with_engine(DType::F32, &Device::Cpu, engine).unwrap();
+        let params = ParamStore::with_engine(DType::F32, &Device::Cpu, engine).unwrap();
         let init = Init::Uniform(1.0);
         let linear = Linear::new(5, 16, "fc", init, None, &params.builder(Rng::new(1))).unwrap();
-        let mut rule = Rule::Sgd(Sgd::new(0.9, false));
+        let mut rule = Optimizer::Sgd(Sgd::new(0.9, false));
         rule.step(&params, &gradients(&params, &linear, 0), |_| Some(HYPER)).unwrap();
         let state = rule.state(&params).unwrap();
         (params, state)

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Tensor};
 use serde_json::Value;
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, LayerNorm, Mode, Padding, Params, Rng, Tape};
+use stillhouse_ops::{
+    Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Mode, Padding, ParamStore, Rng, Tape,
+};
 use stillhouse_testkit::{device, diff::assert_close, generator};
 
 /// Uniform in [low, high) by the name's stream, rounded to f32.
@@ -30,15 +32,15 @@ fn check(case: &Value, dtype: DType) {
         groups: number(&s["groups"]),
     };
     let act = match case["act"].as_str().unwrap() {
-        "none" => Act::None,
-        "relu" => Act::Relu,
-        "relu6" => Act::Relu6,
+        "none" => Activation::None,
+        "relu" => Activation::Relu,
+        "relu6" => Activation::Relu6,
         other => panic!("unknown activation {other}"),
     };
-    let params = Params::new(dtype, &device()).unwrap();
+    let params = ParamStore::new(dtype, &device()).unwrap();
     let (p, zero) = (params.builder(Rng::new(0)), Init::Constant(0.0));
     let front = ConvSpec::new(2, spec.inputs, 1);
-    let front = ConvBnAct::without_bn(front, "front", true, Act::None, zero, &p).unwrap();
+    let front = ConvBnAct::without_bn(front, "front", true, Activation::None, zero, &p).unwrap();
     let block = if case["bn"].as_bool().unwrap() {
         ConvBnAct::new(spec, "conv", "bn", act, zero, &p).unwrap()
     } else {
@@ -52,7 +54,7 @@ fn check(case: &Value, dtype: DType) {
     }
     let mode = if case["mode"] == "train" { Mode::Train } else { Mode::TrainFrozenBn };
     let mut tape = Tape::new(&params, mode).unwrap();
-    tape.want(&["out"]);
+    tape.select_features(&["out"]);
     let input: Vec<usize> = case["input"].as_array().unwrap().iter().map(number).collect();
     let images = tensor("images", &[input[0], 2, input[1], input[2]], -1.0, 1.0, dtype);
     let x = tape.input(&images).unwrap();
@@ -65,7 +67,7 @@ fn check(case: &Value, dtype: DType) {
     if let Some(pool) = case["pool"].as_array() {
         y = tape.max_pool(&y, number(&pool[0]), number(&pool[1]), number(&pool[2])).unwrap();
     }
-    tape.tap("out", &y).unwrap();
+    tape.mark_feature("out", &y).unwrap();
     let out = tape.outputs().unwrap().remove(0).1;
     let weight = tensor("loss_weight", out.dims(), -1.0, 1.0, dtype);
     let grads = tape.backward(&(&out * weight).unwrap().sum_all().unwrap()).unwrap();
@@ -100,12 +102,12 @@ fn layers_equal_pytorch() {
 }
 
 fn check_map(case: &Value, dtype: DType) {
-    let params = Params::new(dtype, &device()).unwrap();
+    let params = ParamStore::new(dtype, &device()).unwrap();
     let input: Vec<usize> = case["input"].as_array().unwrap().iter().map(number).collect();
     let size: Vec<usize> = case["size"].as_array().map_or(vec![], |s| s.iter().map(number).collect());
     let norm = LayerNorm::new(input[1], "norm", &params.builder(Rng::new(0))).unwrap();
-    let mut tape = Tape::new(&params, Mode::EvalRecord).unwrap();
-    tape.want(&["copy", "out"]);
+    let mut tape = Tape::new(&params, Mode::EvalWithGrad).unwrap();
+    tape.select_features(&["copy", "out"]);
     let x = tape.input(&tensor("x", &input, -3.0, 3.0, dtype)).unwrap();
     // The input has no record of its own to tell its gradient by.
     let x = tape.graph(&[&x], |x| Ok(x[0].clone())).unwrap();
@@ -119,13 +121,13 @@ fn check_map(case: &Value, dtype: DType) {
         "layer_norm" => norm.forward(&x, &mut tape).unwrap(),
         other => panic!("unknown operation {other}"),
     };
-    tape.tap("copy", &x).unwrap();
-    tape.tap("out", &y).unwrap();
+    tape.mark_feature("copy", &x).unwrap();
+    tape.mark_feature("out", &y).unwrap();
     let out = tape.outputs().unwrap().into_iter().find(|(name, _)| name == "out").unwrap().1;
     let weight = tensor("loss_weight", out.dims(), -1.0, 1.0, dtype);
     let grads = tape.backward(&(&out * weight).unwrap().sum_all().unwrap()).unwrap();
     for (name, want) in case["expected"].as_object().unwrap() {
-        let got = if name == "out" { out.clone() } else { grads.tap("copy").unwrap().clone() };
+        let got = if name == "out" { out.clone() } else { grads.feature("copy").unwrap().clone() };
         let shape: Vec<usize> = want["shape"].as_array().unwrap().iter().map(number).collect();
         assert_eq!(got.dims(), shape, "{name} of {case}");
         let got: Vec<f64> = got.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();

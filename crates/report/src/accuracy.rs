@@ -6,7 +6,6 @@ mod print;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stillhouse_core::files;
 use stillhouse_metrics::seeds::Summary;
 
 pub(crate) use self::print::TESTS;
@@ -233,8 +232,8 @@ impl AccuracyTable {
 
     /// Writes `table.md` and `table.json` into a folder; each is whole or not there.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        files::write_atomic(&folder.join("table.md"), self.markdown().as_bytes())?;
-        files::write_atomic(&folder.join("table.json"), self.json()?.as_bytes())?;
+        stillhouse_core::fs::write_atomic(&folder.join("table.md"), self.markdown().as_bytes())?;
+        stillhouse_core::fs::write_atomic(&folder.join("table.json"), self.json()?.as_bytes())?;
         Ok(())
     }
 }
@@ -319,7 +318,7 @@ fn finished(runs: &[&Planned], teachers: &mut Vec<Teacher>) -> Result<Vec<Finish
                 dataset: run.dataset.clone(),
                 ratio: run.ratio,
                 seed: run.seed,
-                backbone: teacher.backbone,
+                model: teacher.model,
                 init: teacher.init,
                 cell: teacher.cell,
                 right: teacher.right,

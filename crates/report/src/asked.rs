@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stillhouse_core::files;
 
 use crate::caption;
 use crate::record::{About, Record};
@@ -77,7 +76,7 @@ impl Asked {
         let path = folder.join(FILE);
         let text = serde_json::to_string_pretty(&this)
             .map_err(|e| Error::Unreadable { path: path.display().to_string(), message: e.to_string() })?;
-        Ok(files::write_atomic(&path, (text + "\n").as_bytes())?)
+        Ok(stillhouse_core::fs::write_atomic(&path, (text + "\n").as_bytes())?)
     }
 
     /// The table as its runs stand now.
@@ -173,7 +172,7 @@ fn caption_of(experiment: &str, profile: String, runs: &[(Planned, toml::Table, 
         if values.is_empty() { "not known: no run is finished".to_string() } else { values.join("; ") }
     };
     let teachers = facts.iter().filter_map(|f| f.teacher.as_ref());
-    let mut networks: Vec<&str> = teachers.map(|t| t.backbone.as_str()).collect();
+    let mut networks: Vec<&str> = teachers.map(|t| t.model.as_str()).collect();
     networks.sort_unstable();
     networks.dedup();
     let mut seeds: Vec<u64> = runs.iter().map(|(run, ..)| run.seed).collect();
@@ -187,7 +186,7 @@ fn caption_of(experiment: &str, profile: String, runs: &[(Planned, toml::Table, 
         title: experiment.to_string(),
         profile,
         data: all(&|f| format!("{}, {} train, {} test", f.title, f.train_images, f.test_images)),
-        embedded: facts.iter().any(|f| f.embedded),
+        synthetic: facts.iter().any(|f| f.synthetic),
         resolution: all(&|f| f.size()),
         tested: String::new(),
         schedule: all(&|f| format!("{} epochs, {}", f.epochs, f.schedule)),

@@ -16,13 +16,13 @@ struct Printed {
 }
 
 const ALL: &[&str] =
-    &["baseline", "kd", "dkd", "nst", "vid", "kdsvd", "reviewkd", "rkd", "sp", "class_centre"];
+    &["baseline", "kd", "dkd", "nst", "vid", "kdsvd", "reviewkd", "rkd", "sp", "class_centric"];
 
 const PRINTED: &[Printed] = &[
     Printed { id: "p1.t3", methods: ALL },
     Printed { id: "p1.t5", methods: ALL },
-    Printed { id: "p1.t6", methods: &["baseline", "nst", "nst_all", "class_centre"] },
-    Printed { id: "p1.t7", methods: &["baseline", "nst_all", "class_centre"] },
+    Printed { id: "p1.t6", methods: &["baseline", "nst", "nst_all", "class_centric"] },
+    Printed { id: "p1.t7", methods: &["baseline", "nst_all", "class_centric"] },
     Printed { id: frkdnet::TABLE_1, methods: frkdnet::PARTS },
     Printed { id: frkdnet::TABLE_2, methods: frkdnet::METHODS },
     Printed { id: frkdnet::FIG_4, methods: frkdnet::GAMMAS },
@@ -41,11 +41,11 @@ const METHODS: [(&str, &str); 11] = [
     ("reviewkd", "ReviewKD"),
     ("rkd", "RKD"),
     ("sp", "SP"),
-    ("class_centre", "Ours"),
+    ("class_centric", "Ours"),
 ];
 
 /// The method that paper 1 is about.
-const CLASS_CENTRE: &str = "class_centre";
+const CLASS_CENTER: &str = "class_centric";
 
 /// Registry id of the students and their names in print.
 pub(crate) const STUDENTS: [(&str, &str); 4] = [
@@ -124,7 +124,7 @@ pub struct Teacher {
     /// Seed.
     pub seed: u64,
     /// Registry id of the network.
-    pub backbone: String,
+    pub model: String,
     /// `scratch`, or the weights' name.
     pub init: String,
     /// Its folder below the folder of teachers.
@@ -229,13 +229,13 @@ impl Beside {
             "p1.t5" if col == "Teacher" => teacher(id(&DATASETS, row)?),
             "p1.t5" => mean(method(col)?, "resnet18", id(&DATASETS, row)?, 60),
             "p1.t6" if col == "Teacher" => teacher("rsc11"),
-            "p1.t6" if col.starts_with("gain") => gain(cells, "resnet18", "rsc11", 60, CLASS_CENTRE),
+            "p1.t6" if col.starts_with("gain") => gain(cells, "resnet18", "rsc11", 60, CLASS_CENTER),
             "p1.t6" => mean(method(col)?, "resnet18", "rsc11", 60),
             "p1.text" if row.starts_with("gain") => {
                 let words: Vec<&str> = row.split(' ').collect();
                 let [_, dataset, ratio, series, _] = words.as_slice() else { return None };
                 let student = if *series == "same" { "resnet18" } else { "mobilenetv2_100" };
-                gain(cells, student, id(&DATASETS, dataset)?, ratio.parse().ok()?, CLASS_CENTRE)
+                gain(cells, student, id(&DATASETS, dataset)?, ratio.parse().ok()?, CLASS_CENTER)
             }
             "p1.text" => {
                 let done: Vec<&Cell> = cells.iter().filter(|c| c.n > 0).collect();
@@ -245,7 +245,7 @@ impl Beside {
                     "repeats" => done.iter().map(|c| c.n as f64).reduce(f64::min),
                     "other methods compared" => {
                         let mut names: Vec<&str> = done.iter().map(|c| c.method.as_str()).collect();
-                        names.retain(|m| !m.starts_with("baseline") && *m != CLASS_CENTRE);
+                        names.retain(|m| !m.starts_with("baseline") && *m != CLASS_CENTER);
                         names.sort_unstable();
                         names.dedup();
                         (!done.is_empty()).then_some(names.len() as f64)
@@ -294,15 +294,15 @@ mod tests {
         let number = |id: &str, method: &str, dataset: &str, ratio: u64| {
             Beside::of(id).unwrap().unwrap().number(method, "resnet18", dataset, ratio)
         };
-        let six = number("p1.t6", "class_centre", "rsc11", 60);
-        assert_eq!((six, number("p1.t6", "class_centre", "rsscn7", 60)), (Some(94.37), Some(91.70)));
-        assert_eq!(number("p1.t6", "class_centre", "scenes", 60), six, "in place of RSC11");
+        let six = number("p1.t6", "class_centric", "rsc11", 60);
+        assert_eq!((six, number("p1.t6", "class_centric", "rsscn7", 60)), (Some(94.37), Some(91.70)));
+        assert_eq!(number("p1.t6", "class_centric", "scenes", 60), six, "in place of RSC11");
         assert_eq!(number("p1.t6", "nst_all", "rsscn7", 60), None);
-        assert_eq!(number("p1.t6", "class_centre", "rsc11", 80), None);
-        assert_eq!(number("p1.t5", "class_centre", "rsscn7", 60), Some(91.70));
-        assert_eq!(number("p1.t3", "class_centre", "ucm", 80), Some(97.14));
-        assert_eq!(number("p1.t3", "class_centre", "rsscn7", 80), None);
-        assert_eq!(number("p1.t3", "class_centre", "rsscn7", 60), Some(91.70));
+        assert_eq!(number("p1.t6", "class_centric", "rsc11", 80), None);
+        assert_eq!(number("p1.t5", "class_centric", "rsscn7", 60), Some(91.70));
+        assert_eq!(number("p1.t3", "class_centric", "ucm", 80), Some(97.14));
+        assert_eq!(number("p1.t3", "class_centric", "rsscn7", 80), None);
+        assert_eq!(number("p1.t3", "class_centric", "rsscn7", 60), Some(91.70));
         let teacher = |id: &str, dataset: &str| Beside::of(id).unwrap().unwrap().teacher(dataset);
         assert_eq!((teacher("p1.t6", "rsc11"), teacher("p1.t6", "rsscn7")), (Some(92.35), Some(91.07)));
         assert_eq!(teacher("p1.t3", "ucm"), None, "not printed");

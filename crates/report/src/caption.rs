@@ -10,12 +10,12 @@ use toml::{Table, Value};
 pub struct Caption {
     /// The experiment's title.
     pub title: String,
-    /// `smoke`, `reduced` or `paper`; anything but `paper` is labelled as not the paper's.
+    /// `smoke`, `reduced` or `paper`; anything but `paper` is labeled as not the paper's.
     pub profile: String,
     /// The data: "UC Merced Land Use, 2100 images".
     pub data: String,
     /// Whether the images are made by the program, in place of real ones.
-    pub embedded: bool,
+    pub synthetic: bool,
     /// Side of the input in pixels, `512x1024` where rows and columns differ.
     pub resolution: String,
     /// How test images are seen, where that is not as in training.

@@ -28,7 +28,8 @@ pub struct ConfusionRow {
 }
 
 /// The printed models and the rows of our table; the teacher is no row.
-const MODELS: [(&str, &str); 3] = [("student", "baseline"), ("nst_all", "nst_all"), ("ours", "class_centre")];
+const MODELS: [(&str, &str); 3] =
+    [("student", "baseline"), ("nst_all", "nst_all"), ("ours", "class_centric")];
 
 /// Every printed row beside our part of the class that is classified rightly, first seed; without
 /// ours where the runs are on another dataset or not finished.

@@ -162,7 +162,7 @@ pub(crate) fn measured(lines: &mut [Line], networks: &[NetworkRow], runs: &[(Pla
             ("VOC val", _) => facts(VOC).map(|f| f.test_images as f64),
             ("Cityscapes", "classes") => of(CITYSCAPES).map(|record| record.about.classes.len() as f64),
             ("initial learning rate", _) => runs.first().and_then(|(_, record)| {
-                record.about.run.get("train")?.get("optimiser")?.get("lr")?.as_float()
+                record.about.run.get("train")?.get("optimizer")?.get("lr")?.as_float()
             }),
             _ => None,
         };

@@ -6,7 +6,7 @@ use stillhouse_core::config;
 use crate::Result;
 use crate::confusion_rows::ConfusionRow;
 
-/// The file of the repository, embedded, so that the binary works outside of the checkout.
+/// The file of the repository, synthetic, so that the binary works outside of the checkout.
 const TEXT: &str = include_str!("../../../experiments/published_tables.toml");
 
 /// One printed number.

@@ -72,7 +72,7 @@ impl About {
 
     /// Registry id of the network that is trained.
     pub fn student(&self) -> String {
-        self.text("student", "backbone")
+        self.text("student", "model")
     }
 
     /// Registry id of the network on which the trained one stands; of most the network itself.

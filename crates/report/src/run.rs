@@ -108,7 +108,7 @@ pub struct Facts {
     /// The dataset in words.
     pub title: String,
     /// Whether its images are procedural.
-    pub embedded: bool,
+    pub synthetic: bool,
     /// Training images.
     pub train_images: u64,
     /// Test images.
@@ -141,7 +141,7 @@ pub struct Facts {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct TeacherFacts {
     /// Registry name.
-    pub backbone: String,
+    pub model: String,
     /// Its folder below the folder of teachers.
     pub cell: String,
     /// `scratch`, or the weights' name.
@@ -280,7 +280,7 @@ fn is_locked(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use stillhouse_core::files::FolderLock;
+    use stillhouse_core::fs::FolderLock;
 
     use super::*;
 

@@ -44,7 +44,7 @@ impl Grid {
         self.rows.is_empty()
     }
 
-    /// Columns two spaces apart, a rule below the head; no colour.
+    /// Columns two spaces apart, a rule below the head; no color.
     pub fn terminal(&self) -> String {
         let widths: Vec<usize> = (0..self.columns.len())
             .map(|c| {

@@ -12,7 +12,7 @@ const STEPS: usize = 600;
 const EXAGGERATED: usize = 150;
 const EXAGGERATION: f64 = 12.0;
 
-/// Brings points into the plane. `perplexity` is the effective number of neighbours of a point; it is
+/// Brings points into the plane. `perplexity` is the effective number of neighbors of a point; it is
 /// lowered where there are too few points for it (a third of the others). None for more than
 /// [`MOST`] points, for points of different lengths or that are not finite; fewer than four stay at 0.
 ///
@@ -87,7 +87,7 @@ fn affinities(points: &[Vec<f32>], perplexity: f64) -> Vec<f64> {
     }
     let mut conditional = vec![0.0; n * n];
     for i in 0..n {
-        neighbours(&distances[i * n..][..n], i, perplexity.ln(), &mut conditional[i * n..][..n]);
+        neighbors(&distances[i * n..][..n], i, perplexity.ln(), &mut conditional[i * n..][..n]);
     }
     let mut p = vec![0.0; n * n];
     for i in 0..n {
@@ -100,9 +100,9 @@ fn affinities(points: &[Vec<f32>], perplexity: f64) -> Vec<f64> {
 }
 
 /// `p_{j|i}` with the entropy that is asked for, found by halving.
-fn neighbours(squared: &[f64], own: usize, entropy: f64, out: &mut [f64]) {
-    let nearest = squared.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, d)| *d);
-    let nearest = nearest.fold(f64::INFINITY, f64::min);
+fn neighbors(squared: &[f64], own: usize, entropy: f64, out: &mut [f64]) {
+    let suggest = squared.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, d)| *d);
+    let suggest = suggest.fold(f64::INFINITY, f64::min);
     let scale = squared.iter().sum::<f64>() / squared.len() as f64;
     let (mut low, mut high) = (0.0, f64::INFINITY);
     let mut beta = if scale > 0.0 { 1.0 / scale } else { 1.0 };
@@ -110,7 +110,7 @@ fn neighbours(squared: &[f64], own: usize, entropy: f64, out: &mut [f64]) {
         let mut sum = 0.0;
         for (j, (p, d)) in out.iter_mut().zip(squared).enumerate() {
             // Relative to the nearest: nothing underflows to a row of zeros.
-            *p = if j == own { 0.0 } else { (-beta * (d - nearest)).exp() };
+            *p = if j == own { 0.0 } else { (-beta * (d - suggest)).exp() };
             sum += *p;
         }
         out.iter_mut().for_each(|p| *p /= sum);
@@ -150,10 +150,10 @@ mod tests {
         let y = tsne(&clouds(), 10.0, 0).unwrap();
         let distance = |a: &[f64; 2], b: &[f64; 2]| (a[0] - b[0]).hypot(a[1] - b[1]);
         for i in 0..60 {
-            let nearest = (0..60)
+            let suggest = (0..60)
                 .filter(|j| *j != i)
                 .min_by(|a, b| distance(&y[i], &y[*a]).total_cmp(&distance(&y[i], &y[*b])));
-            assert_eq!(nearest.unwrap() % 3, i % 3, "the nearest of {i} is of another cloud");
+            assert_eq!(suggest.unwrap() % 3, i % 3, "the nearest of {i} is of another cloud");
         }
         assert_eq!(tsne(&clouds(), 10.0, 0).unwrap(), y, "the same points, the same picture");
     }
@@ -168,7 +168,7 @@ mod tests {
             .map(|q| q.iter().zip(&points[0]).map(|(a, b)| f64::from(a - b).powi(2)).sum())
             .collect();
         let mut row = vec![0.0; 60];
-        neighbours(&squared, 0, 10f64.ln(), &mut row);
+        neighbors(&squared, 0, 10f64.ln(), &mut row);
         let entropy: f64 = -row.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f64>();
         assert!((entropy.exp() - 10.0).abs() < 1e-4, "{}", entropy.exp());
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use stillhouse_core::files::FolderLock;
+use stillhouse_core::fs::FolderLock;
 use stillhouse_report::beside::page_of;
 use stillhouse_report::published::PublishedCell;
 use stillhouse_report::run::FAILURE;
@@ -13,8 +13,8 @@ fn caption() -> Caption {
     Caption {
         title: "Table 3: overall accuracy, %".into(),
         profile: "smoke".into(),
-        embedded: true,
-        data: "scenes (embedded, procedural)".into(),
+        synthetic: true,
+        data: "scenes (synthetic, procedural)".into(),
         resolution: "64".into(),
         tested: String::new(),
         schedule: "3 epochs".into(),
@@ -45,7 +45,7 @@ fn finish(run: &Planned, right: u64, tested: u64) {
 
 fn grid(root: &Path) -> Vec<Planned> {
     let mut runs = Vec::new();
-    for method in ["baseline", "baseline_plain", "kd", "class_centre"] {
+    for method in ["baseline", "baseline_plain", "kd", "class_centric"] {
         for student in ["resnet18", "mobilenetv2_100"] {
             for ratio in [80, 60] {
                 runs.extend((0..2).map(|seed| run(root, method, student, ratio, seed)));
@@ -56,7 +56,7 @@ fn grid(root: &Path) -> Vec<Planned> {
 }
 
 fn built(method: &str) -> bool {
-    ["kd", "class_centre"].contains(&method)
+    ["kd", "class_centric"].contains(&method)
 }
 
 #[test]
@@ -71,10 +71,10 @@ fn ours_beside_the_papers() {
     finish(&find("kd", "resnet18", 80, 1), 402, 420);
     finish(&find("baseline", "resnet18", 80, 0), 390, 420);
     finish(&find("baseline_plain", "resnet18", 80, 0), 391, 420);
-    let failing = find("class_centre", "resnet18", 60, 1);
+    let failing = find("class_centric", "resnet18", 60, 1);
     fs::create_dir_all(&failing.folder).unwrap();
-    fs::write(failing.folder.join(FAILURE), "term `class_centre` is NaN at step 3\n").unwrap();
-    let running = find("class_centre", "mobilenetv2_100", 80, 0);
+    fs::write(failing.folder.join(FAILURE), "term `class_centric` is NaN at step 3\n").unwrap();
+    let running = find("class_centric", "mobilenetv2_100", 80, 0);
     let lock = FolderLock::take(&running.folder).unwrap();
 
     let published = Beside::of("p1.t3").unwrap();
@@ -92,8 +92,8 @@ fn ours_beside_the_papers() {
     assert_eq!((kd.right.as_slice(), kd.tested.as_slice()), ([400, 402].as_slice(), [420, 420].as_slice()));
     let half = cell("baseline", "resnet18", 80);
     assert_eq!((half.state, half.n, half.std), (State::Pending, 1, None));
-    assert_eq!(cell("class_centre", "resnet18", 60).state, State::Failed);
-    assert_eq!(cell("class_centre", "mobilenetv2_100", 80).state, State::Running);
+    assert_eq!(cell("class_centric", "resnet18", 60).state, State::Failed);
+    assert_eq!(cell("class_centric", "mobilenetv2_100", 80).state, State::Running);
     assert_eq!(cell("sp", "mobilenetv2_100", 60).state, State::NotBuilt);
     assert_eq!(cell("sp", "mobilenetv2_100", 60).published, Some(59.05));
     assert_eq!(cell("baseline_plain", "resnet18", 80).published, None);
@@ -102,7 +102,7 @@ fn ours_beside_the_papers() {
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in [
         "SMOKE RUN",
-        "scenes (embedded, procedural)",
+        "scenes (synthetic, procedural)",
         "64 px",
         "Seeds: 0, 1.",
         "ResNet50 -> ResNet18",
@@ -111,7 +111,7 @@ fn ours_beside_the_papers() {
         "plain shuffling",
         "93.10 (pending) (391/420, n = 1)",
         "kd resnet18 ucm 80 %: 400/420 402/420",
-        "class_centre resnet18 ucm 60 % seed 1 failed: term `class_centre` is NaN",
+        "class_centric resnet18 ucm 60 % seed 1 failed: term `class_centric` is NaN",
         "28 not built",
     ] {
         assert!(flat.contains(part), "no `{part}` in\n{text}");
@@ -188,7 +188,7 @@ fn a_column_for_each_dataset() {
     let root = tempfile::tempdir().unwrap();
     let mut runs = Vec::new();
     for dataset in ["rsc11", "scenes"] {
-        for method in ["baseline", "nst_all", "class_centre"] {
+        for method in ["baseline", "nst_all", "class_centric"] {
             let like = run(root.path(), method, "resnet18", 60, 0);
             let folder = root.path().join(dataset).join(method);
             runs.push(Planned { dataset: dataset.into(), folder, ..like });
@@ -203,8 +203,8 @@ fn a_column_for_each_dataset() {
         cell.and_then(|c| c.published)
     };
     assert_eq!(number("baseline", "rsc11"), Some(90.14));
-    assert_eq!(number("class_centre", "rsc11"), Some(94.37));
-    assert_eq!((number("class_centre", "scenes"), number("nst_all", "rsc11")), (None, None));
+    assert_eq!(number("class_centric", "rsc11"), Some(94.37));
+    assert_eq!((number("class_centric", "scenes"), number("nst_all", "rsc11")), (None, None));
     assert_eq!(published.unwrap().teacher("rsc11"), Some(92.35));
     let text = table.markdown();
     assert!(
@@ -221,7 +221,7 @@ fn a_column_for_each_dataset() {
             ("baseline", Some(90.14)),
             ("nst", Some(89.74)), // not built here
             ("nst_all", Some(92.56)),
-            ("class_centre", Some(94.37))
+            ("class_centric", Some(94.37))
         ]
     );
     assert!(Beside::of("p1.t1").unwrap().is_none());
@@ -239,10 +239,10 @@ fn every_printed_number_of_papers_1_and_4_has_a_page() {
     }
     let root = tempfile::tempdir().unwrap();
     let (all, both) = (
-        ["baseline", "kd", "dkd", "nst", "vid", "kdsvd", "reviewkd", "rkd", "sp", "class_centre"].as_slice(),
+        ["baseline", "kd", "dkd", "nst", "vid", "kdsvd", "reviewkd", "rkd", "sp", "class_centric"].as_slice(),
         ["resnet18", "mobilenetv2_100"].as_slice(),
     );
-    let of_6 = ["baseline", "nst", "nst_all", "class_centre"].as_slice();
+    let of_6 = ["baseline", "nst", "nst_all", "class_centric"].as_slice();
     let of_4 = ["baseline", "kl", "cosine", "kl_cosine"].as_slice();
     let one = ["resnet18"].as_slice();
     let land = ["ucm", "aid", "rsscn7"].as_slice();
@@ -262,9 +262,9 @@ fn every_printed_number_of_papers_1_and_4_has_a_page() {
                         let planned = Planned { dataset: (*dataset).into(), ..like };
                         fs::create_dir_all(&planned.folder).unwrap();
                         let text = r#"{"format": 1, "right": 90, "tested": 100, "facts": {"title": "x",
-                            "embedded": false, "train_images": 1, "test_images": 100, "image_size": 64, "epochs": 1,
+                            "synthetic": false, "train_images": 1, "test_images": 100, "image_size": 64, "epochs": 1,
                             "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0",
-                            "teacher": {"backbone": "resnet50", "cell": "t", "init": "scratch", "epochs": 1,
+                            "teacher": {"model": "resnet50", "cell": "t", "init": "scratch", "epochs": 1,
                             "right": 80, "tested": 100}}}"#;
                         fs::write(planned.folder.join("result.json"), text).unwrap();
                         runs.push(planned);
@@ -312,10 +312,10 @@ fn finish_masks(planned: &Planned, miou: f64) {
     let iou: Vec<String> = (0..19).map(|c| format!("\"iou.{c}\": {}", iou(c))).collect();
     let text = format!(
         r#"{{"format": 1, "right": null, "tested": 35, "scores": {{"miou": {miou}, {}}},
-            "parameters": 16610000, "macs": 60000000000, "facts": {{"title": "x", "embedded": false,
+            "parameters": 16610000, "macs": 60000000000, "facts": {{"title": "x", "synthetic": false,
             "train_images": 60, "test_images": 35, "image_size": 512, "image_width": 1024, "epochs": 1,
             "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0",
-            "teacher": {{"backbone": "deeplabv3plus_resnet101", "cell": "t", "init": "scratch", "epochs": 1,
+            "teacher": {{"model": "deeplabv3plus_resnet101", "cell": "t", "init": "scratch", "epochs": 1,
             "right": null, "tested": 35, "scores": {{"miou": 0.8}}}}}}}}"#,
         iou.join(", ")
     );
@@ -323,7 +323,7 @@ fn finish_masks(planned: &Planned, miou: f64) {
     let config = format!(
         "experiment = 'x'\nprofile = 'paper'\ncell = 'c'\nhash = 'h'\nrole = 'student'\nmethod = '{}'\n\
          classes = {classes:?}\n[run.student]\nbackbone = '{}'\n[run.data]\ndataset = '{}'\n\
-         [run.train]\nseed = {}\n[run.train.optimiser]\nlr = 0.002\n",
+         [run.train]\nseed = {}\n[run.train.optimizer]\nlr = 0.002\n",
         planned.method, planned.student, planned.dataset, planned.seed
     );
     fs::write(planned.folder.join("config.toml"), config).unwrap();
@@ -457,7 +457,7 @@ fn finish_exits(run: &Planned, classes: usize, right: u64, scores: &str) {
     let parameters = if alone { 100_000 } else { 101_080 };
     let result = format!(
         r#"{{"format": 1, "right": {right}, "tested": 1000, "parameters": {parameters}, "scores": {{{scores}}}, "facts":
-        {{"title": "x", "embedded": false, "train_images": 400, "test_images": 600, "image_size": 64, "epochs": 1,
+        {{"title": "x", "synthetic": false, "train_images": 400, "test_images": 600, "image_size": 64, "epochs": 1,
         "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0"}}}}"#
     );
     fs::write(run.folder.join("result.json"), result).unwrap();

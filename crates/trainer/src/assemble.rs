@@ -1,11 +1,11 @@
-//! Student, teacher, methods and optimiser of one cell, put together.
+//! Student, teacher, methods and optimizer of one cell, put together.
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use stillhouse_core::data::{Dataset, Split};
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::optim::Average;
+use stillhouse_ops::optim::Ema;
 use stillhouse_ops::{Kind, Mode, Param};
 
 use crate::config::{CellConfig, Precision};
@@ -20,7 +20,7 @@ use crate::steps;
 use crate::teacher::Teacher;
 use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo, TeacherFacts, losses};
 
-/// Builds student, teacher, methods and optimiser.
+/// Builds student, teacher, methods and optimizer.
 pub(crate) fn learner(
     cell: &Cell,
     config: &CellConfig,
@@ -44,7 +44,7 @@ pub(crate) fn learner(
         let prefix = if several { format!("step{step}-") } else { String::new() };
         let label = format!("{prefix}{}", loss.method);
         methods.push(Method {
-            distiller: losses::build(&context.parts, loss)?,
+            distiller: losses::build(&context.registries, loss)?,
             course: Course {
                 warmup: loss.warmup_epochs.unwrap_or(0.0),
                 decay: loss.decay.clone(),
@@ -56,19 +56,20 @@ pub(crate) fn learner(
             prefix,
         });
     }
-    let plans = steps::plans(&cell.name, config, &methods, student.backbone.as_ref())?;
+    let plans = steps::plans(&cell.name, config, &methods, student.model.as_ref())?;
     let found = teacher(cell, config, context, classes)?;
     let network = found.as_ref().map(|(teacher, _)| &teacher.network);
     let images = split.train.len();
     let counts = (dataset.info().task, config.train.smallest_batch(images), images);
     connect(&mut methods, &student, network, counts, config.data.size(), root.stream("init"))?;
 
-    let mut of_teacher: Vec<String> = methods.iter().flat_map(|m| m.distiller.needs().teacher).collect();
+    let mut of_teacher: Vec<String> =
+        methods.iter().flat_map(|m| m.distiller.required_features().teacher).collect();
     of_teacher.sort();
     of_teacher.dedup();
     let (mut teacher, facts) = found.unzip();
     if let Some(teacher) = &mut teacher {
-        teacher.tape.want(&of_teacher);
+        teacher.tape.select_features(&of_teacher);
     }
     let groups = Groups::new(&config.train);
     let all = student.params.all();
@@ -82,7 +83,7 @@ pub(crate) fn learner(
     }
     let mode = if config.train.frozen_bn { Mode::TrainFrozenBn } else { Mode::Train };
     steps::check_moves(&cell.name, &plans, &student.params, &groups)?;
-    let average = config.train.ema.map(|decay| Average::new(decay, &student.params, |p| is_own(&p.name)));
+    let average = config.train.ema.map(|decay| Ema::new(decay, &student.params, |p| is_own(&p.name)));
     let average = average.transpose()?;
     let mut tape = Tape::new(&student.params, mode)?;
     tape.set_checkpointing(config.train.checkpointing);
@@ -97,7 +98,7 @@ pub(crate) fn learner(
         plans,
         groups,
         connectors,
-        rule: config.train.optimiser.rule(),
+        rule: config.train.optimizer.rule(),
         average,
         clip_norm: config.train.clip_norm,
         micro_batch: config.train.micro_batch,
@@ -127,7 +128,7 @@ fn teacher(
     let network = Network::new(context, &info.run.student, classes, Rng::new(0))?;
     network.load(context, &folder.student())?;
     let (own, his) = (&config.data, &info.run.data);
-    let renormalise = if (own.mean, own.std) == (his.mean, his.std) {
+    let renormalize = if (own.mean, own.std) == (his.mean, his.std) {
         None
     } else {
         // x = v * std + mean of the image v that the student sees; the teacher sees (x - m) / s.
@@ -137,7 +138,7 @@ fn teacher(
         Some((tensor(factor)?, tensor(summand)?))
     };
     let facts = TeacherFacts {
-        backbone: reference.backbone.clone(),
+        model: reference.model.clone(),
         cell: reference.cell.clone(),
         init: info.run.student.init.clone(),
         epochs: result.epochs,
@@ -145,10 +146,10 @@ fn teacher(
         tested: result.tested,
         scores: result.scores,
     };
-    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
+    let mut tape = Tape::new(&network.params, Mode::Inference)?;
     if reference.precision == Precision::Bf16 {
         tape.set_precision(stillhouse_ops::Precision::Bf16)?;
     }
-    tape.give_up_weights();
-    Ok(Some((Teacher::new(network, tape, renormalise), facts)))
+    tape.release_weights();
+    Ok(Some((Teacher::new(network, tape, renormalize), facts)))
 }

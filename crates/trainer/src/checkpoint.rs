@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use stillhouse_core::Error as CoreError;
 use stillhouse_core::data::Position;
-use stillhouse_core::{Error as CoreError, files};
 
 use crate::result::{Best, Seconds};
 use crate::{Error, Result, tensors};
@@ -86,7 +86,7 @@ mod bits_by_name {
     }
 }
 
-/// `state.json`: the state and the hashes of its neighbours.
+/// `state.json`: the state and the hashes of its neighbors.
 #[derive(Debug, Serialize, Deserialize)]
 struct StateFile {
     format: u32,
@@ -158,10 +158,10 @@ impl Checkpoints {
         }
         let file = StateFile { format: FORMAT, run: self.run.clone(), state: state.clone(), sha256 };
         let json = serde_json::to_vec_pretty(&file).map_err(|e| Error::folder(&self.folder, e))?;
-        files::write_atomic(&part.join("state.json"), &json)?;
+        stillhouse_core::fs::write_atomic(&part.join("state.json"), &json)?;
         // Only one that was found invalid, or one of the very same values, can be there already.
         remove(target)?;
-        Ok(files::rename_folder(part, target)?)
+        Ok(stillhouse_core::fs::rename_folder(part, target)?)
     }
 
     /// The newest valid checkpoint. Others that are newer are removed, as are unfinished files; each
@@ -229,7 +229,7 @@ impl Checkpoints {
         let mut groups = BTreeMap::new();
         for (name, expected) in &file.sha256 {
             let path = path.join(name);
-            let found = files::sha256_file(&path)?;
+            let found = stillhouse_core::fs::sha256_file(&path)?;
             if found != *expected {
                 return Err(Error::folder(&path, format!("sha256 is {found}, expected {expected}")));
             }
@@ -274,7 +274,7 @@ mod tests {
         let value = Tensor::new(&[step as f32, 0.1], &Device::Cpu)?;
         let state = State { step, ..State::default() };
         let student = || Ok(vec![("w".into(), value.clone())]);
-        checkpoints.save(&state, &[("student", &student), ("optimiser", &|| Ok(Vec::new()))])
+        checkpoints.save(&state, &[("student", &student), ("optimizer", &|| Ok(Vec::new()))])
     }
 
     fn newest(checkpoints: &Checkpoints) -> Option<u64> {
@@ -299,7 +299,7 @@ mod tests {
         let variants: [fn(&Path); 6] = [
             |c| fs::remove_file(c.join("state.json")).unwrap(),
             |c| stillhouse_testkit::faults::truncate(&c.join("state.json"), 20),
-            |c| fs::remove_file(c.join("optimiser.safetensors")).unwrap(),
+            |c| fs::remove_file(c.join("optimizer.safetensors")).unwrap(),
             |c| stillhouse_testkit::faults::truncate(&c.join("student.safetensors"), 5),
             |c| {
                 let length = fs::metadata(c.join("student.safetensors")).unwrap().len();
@@ -339,7 +339,7 @@ mod tests {
         save(&checkpoints, 1).unwrap();
         save(&checkpoints, 2).unwrap();
         checkpoints.write = |path, _| {
-            Ok(files::write_atomic_hashed(path, |file| {
+            Ok(stillhouse_core::fs::write_atomic_hashed(path, |file| {
                 file.write_all(b"the beginning of a header")?;
                 Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
             })?)

@@ -1,7 +1,7 @@
 //! The resolved configuration of one cell: every value stated, none out of range.
 
 mod check;
-mod optimiser;
+mod optimizer;
 
 use serde::{Deserialize, Serialize};
 use stillhouse_core::data::{Sampler, SplitMode, SplitSpec};
@@ -10,7 +10,7 @@ use toml::Table;
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 
-pub use optimiser::{AdamConfig, Optimiser};
+pub use optimizer::{AdamConfig, OptimizerConfig};
 
 /// One training run: a network, its data, its loss, its recipe. A teacher's run has the same form;
 /// its network stands under `student`, as the one that is trained.
@@ -59,7 +59,7 @@ pub struct DataConfig {
     /// Columns of what the transforms end with, where it is no square.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_width: Option<usize>,
-    /// Transforms of training images, as the datasets crate defines them, without normalisation.
+    /// Transforms of training images, as the datasets crate defines them, without normalization.
     pub train_transforms: Vec<Table>,
     /// Transforms of test images.
     pub test_transforms: Vec<Table>,
@@ -107,8 +107,8 @@ impl DataConfig {
         SplitSpec { ratio: f64::from(self.ratio) / 100.0, mode: self.split, seed, per_class: self.per_class }
     }
 
-    /// The written transforms with the normalisation last: what a loader is given.
-    pub fn normalised(&self, written: &[Table]) -> Vec<Table> {
+    /// The written transforms with the normalization last: what a loader is given.
+    pub fn normalized(&self, written: &[Table]) -> Vec<Table> {
         let values = |v: &[f32; 3]| toml::Value::Array(v.iter().map(|x| decimal(*x).into()).collect());
         let mut all = written.to_vec();
         all.push(Table::from_iter([
@@ -125,7 +125,7 @@ impl DataConfig {
 #[serde(deny_unknown_fields)]
 pub struct NetworkConfig {
     /// Registry name.
-    pub backbone: String,
+    pub model: String,
     /// `scratch`, the name of pretrained weights (`imagenet`), or a `.safetensors` file.
     /// `imagenet|scratch` stands for the first of the two that is found.
     #[serde(default = "scratch")]
@@ -147,7 +147,7 @@ pub(crate) fn scratch() -> String {
 #[serde(deny_unknown_fields)]
 pub struct TeacherRef {
     /// Registry name.
-    pub backbone: String,
+    pub model: String,
     /// Name and hash of its cell, a folder below `teachers/`.
     pub cell: String,
     /// Its run folder, where it is one that was there before; changes no number.
@@ -206,8 +206,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// How batches are drawn.
     pub sampler: Sampler,
-    /// The optimiser.
-    pub optimiser: Optimiser,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
     /// The learning rate over time.
     pub schedule: Schedule,
     /// The training steps of a batch, one after the other; one that moves everything where there are
@@ -405,21 +405,21 @@ impl TrainConfig {
     }
 }
 
-/// Serialises with sorted keys.
+/// Serializes with sorted keys.
 pub(crate) fn to_toml<T: Serialize>(value: &T) -> Result<String> {
     let table = Table::try_from(value).map_err(|e| Error::config("configuration", e))?;
     toml::to_string(&table).map_err(|e| Error::config("configuration", e))
 }
 
-/// Lays `over` on `base` as [`stillhouse_core::config::overlay`] does, except that a table of another `kind` replaces
+/// Lays `over` on `base` as [`stillhouse_core::config::merge`] does, except that a table of another `kind` replaces
 /// the whole table: settings of one sampler are not those of another.
-pub(crate) fn overlay(base: &mut Table, over: &Table) {
+pub(crate) fn merge(base: &mut Table, over: &Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
             (Some(toml::Value::Table(b)), toml::Value::Table(o))
                 if o.get("kind").is_none_or(|kind| b.get("kind") == Some(kind)) =>
             {
-                overlay(b, o);
+                merge(b, o);
             }
             _ => {
                 base.insert(key.clone(), value.clone());
@@ -447,7 +447,7 @@ mod tests {
     fn the_last_batch_is_the_smallest() {
         let of = |sampler: &str, images| {
             let text = format!(
-                "epochs = 1\nsampler = {{ {sampler} }}\noptimiser = {{ kind = \"sgd\", lr = 0.1 }}\n\
+                "epochs = 1\nsampler = {{ {sampler} }}\noptimizer = {{ kind = \"sgd\", lr = 0.1 }}\n\
                  schedule = {{ kind = \"constant\" }}"
             );
             stillhouse_core::config::parse::<TrainConfig>(&text, "test").unwrap().smallest_batch(images)
@@ -459,7 +459,7 @@ mod tests {
         let parts = |sampler: &str, part, images| {
             let text = format!(
                 "epochs = 1\nmicro_batch = {part}\nsampler = {{ {sampler} }}\nschedule = {{ kind = \"constant\" }}\n\
-                 optimiser = {{ kind = \"sgd\", lr = 0.1 }}"
+                 optimizer = {{ kind = \"sgd\", lr = 0.1 }}"
             );
             stillhouse_core::config::parse::<TrainConfig>(&text, "test").unwrap().smallest_batch(images)
         };
@@ -474,9 +474,9 @@ mod tests {
     fn another_kind_replaces_the_table() {
         let table = |text| toml::from_str::<Table>(text).unwrap_or_default();
         let mut base = table("s = { kind = 'a', x = 1 }\nt = { x = 1, y = 1 }");
-        overlay(&mut base, &table("s = { kind = 'b', z = 2 }\nt = { y = 2 }"));
+        merge(&mut base, &table("s = { kind = 'b', z = 2 }\nt = { y = 2 }"));
         assert_eq!(base, table("s = { kind = 'b', z = 2 }\nt = { x = 1, y = 2 }"));
-        overlay(&mut base, &table("s = { z = 3 }"));
+        merge(&mut base, &table("s = { z = 3 }"));
         assert_eq!(base, table("s = { kind = 'b', z = 3 }\nt = { x = 1, y = 2 }"));
     }
 }

@@ -2,15 +2,15 @@
 
 use candle_core::{DType, Tensor};
 use stillhouse_core::data::Task;
-use stillhouse_core::distiller::Shapes;
-use stillhouse_core::network::Features;
+use stillhouse_core::distiller::FeatureShapes;
+use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::Mode;
 
 use crate::step::{CONNECTORS, Method};
 use crate::{Network, Result};
 
-/// Shapes of all taps that are needed, found out by one image of zeros.
+/// FeatureShapes of all taps that are needed, found out by one image of zeros.
 pub(crate) fn probe(
     network: &Network,
     taps: &[String],
@@ -18,10 +18,10 @@ pub(crate) fn probe(
     mode: Mode,
 ) -> Result<Features> {
     let mut tape = Tape::new(&network.params, mode)?;
-    tape.want(taps);
+    tape.select_features(taps);
     tape.begin(Rng::new(0), 0);
     let images = Tensor::zeros((1, 3, height, width), DType::F32, network.params.device())?;
-    Ok(network.backbone.forward(&images, &mut tape)?)
+    Ok(network.model.forward(&images, &mut tape)?)
 }
 
 /// Makes the connectors of all methods in the student's store.
@@ -33,9 +33,9 @@ pub(crate) fn connect(
     size: (usize, usize),
     rng: Rng,
 ) -> Result<()> {
-    let mut needs = stillhouse_core::distiller::Needs::default();
+    let mut needs = stillhouse_core::distiller::RequiredFeatures::default();
     for method in methods.iter() {
-        let own = method.distiller.needs();
+        let own = method.distiller.required_features();
         needs.student.extend(own.student);
         needs.teacher.extend(own.teacher);
     }
@@ -46,15 +46,15 @@ pub(crate) fn connect(
     };
     let builder = student.params.builder(rng).pp(CONNECTORS.trim_end_matches('.'));
     for method in methods {
-        let own = method.distiller.needs();
+        let own = method.distiller.required_features();
         let pick = |all: &std::collections::BTreeMap<String, Vec<usize>>, names: &[String]| {
             all.iter().filter(|(n, _)| names.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect()
         };
-        let shapes = Shapes {
+        let shapes = FeatureShapes {
             student: pick(&of_student, &own.student),
             teacher: pick(&of_teacher, &own.teacher),
             task,
-            classes: student.backbone.classes(),
+            classes: student.model.classes(),
             batch,
             samples,
         };

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
-use stillhouse_core::registry::Parts;
+use stillhouse_core::registry::Registries;
 
 use crate::{Cell, EpochLog, Outcome};
 
-/// Where runs take place: the parts, the folders, the device, and the wish to stop.
+/// Where runs take place: the registries, the folders, the device, and the wish to stop.
 #[derive(Clone)]
 pub struct Context {
     /// The concrete datasets, networks, methods and metrics.
-    pub parts: Parts,
+    pub registries: Registries,
     /// Folders that may hold datasets, in order.
     pub data_roots: Vec<PathBuf>,
     /// Folders that may hold pretrained weights, in order.
@@ -40,10 +40,10 @@ pub struct Context {
 }
 
 impl Context {
-    /// Parts and runs folder, on the CPU, without data and weights folders.
-    pub fn new(parts: Parts, runs: impl Into<PathBuf>) -> Self {
+    /// Registries and runs folder, on the CPU, without data and weights folders.
+    pub fn new(registries: Registries, runs: impl Into<PathBuf>) -> Self {
         Self {
-            parts,
+            registries,
             data_roots: Vec::new(),
             weight_roots: Vec::new(),
             missing: |_| false,

@@ -59,7 +59,7 @@ pub(crate) fn part(x: &Tensor, [rows, columns]: &[Range<usize>; 2]) -> Result<Te
 
 /// Runs the network over `images [B, 3, H, W]` and gives its logits `[b, classes, h, w]` in the size of
 /// the images, part by part: which images of the batch, which part of them. Maps of logits of another
-/// size are brought to that of the images (bilinear, half-pixel centres). At most [`MOST_PIXELS`] go
+/// size are brought to that of the images (bilinear, half-pixel centers). At most [`MOST_PIXELS`] go
 /// through the network at once: a batch of more goes image by image, a larger image in tiles with a rim
 /// of 128 pixels. A network that averages over its whole input then averages over a tile.
 pub(crate) fn logits_by_part(
@@ -77,12 +77,12 @@ pub(crate) fn logits_by_part(
         for tile in tiles(height, width) {
             let seen = part(&some, &tile.seen)?;
             tape.begin(Rng::new(0), 0);
-            let features = network.backbone.forward(&seen, tape)?;
+            let features = network.model.forward(&seen, tape)?;
             let logits = features.logits()?;
             if logits.rank() != 4 {
                 let what = format!(
                     "`{}` gives logits of the shape {:?}, one class for an image; expected a map [B, N, H, W]",
-                    network.backbone.name(),
+                    network.model.name(),
                     logits.dims()
                 );
                 return Err(Error::config("label masks", what));
@@ -108,8 +108,8 @@ pub(crate) fn logits_by_part(
 /// A network without maps of logits, or of more than 255 classes; those of the network.
 pub fn label_map(network: &Network, tape: &mut Tape, image: &Tensor) -> Result<Vec<u8>> {
     let (_, _, height, width) = image.dims4()?;
-    if network.backbone.classes() > 255 {
-        let what = format!("{} classes, a mask holds at most 255", network.backbone.classes());
+    if network.model.classes() > 255 {
+        let what = format!("{} classes, a mask holds at most 255", network.model.classes());
         return Err(Error::config("label masks", what));
     }
     let mut labels = vec![0u8; height * width];

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor};
 use stillhouse_core::Rng;
 use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Split, Target, Task};
 use stillhouse_core::metric::{Metric, Score};
-use stillhouse_core::network::Features;
+use stillhouse_core::model::Features;
 use stillhouse_ops::{Mode, Tape};
 
 use crate::config::{CellConfig, View};
@@ -52,7 +52,7 @@ impl Evaluation {
 /// Tests a finished run again, on its own test images and with its own transforms. Without names of
 /// metrics, all are counted that count its labels. `progress` is told images done and in all.
 ///
-/// The dataset must be the one that it was trained on: another identity is an error.
+/// The dataset must be the one that it was trained on: another fingerprint is an error.
 pub fn evaluate(
     folder: &Path,
     metrics: &[String],
@@ -61,21 +61,21 @@ pub fn evaluate(
 ) -> Result<(RunInfo, Evaluation)> {
     let (info, network) = open_run(folder, context)?;
     let dataset = open_dataset(context, &info.run.data)?;
-    let identity = dataset.identity()?;
-    if identity != info.identity {
+    let fingerprint = dataset.fingerprint()?;
+    if fingerprint != info.fingerprint {
         let what = format!(
-            "was trained on `{}` with identity {}, found {identity}: its files have changed",
-            info.run.data.dataset, info.identity
+            "was trained on `{}` with fingerprint {}, found {fingerprint}: its files have changed",
+            info.run.data.dataset, info.fingerprint
         );
         return Err(Error::folder(folder, what));
     }
-    let split = (context.parts.split)(dataset.as_ref(), &info.run.data.split_spec(info.run.train.seed))?;
+    let split = (context.registries.split)(dataset.as_ref(), &info.run.data.split_spec(info.run.train.seed))?;
     let mut loader = test_loader(context, dataset.clone(), &split, &info.run)?;
     let total = split.test.len();
     let task = dataset.info().task;
     let metrics = match metrics {
-        [] => suitable(context, network.backbone.classes(), task),
-        names => named(names, context, network.backbone.classes(), task)?,
+        [] => suitable(context, network.model.classes(), task),
+        names => named(names, context, network.model.classes(), task)?,
     };
     let asked = Asked { metrics, taps: &info.run.eval.taps, views: &info.run.eval.views };
     asked.check(&network, task)?;
@@ -95,11 +95,11 @@ pub(crate) fn test_loader(
     let spec = LoaderSpec {
         indices: split.test.clone(),
         sampler: Sampler::Sequential { batch: config.eval.batch },
-        transforms: config.data.normalised(&config.data.test_transforms),
+        transforms: config.data.normalized(&config.data.test_transforms),
         rng: Rng::new(config.train.seed).stream("test"),
         cache_bytes: config.data.cache_mib << 20,
     };
-    Ok((context.parts.loader)(dataset, &spec)?)
+    Ok((context.registries.loader)(dataset, &spec)?)
 }
 
 /// All of it where metrics count; on the CPU nothing is copied.
@@ -132,8 +132,8 @@ pub(crate) fn right(logits: &Tensor, target: &Target) -> Result<Option<Tensor>> 
 
 /// All metrics that count such labels.
 fn suitable(context: &Context, classes: usize, task: Task) -> Vec<Box<dyn Metric>> {
-    let all = context.parts.metrics.rows().iter().map(|row| (row.build)(classes));
-    all.filter(|metric| metric.counts(task)).collect()
+    let all = context.registries.metrics.entries().iter().map(|row| (row.build)(classes));
+    all.filter(|metric| metric.supports(task)).collect()
 }
 
 /// The metrics of those names; one that does not count such labels is refused.
@@ -145,8 +145,8 @@ pub(crate) fn named(
 ) -> Result<Vec<Box<dyn Metric>>> {
     let mut found = Vec::new();
     for name in names {
-        let metric = (context.parts.metrics.get(name)?.build)(classes);
-        if !metric.counts(task) {
+        let metric = (context.registries.metrics.get(name)?.build)(classes);
+        if !metric.supports(task) {
             let labels = match task {
                 Task::Classification => "one class per image",
                 Task::Segmentation => "label masks",
@@ -180,14 +180,14 @@ impl Asked<'_> {
             let what = "`taps` and `views` count images classified right, but this dataset has label masks";
             return Err(Error::config("eval", what));
         }
-        let (classes, all) = (network.backbone.classes(), network.backbone.taps());
+        let (classes, all) = (network.model.classes(), network.model.features());
         let logits =
             |name: &str| all.iter().any(|t| t.name == name && t.stride == 0 && t.channels == classes);
         if let Some(tap) = self.taps.iter().find(|tap| !logits(tap)) {
             let known: Vec<&str> = all.iter().map(|t| t.name.as_str()).filter(|name| logits(name)).collect();
             let what = format!(
                 "`{tap}` is not among the logits of `{}`; there are: {}",
-                network.backbone.name(),
+                network.model.name(),
                 known.join(", ")
             );
             return Err(Error::config("eval.taps", what));
@@ -202,7 +202,7 @@ fn accuracy_of(tap: &str) -> String {
 }
 
 /// Runs the network in evaluation mode over one epoch of the loader, and over one more for every view.
-/// Maps of logits are brought to the size of the masks (bilinear, half-pixel centres); label masks are
+/// Maps of logits are brought to the size of the masks (bilinear, half-pixel centers); label masks are
 /// tested whole and in bounded memory, see [`crate::dense`]. If it is asked to stop, the caller puts
 /// step and folder into the error.
 pub(crate) fn test(
@@ -215,7 +215,9 @@ pub(crate) fn test(
 ) -> Result<Evaluation> {
     let mut tape = Tape::new(&network.params, Mode::Eval)?;
     let taps = asked.taps;
-    tape.want(&std::iter::once("logits").chain(taps.iter().map(String::as_str)).collect::<Vec<_>>());
+    tape.select_features(
+        &std::iter::once("logits").chain(taps.iter().map(String::as_str)).collect::<Vec<_>>(),
+    );
     let (mut logits, mut labels, mut ids) = (Vec::new(), Vec::new(), Vec::new());
     let (mut metrics, mut right, mut of_taps) = (asked.metrics, Some(0), vec![0; taps.len()]);
     let all = (total * (1 + asked.views.len())) as u64;
@@ -234,13 +236,13 @@ pub(crate) fn test(
         }
         if done != total {
             let what = format!("the loader gave {done} of {total} test images");
-            return Err(stillhouse_core::Error::unfit("evaluation", what).into());
+            return Err(stillhouse_core::Error::incompatible("evaluation", what).into());
         }
         Ok(())
     };
     let look = |tape: &mut Tape, images: &Tensor| -> Result<Features> {
         tape.begin(Rng::new(0), 0);
-        on_host(network.backbone.forward(images, tape)?)
+        on_host(network.model.forward(images, tape)?)
     };
     run(0, None, &mut |tape, batch| {
         match &batch.target {
@@ -260,7 +262,7 @@ pub(crate) fn test(
                 let (_, _, h, w) = batch.images.dims4()?;
                 if mask.dims() != [batch.ids.len(), h, w] {
                     let what = format!("masks {:?} beside images of {h} x {w}", mask.dims());
-                    return Err(stillhouse_core::Error::unfit("evaluation", what).into());
+                    return Err(stillhouse_core::Error::incompatible("evaluation", what).into());
                 }
                 dense::logits_by_part(network, tape, &batch.images, |images, tile, logits| {
                     let own = mask.narrow(0, images.start, images.len())?;

@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use stillhouse_core::{Error as CoreError, files};
+use stillhouse_core::Error as CoreError;
 
 use crate::{EpochLog, Result};
 
@@ -31,7 +31,7 @@ impl Events {
         for line in lines {
             bytes.extend(record(&epoch(line, tested)));
         }
-        files::write_atomic(&path, &bytes)?;
+        stillhouse_core::fs::write_atomic(&path, &bytes)?;
         Ok(Self { path })
     }
 

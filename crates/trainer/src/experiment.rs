@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use stillhouse_core::{config, nearest};
+use stillhouse_core::{config, suggest};
 use toml::{Table, Value};
 
 use crate::config::{
-    CellConfig, DataConfig, EvalConfig, LossConfig, NetworkConfig, TrainConfig, overlay, scratch,
+    CellConfig, DataConfig, EvalConfig, LossConfig, NetworkConfig, TrainConfig, merge, scratch,
 };
 use crate::extends::extended;
 use crate::{Error, Result};
@@ -60,7 +60,7 @@ pub(crate) struct TeacherSection {
     /// The folder of a finished run: that network teaches as it is, and nothing else is needed.
     pub(crate) run: Option<std::path::PathBuf>,
     #[serde(default)]
-    pub(crate) backbone: String,
+    pub(crate) model: String,
     #[serde(default = "scratch")]
     pub(crate) weights: String,
     #[serde(default)]
@@ -110,7 +110,8 @@ impl Experiment {
 
     /// Reads text that extends no other; `origin` stands in messages.
     pub fn parse(text: &str, origin: &str, name: &str) -> Result<Self> {
-        let alone = |name: &str| Err(stillhouse_core::Error::unfit(name, "no other file is at hand here"));
+        let alone =
+            |name: &str| Err(stillhouse_core::Error::incompatible(name, "no other file is at hand here"));
         Self::parse_beside(text, origin, name, &alone)
     }
 
@@ -207,20 +208,20 @@ impl Experiment {
         if let Some(profile) = profile {
             let names = self.profiles();
             let Some(Value::Table(over)) = profiles.as_ref().and_then(|p| p.get(profile)) else {
-                let hint = nearest(profile, names.iter().map(String::as_str))
+                let hint = suggest(profile, names.iter().map(String::as_str))
                     .map(|n| format!("; did you mean `{n}`?"))
                     .unwrap_or_default();
                 let what = format!("no profile `{profile}`{hint}; known: {}", names.join(", "));
                 return Err(Error::config(&self.origin, what));
             };
-            overlay(&mut doc, over);
+            merge(&mut doc, over);
             origin = format!("{origin} [profile.{profile}]");
         }
         for assignment in &self.sets {
             // Overlaid rather than set, so that a sampler of another kind replaces the whole sampler.
             let mut over = Table::new();
             config::set(&mut over, assignment)?;
-            overlay(&mut doc, &over);
+            merge(&mut doc, &over);
         }
         if !self.sets.is_empty() {
             origin = format!("{origin} with --set");
@@ -228,7 +229,7 @@ impl Experiment {
         for key in doc.keys() {
             if !SECTIONS.contains(&key.as_str()) && !ABOUT.contains(&key.as_str()) {
                 let known = SECTIONS.iter().chain(&ABOUT).copied();
-                let hint = nearest(key, known.clone()).map(|n| format!("; did you mean `{n}`?"));
+                let hint = suggest(key, known.clone()).map(|n| format!("; did you mean `{n}`?"));
                 let known = known.collect::<Vec<_>>().join("`, `");
                 let hint = hint.unwrap_or_default();
                 let what = format!("unknown field `{key}`, expected one of `{known}`{hint}");
@@ -253,13 +254,13 @@ impl Experiment {
             let mut over = Table::new();
             let (section, field) = path.split_once('.').unwrap_or((path, ""));
             over.insert(section.into(), Value::Table(Table::from_iter([(field.to_string(), value)])));
-            overlay(&mut doc, &over);
+            merge(&mut doc, &over);
         };
         if let Some(seed) = seed {
             put("train.seed", Value::Integer(i64::try_from(*seed).unwrap_or(i64::MAX)));
         }
         if let Some(student) = student {
-            put("student.backbone", Value::String(student.clone()));
+            put("student.model", Value::String(student.clone()));
         }
         if let Some(dataset) = dataset {
             put("data.dataset", Value::String(dataset.clone()));
@@ -267,10 +268,10 @@ impl Experiment {
         if let Some(ratio) = ratio {
             put("data.ratio", Value::Integer(i64::from(*ratio)));
         }
-        let backbone = doc.get("student").and_then(|s| s.get("backbone")).and_then(Value::as_str);
-        let backbone = backbone.unwrap_or_default().to_string();
+        let model = doc.get("student").and_then(|s| s.get("model")).and_then(Value::as_str);
+        let model = model.unwrap_or_default().to_string();
         let holds = |name: &str, value: &str| match name {
-            "student" => *value == backbone,
+            "student" => *value == model,
             // Of `a|b` the first: that is the one which is meant.
             "dataset" => dataset.is_some_and(|d| d.split('|').next() == Some(value)),
             "ratio" => ratio.is_some_and(|r| r.to_string() == *value),
@@ -303,12 +304,12 @@ impl Experiment {
                     over.remove("loss"); // picked from above
                 }
                 let network = over.get("student").and_then(Value::as_table);
-                let other = network.is_some_and(|n| n.contains_key("backbone"));
+                let other = network.is_some_and(|n| n.contains_key("model"));
                 // A variant is that of one network.
                 if other && let Some(Value::Table(student)) = doc.get_mut("student") {
                     student.remove("variant");
                 }
-                overlay(&mut doc, &over);
+                merge(&mut doc, &over);
             }
         }
         for assignment in &self.sets {
@@ -316,7 +317,7 @@ impl Experiment {
             if SECTIONS.contains(&section) && section != "loss" {
                 let mut over = Table::new();
                 config::set(&mut over, assignment)?;
-                overlay(&mut doc, &over);
+                merge(&mut doc, &over);
             }
         }
         let sections: Sections = config::from_table(&doc, origin)?;
@@ -330,9 +331,9 @@ impl Experiment {
         let by_dataset = dataset.is_some();
         if let Some(teacher) = &teacher
             && teacher.run.is_none()
-            && (teacher.backbone.is_empty() || teacher.train.is_none())
+            && (teacher.model.is_empty() || teacher.train.is_none())
         {
-            let what = "[teacher] needs `backbone` and a section [teacher.train], or `run`, the folder of a \
+            let what = "[teacher] needs `model` and a section [teacher.train], or `run`, the folder of a \
                         finished run";
             return Err(Error::config(origin, what));
         }
@@ -366,7 +367,7 @@ impl Written {
         Some(CellConfig {
             data: self.data.clone(),
             student: NetworkConfig {
-                backbone: teacher.backbone.clone(),
+                model: teacher.model.clone(),
                 init: teacher.weights.clone(),
                 weights_sha256: None,
                 variant: teacher.variant.clone(),
@@ -417,7 +418,7 @@ fn when(doc: &Table, origin: &str) -> Result<Vec<(String, String, Table)>> {
         None => return Ok(all),
     };
     if let Some(unknown) = axes.keys().find(|k| !AXES.contains(&k.as_str())) {
-        let hint = nearest(unknown, AXES).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+        let hint = suggest(unknown, AXES).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
         let what = format!("in `when`: unknown axis `{unknown}`, expected one of {AXES:?}{hint}");
         return Err(Error::config(origin, what));
     }
@@ -457,11 +458,11 @@ mod tests {
         train_transforms = []
         test_transforms = []
         [student]
-        backbone = "a"
+        model = "a"
         [train]
         epochs = 4
         sampler = { kind = "class_balanced", classes = 2, per_class = 2 }
-        optimiser = { kind = "sgd", lr = 0.1, momentum = 0.9 }
+        optimizer = { kind = "sgd", lr = 0.1, momentum = 0.9 }
         schedule = { kind = "constant" }
         [[loss]]
         method = "kd"
@@ -470,7 +471,7 @@ mod tests {
         student = ["a", "b"]
         method = ["baseline", "plain", "kd", "other"]
         [when.student.b]
-        train.optimiser.lr = 0.01
+        train.optimizer.lr = 0.01
         [when.method.baseline]
         loss = []
         [when.method.plain]
@@ -491,25 +492,24 @@ mod tests {
         let mut experiment = load(TEXT).unwrap();
         assert_eq!(experiment.profiles(), ["full", "tiny"]);
         let runs = experiment.written(Some("full")).unwrap();
-        let names: Vec<String> =
-            runs.iter().map(|w| format!("{} {}", w.student.backbone, w.method)).collect();
+        let names: Vec<String> = runs.iter().map(|w| format!("{} {}", w.student.model, w.method)).collect();
         assert_eq!(
             names,
             ["a baseline", "a plain", "a kd", "a other", "b baseline", "b plain", "b kd", "b other"]
         );
-        assert_eq!(runs[0].train.optimiser.lr(), 0.1);
-        assert_eq!(runs[4].train.optimiser.lr(), 0.01);
+        assert_eq!(runs[0].train.optimizer.lr(), 0.1);
+        assert_eq!(runs[4].train.optimizer.lr(), 0.01);
         assert!(runs[0].loss.is_empty() && runs[1].loss.is_empty());
         assert_eq!(runs[1].train.batch_size(), 4);
         assert_eq!(runs[2].loss[0].options["weight"].as_float(), Some(2.0));
         assert!(runs[3].loss[0].options.is_empty() && runs[3].loss[0].method == "other");
         let tiny = experiment.written(Some("tiny")).unwrap();
         assert_eq!((tiny.len(), tiny[0].train.epochs), (4, 1));
-        experiment.set("train.optimiser.lr=0.5").unwrap();
+        experiment.set("train.optimizer.lr=0.5").unwrap();
         experiment.set("matrix.seed=[3,4]").unwrap();
         let runs = experiment.written(Some("tiny")).unwrap();
         assert_eq!((runs.len(), runs[0].train.seed, runs[4].train.seed), (8, 3, 4));
-        assert!(runs.iter().all(|r| r.train.optimiser.lr() == 0.5), "--set comes last");
+        assert!(runs.iter().all(|r| r.train.optimizer.lr() == 0.5), "--set comes last");
     }
 
     /// The method axis picks from the list of losses, and another axis may have another list.
@@ -536,21 +536,21 @@ mod tests {
     #[test]
     fn another_network_has_no_variant_of_the_first() {
         let text = TEXT.replace(
-            "[student]\n        backbone = \"a\"",
-            "[student]\n        backbone = \"a\"\n        variant.k = 3",
+            "[student]\n        model = \"a\"",
+            "[student]\n        model = \"a\"\n        variant.k = 3",
         );
         let variants = |more: &str| -> Vec<String> {
             let text = text.replace("student = [\"a\", \"b\"]\n", "");
-            let text = text.replace("[when.student.b]\n        train.optimiser.lr = 0.01\n", more);
+            let text = text.replace("[when.student.b]\n        train.optimizer.lr = 0.01\n", more);
             let experiment =
                 load(&text.replace("train.epochs = 1\n        matrix.student = [\"b\"]\n", "")).unwrap();
             let runs = experiment.written(Some("full")).unwrap();
-            runs.iter().map(|w| format!("{}: {}", w.student.backbone, w.student.variant)).collect()
+            runs.iter().map(|w| format!("{}: {}", w.student.model, w.student.variant)).collect()
         };
         assert_eq!(variants("")[2].trim(), "a: k = 3");
-        let other = variants("[when.method.kd]\n        student.backbone = \"c\"\n");
+        let other = variants("[when.method.kd]\n        student.model = \"c\"\n");
         assert_eq!((other[1].trim(), other[2].trim()), ("a: k = 3", "c:"));
-        let other = variants("[when.method.kd.student]\n        backbone = \"c\"\n        variant.n = 1\n");
+        let other = variants("[when.method.kd.student]\n        model = \"c\"\n        variant.n = 1\n");
         assert_eq!(other[2].trim(), "c: n = 1");
         let more = variants("[when.method.kd]\n        student.variant.n = 1\n");
         assert_eq!(more[2].trim(), "a: k = 3\nn = 1");
@@ -562,12 +562,12 @@ mod tests {
             ("[data]", "[dat]\n[data]", "did you mean `data`"),
             ("epochs = 4", "epochs = 4\nepoch = 3", "did you mean `epochs`"),
             ("momentum = 0.9", "momentun = 0.9", "did you mean `momentum`"),
-            ("momentum = 0.9", "momentum = 1.5", "`train.optimiser.momentum` is 1.5"),
+            ("momentum = 0.9", "momentum = 1.5", "`train.optimizer.momentum` is 1.5"),
             ("ratio = 80", "ratio = 100", "`data.ratio` is 100"),
             ("epochs = 4", "epochs = 0", "`train.epochs` is 0"),
             ("train.epochs = 1", "train.epoch = 1", "[profile.tiny]"),
             ("[when.student.b]", "[when.studnt.b]", "did you mean `student`"),
-            ("train.optimiser.lr = 0.01", "trai.x = 1", "in `when.student.b`"),
+            ("train.optimizer.lr = 0.01", "trai.x = 1", "in `when.student.b`"),
             ("method = [\"baseline\"", "methods = [1]\nmethod = [\"baseline\"", "did you mean `method`"),
             ("student = [\"a\", \"b\"]", "student = []", "`matrix.student` is empty"),
         ];

@@ -3,7 +3,7 @@
 use stillhouse_core::{Error as CoreError, config};
 use toml::{Table, Value};
 
-use crate::config::overlay;
+use crate::config::merge;
 use crate::{Error, Result};
 
 /// The key that names the other file, without `.toml`; it stands beside this one.
@@ -33,7 +33,7 @@ pub(crate) fn extended(
         return Err(Error::config(origin, what));
     }
     base.remove("name");
-    overlay(&mut base, &table);
+    merge(&mut base, &table);
     Ok(base)
 }
 
@@ -53,7 +53,7 @@ mod tests {
         let text_of = |name: &str| match name {
             "base" => Ok(BASE.to_string()),
             "twice" => Ok("extends = 'base'".to_string()),
-            other => Err(CoreError::unfit(other, "no such file")),
+            other => Err(CoreError::incompatible(other, "no such file")),
         };
         extended(toml::from_str(text).unwrap(), "x.toml", &text_of)
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use stillhouse_core::data::Split;
-use stillhouse_core::{Error as CoreError, Rng, config, files};
+use stillhouse_core::{Error as CoreError, Rng, config};
 
 use crate::checkpoint;
 use crate::config::{CellConfig, to_toml};
@@ -101,7 +101,7 @@ impl Folder {
         if path.exists() {
             return Ok(());
         }
-        Ok(files::write_atomic(&path, to_toml(info)?.as_bytes())?)
+        Ok(stillhouse_core::fs::write_atomic(&path, to_toml(info)?.as_bytes())?)
     }
 
     /// Removes the note of an earlier failure.
@@ -117,7 +117,7 @@ impl Folder {
     /// Writes which samples train and which test.
     pub(crate) fn write_split(&self, split: &Split) -> Result<()> {
         let text = serde_json::to_vec(split).map_err(|e| Error::folder(self.split(), e))?;
-        Ok(files::write_atomic(&self.split(), &text)?)
+        Ok(stillhouse_core::fs::write_atomic(&self.split(), &text)?)
     }
 
     /// Cuts the log back to the lines of `steps` steps: what came later is run again. Gives what stays.
@@ -141,7 +141,7 @@ impl Folder {
             }
         }
         if kept != text {
-            files::write_atomic(&path, kept.as_bytes())?;
+            stillhouse_core::fs::write_atomic(&path, kept.as_bytes())?;
         }
         Ok(lines)
     }
@@ -183,14 +183,14 @@ pub struct RunInfo {
     pub profile: String,
     /// Name of the cell.
     pub cell: String,
-    /// Hash of the resolved configuration and the data's identity.
+    /// Hash of the resolved configuration and the data's fingerprint.
     pub hash: String,
     /// Teacher or student.
     pub role: Role,
     /// Row of the table.
     pub method: String,
-    /// The dataset's identity.
-    pub identity: String,
+    /// The dataset's fingerprint.
+    pub fingerprint: String,
     /// Class names in the order of the logits.
     pub classes: Vec<String>,
     /// The resolved configuration.
@@ -208,7 +208,7 @@ impl RunInfo {
             hash: cell.hash.clone(),
             role: cell.role,
             method: cell.method.clone(),
-            identity: cell.identity.clone(),
+            fingerprint: cell.fingerprint.clone(),
             classes: classes.to_vec(),
             run: config.clone(),
         }

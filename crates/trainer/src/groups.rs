@@ -16,7 +16,7 @@ pub(crate) struct Groups {
 
 impl Groups {
     pub(crate) fn new(train: &TrainConfig) -> Self {
-        let (weight_decay, decay_norm_and_bias) = train.optimiser.weight_decay();
+        let (weight_decay, decay_norm_and_bias) = train.optimizer.weight_decay();
         let (freeze, lr_scale) = (train.freeze.clone(), train.lr_scale.clone());
         Self { weight_decay, decay_norm_and_bias, freeze, lr_scale }
     }

@@ -38,8 +38,8 @@ mod teacher;
 mod tensors;
 
 pub use config::{
-    AdamConfig, CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig, Optimiser,
-    Precision, StepConfig, TeacherRef, TrainConfig, View,
+    AdamConfig, CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig,
+    OptimizerConfig, Precision, StepConfig, TeacherRef, TrainConfig, View,
 };
 pub use context::{Context, Observer};
 pub use dense::{MOST_PIXELS, label_map};

@@ -53,34 +53,34 @@ fn some_test_images(
 ) -> Result<(RunInfo, Network, Box<dyn BatchSource>)> {
     let (info, network) = open_run(folder, context)?;
     let dataset = open_dataset(context, &info.run.data)?;
-    if dataset.identity()? != info.identity {
+    if dataset.fingerprint()? != info.fingerprint {
         return Err(Error::folder(folder, "was trained on other files than are there now"));
     }
-    let split = (context.parts.split)(dataset.as_ref(), &info.run.data.split_spec(info.run.train.seed))?;
+    let split = (context.registries.split)(dataset.as_ref(), &info.run.data.split_spec(info.run.train.seed))?;
     let (all, take) = (split.test.len(), split.test.len().min(most));
     let spec = LoaderSpec {
         indices: (0..take).map(|i| split.test[i * all / take.max(1)]).collect(),
         sampler: Sampler::Sequential { batch },
-        transforms: info.run.data.normalised(&info.run.data.test_transforms),
+        transforms: info.run.data.normalized(&info.run.data.test_transforms),
         rng: Rng::new(0),
         cache_bytes: 0,
     };
-    let loader = (context.parts.loader)(dataset, &spec)?;
+    let loader = (context.registries.loader)(dataset, &spec)?;
     Ok((info, network, loader))
 }
 
 /// A vector tap (`pooled`) of at most `most` test images of a finished run.
 pub fn features(folder: &Path, tap: &str, most: usize, context: &Context) -> Result<Looked> {
     let (info, network, mut loader) = some_test_images(folder, most, 32, context)?;
-    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
-    tape.want(&[tap]);
+    let mut tape = Tape::new(&network.params, Mode::Inference)?;
+    tape.select_features(&[tap]);
     let mut looked = Looked { info, ids: Vec::new(), labels: Vec::new(), features: Vec::new() };
     while let Some(batch) = loader.next_batch()? {
         if context.stopped() {
             return Err(Error::Interrupted { step: 0, folder: folder.to_path_buf() });
         }
         tape.begin(Rng::new(0), 0);
-        let found = network.backbone.forward(&batch.images.to_device(&context.device)?, &mut tape)?;
+        let found = network.model.forward(&batch.images.to_device(&context.device)?, &mut tape)?;
         looked.features.extend(found.get(tap)?.to_device(&Device::Cpu)?.to_vec2::<f32>()?);
         looked.labels.extend(batch.target.classes("features")?.to_vec1::<u32>()?);
         looked.ids.extend(batch.ids);
@@ -90,7 +90,7 @@ pub fn features(folder: &Path, tap: &str, most: usize, context: &Context) -> Res
 
 /// The maps at which Grad-CAM is shown: of a network with exits those of the last three stages.
 fn cam_taps(network: &Network) -> &'static [&'static str] {
-    let exits = network.backbone.taps().iter().any(|tap| tap.name.starts_with("exit"));
+    let exits = network.model.features().iter().any(|tap| tap.name.starts_with("exit"));
     if exits { &["F2", "F3", "F4"] } else { &["F4"] }
 }
 
@@ -100,15 +100,15 @@ fn cam_taps(network: &Network) -> &'static [&'static str] {
 /// the size of the image and divided by its largest value.
 pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInfo, Vec<Seen>)> {
     let (info, network, mut loader) = some_test_images(folder, most, 1, context)?;
-    let mut tape = Tape::new(&network.params, Mode::EvalRecord)?;
+    let mut tape = Tape::new(&network.params, Mode::EvalWithGrad)?;
     let taps = cam_taps(&network);
-    tape.want(&[taps, &["logits"]].concat());
+    tape.select_features(&[taps, &["logits"]].concat());
     let mut all = Vec::new();
     while let Some(batch) = loader.next_batch()? {
         let Target::Classes(label) = &batch.target else { break };
         tape.begin(Rng::new(0), 0);
         let images = batch.images.to_device(&context.device)?;
-        let found = network.backbone.forward(&images, &mut tape)?;
+        let found = network.model.forward(&images, &mut tape)?;
         let logits = found.logits()?.clone();
         let predicted = logits.argmax(D::Minus1)?.to_vec1::<u32>()?[0];
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?.detach();
@@ -118,8 +118,8 @@ pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInf
         let (_, _, size, _) = batch.images.dims4()?;
         let mut maps = Vec::new();
         for tap in taps {
-            let Some(gradient) = gradients.tap(tap) else {
-                let what = format!("`{}` has no gradient at {tap}", info.run.student.backbone);
+            let Some(gradient) = gradients.feature(tap) else {
+                let what = format!("`{}` has no gradient at {tap}", info.run.student.model);
                 return Err(Error::folder(folder, what));
             };
             maps.push(((*tap).to_string(), cam(found.get(tap)?, gradient, size)?));
@@ -160,8 +160,8 @@ pub struct Mapped {
 /// A dataset with one class per image; other files than it was trained on; those of the network.
 pub fn label_maps(folder: &Path, most: usize, context: &Context) -> Result<(RunInfo, Vec<Mapped>)> {
     let (info, network, mut loader) = some_test_images(folder, most, 1, context)?;
-    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
-    tape.want(&["logits"]);
+    let mut tape = Tape::new(&network.params, Mode::Inference)?;
+    tape.select_features(&["logits"]);
     let mut all = Vec::new();
     while let Some(batch) = loader.next_batch()? {
         if context.stopped() {
@@ -190,7 +190,7 @@ fn cam(map: &Tensor, gradient: &Tensor, size: usize) -> Result<Vec<f32>> {
     Ok(map.iter().map(|v| v / largest).collect())
 }
 
-/// The normalised image back in 0 to 1, interleaved.
+/// The normalized image back in 0 to 1, interleaved.
 fn picture(images: &Tensor, info: &RunInfo) -> Result<Vec<f32>> {
     let values = images.squeeze(0)?.permute((1, 2, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
     let (mean, std) = (info.run.data.mean, info.run.data.std);

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use stillhouse_core::network::{Backbone, BackboneRequest};
-use stillhouse_core::{Params, Rng};
+use stillhouse_core::model::{Model, ModelSpec};
+use stillhouse_core::{ParamStore, Rng};
 
 use crate::config::NetworkConfig;
 use crate::{Context, Error, Result};
@@ -11,46 +11,50 @@ use crate::{Context, Error, Result};
 /// A network and its parameters.
 pub struct Network {
     /// The network.
-    pub backbone: Box<dyn Backbone>,
+    pub model: Box<dyn Model>,
     /// Its weights and buffers.
-    pub params: Params,
+    pub params: ParamStore,
 }
 
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Network").field("backbone", &self.backbone.name()).finish_non_exhaustive()
+        f.debug_struct("Network").field("model", &self.model.name()).finish_non_exhaustive()
     }
 }
 
 impl Network {
     /// A network whose new values are drawn from `rng`.
     pub fn new(context: &Context, config: &NetworkConfig, classes: usize, rng: Rng) -> Result<Self> {
-        let row = context.parts.backbones.get(&config.backbone)?;
+        let row = context.registries.models.get(&config.model)?;
         let params =
-            Params::new(candle_core::DType::F32, &context.device)?.in_precision(context.precision)?;
-        let name = config.backbone.clone();
-        let request = BackboneRequest { name, classes, variant: config.variant.clone() };
-        let backbone = (row.build)(&request, &params.builder(rng))?;
-        Ok(Self { backbone, params })
+            ParamStore::new(candle_core::DType::F32, &context.device)?.in_precision(context.precision)?;
+        let name = config.model.clone();
+        let request = ModelSpec { name, classes, variant: config.variant.clone() };
+        let model = (row.build)(&request, &params.builder(rng))?;
+        Ok(Self { model, params })
     }
 
     /// Loads the pretrained weights of the configuration, if it names some; says which names stayed
     /// new.
     pub(crate) fn start(&self, context: &Context, config: &NetworkConfig) -> Result<Vec<String>> {
         let Some(sha256) = &config.weights_sha256 else { return Ok(Vec::new()) };
-        let weights =
-            (context.parts.weights)(&config.backbone, &config.variant, &config.init, &context.weight_roots)?;
+        let weights = (context.registries.weights)(
+            &config.model,
+            &config.variant,
+            &config.init,
+            &context.weight_roots,
+        )?;
         if weights.sha256 != *sha256 {
             let what = format!("sha256 is {}, this run was planned with {sha256}", weights.sha256);
             return Err(Error::folder(weights.path, what));
         }
-        let head = self.backbone.head();
-        Ok((context.parts.load_weights)(&weights.path, &self.params, &head, true)?)
+        let head = self.model.head();
+        Ok((context.registries.load_weights)(&weights.path, &self.params, &head, true)?)
     }
 
     /// Loads what a run has trained, all of it.
     pub(crate) fn load(&self, context: &Context, path: &Path) -> Result<()> {
-        (context.parts.load_weights)(path, &self.params, &self.backbone.head(), false)?;
+        (context.registries.load_weights)(path, &self.params, &self.model.head(), false)?;
         Ok(())
     }
 }

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
+use stillhouse_core::Error as CoreError;
 use stillhouse_core::data::{Dataset, Sampler};
 use stillhouse_core::registry::DatasetRequest;
-use stillhouse_core::{Error as CoreError, files};
 use toml::Table;
 
-use crate::config::{CellConfig, DataConfig, NetworkConfig, Precision, TeacherRef, overlay};
+use crate::config::{CellConfig, DataConfig, NetworkConfig, Precision, TeacherRef, merge};
 use crate::experiment::Written;
 use crate::{Context, Error, Experiment, Result, Role, RunInfo, losses};
 
@@ -55,11 +55,11 @@ pub struct Cell {
     pub seed: u64,
     /// Readable name.
     pub name: String,
-    /// Hash of the resolved configuration and the data's identity; empty for a method that is not
+    /// Hash of the resolved configuration and the data's fingerprint; empty for a method that is not
     /// built.
     pub hash: String,
-    /// The dataset's identity.
-    pub identity: String,
+    /// The dataset's fingerprint.
+    pub fingerprint: String,
     /// The run folder, which need not exist.
     pub folder: PathBuf,
     /// Place of its teacher's cell in the plan.
@@ -146,17 +146,17 @@ fn push(cells: &mut Vec<Cell>, cell: Cell) {
 struct Found {
     name: String,
     classes: Vec<String>,
-    identity: String,
+    fingerprint: String,
 }
 
 impl Planner<'_> {
     fn add(&mut self, written: &Written, cells: &mut Vec<Cell>) -> Result<()> {
         let found = self.find(&written.data)?;
         // A row whose losses are named by the matrix may be one that is still to come.
-        let unknown = written.loss.iter().find(|l| self.context.parts.losses.get(&l.method).is_err());
+        let unknown = written.loss.iter().find(|l| self.context.registries.losses.get(&l.method).is_err());
         if let Some(loss) = unknown {
             if loss.method != written.method || !written.listed {
-                self.context.parts.losses.get(&loss.method)?;
+                self.context.registries.losses.get(&loss.method)?;
             }
             let cell = self.cell(Role::Student, written, &found, None, None)?;
             push(cells, cell);
@@ -166,7 +166,8 @@ impl Planner<'_> {
         self.resolve(&mut config, &found)?;
         let mut reads_teacher = false;
         for loss in &config.loss {
-            reads_teacher |= !losses::build(&self.context.parts, loss)?.needs().teacher.is_empty();
+            reads_teacher |=
+                !losses::build(&self.context.registries, loss)?.required_features().teacher.is_empty();
         }
         let mut teacher = None;
         let precision = written.teacher.as_ref().map_or_else(Default::default, |t| t.precision);
@@ -188,7 +189,7 @@ impl Planner<'_> {
             let cell = &cells[place];
             let folder = format!("{}-{}", cell.name, cell.hash);
             config.teacher =
-                Some(TeacherRef { backbone: cell.student.clone(), cell: folder, run: None, precision });
+                Some(TeacherRef { model: cell.student.clone(), cell: folder, run: None, precision });
             teacher = Some(place);
         }
         push(cells, self.cell(Role::Student, written, &found, Some(config), teacher)?);
@@ -212,7 +213,7 @@ impl Planner<'_> {
         }
         let run = std::path::absolute(run).map_err(CoreError::io(run))?;
         Ok(TeacherRef {
-            backbone: info.run.student.backbone,
+            model: info.run.student.model,
             cell: format!("{}-{}", info.cell, info.hash),
             run: Some(run),
             precision,
@@ -228,7 +229,7 @@ impl Planner<'_> {
         teacher: Option<usize>,
     ) -> Result<Cell> {
         let (ratio, seed) = (written.data.ratio, written.train.seed);
-        let student = config.as_ref().map_or(&written.student, |c| &c.student).backbone.clone();
+        let student = config.as_ref().map_or(&written.student, |c| &c.student).model.clone();
         let cut = if ratio == 0 { "official".to_string() } else { ratio.to_string() };
         let (method, name) = match role {
             Role::Teacher => ("teacher".to_string(), format!("{student}-{}-{cut}-s{seed}", found.name)),
@@ -238,7 +239,7 @@ impl Planner<'_> {
             }
         };
         let hash = match &config {
-            Some(config) => hash(config, &found.identity)?,
+            Some(config) => hash(config, &found.fingerprint)?,
             None => String::new(),
         };
         let folder = match role {
@@ -257,7 +258,7 @@ impl Planner<'_> {
             seed,
             name,
             hash,
-            identity: found.identity.clone(),
+            fingerprint: found.fingerprint.clone(),
             folder,
             teacher,
             config,
@@ -274,7 +275,7 @@ impl Planner<'_> {
             open_dataset(self.context, &DataConfig { dataset: name.into(), ..data.clone() })
         })?;
         let classes = dataset.info().classes.clone();
-        let found = Arc::new(Found { name, classes, identity: dataset.identity()? });
+        let found = Arc::new(Found { name, classes, fingerprint: dataset.fingerprint()? });
         self.data.insert(key, found.clone());
         Ok(found)
     }
@@ -285,12 +286,12 @@ impl Planner<'_> {
         if let Sampler::ClassBalanced { classes, .. } = &mut config.train.sampler {
             *classes = (*classes).min(found.classes.len());
         }
-        self.context.parts.backbones.get(&config.student.backbone)?;
+        self.context.registries.models.get(&config.student.model)?;
         for metric in &config.eval.metrics {
-            self.context.parts.metrics.get(metric)?;
+            self.context.registries.metrics.get(metric)?;
         }
         self.resolve_network(&mut config.student, &mut config.data)?;
-        config.loss = losses::resolve(&self.context.parts, &config.loss)?;
+        config.loss = losses::resolve(&self.context.registries, &config.loss)?;
         config.check(self.experiment.name())
     }
 
@@ -299,13 +300,13 @@ impl Planner<'_> {
             "scratch" => Ok(None),
             _ => {
                 let roots = &self.context.weight_roots;
-                (self.context.parts.weights)(&network.backbone, &network.variant, name, roots).map(Some)
+                (self.context.registries.weights)(&network.model, &network.variant, name, roots).map(Some)
             }
         })?;
         network.init = name;
         if let Some(weights) = weights {
             let mut variant = weights.variant;
-            overlay(&mut variant, &network.variant);
+            merge(&mut variant, &network.variant);
             network.variant = variant;
             network.weights_sha256 = Some(weights.sha256);
             (data.mean, data.std) = (weights.mean, weights.std);
@@ -341,7 +342,7 @@ pub(crate) fn open_dataset(
     context: &Context,
     data: &DataConfig,
 ) -> std::result::Result<Arc<dyn Dataset>, CoreError> {
-    let row = context.parts.datasets.get(&data.dataset)?;
+    let row = context.registries.datasets.get(&data.dataset)?;
     (row.build)(&DatasetRequest {
         name: data.dataset.clone(),
         roots: context.data_roots.clone(),
@@ -350,10 +351,10 @@ pub(crate) fn open_dataset(
     })
 }
 
-/// The first eight hex digits over the resolved configuration and the data's identity. Where the
+/// The first eight hex digits over the resolved configuration and the data's fingerprint. Where the
 /// data lies, how much of it is kept in memory, what is computed twice to save memory, and when
 /// checkpoints are written change no number.
-fn hash(config: &CellConfig, identity: &str) -> Result<String> {
+fn hash(config: &CellConfig, fingerprint: &str) -> Result<String> {
     let mut config = config.clone();
     config.data.path = None;
     config.data.cache_mib = 0;
@@ -362,6 +363,6 @@ fn hash(config: &CellConfig, identity: &str) -> Result<String> {
     }
     config.train.checkpoint = Default::default();
     config.train.checkpointing = false;
-    let text = format!("format = {HASH_FORMAT}\nidentity = {identity}\n{}", config.to_toml()?);
-    Ok(files::sha256(text.as_bytes())[..8].to_string())
+    let text = format!("format = {HASH_FORMAT}\nidentity = {fingerprint}\n{}", config.to_toml()?);
+    Ok(stillhouse_core::fs::sha256(text.as_bytes())[..8].to_string())
 }

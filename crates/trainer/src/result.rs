@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use stillhouse_core::files;
 
 use crate::{Error, Result, Speed};
 
@@ -32,7 +31,7 @@ pub struct CellResult {
     pub profile: String,
     /// Name of the cell.
     pub cell: String,
-    /// Hash of the resolved configuration and the data's identity.
+    /// Hash of the resolved configuration and the data's fingerprint.
     pub hash: String,
     /// Teacher or student.
     pub role: Role,
@@ -101,9 +100,9 @@ pub struct Facts {
     /// The dataset in words.
     pub title: String,
     /// Whether its images are procedural, made by the program itself.
-    pub embedded: bool,
+    pub synthetic: bool,
     /// Hash of its contents.
-    pub identity: String,
+    pub fingerprint: String,
     /// Classes.
     pub classes: usize,
     /// Training images.
@@ -139,7 +138,7 @@ pub struct Facts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TeacherFacts {
     /// Registry name.
-    pub backbone: String,
+    pub model: String,
     /// Its cell.
     pub cell: String,
     /// What it started from: `scratch`, or the weights' name.
@@ -170,7 +169,7 @@ impl CellResult {
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).map_err(|e| Error::folder(path, e))?;
         text.push('\n');
-        Ok(files::write_atomic(path, text.as_bytes())?)
+        Ok(stillhouse_core::fs::write_atomic(path, text.as_bytes())?)
     }
 
     /// Part of the test images that is right, in [0, 1].

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Tensor;
+use stillhouse_core::Rng;
 use stillhouse_core::data::{BatchSource, Dataset, LoaderSpec, Position, Sampler, Split};
-use stillhouse_core::files::FolderLock;
-use stillhouse_core::{Rng, files};
+use stillhouse_core::fs::FolderLock;
 use stillhouse_ops::Kind;
 
 use crate::assemble::learner;
@@ -91,7 +91,7 @@ pub fn run_cell(cell: &Cell, context: &Context, observer: &mut dyn Observer) -> 
         && !e.is_interrupted()
     {
         // Only a note for tables: a disk too full for it is in the error already.
-        let _ = files::write_atomic(&folder.failure(), format!("{e}\n").as_bytes());
+        let _ = stillhouse_core::fs::write_atomic(&folder.failure(), format!("{e}\n").as_bytes());
     }
     result
 }
@@ -145,20 +145,21 @@ impl<'a> Run<'a> {
         dataset: Arc<dyn Dataset>,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let identity = dataset.identity()?;
-        if identity != cell.identity {
-            let what = format!("data changed since the plan was made: {} is now {identity}", cell.identity);
+        let fingerprint = dataset.fingerprint()?;
+        if fingerprint != cell.fingerprint {
+            let what =
+                format!("data changed since the plan was made: {} is now {fingerprint}", cell.fingerprint);
             return Err(Error::folder(&folder.0, what));
         }
         let root = Rng::new(config.train.seed);
-        let split = (context.parts.split)(dataset.as_ref(), &config.data.split_spec(config.train.seed))?;
+        let split = (context.registries.split)(dataset.as_ref(), &config.data.split_spec(config.train.seed))?;
         folder.write_split(&split)?;
-        let loader = (context.parts.loader)(
+        let loader = (context.registries.loader)(
             dataset.clone(),
             &LoaderSpec {
                 indices: split.train.clone(),
                 sampler: config.train.sampler.clone(),
-                transforms: config.data.normalised(&config.data.train_transforms),
+                transforms: config.data.normalized(&config.data.train_transforms),
                 rng: root.stream("loader"),
                 cache_bytes: config.data.cache_mib << 20,
             },
@@ -174,7 +175,7 @@ impl<'a> Run<'a> {
         }
         let (mut learner, teacher) = learner(cell, config, context, &dataset, &split, root, observer)?;
         if let Some(teacher) = &mut learner.teacher
-            && loader.repeats()
+            && loader.is_deterministic()
         {
             teacher.keep(config.data.cache_mib << 20);
         }
@@ -224,7 +225,7 @@ impl<'a> Run<'a> {
                 let what = format!("checkpoint has {count} parameters, the network {}", params.len());
                 return Err(Error::folder(&self.folder.0, what));
             }
-            self.learner.rule.load_state(params, loaded.group("optimiser"))?;
+            self.learner.rule.load_state(params, loaded.group("optimizer"))?;
             if let Some(average) = &mut self.learner.average {
                 average.load_state(params, loaded.group("average"))?;
             }
@@ -277,7 +278,7 @@ impl<'a> Run<'a> {
         let begun = Instant::now();
         let Some(batch) = self.loader.next_batch()? else {
             let what = format!("the loader ended before its {} batches", self.per_epoch);
-            return Err(stillhouse_core::Error::unfit("loader", what).into());
+            return Err(stillhouse_core::Error::incompatible("loader", what).into());
         };
         self.state.tally.waited += begun.elapsed().as_secs_f64();
         let step = self.state.step;
@@ -290,7 +291,7 @@ impl<'a> Run<'a> {
         self.tell(ends, begun, observer)?;
         if ends && step < total && self.loader.next_batch()?.is_some() {
             let what = format!("the loader gave more than its {} batches", self.per_epoch);
-            return Err(stillhouse_core::Error::unfit("loader", what).into());
+            return Err(stillhouse_core::Error::incompatible("loader", what).into());
         }
         Ok(())
     }
@@ -313,7 +314,7 @@ impl<'a> Run<'a> {
 
     fn lr(&self, step: u64) -> f64 {
         let train = &self.config.train;
-        train.optimiser.lr() * train.schedule.factor(step, train.epochs, self.per_epoch)
+        train.optimizer.lr() * train.schedule.factor(step, train.epochs, self.per_epoch)
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -325,7 +326,7 @@ impl<'a> Run<'a> {
 
     /// What a test is to count, nothing counted yet; views only in the last one.
     fn asked(&self, is_last: bool) -> Result<Asked<'a>> {
-        let (eval, classes) = (&self.config.eval, self.learner.student.backbone.classes());
+        let (eval, classes) = (&self.config.eval, self.learner.student.model.classes());
         let metrics = named(&eval.metrics, self.context, classes, self.dataset.info().task)?;
         Ok(Asked { metrics, taps: &eval.taps, views: if is_last { &eval.views } else { &[] } })
     }
@@ -336,10 +337,10 @@ impl<'a> Run<'a> {
         let params = &self.learner.student.params;
         let own = || Ok(params.export_named(is_own)?);
         let connectors = || Ok(params.export_named(|name| !is_own(name))?);
-        let optimiser = || Ok(self.learner.rule.state(params)?);
+        let optimizer = || Ok(self.learner.rule.state(params)?);
         let average = self.learner.average.as_ref().map(|average| || Ok(average.state(params)?));
         let mut groups: Vec<Group> =
-            vec![("student", &own), ("connectors", &connectors), ("optimiser", &optimiser)];
+            vec![("student", &own), ("connectors", &connectors), ("optimizer", &optimizer)];
         if let Some(average) = &average {
             groups.push(("average", average));
         }
@@ -429,7 +430,7 @@ impl<'a> Run<'a> {
             steps: self.state.step,
             seconds: self.state.seconds,
             parameters: weights.map(|p| p.count() as u64).sum(),
-            macs: self.learner.student.backbone.macs(height, width)?,
+            macs: self.learner.student.model.macs(height, width)?,
             speed: speed(&self.learner.student, height, self.dataset.info().task, self.context)?,
             student_sha256,
             facts: self.facts(),
@@ -452,15 +453,15 @@ impl<'a> Run<'a> {
         Facts {
             dataset: info.name.clone(),
             title: info.title.clone(),
-            embedded: info.embedded,
-            identity: self.cell.identity.clone(),
+            synthetic: info.synthetic,
+            fingerprint: self.cell.fingerprint.clone(),
             classes: info.classes.len(),
             train_images: self.split.train.len(),
             test_images: self.split.test.len(),
             image_size: config.data.image_size,
             image_width: config.data.image_width,
             epochs: train.epochs,
-            schedule: format!("lr {}, {}", train.optimiser.lr(), train.schedule.describe(train.epochs)),
+            schedule: format!("lr {}, {}", train.optimizer.lr(), train.schedule.describe(train.epochs)),
             sampler,
             device: self.state.computed_on.join("; then "),
             init: config.student.init.clone(),

@@ -39,8 +39,8 @@ pub(crate) fn speed(network: &Network, size: usize, task: Task, context: &Contex
 /// The median time of a pass.
 fn seconds(network: &Network, batch: usize, size: usize, context: &Context) -> Result<f64> {
     let images = (Tensor::ones((batch, 3, size, size), DType::F32, &context.device)? * 0.5)?;
-    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
-    tape.want(&["logits"]);
+    let mut tape = Tape::new(&network.params, Mode::Inference)?;
+    tape.select_features(&["logits"]);
     let mut times = Vec::new();
     let begun = Instant::now();
     // The first pass folds batch norms and takes memory: it is not counted.
@@ -48,7 +48,7 @@ fn seconds(network: &Network, batch: usize, size: usize, context: &Context) -> R
         let start = Instant::now();
         tape.begin(Rng::new(0), 0);
         // On the host: a card has then done its work.
-        network.backbone.forward(&images, &mut tape)?.logits()?.to_device(&Device::Cpu)?;
+        network.model.forward(&images, &mut tape)?.logits()?.to_device(&Device::Cpu)?;
         if pass > 0 {
             times.push(start.elapsed().as_secs_f64());
         }

@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 
 use candle_core::Tensor;
 use stillhouse_core::data::{Batch, Target};
-use stillhouse_core::distiller::{Distiller, OPPONENT, Step, Term};
-use stillhouse_core::network::Features;
+use stillhouse_core::distiller::{ADVERSARY, Distiller, LossContext, Term};
+use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::optim::{Average, Rule};
+use stillhouse_ops::optim::{Ema, Optimizer};
 use stillhouse_ops::{Gradients, Param};
 
 use crate::evaluate::{right, to_device};
@@ -28,10 +28,10 @@ pub(crate) fn is_own(name: &str) -> bool {
     !name.starts_with(CONNECTORS)
 }
 
-/// Whether a parameter belongs to the opponent of a method: `connector.<method>.d.<name>`.
+/// Whether a parameter belongs to the adversary of a method: `connector.<method>.d.<name>`.
 fn is_opponents(name: &str) -> bool {
     let below_method = name.strip_prefix(CONNECTORS).and_then(|rest| rest.split_once('.'));
-    let own = below_method.and_then(|(_, own)| own.strip_prefix(OPPONENT));
+    let own = below_method.and_then(|(_, own)| own.strip_prefix(ADVERSARY));
     own.is_some_and(|rest| rest.starts_with('.'))
 }
 
@@ -59,9 +59,9 @@ pub(crate) struct Learner {
     pub(crate) groups: Groups,
     /// Names of the connectors' weights that are to move.
     pub(crate) connectors: Vec<String>,
-    pub(crate) rule: Rule,
+    pub(crate) rule: Optimizer,
     /// The moving average of the student's weights, where it is asked for.
-    pub(crate) average: Option<Average>,
+    pub(crate) average: Option<Ema>,
     /// The largest norm of the gradients of a step.
     pub(crate) clip_norm: Option<f64>,
     /// Images of the parts over which the gradients of a step are added up.
@@ -87,13 +87,13 @@ impl Learner {
     /// An error may come from values that an earlier step has spoilt: then it is that step's which is
     /// told.
     pub(crate) fn learn(&mut self, batch: &Batch, at: Moment, known: &BTreeSet<String>) -> Result<()> {
-        let learnt = self.steps(batch, at, known);
-        if learnt.is_err()
+        let learned = self.steps(batch, at, known);
+        if learned.is_err()
             && let Err(earlier @ Error::NonFinite { .. }) = self.readings.told(true)
         {
             return Err(earlier);
         }
-        learnt
+        learned
     }
 
     fn steps(&mut self, batch: &Batch, at: Moment, known: &BTreeSet<String>) -> Result<()> {
@@ -113,7 +113,10 @@ impl Learner {
     pub(crate) fn weights(&self) -> BTreeMap<String, f64> {
         let named = |m: &Method| {
             let prefix = m.prefix.clone();
-            m.distiller.weights().into_iter().map(move |(name, weight)| (format!("{prefix}{name}"), weight))
+            m.distiller
+                .term_weights()
+                .into_iter()
+                .map(move |(name, weight)| (format!("{prefix}{name}"), weight))
         };
         self.methods.iter().flat_map(named).collect()
     }
@@ -141,7 +144,7 @@ impl Learner {
             let name = &method.label;
             let faded = method.course.factor(epoch.saturating_sub(1)) == 0.0;
             let why = if faded { "its weight has decayed to 0" } else { "no step gave it a value" };
-            let on = method.distiller.weights().into_iter().filter(|(_, weight)| *weight != 0.0);
+            let on = method.distiller.term_weights().into_iter().filter(|(_, weight)| *weight != 0.0);
             let idle = on.filter(|(term, _)| !ran.contains(&format!("{name}.{term}")));
             found.extend(idle.map(|(term, _)| format!("term `{term}` of `{name}` did not run: {why}")));
             if faded {
@@ -179,7 +182,7 @@ impl Learner {
         Ok(parts)
     }
 
-    /// One step: the gradients of all parts, one update, then opponents and what moves by itself. Its
+    /// One step: the gradients of all parts, one update, then adversaries and what moves by itself. Its
     /// logits count what is right if they are to.
     fn step(
         &mut self,
@@ -195,10 +198,10 @@ impl Learner {
             (0..parts.len()).map(|i| (place + i > 0).then(|| format!("step {place} part {i}"))).collect();
         let stream = |rng: Rng, i: usize| streams[i].as_ref().map_or(rng, |name| rng.stream(name));
         let (mut sum, mut features) = (None, Vec::new());
-        self.tape.want(&plan.taps);
+        self.tape.select_features(&plan.taps);
         for (i, part) in parts.iter().enumerate() {
             self.tape.begin(stream(self.rng, i), at.step);
-            let student = self.student.backbone.forward(&part.batch.images, &mut self.tape)?;
+            let student = self.student.model.forward(&part.batch.images, &mut self.tape)?;
             let mut terms = Vec::new();
             for method in plan.methods.iter().map(|m| &self.methods[*m]) {
                 let factor = method.course.factor(at.step / at.per_epoch);
@@ -233,7 +236,7 @@ impl Learner {
         Ok(())
     }
 
-    /// Moves what the step is to move, opponents aside.
+    /// Moves what the step is to move, adversaries aside.
     fn update(
         &mut self,
         plan: &StepPlan,
@@ -257,7 +260,7 @@ impl Learner {
         if plan.is_partial() && !gradients.ids().any(|id| hyper(&params.get(id)).is_some()) {
             let what = "a training step moves nothing: its losses have no gradient for the parameters that are \
                         to move";
-            return Err(stillhouse_core::Error::unfit("train.step", what).into());
+            return Err(stillhouse_core::Error::incompatible("train.step", what).into());
         }
         if let Some(most) = self.clip_norm {
             gradients.clip_norm(most, |param| hyper(param).is_some())?;
@@ -265,7 +268,7 @@ impl Learner {
         Ok(self.rule.step(params, &gradients, hyper)?)
     }
 
-    /// Moves the opponents of the step's methods, if they have some.
+    /// Moves the adversaries of the step's methods, if they have some.
     fn update_opponents(
         &mut self,
         plan: &StepPlan,
@@ -278,7 +281,7 @@ impl Learner {
         for (i, (part, student)) in parts.iter().zip(features).enumerate() {
             let mut terms = Vec::new();
             for method in plan.methods.iter().map(|m| &self.methods[*m]) {
-                let own = method.distiller.opponent(&part.step(student, at, stream(method.rng, i)))?;
+                let own = method.distiller.adversary_terms(&part.step(student, at, stream(method.rng, i)))?;
                 terms.extend(own.into_iter().map(|term| (method, term)));
             }
             if terms.is_empty() {
@@ -315,8 +318,8 @@ struct Part {
 }
 
 impl Part {
-    fn step<'a>(&'a self, student: &'a Features, at: Moment, rng: Rng) -> Step<'a> {
-        Step {
+    fn step<'a>(&'a self, student: &'a Features, at: Moment, rng: Rng) -> LossContext<'a> {
+        LossContext {
             student,
             teacher: &self.teacher,
             target: &self.batch.target,
@@ -352,7 +355,7 @@ fn added(sum: Option<Gradients>, gradients: Gradients) -> Result<Gradients> {
 }
 
 /// Asks which connectors have a gradient other than 0; those that are known to are not looked at, nor
-/// are opponents, which have an update of their own.
+/// are adversaries, which have an update of their own.
 fn note_moved(
     connectors: &[String],
     gradients: &Gradients,
@@ -388,7 +391,7 @@ fn add_up(terms: &[(&Method, Term)], part: &Part, readings: &mut Readings) -> Re
         if term.value.elem_count() != 1 {
             let what =
                 format!("its term `{}` has shape {:?}, expected a scalar", term.name, term.value.dims());
-            return Err(stillhouse_core::Error::unfit(own, what).into());
+            return Err(stillhouse_core::Error::incompatible(own, what).into());
         }
         let name = if twin.is_some() { format!("{own}.{}", term.name) } else { term.name.clone() };
         let name = format!("{}{name}", method.prefix);
@@ -403,7 +406,9 @@ fn add_up(terms: &[(&Method, Term)], part: &Part, readings: &mut Readings) -> Re
         });
     }
     let Some(total) = total else {
-        return Err(stillhouse_core::Error::unfit("loss", "no method gives a term for this step").into());
+        return Err(
+            stillhouse_core::Error::incompatible("loss", "no method gives a term for this step").into()
+        );
     };
     readings.terms(&part.place, part.share, told, &values)?;
     Ok(total)

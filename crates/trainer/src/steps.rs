@@ -1,8 +1,8 @@
 //! The training steps of a batch, from `[[train.step]]`: what each reads and moves. Whatever does not
 //! fit is refused before the first one.
 
-use stillhouse_core::network::Backbone;
-use stillhouse_ops::{Kind, Params};
+use stillhouse_core::model::Model;
+use stillhouse_ops::{Kind, ParamStore};
 
 use crate::config::CellConfig;
 use crate::groups::{Groups, fits};
@@ -38,7 +38,7 @@ pub(crate) fn plans(
     cell: &str,
     config: &CellConfig,
     methods: &[Method],
-    network: &dyn Backbone,
+    network: &dyn Model,
 ) -> Result<Vec<StepPlan>> {
     let steps = &config.train.step;
     let count = steps.len().max(1);
@@ -51,7 +51,7 @@ pub(crate) fn plans(
         let own: Vec<usize> = (0..methods.len()).filter(|m| methods[*m].step == at).collect();
         let mut taps = Vec::new();
         for method in own.iter().map(|m| &methods[*m]) {
-            for tap in method.distiller.needs().student {
+            for tap in method.distiller.required_features().student {
                 reads(cell, network, at, step.exit, method.distiller.name(), &tap)?;
                 taps.push(tap);
             }
@@ -70,9 +70,9 @@ fn origin(cell: &str) -> String {
     format!("{cell} train.step")
 }
 
-fn has_exit(cell: &str, network: &dyn Backbone, exit: usize) -> Result<()> {
+fn has_exit(cell: &str, network: &dyn Model, exit: usize) -> Result<()> {
     let exits: Vec<usize> = network
-        .taps()
+        .features()
         .iter()
         .filter_map(|tap| tap.name.strip_prefix("exit")?.strip_suffix(".logits")?.parse().ok())
         .collect();
@@ -89,16 +89,16 @@ fn has_exit(cell: &str, network: &dyn Backbone, exit: usize) -> Result<()> {
 /// Refuses a tap that the network does not have, or one behind the last exit that the step runs.
 fn reads(
     cell: &str,
-    network: &dyn Backbone,
+    network: &dyn Model,
     at: usize,
     exit: Option<usize>,
     method: &str,
     tap: &str,
 ) -> Result<()> {
-    if !network.taps().iter().any(|t| t.name == tap) {
-        let known: Vec<&str> = network.taps().iter().map(|t| t.name.as_str()).collect();
+    if !network.features().iter().any(|t| t.name == tap) {
+        let known: Vec<&str> = network.features().iter().map(|t| t.name.as_str()).collect();
         let what = format!("has no tap `{tap}`, which `{method}` reads; there are: {}", known.join(", "));
-        return Err(stillhouse_core::Error::unfit(network.name(), what).into());
+        return Err(stillhouse_core::Error::incompatible(network.name(), what).into());
     }
     match exit {
         Some(exit) if stage(tap).is_none_or(|stage| stage > exit) => {
@@ -123,7 +123,12 @@ fn stage(tap: &str) -> Option<usize> {
 }
 
 /// Refuses patterns that fit no parameter, and a step that moves none of the student's.
-pub(crate) fn check_moves(cell: &str, plans: &[StepPlan], params: &Params, groups: &Groups) -> Result<()> {
+pub(crate) fn check_moves(
+    cell: &str,
+    plans: &[StepPlan],
+    params: &ParamStore,
+    groups: &Groups,
+) -> Result<()> {
     let all = params.all();
     let own = || all.iter().filter(|p| is_own(&p.name));
     for (at, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.is_partial()) {

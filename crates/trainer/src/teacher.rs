@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 use stillhouse_core::data::Batch;
-use stillhouse_core::network::Features;
+use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
 
 use crate::{Network, Result};
@@ -13,9 +13,9 @@ use crate::{Network, Result};
 pub(crate) struct Teacher {
     pub(crate) network: Network,
     pub(crate) tape: Tape,
-    /// Factor and summand per channel `[1, 3, 1, 1]` from the student's normalisation to the
+    /// Factor and summand per channel `[1, 3, 1, 1]` from the student's normalization to the
     /// teacher's, where they differ.
-    pub(crate) renormalise: Option<(Tensor, Tensor)>,
+    pub(crate) renormalize: Option<(Tensor, Tensor)>,
     kept: Option<Kept>,
 }
 
@@ -27,8 +27,8 @@ struct Kept {
 }
 
 impl Teacher {
-    pub(crate) fn new(network: Network, tape: Tape, renormalise: Option<(Tensor, Tensor)>) -> Self {
-        Self { network, tape, renormalise, kept: None }
+    pub(crate) fn new(network: Network, tape: Tape, renormalize: Option<(Tensor, Tensor)>) -> Self {
+        Self { network, tape, renormalize, kept: None }
     }
 
     /// Keeps what it makes of each image, up to so many bytes: for images that never change.
@@ -80,11 +80,11 @@ impl Teacher {
 
     fn run(&mut self, images: &Tensor) -> Result<Features> {
         self.tape.begin(Rng::new(0), 0);
-        Ok(match &self.renormalise {
-            None => self.network.backbone.forward(images, &mut self.tape)?,
+        Ok(match &self.renormalize {
+            None => self.network.model.forward(images, &mut self.tape)?,
             Some((factor, summand)) => {
                 let images = images.broadcast_mul(factor)?.broadcast_add(summand)?;
-                self.network.backbone.forward(&images, &mut self.tape)?
+                self.network.model.forward(&images, &mut self.tape)?
             }
         })
     }
@@ -117,9 +117,9 @@ mod tests {
 
     use candle_core::{DType, Device};
     use stillhouse_core::data::Target;
-    use stillhouse_core::network::{Backbone, TapSpec};
-    use stillhouse_core::{Builder, Params};
-    use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, Mode};
+    use stillhouse_core::model::{FeatureInfo, Model};
+    use stillhouse_core::{ParamBuilder, ParamStore};
+    use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Mode};
 
     use super::*;
 
@@ -129,18 +129,18 @@ mod tests {
     struct Counting(ConvBnAct, Linear);
 
     impl Counting {
-        fn new(p: &Builder) -> stillhouse_core::Result<Self> {
+        fn new(p: &ParamBuilder) -> stillhouse_core::Result<Self> {
             let init = Init::fan_in_uniform(9);
-            let conv = ConvBnAct::new(ConvSpec::new(3, 5, 3), "conv", "bn", Act::Relu, init, p)?;
+            let conv = ConvBnAct::new(ConvSpec::new(3, 5, 3), "conv", "bn", Activation::Relu, init, p)?;
             Ok(Self(conv, Linear::new(5, 4, "fc", init, None, p)?))
         }
     }
 
-    impl Backbone for Counting {
+    impl Model for Counting {
         fn name(&self) -> &str {
             "counting"
         }
-        fn taps(&self) -> &[TapSpec] {
+        fn features(&self) -> &[FeatureInfo] {
             &[]
         }
         fn classes(&self) -> usize {
@@ -150,10 +150,10 @@ mod tests {
             SEEN.fetch_add(images.dim(0)?, Ordering::Relaxed);
             let x = tape.input(images)?;
             let x = self.0.forward(&x, tape)?;
-            tape.tap("F1", &x)?;
+            tape.mark_feature("F1", &x)?;
             let x = tape.global_avg_pool(&x)?;
             let x = self.1.forward(&x, tape)?;
-            tape.tap("logits", &x)?;
+            tape.mark_feature("logits", &x)?;
             Ok(tape.outputs()?.into_iter().collect())
         }
         fn head(&self) -> Vec<String> {
@@ -165,11 +165,11 @@ mod tests {
     }
 
     fn teacher() -> Teacher {
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
-        let backbone = Box::new(Counting::new(&params.builder(Rng::new(1))).unwrap());
-        let mut tape = Tape::new(&params, Mode::Frozen).unwrap();
-        tape.want(&["F1".to_string(), "logits".to_string()]);
-        Teacher::new(Network { backbone, params }, tape, None)
+        let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
+        let model = Box::new(Counting::new(&params.builder(Rng::new(1))).unwrap());
+        let mut tape = Tape::new(&params, Mode::Inference).unwrap();
+        tape.select_features(&["F1".to_string(), "logits".to_string()]);
+        Teacher::new(Network { model, params }, tape, None)
     }
 
     /// Images of these ids; one is the same wherever it stands.

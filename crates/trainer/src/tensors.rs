@@ -5,7 +5,6 @@ use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use stillhouse_core::files;
 
 use crate::{Error, Result};
 
@@ -29,7 +28,7 @@ pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<String>
     // As the library sorts them.
     sorted.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
     let header = header(&sorted)?;
-    Ok(files::write_atomic_hashed(path, |to| {
+    Ok(stillhouse_core::fs::write_atomic_hashed(path, |to| {
         to.write_all(&(header.len() as u64).to_le_bytes())?;
         to.write_all(&header)?;
         sorted.iter().try_for_each(|(_, _, tensor)| put(tensor, to))
@@ -106,11 +105,11 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             let sha256 = write(&path, &order.map(|i| all[i].clone())).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), bytes, "the library's bytes");
-            assert_eq!(sha256, files::sha256(&bytes));
+            assert_eq!(sha256, stillhouse_core::fs::sha256(&bytes));
         }
         let back = read(&path, &Device::Cpu).unwrap();
         assert_eq!(back.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
-        assert_eq!(write(&path, &back).unwrap(), files::sha256(&bytes));
+        assert_eq!(write(&path, &back).unwrap(), stillhouse_core::fs::sha256(&bytes));
         let halves = ("h".to_string(), Tensor::zeros(2, DType::BF16, &Device::Cpu).unwrap());
         assert!(write(&path, &[halves]).unwrap_err().to_string().contains("`h` is BF16"));
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();

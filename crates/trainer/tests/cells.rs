@@ -4,7 +4,7 @@ mod toy;
 
 use std::fs;
 
-use stillhouse_core::files::FolderLock;
+use stillhouse_core::fs::FolderLock;
 use stillhouse_trainer::{
     CellResult, Context, Error, Experiment, Outcome, Plan, Role, evaluate, plan, plan_single, run_cell,
     run_plan,
@@ -44,8 +44,7 @@ fn hashes_follow_settings_and_data() {
         let other = hashes(&[set]);
         assert!(other.0 != same.0 && other.1 != same.1, "{set}: both teacher and student are others");
     }
-    for set in ["train.epochs=4", "train.optimiser.lr=0.2", "student.backbone=big", "teacher.precision=bf16"]
-    {
+    for set in ["train.epochs=4", "train.optimizer.lr=0.2", "student.model=big", "teacher.precision=bf16"] {
         let other = hashes(&[set]);
         assert!(other.0 == same.0 && other.1 != same.1, "{set}: the teacher stays the same");
     }
@@ -269,7 +268,7 @@ fn a_teacher_may_compute_in_bf16() {
 fn exits_and_views_are_tested() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
-    let sets = ["student.backbone=stairs", "loss=[]", "eval.taps=['exit1.logits', 'exit2.logits']"];
+    let sets = ["student.model=stairs", "loss=[]", "eval.taps=['exit1.logits', 'exit2.logits']"];
     let with = |more: &[&str]| {
         let plan = planned(&context, &[&sets[..], more].concat());
         run_cell(&plan.cells[0], &context, &mut ())
@@ -293,7 +292,7 @@ fn exits_and_views_are_tested() {
     assert!(e.contains("`pooled`"), "{e}");
     let dense = [
         "data.dataset=fields",
-        "student.backbone=dense",
+        "student.model=dense",
         "eval.taps=[]",
         "eval.views=['hflip']",
         "eval.metrics=[]",

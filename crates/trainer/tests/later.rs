@@ -48,7 +48,7 @@ fn checkpoints(folder: &Path) -> Vec<u64> {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let Some(step) = name.strip_prefix("checkpoint-") else { continue };
         steps.push(step.parse().unwrap());
-        for file in ["student", "connectors", "optimiser"] {
+        for file in ["student", "connectors", "optimizer"] {
             let all = candle_core::safetensors::load(path.join(format!("{file}.safetensors")), &Device::Cpu);
             for (name, tensor) in all.unwrap() {
                 let sum = tensor.to_dtype(DType::F64).unwrap().abs().unwrap().sum_all().unwrap();
@@ -76,7 +76,7 @@ fn whole(sets: &[&str], together: Option<u64>) -> Everything {
 }
 
 const TWO_STEPS: [&str; 5] = [
-    "student.backbone=stairs",
+    "student.model=stairs",
     "train.step=[{ exit = 1, moves = ['s1.*', 'out1.*'] }, {}]",
     "loss=[{ method = 'at_exit', step = 1 }, { method = 'ce', step = 2 }, { method = 'memory', step = 2 }]",
     "train.micro_batch=4",
@@ -89,8 +89,8 @@ fn later_is_the_same() {
     let rival = ["loss=[{ method = 'rival' }]", "train.micro_batch=4", "train.ema=0.5"];
     let masks = [
         "data.dataset=fields",
-        "teacher.backbone=dense_big",
-        "student.backbone=dense",
+        "teacher.model=dense_big",
+        "student.model=dense",
         "loss=[{ method = 'rival' }]",
         "eval.metrics=['pixels']",
     ];

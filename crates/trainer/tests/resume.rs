@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use stillhouse_core::files;
 use stillhouse_testkit::faults;
 use stillhouse_trainer::{
     Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, evaluate, plan, run_cell,
@@ -102,7 +101,7 @@ impl Bench {
         let mut at = At::default();
         let result = trained(self.run(cell, &mut at).unwrap());
         assert_eq!(result.student_sha256, self.expected.student_sha256, "{}", cell.folder.display());
-        let bytes = files::sha256_file(&cell.folder.join("student.safetensors")).unwrap();
+        let bytes = stillhouse_core::fs::sha256_file(&cell.folder.join("student.safetensors")).unwrap();
         assert_eq!(bytes, self.expected.student_sha256);
         assert_eq!(log(&cell.folder), self.log);
         assert_eq!((result.right, result.best, &result.scores), {
@@ -164,14 +163,14 @@ fn continued_on_another_device_it_says_so() {
 
 /// Means, squares and counts of Adam and AdamW are part of a checkpoint.
 #[test]
-fn every_optimiser_goes_on_alike() {
+fn every_optimizer_goes_on_alike() {
     let mut hashes = vec![Bench::new(&[]).expected.student_sha256];
     for kind in ["adam", "adamw"] {
-        let optimiser = format!(
-            "train.optimiser={{ kind = '{kind}', lr = 0.01, betas = [0.8, 0.95], weight_decay = 0.1 }}"
+        let optimizer = format!(
+            "train.optimizer={{ kind = '{kind}', lr = 0.01, betas = [0.8, 0.95], weight_decay = 0.1 }}"
         );
         for clip in [None, Some("train.clip_norm=0.01")] {
-            let sets: Vec<&str> = [optimiser.as_str()].into_iter().chain(clip).collect();
+            let sets: Vec<&str> = [optimizer.as_str()].into_iter().chain(clip).collect();
             let bench = Bench::new(&sets);
             for step in [1, 8, 17] {
                 let cell = bench.cell(&format!("{kind}-{step}"));
@@ -249,7 +248,7 @@ fn killed_again_and_again_with_damaged_checkpoints() {
         bench.die(&cell, At { die: Some(step), ..At::default() });
         let newest = checkpoints(&cell.folder).pop().unwrap();
         if step == 9 {
-            faults::truncate(&newest.join("optimiser.safetensors"), 40);
+            faults::truncate(&newest.join("optimizer.safetensors"), 40);
         } else {
             fs::remove_file(newest.join("state.json")).unwrap();
         }
@@ -270,9 +269,9 @@ fn the_checkpoint_interval_changes_no_number_and_no_hash() {
     assert_eq!(other.finish(&cell).steps[0], 7);
 }
 
-/// The opponent of the run stopped after so many steps.
-fn opponent(bench: &Bench, step: u64) -> Vec<f32> {
-    let cell = bench.cell(&format!("opponent-{step}"));
+/// The adversary of the run stopped after so many steps.
+fn adversary(bench: &Bench, step: u64) -> Vec<f32> {
+    let cell = bench.cell(&format!("adversary-{step}"));
     let mut at = At { stop: Some((step, bench.context.stop.clone())), ..At::default() };
     assert!(bench.run(&cell, &mut at).unwrap_err().is_interrupted());
     let path = checkpoints(&cell.folder).pop().unwrap().join("connectors.safetensors");
@@ -282,9 +281,9 @@ fn opponent(bench: &Bench, step: u64) -> Vec<f32> {
 
 #[test]
 fn student_and_opponent_move_apart() {
-    // The opponent's terms move it, and are logged beside those of the student.
+    // The adversary's terms move it, and are logged beside those of the student.
     let bench = Bench::new(&["loss=[{ method = 'rival' }]"]);
-    let [first, third] = [1, 3].map(|step| opponent(&bench, step));
+    let [first, third] = [1, 3].map(|step| adversary(&bench, step));
     assert!(first.iter().zip(&third).all(|(a, b)| a != b), "{first:?} {third:?}");
     let terms: Vec<&str> = bench.expected.loss.keys().map(String::as_str).collect();
     assert_eq!(terms, ["adversarial", "ce", "fake", "real"]);
@@ -294,9 +293,9 @@ fn student_and_opponent_move_apart() {
 
     // The student's terms do not move it.
     let asleep = Bench::new(&["loss=[{ method = 'rival', asleep = 1 }]"]);
-    assert_eq!(opponent(&asleep, 1), opponent(&asleep, 3));
+    assert_eq!(adversary(&asleep, 1), adversary(&asleep, 3));
 
-    // Nor do the opponent's terms move the student: with no weight on it, it trains as alone.
+    // Nor do the adversary's terms move the student: with no weight on it, it trains as alone.
     let unheard = Bench::new(&["loss=[{ method = 'rival', weight = 0.0 }]"]);
     let deaf = Bench::new(&["loss=[{ method = 'rival', weight = 0.0, asleep = 1 }]"]);
     assert_eq!(unheard.expected.student_sha256, deaf.expected.student_sha256);
@@ -309,13 +308,13 @@ fn student_and_opponent_move_apart() {
     }
 }
 
-/// Masks of any size: an opponent and a teacher on maps, tested in the size of the masks.
+/// Masks of any size: an adversary and a teacher on maps, tested in the size of the masks.
 #[test]
 fn label_masks_train_test_and_resume() {
     let dense = [
         "data.dataset=fields",
-        "teacher.backbone=dense_big",
-        "student.backbone=dense",
+        "teacher.model=dense_big",
+        "student.model=dense",
         "loss=[{ method = 'rival' }]",
         "eval.metrics=['pixels']",
     ];
@@ -324,7 +323,7 @@ fn label_masks_train_test_and_resume() {
     assert_eq!((result.right, result.best, result.tested), (None, None, 8));
     let of_epoch: Vec<f64> = bench.log.iter().map(|line| line.scores["pixels"].unwrap()).collect();
     assert_eq!(of_epoch.last().copied(), result.scores["pixels"]);
-    assert!(of_epoch[2] > 0.9, "three classes are learnt: {of_epoch:?}");
+    assert!(of_epoch[2] > 0.9, "three classes are learned: {of_epoch:?}");
     assert!(bench.log[2].terms["ce"] < 0.7 * bench.log[0].terms["ce"], "{:?}", bench.log);
     assert!(bench.log.iter().all(|line| line.train_accuracy.is_none() && line.test_right.is_none()));
 
@@ -373,11 +372,11 @@ fn seeds_differ_and_connectors_stay_out_of_the_student() {
 
 /// Two training steps for each batch: the first up to the first exit, the second everything.
 const TWO_STEPS: [&str; 4] = [
-    "student.backbone=stairs",
+    "student.model=stairs",
     "train.step=[{ exit = 1, moves = ['s1.*', 'out1.*'] }, {}]",
     "loss=[{ method = 'at_exit', step = 1 }, { method = 'ce', step = 2 }, { method = 'memory', step = 2 }, \
      { method = 'fuse', step = 2 }]",
-    "train.optimiser={ kind = 'adamw', lr = 0.01, weight_decay = 0.1 }",
+    "train.optimizer={ kind = 'adamw', lr = 0.01, weight_decay = 0.1 }",
 ];
 
 #[test]

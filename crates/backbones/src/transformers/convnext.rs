@@ -1,7 +1,7 @@
 //! ConvNeXt and ConvNeXt V2.
 //!
 //! *Papers*: Liu et al., "A ConvNet for the 2020s", CVPR 2022, arXiv 2201.03545; Woo et al., "ConvNeXt
-//! V2", CVPR 2023, arXiv 2301.00808 (global response normalisation in place of the layer scale). The
+//! V2", CVPR 2023, arXiv 2301.00808 (global response normalization in place of the layer scale). The
 //! sizes below tiny are timm's.
 //!
 //! *Taps*: `pooled`, the mean of the last map; `embedding`, its layer norm; `logits`. candle hands out
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{Module, Result};
 use candle_nn::VarBuilder;
 use candle_transformers::models::convnext::{Config, convnext_no_final_layer};
-use stillhouse_core::network::{BackboneBuild, TapSpec};
+use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
 use super::{Family, Run, Value, multiple_of, row};
@@ -20,7 +20,7 @@ use super::{Family, Run, Value, multiple_of, row};
 const V1: &str = "Liu et al. 2022, A ConvNet for the 2020s";
 const V2: &str = "Woo et al. 2023, ConvNeXt V2";
 
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("convnext_atto", "frozen teacher of candle's; 3.7 M parameters", V1),
     row("convnext_femto", "frozen teacher of candle's; 5.2 M parameters", V1),
     row("convnext_pico", "frozen teacher of candle's; 9.0 M parameters", V1),
@@ -72,8 +72,8 @@ pub(super) fn family(name: &str) -> Option<Arc<dyn Family>> {
 }
 
 impl Family for ConvNext {
-    fn taps(&self) -> Vec<TapSpec> {
-        vec![TapSpec::vector("pooled", self.channels), TapSpec::vector("embedding", self.channels)]
+    fn taps(&self) -> Vec<FeatureInfo> {
+        vec![FeatureInfo::vector("pooled", self.channels), FeatureInfo::vector("embedding", self.channels)]
     }
 
     fn head(&self) -> &'static str {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use candle_core::{Device, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::dinov2::DinoVisionTransformer;
-use stillhouse_core::network::{BackboneBuild, TapSpec};
+use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
 use super::vit::{places, sizes};
@@ -24,7 +24,7 @@ use super::{Family, Run, Value, row};
 
 const SOURCE: &str = "Oquab et al. 2024, DINOv2";
 
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("vit_small_patch14_dinov2", "frozen teacher of candle's; 22.4 M parameters", SOURCE),
     row("vit_base_patch14_dinov2", "frozen teacher of candle's; 87.3 M parameters", SOURCE),
     row("vit_large_patch14_dinov2", "frozen teacher of candle's; 305.4 M parameters", SOURCE),
@@ -60,8 +60,8 @@ fn to_positions(count: usize) -> Vec<f32> {
     let scale = GRID as f64 / count as f64;
     let mut filter = vec![0.0; GRID * GRID];
     for i in 0..count {
-        let centre = (i as f64 + 0.5) * scale;
-        let weight = |j: usize| cubic((j as f64 + 0.5 - centre) / scale.max(1.0));
+        let center = (i as f64 + 0.5) * scale;
+        let weight = |j: usize| cubic((j as f64 + 0.5 - center) / scale.max(1.0));
         let sum: f64 = (0..GRID).map(weight).sum();
         let picked = ((i as f64 * scale) as usize).min(GRID - 1);
         for j in 0..GRID {
@@ -84,9 +84,10 @@ fn resampled(table: &Tensor, filter: &Tensor) -> Result<Tensor> {
 }
 
 impl Family for Dino {
-    fn taps(&self) -> Vec<TapSpec> {
-        let mut taps: Vec<_> = (1..=4).map(|i| TapSpec::map(format!("F{i}"), self.width, PATCH)).collect();
-        taps.extend(["pooled", "embedding"].map(|name| TapSpec::vector(name, self.width)));
+    fn taps(&self) -> Vec<FeatureInfo> {
+        let mut taps: Vec<_> =
+            (1..=4).map(|i| FeatureInfo::map(format!("F{i}"), self.width, PATCH)).collect();
+        taps.extend(["pooled", "embedding"].map(|name| FeatureInfo::vector(name, self.width)));
         taps
     }
 

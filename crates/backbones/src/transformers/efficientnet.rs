@@ -10,14 +10,14 @@ use std::sync::Arc;
 use candle_core::{Module, Result};
 use candle_nn::VarBuilder;
 use candle_transformers::models::efficientnet::{EfficientNet, MBConvConfig};
-use stillhouse_core::network::{BackboneBuild, TapSpec};
+use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
 use super::{Family, Run, Value, row};
 
 const SOURCE: &str = "Tan and Le 2019, EfficientNet, with TensorFlow's padding";
 
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("tf_efficientnet_b0", "frozen teacher of candle's; 5.3 M parameters", SOURCE),
     row("tf_efficientnet_b1", "frozen teacher of candle's; 7.8 M parameters", SOURCE),
     row("tf_efficientnet_b2", "frozen teacher of candle's; 9.1 M parameters", SOURCE),
@@ -83,8 +83,8 @@ fn timm(name: &str) -> Option<String> {
 }
 
 impl Family for Efficient {
-    fn taps(&self) -> Vec<TapSpec> {
-        vec![TapSpec::vector("pooled", self.channels), TapSpec::vector("embedding", self.channels)]
+    fn taps(&self) -> Vec<FeatureInfo> {
+        vec![FeatureInfo::vector("pooled", self.channels), FeatureInfo::vector("embedding", self.channels)]
     }
 
     fn head(&self) -> &'static str {

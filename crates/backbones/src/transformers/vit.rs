@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{IndexOp, Module, Result};
 use candle_nn::VarBuilder;
 use candle_transformers::models::vit::{Config, Embeddings, Encoder};
-use stillhouse_core::network::{BackboneBuild, TapSpec};
+use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
 use super::{Family, Run, Value, row};
@@ -20,7 +20,7 @@ use super::{Family, Run, Value, row};
 const SOURCE: &str = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words";
 const SMALL: &str = "Touvron et al. 2021, Training data-efficient image transformers";
 
-pub(crate) const ROWS: &[Entry<BackboneBuild>] = &[
+pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     row("vit_tiny_patch16_224", "frozen teacher of candle's; 5.7 M parameters", SMALL),
     row("vit_small_patch16_224", "frozen teacher of candle's; 22.1 M parameters", SMALL),
     row("vit_base_patch16_224", "frozen teacher of candle's; 86.6 M parameters", SOURCE),
@@ -116,11 +116,11 @@ fn timm(name: &str) -> Option<Value> {
 }
 
 impl Family for Vit {
-    fn taps(&self) -> Vec<TapSpec> {
+    fn taps(&self) -> Vec<FeatureInfo> {
         vec![
-            TapSpec::map("F4", self.width, PATCH),
-            TapSpec::vector("pooled", self.width),
-            TapSpec::vector("embedding", self.width),
+            FeatureInfo::map("F4", self.width, PATCH),
+            FeatureInfo::vector("pooled", self.width),
+            FeatureInfo::vector("embedding", self.width),
         ]
     }
 

@@ -32,7 +32,7 @@ pub struct Stored {
     pub shape: Vec<usize>,
     /// Where it begins, from the start of the file.
     start: u64,
-    /// Elements between neighbours of each direction; row by row where there are none.
+    /// Elements between neighbors of each direction; row by row where there are none.
     strides: Option<Vec<usize>>,
 }
 

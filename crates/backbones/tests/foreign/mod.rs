@@ -9,7 +9,7 @@ use super::*;
 use crate::pth::{self, Saved};
 
 /// The tiny store's tensors as PyTorch would save them.
-fn saved(params: &Params) -> Vec<Saved> {
+fn saved(params: &ParamStore) -> Vec<Saved> {
     let all = params.export_all().unwrap().into_iter();
     all.map(|(name, t)| {
         let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();

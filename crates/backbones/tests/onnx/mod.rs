@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashSet};
 use candle_core::{DType, Device};
 use stillhouse_backbones::onnx::{About, OPSET, model};
 use stillhouse_backbones::registry;
-use stillhouse_core::network::BackboneRequest;
-use stillhouse_core::{Params, Rng};
+use stillhouse_core::model::ModelSpec;
+use stillhouse_core::{ParamStore, Rng};
 
 /// A field of a message: its number and its bytes, or its integer.
 enum Field<'a> {
@@ -74,14 +74,14 @@ pub(crate) const NETWORKS: &[(&str, &str, usize)] = &[
     ("cifar_resnet20", "", 32),
 ];
 
-pub(crate) fn request(name: &str, variant: &str) -> BackboneRequest {
-    BackboneRequest { name: name.into(), classes: 5, variant: toml::from_str(variant).unwrap() }
+pub(crate) fn request(name: &str, variant: &str) -> ModelSpec {
+    ModelSpec { name: name.into(), classes: 5, variant: toml::from_str(variant).unwrap() }
 }
 
 #[test]
 fn files_are_whole() {
     for (name, variant, size) in NETWORKS {
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let request = request(name, variant);
         let net = (registry().get(name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
         let about = About { name: "net".into(), metadata: vec![("a".into(), "b".into())] };
@@ -134,12 +134,12 @@ fn files_are_whole() {
 
 #[test]
 fn what_onnx_lacks_is_told() {
-    let params = Params::outline();
+    let params = ParamStore::meta();
     let request = request("swin_tiny_patch4_window7_224", "");
     let net = (registry().get(&request.name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
     let e = model(net.as_ref(), &params, (224, 224), &["logits"], &About::default()).unwrap_err().to_string();
     assert!(e.contains("swin_tiny") && e.contains("window attention"), "{e}");
-    let params = Params::outline();
+    let params = ParamStore::meta();
     let request = self::request("resnet18", "");
     let net = (registry().get(&request.name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
     let e = model(net.as_ref(), &params, (64, 64), &["F9"], &About::default()).unwrap_err().to_string();

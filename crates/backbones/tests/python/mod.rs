@@ -11,8 +11,8 @@ use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::{Card, Precision, export, load_weights, onnx, registry};
-use stillhouse_core::network::Backbone;
-use stillhouse_core::{Params, Rng, Tape};
+use stillhouse_core::model::Model;
+use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::{Init, Kind, Mode};
 
 use crate::onnx::{NETWORKS, request};
@@ -41,16 +41,16 @@ fn write_images(folder: &Path) -> HashMap<String, Tensor> {
     all
 }
 
-fn build(name: &str, variant: &str) -> (Box<dyn Backbone>, Params) {
-    let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+fn build(name: &str, variant: &str) -> (Box<dyn Model>, ParamStore) {
+    let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
     let request = request(name, variant);
     let net = (registry().get(name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
     (net, params)
 }
 
 /// Statistics and affine values other than 0 and 1, so that all of them count.
-fn randomise(params: &Params) {
-    let other = Params::new(DType::F32, &Device::Cpu).unwrap();
+fn randomize(params: &ParamStore) {
+    let other = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
     let draw = other.builder(Rng::new(2));
     for param in params.all().into_iter().filter(|p| p.shape.len() == 1) {
         let around =
@@ -62,7 +62,7 @@ fn randomise(params: &Params) {
     assert!(params.all().iter().any(|p| p.kind == Kind::Weight));
 }
 
-fn logits(net: &dyn Backbone, params: &Params, images: &Tensor) -> Tensor {
+fn logits(net: &dyn Model, params: &ParamStore, images: &Tensor) -> Tensor {
     let mut tape = Tape::new(params, Mode::Eval).unwrap();
     tape.set_winograd(false);
     tape.begin(Rng::new(0), 0);
@@ -120,7 +120,7 @@ fn other_runtimes_give_our_logits() {
             break;
         }
         let (net, params) = build(name, variant);
-        randomise(&params);
+        randomize(&params);
         let title = format!("{name}-{i}");
         let about = onnx::About { name: title.clone(), metadata: Vec::new() };
         let path = folder.path().join(format!("{title}.onnx"));

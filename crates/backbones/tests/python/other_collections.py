@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def randomise(model, seed):
+def randomize(model, seed):
     """Statistics and affine values other than 0 and 1, so that all of them count."""
     draw = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
@@ -104,7 +104,7 @@ def save(folder):
     for i, (name, (make, size, write)) in enumerate(MODELS.items()):
         torch.manual_seed(i)
         try:
-            model = randomise(make(), i)
+            model = randomize(make(), i)
         except ImportError as e:
             print("-", name, e, flush=True)
             continue

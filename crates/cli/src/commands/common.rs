@@ -9,14 +9,14 @@ use stillhouse_trainer::{CellConfig, Context, Experiment, Plan, plan};
 
 use crate::places::Places;
 use crate::problem::{Prepared, Problem};
-use crate::{device, environment, parts};
+use crate::{device, environment, registries};
 
 /// Where runs take place.
 pub(crate) fn context(places: &Places, stop: Arc<AtomicBool>) -> Context {
-    let mut context = Context::new(parts::parts(), places.runs.clone());
+    let mut context = Context::new(registries::registries(), places.runs.clone());
     context.data_roots.clone_from(&places.data);
     context.weight_roots.clone_from(&places.weights);
-    context.missing = parts::is_missing;
+    context.missing = registries::is_missing;
     context.stop = stop;
     context.environment = environment::environment();
     context.device = device::device();
@@ -53,7 +53,7 @@ pub(crate) fn open(
     context: &Context,
     config: &CellConfig,
 ) -> Result<Arc<dyn Dataset>, stillhouse_core::Error> {
-    let row = context.parts.datasets.get(&config.data.dataset)?;
+    let row = context.registries.datasets.get(&config.data.dataset)?;
     (row.build)(&DatasetRequest {
         name: config.data.dataset.clone(),
         roots: context.data_roots.clone(),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
-use stillhouse_core::network::BackboneRequest;
-use stillhouse_core::{Params, Rng};
+use stillhouse_core::model::ModelSpec;
+use stillhouse_core::{ParamStore, Rng};
 use stillhouse_trainer::{Cell, CellConfig, CellResult, Context, NetworkConfig, Plan, Role};
 
 use crate::commands::common;
@@ -109,14 +109,14 @@ impl Networks<'_> {
         network: &NetworkConfig,
         (height, width): (usize, usize),
     ) -> Result<(f64, u64), stillhouse_core::Error> {
-        let key = format!("{} {} {height}x{width}", network.backbone, network.variant);
+        let key = format!("{} {} {height}x{width}", network.model, network.variant);
         if let Some(known) = self.known.get(&key) {
             return Ok(*known);
         }
-        let params = Params::new(DType::F32, &Device::Cpu)?;
+        let params = ParamStore::new(DType::F32, &Device::Cpu)?;
         let request =
-            BackboneRequest { name: network.backbone.clone(), classes: 21, variant: network.variant.clone() };
-        let row = self.context.parts.backbones.get(&network.backbone)?;
+            ModelSpec { name: network.model.clone(), classes: 21, variant: network.variant.clone() };
+        let row = self.context.registries.models.get(&network.model)?;
         let built = (row.build)(&request, &params.builder(Rng::new(0)))?;
         let counted =
             (built.macs(height, width)? as f64, params.all().iter().map(|p| p.count() as u64).sum());

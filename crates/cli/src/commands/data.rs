@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use stillhouse_core::data::{Dataset, SplitMode, SplitSpec};
-use stillhouse_core::files;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_datasets::stats;
 use stillhouse_report::text::{Align, Grid};
@@ -12,7 +11,7 @@ use stillhouse_report::text::{Align, Grid};
 use super::fetch;
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::{parts, talk};
+use crate::{registries, talk};
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -62,7 +61,7 @@ struct Which {
 impl Which {
     fn request(&self) -> Result<DatasetRequest, Problem> {
         // An unknown name is answered with the nearest one.
-        parts::parts().datasets.get(&self.name)?;
+        registries::registries().datasets.get(&self.name)?;
         Ok(DatasetRequest {
             name: self.name.clone(),
             roots: self.root.clone().map_or_else(|| Places::new(None).data, |root| vec![root]),
@@ -73,7 +72,7 @@ impl Which {
     }
 
     fn open(&self) -> Result<Arc<dyn Dataset>, Problem> {
-        (parts::parts().datasets.get(&self.name)?.build)(&self.request()?).prepared()
+        (registries::registries().datasets.get(&self.name)?.build)(&self.request()?).prepared()
     }
 }
 
@@ -91,7 +90,7 @@ pub(crate) struct Check {
     json: bool,
 }
 
-/// Count classes, sizes and colours, and draw a contact sheet
+/// Count classes, sizes and colors, and draw a contact sheet
 #[derive(Debug, clap::Args)]
 #[command(after_help = STATS_EXAMPLES)]
 pub(crate) struct Stats {
@@ -163,23 +162,23 @@ fn statistics(args: &Stats) -> Outcome {
     if let Some(path) = &args.sheet {
         let sheet = stats::contact_sheet(set.as_ref(), 8, 96)?;
         let bytes = stats::png(&sheet).map_err(stillhouse_core::Error::from)?;
-        files::write_atomic(path, &bytes)?;
+        stillhouse_core::fs::write_atomic(path, &bytes)?;
         talk::say(&format!("contact sheet: {}", path.display()));
     }
     if args.json {
         talk::json(&serde_json::to_value(&found)?);
         return Ok(Ended::Well);
     }
-    let labelled: u64 = found.classes.iter().map(|c| c.pixels).sum();
+    let labeled: u64 = found.classes.iter().map(|c| c.pixels).sum();
     let mut grid = Grid::new(&[("class", Align::Left), ("images", Align::Right), ("pixels", Align::Right)]);
     for class in &found.classes {
-        let share = class.pixels as f64 / (labelled.max(1) as f64) * 100.0;
-        let pixels = if labelled > 0 { format!("{share:.2} %") } else { String::new() };
+        let share = class.pixels as f64 / (labeled.max(1) as f64) * 100.0;
+        let pixels = if labeled > 0 { format!("{share:.2} %") } else { String::new() };
         grid.row([class.name.clone(), class.images.to_string(), pixels]);
     }
     let three = |v: [f64; 3]| v.map(|x| format!("{x:.4}")).join(", ");
     let side = |[a, b]: [usize; 2]| if a == b { a.to_string() } else { format!("{a} to {b}") };
-    let all = labelled + found.ignored;
+    let all = labeled + found.ignored;
     let ignored = match found.ignored {
         0 => String::new(),
         n => format!("ignored  {:.2} % of the masks' pixels\n", n as f64 / all as f64 * 100.0),
@@ -216,7 +215,7 @@ fn split(args: &Split) -> Outcome {
             text.push('\n');
         }
         let path = args.output.join(format!("{name}.txt"));
-        files::write_atomic(&path, text.as_bytes())?;
+        stillhouse_core::fs::write_atomic(&path, text.as_bytes())?;
         talk::out(&format!("{}: {} images", path.display(), list.len()));
     }
     Ok(Ended::Well)

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use stillhouse_core::files;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_trainer::{Context, Experiment, Plan, Role, plan, run_plan};
 
@@ -45,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NETWORK", default_value = "mobilenetv2_100")]
     student: String,
     /// How the large one helps (`stillhouse list losses`)
-    #[arg(long, default_value = "class_centre")]
+    #[arg(long, default_value = "class_centric")]
     method: String,
     /// Time to end in, as 30m or 2h: chooses epochs and size of the images
     #[arg(long, value_name = "TIME", value_parser = budget::time)]
@@ -109,9 +108,9 @@ impl Recipe {
         let teacher = match self.given_teacher() {
             true => format!("run = {}\n", quoted(&self.teacher)),
             false => format!(
-                "backbone = {}\nweights = \"imagenet|scratch\"\n\n[teacher.train]\nepochs = {}\n\
+                "model = {}\nweights = \"imagenet|scratch\"\n\n[teacher.train]\nepochs = {}\n\
                  sampler = {{ kind = \"shuffle\", batch = 32 }}\n\
-                 optimiser = {{ kind = \"sgd\", lr = 0.01, momentum = 0.9, weight_decay = 5e-4 }}\n\
+                 optimizer = {{ kind = \"sgd\", lr = 0.01, momentum = 0.9, weight_decay = 5e-4 }}\n\
                  schedule = {{ kind = \"cosine\", warmup_epochs = 1 }}\n",
                 quoted(&self.teacher),
                 self.teacher_epochs()
@@ -130,7 +129,7 @@ impl Recipe {
              [teacher]\n{teacher}\n[student]\nbackbone = {student}\ninit = \"imagenet|scratch\"\n\n\
              [train]\nepochs = {epochs}\nseed = {seed}\n\
              sampler = {{ kind = \"class_balanced\", classes = {classes}, per_class = {each} }}\n\
-             optimiser = {{ kind = \"sgd\", lr = 0.02, momentum = 0.9, weight_decay = 5e-4 }}\n\
+             optimizer = {{ kind = \"sgd\", lr = 0.02, momentum = 0.9, weight_decay = 5e-4 }}\n\
              schedule = {{ kind = \"cosine\", warmup_epochs = 1 }}\n\n\
              [eval]\nevery_epochs = 1\nmetrics = [\"accuracy\"]\n\n\
              [matrix]\nmethod = {methods}\n\n[when.method.baseline]\nloss = []\n",
@@ -198,7 +197,7 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let output = args.output.display();
     let onnx = match weights_export::onnx_of_run(&args.output) {
         Ok(bytes) => {
-            files::write_atomic(&args.output.join("student.onnx"), &bytes)?;
+            stillhouse_core::fs::write_atomic(&args.output.join("student.onnx"), &bytes)?;
             format!("         {output}/student.onnx\n")
         }
         Err(problem) => {
@@ -243,7 +242,7 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, Problem> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(stillhouse_core::Error::io(&path)(e).into()),
     }
-    let row = context.parts.datasets.get("folder")?;
+    let row = context.registries.datasets.get("folder")?;
     let set = (row.build)(&DatasetRequest {
         name: "folder".into(),
         roots: Vec::new(),
@@ -252,7 +251,7 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, Problem> {
     })
     .prepared()?;
     if args.method != "baseline" {
-        context.parts.losses.get(&args.method)?;
+        context.registries.losses.get(&args.method)?;
     }
     let mut recipe = Recipe {
         images: std::path::absolute(&args.images).map_err(stillhouse_core::Error::io(&args.images))?,
@@ -274,7 +273,7 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, Problem> {
     let experiment = Experiment::parse(&text, &origin, NAME).prepared()?;
     // What cannot be planned leaves nothing behind.
     plan(&experiment, None, context).prepared()?;
-    files::write_atomic(&path, text.as_bytes())?;
+    stillhouse_core::fs::write_atomic(&path, text.as_bytes())?;
     Ok(experiment)
 }
 
@@ -286,7 +285,7 @@ fn hand_over(plan: &Plan, args: &Args) -> Result<(), Problem> {
         for name in ["student.safetensors", "config.toml", "result.json"] {
             let from = cell.folder.join(name);
             let bytes = std::fs::read(&from).map_err(stillhouse_core::Error::io(&from))?;
-            files::write_atomic(&args.output.join(name), &bytes)?;
+            stillhouse_core::fs::write_atomic(&args.output.join(name), &bytes)?;
         }
     }
     Ok(())

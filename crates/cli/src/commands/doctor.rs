@@ -8,7 +8,7 @@ use stillhouse_report::text::wrap;
 
 use crate::places::{Places, free_bytes};
 use crate::problem::{Ended, Outcome};
-use crate::{environment, parts, talk};
+use crate::{environment, registries, talk};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -140,7 +140,7 @@ fn roots(roots: &[PathBuf]) -> Vec<Value> {
 }
 
 fn datasets(roots: &[PathBuf]) -> Vec<Value> {
-    let registry = parts::parts().datasets;
+    let registry = registries::registries().datasets;
     let look = |row: &stillhouse_core::registry::Entry<stillhouse_core::registry::DatasetBuild>| {
         let request = DatasetRequest {
             name: row.name.to_string(),
@@ -154,7 +154,7 @@ fn datasets(roots: &[PathBuf]) -> Vec<Value> {
         }
     };
     registry
-        .rows()
+        .entries()
         .iter()
         // `folder` is whatever the person names.
         .filter(|row| row.name != "folder")

@@ -36,7 +36,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, _threads: usize) -> Outcome {
     let context = common::context(&Places::new(None), Arc::default());
     for metric in &args.metrics {
-        context.parts.metrics.get(metric)?;
+        context.registries.metrics.get(metric)?;
     }
     if !args.run.is_dir() {
         return Err(Problem::usage(format!("{}: no such folder", args.run.display()))

@@ -1,21 +1,21 @@
 //! `stillhouse explain`.
 
 use serde_json::{Value, json};
-use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::model::ModelSpec;
 use stillhouse_core::registry::{DatasetRequest, Entry, Registry};
-use stillhouse_core::{Params, Rng, nearest};
+use stillhouse_core::{ParamStore, Rng, suggest};
 use stillhouse_report::text::{Align, Grid};
 
 use crate::commands::explain_experiment;
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Problem};
-use crate::{experiments, parts, talk};
+use crate::{experiments, registries, talk};
 
 const EXAMPLES: &str = "\
 Examples:
-  stillhouse explain class_centre                  a method, its defaults and their sources
+  stillhouse explain class_centric                  a method, its defaults and their sources
   stillhouse explain loss kd
-  stillhouse explain backbone resnet18 --size 64   taps, parameters, multiply-accumulates
+  stillhouse explain model resnet18 --size 64   taps, parameters, multiply-accumulates
   stillhouse explain experiment table3 --profile smoke --set train.epochs=3
   stillhouse explain table3 --json                 every resolved value of every run";
 
@@ -23,7 +23,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Kind (loss, backbone, dataset, metric, experiment; may be left out) and name
+    /// Kind (loss, model, dataset, metric, experiment; may be left out) and name
     #[arg(required = true, num_args = 1..=2, value_names = ["KIND", "NAME"])]
     what: Vec<String>,
     /// Classes of a network's head
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     pub(crate) json: bool,
 }
 
-const KINDS: [&str; 5] = ["loss", "backbone", "dataset", "metric", "experiment"];
+const KINDS: [&str; 5] = ["loss", "model", "dataset", "metric", "experiment"];
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
@@ -55,12 +55,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
         [name] => (find(name)?, name.as_str()),
         _ => return Err(Problem::usage("expected a kind and a name")),
     };
-    let parts = parts::parts();
+    let registries = registries::registries();
     let value = match kind {
-        "loss" => loss(parts.losses.get(name)?)?,
-        "metric" => row(kind, parts.metrics.get(name)?),
-        "dataset" => dataset(parts.datasets.get(name)?),
-        "backbone" => backbone(parts.backbones.get(name)?, args)?,
+        "loss" => loss(registries.losses.get(name)?)?,
+        "metric" => row(kind, registries.metrics.get(name)?),
+        "dataset" => dataset(registries.datasets.get(name)?),
+        "model" => model(registries.models.get(name)?, args)?,
         _ => return explain_experiment::run(name, args),
     };
     if args.json {
@@ -78,19 +78,19 @@ fn kind_of(word: &str) -> Result<&'static str, Problem> {
         other => other.strip_suffix('s').unwrap_or(other),
     };
     KINDS.into_iter().find(|k| *k == word).ok_or_else(|| {
-        let near = nearest(word, KINDS).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+        let near = suggest(word, KINDS).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
         Problem::usage(format!("unknown kind `{word}`{near}; known: {}", KINDS.join(", ")))
     })
 }
 
 /// The kind of a name that stands alone.
 fn find(name: &str) -> Result<&'static str, Problem> {
-    let parts = parts::parts();
+    let registries = registries::registries();
     let mut names: Vec<(&'static str, String)> = Vec::new();
-    names.extend(names_of("loss", &parts.losses));
-    names.extend(names_of("backbone", &parts.backbones));
-    names.extend(names_of("dataset", &parts.datasets));
-    names.extend(names_of("metric", &parts.metrics));
+    names.extend(names_of("loss", &registries.losses));
+    names.extend(names_of("model", &registries.models));
+    names.extend(names_of("dataset", &registries.datasets));
+    names.extend(names_of("metric", &registries.metrics));
     names.extend(experiments::all().into_iter().map(|e| ("experiment", e.name)));
     if let Some((kind, _)) = names.iter().find(|(_, n)| n == name) {
         return Ok(kind);
@@ -98,14 +98,14 @@ fn find(name: &str) -> Result<&'static str, Problem> {
     if name.ends_with(".toml") {
         return Ok("experiment");
     }
-    let near = nearest(name, names.iter().map(|(_, n)| n.as_str()));
+    let near = suggest(name, names.iter().map(|(_, n)| n.as_str()));
     let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
     Err(Problem::usage(format!("nothing is called `{name}`{near}"))
         .hint("`stillhouse list` names everything"))
 }
 
 fn names_of<B: Copy>(kind: &'static str, registry: &Registry<B>) -> Vec<(&'static str, String)> {
-    registry.rows().iter().map(|r| (kind, r.name.to_string())).collect()
+    registry.entries().iter().map(|r| (kind, r.name.to_string())).collect()
 }
 
 fn row<B: Copy>(kind: &str, entry: &Entry<B>) -> Value {
@@ -152,8 +152,8 @@ fn dataset(entry: &Entry<stillhouse_core::registry::DatasetBuild>) -> Value {
     value
 }
 
-fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args) -> Result<Value, Problem> {
-    let mut value = row("backbone", entry);
+fn model(entry: &Entry<stillhouse_core::model::ModelBuild>, args: &Args) -> Result<Value, Problem> {
+    let mut value = row("model", entry);
     let manifests: Vec<_> =
         stillhouse_backbones::manifests()?.into_iter().filter(|m| m.arch == entry.name).collect();
     let variant = match &args.weights {
@@ -162,7 +162,7 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
             Some(manifest) => manifest.variant.clone(),
             None => {
                 let known: Vec<&str> = manifests.iter().map(|m| m.name.as_str()).collect();
-                let near = nearest(name, known.iter().copied());
+                let near = suggest(name, known.iter().copied());
                 let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
                 let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
                 return Err(Problem::usage(format!(
@@ -172,12 +172,12 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
             }
         },
     };
-    let request = BackboneRequest { name: entry.name.to_string(), classes: args.classes, variant };
+    let request = ModelSpec { name: entry.name.to_string(), classes: args.classes, variant };
     let size = args.size.unwrap_or_else(|| stillhouse_backbones::usual_size(entry.name));
     let counts = stillhouse_backbones::count(&request, size, size)?;
-    let network = (entry.build)(&request, &Params::outline().builder(Rng::new(0)))?;
+    let network = (entry.build)(&request, &ParamStore::meta().builder(Rng::new(0)))?;
     let taps: Vec<Value> = network
-        .taps()
+        .features()
         .iter()
         .map(|t| json!({"name": t.name, "channels": t.channels, "stride": t.stride}))
         .collect();
@@ -193,7 +193,7 @@ fn backbone(entry: &Entry<stillhouse_core::network::BackboneBuild>, args: &Args)
     value["weights"] = json!(
         manifests
             .iter()
-            .map(|m| json!({"name": m.name, "file": m.file, "source": m.source, "licence": m.licence}))
+            .map(|m| json!({"name": m.name, "file": m.file, "source": m.source, "license": m.license}))
             .collect::<Vec<_>>()
     );
     Ok(value)
@@ -275,11 +275,11 @@ fn network_figures(value: &Value, taps: &[Value]) -> String {
     for weights in value["weights"].as_array().into_iter().flatten() {
         let word = |key: &str| weights[key].as_str().unwrap_or_default();
         text.push_str(&format!(
-            "\nweights {} ({}): {} Licence: {}\n",
+            "\nweights {} ({}): {} License: {}\n",
             word("name"),
             word("file"),
             word("source"),
-            word("licence")
+            word("license")
         ));
     }
     text

@@ -10,7 +10,7 @@ use stillhouse_datasets::manifest;
 
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Problem};
-use crate::{parts, talk};
+use crate::{registries, talk};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,13 +45,13 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
-    parts::parts().datasets.get(&args.name)?;
+    registries::registries().datasets.get(&args.name)?;
     let root = args.root.clone().or_else(|| Places::new(None).data.into_iter().next());
     let Some(root) = root else { return Err(Problem::usage("no folder for datasets")) };
     let mut how = Fetch::from_env(root);
     how.keep = args.keep;
     if let Some(manifest) = manifest::find(&args.name) {
-        talk::say(&format!("{}: {}", manifest.title, manifest.licence));
+        talk::say(&format!("{}: {}", manifest.title, manifest.license));
     }
     let done = with_bar(|tell| fetch(&args.name, &how, tell)).map_err(stillhouse_core::Error::from)?;
     if args.json {

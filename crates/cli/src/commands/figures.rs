@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use stillhouse_core::files;
 use stillhouse_datasets::{Raster, stats};
 use stillhouse_report::page::{Plane, Sample, Samples};
 use stillhouse_report::svg::Group;
@@ -60,7 +59,7 @@ pub(crate) fn make_planes(
         planes.push(Plane { title, groups: groups.collect() });
     }
     let text = serde_json::to_vec(&planes)?;
-    files::write_atomic(&folder.join(FILE), &text)?;
+    stillhouse_core::fs::write_atomic(&folder.join(FILE), &text)?;
     Ok(planes)
 }
 
@@ -116,9 +115,9 @@ fn png(seen: &Seen, value: impl Fn(&Seen, usize, usize) -> f32) -> Result<Vec<u8
     Ok(stats::png(&raster)?)
 }
 
-/// The image in grey, the map in orange on top.
+/// The image in gray, the map in orange on top.
 fn overlay(seen: &Seen, map: &[f32], at: usize, channel: usize) -> f32 {
     let rgb = &seen.image[3 * at..3 * at + 3];
-    let grey = 0.6 * (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]);
-    grey + (([1.0, 0.55, 0.1][channel]) - grey) * 0.8 * map[at]
+    let gray = 0.6 * (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]);
+    gray + (([1.0, 0.55, 0.1][channel]) - gray) * 0.8 * map[at]
 }

@@ -5,13 +5,13 @@ use stillhouse_core::registry::Registry;
 use stillhouse_report::text::{Align, Grid};
 
 use crate::problem::{Ended, Outcome};
-use crate::{experiments, parts, talk};
+use crate::{experiments, registries, talk};
 
 const EXAMPLES: &str = "\
 Examples:
   stillhouse list
   stillhouse list losses
-  stillhouse list backbones --json";
+  stillhouse list models --json";
 
 /// List methods, networks, datasets, metrics and experiments
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ impl Kind {
     fn title(self) -> &'static str {
         match self {
             Self::Losses => "losses",
-            Self::Backbones => "backbones",
+            Self::Backbones => "models",
             Self::Datasets => "datasets",
             Self::Metrics => "metrics",
             Self::Experiments => "experiments",
@@ -47,12 +47,12 @@ impl Kind {
     }
 
     fn rows(self) -> Vec<Row> {
-        let parts = parts::parts();
+        let registries = registries::registries();
         match self {
-            Self::Losses => rows(&parts.losses),
-            Self::Backbones => rows(&parts.backbones),
-            Self::Datasets => rows(&parts.datasets),
-            Self::Metrics => rows(&parts.metrics),
+            Self::Losses => rows(&registries.losses),
+            Self::Backbones => rows(&registries.models),
+            Self::Datasets => rows(&registries.datasets),
+            Self::Metrics => rows(&registries.metrics),
             Self::Experiments => experiments::all().into_iter().map(experiment).collect(),
         }
     }
@@ -66,7 +66,7 @@ struct Row {
 
 fn rows<B: Copy>(registry: &Registry<B>) -> Vec<Row> {
     registry
-        .rows()
+        .entries()
         .iter()
         .map(|r| Row { name: r.name.into(), summary: r.summary.into(), source: r.source.into() })
         .collect()

@@ -36,17 +36,17 @@ pub(crate) fn make(runs: &[(Planned, Record)], context: &Context) -> Result<Samp
                 == (&planned.student, &planned.dataset, planned.ratio, planned.seed)
         };
         let here: Vec<&(Planned, Record)> = runs.iter().filter(|(p, _)| same(p)).collect();
-        let colours = label_map::colours(&planned.dataset);
+        let colors = label_map::colors(&planned.dataset);
         let mut maps = Vec::new();
         for (planned, record) in spread(&here, METHODS) {
             talk::say(&format!("label maps of {}, {}, {}", planned.method, planned.student, planned.dataset));
             maps.push((planned.method.as_str(), label_maps(&record.folder, IMAGES, context)?.1));
         }
         for at in 0..maps.first().map_or(0, |(_, of)| of.len()) {
-            samples.all.push(row(at, &maps, &colours)?);
+            samples.all.push(row(at, &maps, &colors)?);
         }
         let several = runs.iter().any(|(p, _)| p.dataset != planned.dataset);
-        for (class, [r, g, b]) in first.about.classes.iter().zip(colours) {
+        for (class, [r, g, b]) in first.about.classes.iter().zip(colors) {
             let name = if several { format!("{}: {class}", planned.dataset) } else { class.clone() };
             samples.legend.push((format!("#{r:02x}{g:02x}{b:02x}"), name));
         }
@@ -63,13 +63,13 @@ fn spread<T: Copy>(all: &[T], most: usize) -> Vec<T> {
 }
 
 /// One image: itself, its truth, and the maps of all methods.
-fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colours: &[[u8; 3]; 256]) -> Result<Sample, Problem> {
+fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colors: &[[u8; 3]; 256]) -> Result<Sample, Problem> {
     let own = &maps[0].1[at];
     let pixels = own.image.iter().map(|v| (255.0 * v).round() as u8).collect();
     let image = Image { width: own.width, height: own.height, pixels };
     let over = |labels: &[u8]| -> Result<Vec<u8>, Problem> {
         let mask = Mask { width: own.width, height: own.height, labels: labels.to_vec() };
-        picture(label_map::overlay(&image, &mask, colours)?)
+        picture(label_map::overlay(&image, &mask, colors)?)
     };
     let mut pictures = vec![
         ("image".to_string(), picture(Raster::from(image.clone()))?),

@@ -56,7 +56,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let context = common::context(&Places::new(None), Arc::default());
     let (info, network) = open(&args.student, &context)?;
-    let dense = network.backbone.taps().iter().any(|tap| tap.name == "logits" && tap.stride > 0);
+    let dense = network.model.features().iter().any(|tap| tap.name == "logits" && tap.stride > 0);
     if dense {
         return masks(args, &info, &network, &context);
     }
@@ -130,8 +130,8 @@ fn open(student: &Path, context: &Context) -> Result<(RunInfo, Network), Problem
     }
     let info = RunInfo::read(&config).prepared()?;
     let network = Network::new(context, &info.run.student, info.classes.len(), Rng::new(0)).prepared()?;
-    let head = network.backbone.head();
-    (context.parts.load_weights)(&file, &network.params, &head, false).prepared()?;
+    let head = network.model.head();
+    (context.registries.load_weights)(&file, &network.params, &head, false).prepared()?;
     Ok((info, network))
 }
 
@@ -166,17 +166,17 @@ fn classify(
     let spec = LoaderSpec {
         indices: (0..set.len()).collect(),
         sampler: Sampler::Sequential { batch: BATCH },
-        transforms: info.run.data.normalised(&info.run.data.test_transforms),
+        transforms: info.run.data.normalized(&info.run.data.test_transforms),
         rng: Rng::new(0),
         cache_bytes: 0,
     };
-    let mut loader: Box<dyn BatchSource> = (context.parts.loader)(set, &spec)?;
-    let mut tape = Tape::new(&network.params, Mode::Frozen)?;
-    tape.want(&["logits"]);
+    let mut loader: Box<dyn BatchSource> = (context.registries.loader)(set, &spec)?;
+    let mut tape = Tape::new(&network.params, Mode::Inference)?;
+    tape.select_features(&["logits"]);
     let mut lines = Vec::new();
     while let Some(batch) = loader.next_batch()? {
         tape.begin(Rng::new(0), 0);
-        let features = network.backbone.forward(&batch.images, &mut tape)?;
+        let features = network.model.forward(&batch.images, &mut tape)?;
         let logits = features.logits()?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?; // [B, N]
         let rows = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_vec2::<f32>()?;
@@ -202,7 +202,7 @@ impl Pictures {
             title: "images".to_string(),
             classes: info.classes.clone(),
             task: Task::Classification,
-            embedded: false,
+            synthetic: false,
         };
         let images = images.into_iter().map(|(file, image)| (file.display().to_string(), image)).collect();
         Self { info, images }
@@ -230,7 +230,7 @@ impl Dataset for Pictures {
         Ok(Sample { id: index as u64, image: self.images[index].1.clone(), label: Label::Class(0) })
     }
 
-    fn identity(&self) -> stillhouse_core::Result<String> {
+    fn fingerprint(&self) -> stillhouse_core::Result<String> {
         Ok(String::new())
     }
 }

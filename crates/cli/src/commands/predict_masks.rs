@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use stillhouse_core::data::{BatchSource, Image, LoaderSpec, Mask, Sampler};
-use stillhouse_core::{Rng, Tape, files};
+use stillhouse_core::{Rng, Tape};
 use stillhouse_datasets::transform::{Filter, resize};
 use stillhouse_datasets::{Raster, label_map, stats};
 use stillhouse_ops::Mode;
@@ -62,7 +62,7 @@ pub(crate) struct Segmenter<'a> {
     context: &'a Context,
     tape: Tape,
     folder: PathBuf,
-    colours: [[u8; 3]; 256],
+    colors: [[u8; 3]; 256],
     transforms: Vec<toml::Table>,
     /// Names of files written so far.
     written: BTreeSet<String>,
@@ -75,8 +75,8 @@ impl<'a> Segmenter<'a> {
         context: &'a Context,
         folder: PathBuf,
     ) -> Result<Self, Problem> {
-        let mut tape = Tape::new(&network.params, Mode::Frozen)?;
-        tape.want(&["logits"]);
+        let mut tape = Tape::new(&network.params, Mode::Inference)?;
+        tape.select_features(&["logits"]);
         // What cuts a part out would leave the rest without labels.
         let resizes = |t: &&toml::Table| {
             t.get("op").and_then(toml::Value::as_str).is_some_and(|op| op.starts_with("resize"))
@@ -86,9 +86,9 @@ impl<'a> Segmenter<'a> {
         if kept.len() < all.len() {
             talk::say("note: the run was tested on crops; masks are of whole images");
         }
-        let transforms = info.run.data.normalised(&kept);
-        let colours = label_map::colours(&info.run.data.dataset);
-        Ok(Self { info, network, context, tape, folder, colours, transforms, written: BTreeSet::new() })
+        let transforms = info.run.data.normalized(&kept);
+        let colors = label_map::colors(&info.run.data.dataset);
+        Ok(Self { info, network, context, tape, folder, colors, transforms, written: BTreeSet::new() })
     }
 
     /// Segments one image.
@@ -103,12 +103,12 @@ impl<'a> Segmenter<'a> {
         }
         let (width, height) = (image.width, image.height);
         let mask = self.mask(file, &image)?;
-        let overlay = label_map::overlay(&image, &mask, &self.colours)?;
+        let overlay = label_map::overlay(&image, &mask, &self.colors)?;
         let place = |what: &str| self.folder.join(format!("{name}-{what}.png"));
         let (mask_file, overlay_file) = (place("mask"), place("overlay"));
         std::fs::create_dir_all(&self.folder).map_err(stillhouse_core::Error::io(&self.folder))?;
-        files::write_atomic(&mask_file, &label_map::mask_png(&mask, &self.colours)?)?;
-        files::write_atomic(&overlay_file, &stats::png(&overlay)?)?;
+        stillhouse_core::fs::write_atomic(&mask_file, &label_map::mask_png(&mask, &self.colors)?)?;
+        stillhouse_core::fs::write_atomic(&overlay_file, &stats::png(&overlay)?)?;
         let mut counts = vec![0u64; self.info.classes.len()];
         for label in &mask.labels {
             if let Some(count) = counts.get_mut(usize::from(*label)) {
@@ -122,7 +122,7 @@ impl<'a> Segmenter<'a> {
     }
 
     /// The class of each pixel of the image in its own size: where the run resizes, the labels are
-    /// brought back (nearest pixel).
+    /// brought back (suggest pixel).
     fn mask(&mut self, file: &Path, image: &Image) -> Result<Mask, Problem> {
         let set = Arc::new(Pictures::new(self.info, vec![(file, image.clone())]));
         let spec = LoaderSpec {
@@ -132,7 +132,7 @@ impl<'a> Segmenter<'a> {
             rng: Rng::new(0),
             cache_bytes: 0,
         };
-        let mut loader: Box<dyn BatchSource> = (self.context.parts.loader)(set, &spec)?;
+        let mut loader: Box<dyn BatchSource> = (self.context.registries.loader)(set, &spec)?;
         let Some(batch) = loader.next_batch()? else {
             return Err(Problem::failed(format!("{}: the loader gave no image", file.display())));
         };

@@ -15,8 +15,8 @@ use crate::{environment, experiments, talk};
 const EXAMPLES: &str = "\
 Examples:
   stillhouse report runs/table3/smoke                    what `reproduce` wrote there, again
-  stillhouse report runs/table3/reduced --features baseline,class_centre
-  stillhouse report runs/mine --samples class_centre     with sample images: the page is then not to be
+  stillhouse report runs/table3/reduced --features baseline,class_centric
+  stillhouse report runs/mine --samples class_centric     with sample images: the page is then not to be
                                                          passed on where the dataset is not
   stillhouse report runs/a runs/b --output report        own runs side by side
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use stillhouse_core::network::BackboneRequest;
+use stillhouse_core::model::ModelSpec;
 use stillhouse_report::text::{Align, Grid};
 use stillhouse_report::{State, mksmt, run::state, sets, sizes};
 use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_cell, run_plan};
@@ -232,7 +232,7 @@ fn counted(
     side: usize,
 ) -> Result<Vec<sizes::Counted>, stillhouse_core::Error> {
     let count = |(network, title): &(&str, &str)| {
-        let request = BackboneRequest { name: (*network).into(), classes, ..Default::default() };
+        let request = ModelSpec { name: (*network).into(), classes, ..Default::default() };
         let counts = stillhouse_backbones::count(&request, side, side)?;
         Ok(sizes::Counted {
             network: (*network).into(),

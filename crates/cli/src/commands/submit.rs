@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
-use stillhouse_core::files;
 use stillhouse_trainer::{Plan, Role};
 
 use crate::commands::{common, table};
@@ -94,10 +93,10 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let command = command(args, profile.as_deref(), &plan)?;
     for array in &arrays {
         let text = script(args, array, &command, &scripts)?;
-        files::write_atomic(&scripts.join(format!("{}.sh", array.name)), text.as_bytes())?;
+        stillhouse_core::fs::write_atomic(&scripts.join(format!("{}.sh", array.name)), text.as_bytes())?;
     }
     let last = last_script(args, &plan, &scripts)?;
-    files::write_atomic(&scripts.join("report.sh"), last.as_bytes())?;
+    stillhouse_core::fs::write_atomic(&scripts.join("report.sh"), last.as_bytes())?;
     if args.dry_run {
         talk::out(&scripts.display().to_string());
         return Ok(Ended::Well);

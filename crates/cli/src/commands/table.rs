@@ -77,7 +77,7 @@ fn caption_of(
     if students.is_empty() {
         return Err(Problem::usage("none of the methods of this experiment is built"));
     }
-    let (mut data, mut embedded, mut masks) = (Vec::new(), false, false);
+    let (mut data, mut synthetic, mut masks) = (Vec::new(), false, false);
     for (at, (cell, config)) in students.iter().enumerate() {
         if students[..at].iter().any(|(c, _)| c.dataset == cell.dataset) {
             continue;
@@ -85,8 +85,8 @@ fn caption_of(
         let dataset = common::open(context, config)?;
         masks |= dataset.info().task == Task::Segmentation;
         let mut text = dataset.info().title.clone();
-        if dataset.info().embedded {
-            embedded = true;
+        if dataset.info().synthetic {
+            synthetic = true;
             text.push_str(", not real images");
         }
         if let Some([train, test]) = config.data.per_class {
@@ -110,7 +110,7 @@ fn caption_of(
         title: experiment.title().to_string(),
         profile: plan.profile.clone(),
         data: data.join("; "),
-        embedded,
+        synthetic,
         resolution: common_value(&students, |c| match c.data.size() {
             (height, width) if height == width => height.to_string(),
             (height, width) => format!("{height}x{width}"),
@@ -125,14 +125,12 @@ fn caption_of(
             Some(((first, _), rest)) if rest.iter().all(|(c, _)| c.student == first.student) => {
                 first.student.clone()
             }
-            None => given.map(|t| t.backbone.clone()).unwrap_or_default(),
+            None => given.map(|t| t.model.clone()).unwrap_or_default(),
             _ => String::new(),
         },
         teacher: match teachers.is_empty() {
-            true => given.map_or_else(
-                || "none".to_string(),
-                |t| format!("{}, a finished run ({})", t.backbone, t.cell),
-            ),
+            true => given
+                .map_or_else(|| "none".to_string(), |t| format!("{}, a finished run ({})", t.model, t.cell)),
             false => common_value(&teachers, |c| format!("{}, {}", start(c), schedule(c))),
         },
         student: common_value(&students, start),
@@ -159,7 +157,7 @@ fn common_value(cells: &[(&Cell, &CellConfig)], value: impl Fn(&CellConfig) -> S
 
 fn schedule(config: &CellConfig) -> String {
     let train = &config.train;
-    format!("{} epochs, lr {}, {}", train.epochs, train.optimiser.lr(), train.schedule.describe(train.epochs))
+    format!("{} epochs, lr {}, {}", train.epochs, train.optimizer.lr(), train.schedule.describe(train.epochs))
 }
 
 /// How test images of label masks are seen.

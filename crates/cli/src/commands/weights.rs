@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use stillhouse_backbones::weights_file::WeightsFile;
 use stillhouse_backbones::{Error as WeightsError, Fit, Manifest, fit, load_weights, manifests, save};
-use stillhouse_core::files::sha256_file;
-use stillhouse_core::network::{Backbone, BackboneRequest};
-use stillhouse_core::{Error as CoreError, Params, Rng};
+use stillhouse_core::fs::sha256_file;
+use stillhouse_core::model::{Model, ModelSpec};
+use stillhouse_core::{Error as CoreError, ParamStore, Rng};
 use stillhouse_report::text::{Align, Grid};
 
 use super::{weights_diff, weights_export, weights_fetch};
 use crate::places::Places;
 use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::{parts, talk};
+use crate::{registries, talk};
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -80,7 +80,7 @@ pub(crate) struct Import {
 /// The network that a file belongs to.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Network {
-    /// Network (`stillhouse list backbones`)
+    /// Network (`stillhouse list models`)
     #[arg(long, value_name = "NAME")]
     pub(super) arch: Option<String>,
     /// Architecture variant, as in output_stride=16
@@ -93,11 +93,11 @@ pub(super) struct Network {
 
 impl Network {
     /// What is asked for.
-    pub(super) fn request(&self) -> Result<BackboneRequest, Problem> {
+    pub(super) fn request(&self) -> Result<ModelSpec, Problem> {
         let Some(arch) = &self.arch else {
             return Err(Problem::usage("which network is it for?").hint("name it: --arch resnet18"));
         };
-        parts::parts().backbones.get(arch)?;
+        registries::registries().models.get(arch)?;
         let mut variant = toml::Table::new();
         for setting in &self.variant {
             // A word without quotes is meant as text.
@@ -106,14 +106,14 @@ impl Network {
             let value = read.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| value.into());
             variant.insert(key.trim().to_string(), value);
         }
-        Ok(BackboneRequest { name: arch.clone(), classes: self.classes.unwrap_or(1000), variant })
+        Ok(ModelSpec { name: arch.clone(), classes: self.classes.unwrap_or(1000), variant })
     }
 
     /// What is asked for, with the classes of the file where none are named.
-    pub(super) fn request_for(&self, file: &WeightsFile) -> Result<BackboneRequest, Problem> {
+    pub(super) fn request_for(&self, file: &WeightsFile) -> Result<ModelSpec, Problem> {
         let mut request = self.request()?;
         if self.classes.is_none() {
-            let params = Params::outline();
+            let params = ParamStore::meta();
             let network = build(&request, &params)?;
             request.classes = fit(file, &params, &network.head(), false).classes.unwrap_or(request.classes);
         }
@@ -122,8 +122,8 @@ impl Network {
 }
 
 /// Builds a network in a store.
-pub(super) fn build(request: &BackboneRequest, params: &Params) -> Result<Box<dyn Backbone>, Problem> {
-    Ok((parts::parts().backbones.get(&request.name)?.build)(request, &params.builder(Rng::new(0)))?)
+pub(super) fn build(request: &ModelSpec, params: &ParamStore) -> Result<Box<dyn Model>, Problem> {
+    Ok((registries::registries().models.get(&request.name)?.build)(request, &params.builder(Rng::new(0)))?)
 }
 
 /// Refuses to write over something.
@@ -172,7 +172,7 @@ fn check_file(path: &Path, args: &Check) -> Outcome {
     let mut found = None;
     if args.network.arch.is_some() {
         let request = args.network.request_for(&file)?;
-        let params = Params::outline();
+        let params = ParamStore::meta();
         let network = build(&request, &params)?;
         let fit = fit(&file, &params, &network.head(), false);
         report["network"] = json!(request.name);
@@ -271,7 +271,7 @@ fn import(args: &Import) -> Outcome {
     must_be_new(&args.output)?;
     let file = WeightsFile::open(&args.file).prepared()?;
     let request = args.network.request_for(&file)?;
-    let params = Params::new(candle_core::DType::F32, &candle_core::Device::Cpu)?;
+    let params = ParamStore::new(candle_core::DType::F32, &candle_core::Device::Cpu)?;
     let network = build(&request, &params)?;
     let head = network.head();
     let fit = fit(&file, &params, &head, args.new_head);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::json;
 use stillhouse_backbones::weights_file::WeightsFile;
 use stillhouse_backbones::{Card, Precision, export, load_weights, onnx, usual_size};
-use stillhouse_core::network::Backbone;
-use stillhouse_core::{Params, Rng};
+use stillhouse_core::model::Model;
+use stillhouse_core::{ParamStore, Rng};
 use stillhouse_trainer::{CellResult, Network as Trained, RunInfo};
 
 use super::common;
@@ -44,9 +44,9 @@ pub(crate) struct Args {
     /// Side of the images of model.onnx in pixels [default: that of the run]
     #[arg(long, value_name = "PX")]
     size: Option<usize>,
-    /// Licence for the model card, as the hub spells it (mit, apache-2.0, cc-by-nc-4.0)
+    /// License for the model card, as the hub spells it (mit, apache-2.0, cc-by-nc-4.0)
     #[arg(long, value_name = "NAME")]
-    licence: Option<String>,
+    license: Option<String>,
     #[command(flatten)]
     network: Network,
     /// Print JSON
@@ -66,7 +66,7 @@ enum Dtype {
 pub(crate) fn run(args: &Args) -> Outcome {
     must_be_new(&args.output)?;
     let (network, params, mut card) = if args.from.is_dir() { of_run(&args.from)? } else { of_file(args)? };
-    card.licence.clone_from(&args.licence);
+    card.license.clone_from(&args.license);
     card.size = args.size.unwrap_or(card.size);
     let precision = match args.dtype {
         Dtype::F32 => Precision::F32,
@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (mut files, missing) = export(&params, &card, &args.output, precision)?;
     if let Some(bytes) = onnx {
         let path = args.output.join("model.onnx");
-        stillhouse_core::files::write_atomic(&path, &bytes)?;
+        stillhouse_core::fs::write_atomic(&path, &bytes)?;
         files.push(path);
     }
     if args.json {
@@ -94,13 +94,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(Ended::Well)
 }
 
-/// The student of a finished run as ONNX, with its classes and what its images are normalised by.
+/// The student of a finished run as ONNX, with its classes and what its images are normalized by.
 pub(crate) fn onnx_of_run(folder: &Path) -> Result<Vec<u8>, Problem> {
     let (network, params, card) = of_run(folder)?;
     as_onnx(network.as_ref(), &params, &card)
 }
 
-fn as_onnx(network: &dyn Backbone, params: &Params, card: &Card) -> Result<Vec<u8>, Problem> {
+fn as_onnx(network: &dyn Model, params: &ParamStore, card: &Card) -> Result<Vec<u8>, Problem> {
     let about = onnx::About {
         name: card.arch.clone(),
         metadata: vec![
@@ -113,7 +113,7 @@ fn as_onnx(network: &dyn Backbone, params: &Params, card: &Card) -> Result<Vec<u
 }
 
 /// The student of a finished run.
-fn of_run(folder: &Path) -> Result<(Box<dyn Backbone>, Params, Card), Problem> {
+fn of_run(folder: &Path) -> Result<(Box<dyn Model>, ParamStore, Card), Problem> {
     let (config, result) = (folder.join("config.toml"), folder.join("result.json"));
     if !result.is_file() {
         return Err(Problem::usage(format!("{}: no such file: is the run finished?", result.display())));
@@ -123,7 +123,7 @@ fn of_run(folder: &Path) -> Result<(Box<dyn Backbone>, Params, Card), Problem> {
     let context = common::context(&Places::new(None), Arc::default());
     let network = Trained::new(&context, &info.run.student, info.classes.len(), Rng::new(0)).prepared()?;
     let file = folder.join("student.safetensors");
-    load_weights(&file, &network.params, &network.backbone.head(), false).prepared()?;
+    load_weights(&file, &network.params, &network.model.head(), false).prepared()?;
     let right = result.right.map(|right| format!("{right} of {} test images right", result.tested));
     let mut facts = vec![
         ("method".to_string(), info.method.clone()),
@@ -139,30 +139,30 @@ fn of_run(folder: &Path) -> Result<(Box<dyn Backbone>, Params, Card), Problem> {
     ];
     facts.extend(right.map(|right| ("test".to_string(), right)));
     if let Some(teacher) = &result.facts.teacher {
-        facts.push(("teacher".to_string(), teacher.backbone.clone()));
+        facts.push(("teacher".to_string(), teacher.model.clone()));
     }
     let card = Card {
-        arch: info.run.student.backbone.clone(),
+        arch: info.run.student.model.clone(),
         variant: info.run.student.variant.clone(),
         class_count: info.classes.len(),
         classes: info.classes.clone(),
         size: info.run.data.image_size,
         mean: info.run.data.mean,
         std: info.run.data.std,
-        licence: None,
+        license: None,
         facts,
     };
-    Ok((network.backbone, network.params, card))
+    Ok((network.model, network.params, card))
 }
 
 /// A file of weights of a network that is named.
-fn of_file(args: &Args) -> Result<(Box<dyn Backbone>, Params, Card), Problem> {
+fn of_file(args: &Args) -> Result<(Box<dyn Model>, ParamStore, Card), Problem> {
     if !args.from.is_file() {
         return Err(Problem::usage(format!("{}: no such file or folder", args.from.display())));
     }
     let file = WeightsFile::open(&args.from).prepared()?;
     let request = args.network.request_for(&file)?;
-    let params = Params::new(candle_core::DType::F32, &candle_core::Device::Cpu)?;
+    let params = ParamStore::new(candle_core::DType::F32, &candle_core::Device::Cpu)?;
     let network = build(&request, &params)?;
     load_weights(&args.from, &params, &network.head(), false)?;
     let card = Card {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use stillhouse_backbones::Manifest;
-use stillhouse_core::files::FolderLock;
+use stillhouse_core::fs::FolderLock;
 use stillhouse_datasets::fetch::{Client, Fetch};
 
 use super::fetch::with_bar;
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         // There, but not the right one: `weights` above has refused it.
         manifest.check(&path)?;
     }
-    talk::say(&format!("{}: {}", manifest.title(), manifest.licence));
+    talk::say(&format!("{}: {}", manifest.title(), manifest.license));
     let _lock = FolderLock::take(&root.join(".fetch"))?;
     let client = Client::new(&how).map_err(stillhouse_core::Error::from)?;
     let pinned = manifest.is_pinned().then(|| manifest.sha256.clone());
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .map_err(stillhouse_core::Error::from)?;
     match manifest.check(&part) {
         Ok(sha256) => {
-            stillhouse_core::files::rename(&part, &path)?;
+            stillhouse_core::fs::rename(&part, &path)?;
             told(path, sha256, false)
         }
         Err(e) => {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use md5::{Digest, Md5};
-use stillhouse_core::files;
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
@@ -206,7 +205,7 @@ impl Client {
             let _ = fs::remove_file(beside(&part, "tag"));
         }
         let size = fs::metadata(path).map_err(Error::io(path))?.len();
-        let sha256 = files::sha256_file(path).map_err(|e| Error::setting(path.display(), e))?;
+        let sha256 = stillhouse_core::fs::sha256_file(path).map_err(|e| Error::setting(path.display(), e))?;
         if wanted.sha256.as_ref().is_some_and(|w| *w != sha256) {
             // Kept from an earlier start, and changed since.
             fs::remove_file(path).map_err(Error::io(path))?;
@@ -325,7 +324,7 @@ fn verify(part: &Path, url: &str, total: Option<u64>, wanted: &Wanted) -> Result
         }
     }
     if let Some(expected) = &wanted.sha256 {
-        let found = files::sha256_file(part).map_err(|e| Error::setting(part.display(), e))?;
+        let found = stillhouse_core::fs::sha256_file(part).map_err(|e| Error::setting(part.display(), e))?;
         if found != *expected {
             return Err(wrong(url, "SHA-256", &found, expected));
         }

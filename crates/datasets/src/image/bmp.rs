@@ -44,24 +44,20 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
             });
         }
         let palette = bytes.get((14 + header).min(start)..start).unwrap_or_default();
-        let mut colours = Vec::with_capacity(indices.len() * 3);
+        let mut colors = Vec::with_capacity(indices.len() * 3);
         for i in indices {
             let at = usize::from(i) * 4;
             let Some(c) = palette.get(at..at + 3) else {
                 return Err(input.broken(format!("index {i} in a palette of {}", palette.len() / 4)));
             };
-            colours.extend([c[2], c[1], c[0]]);
+            colors.extend([c[2], c[1], c[0]]);
         }
-        return Ok(Decoded {
-            raster: collect(input, size, 3, colours, to)?,
-            orientation: 1,
-            stored: PALETTE,
-        });
+        return Ok(Decoded { raster: collect(input, size, 3, colors, to)?, orientation: 1, stored: PALETTE });
     }
     let step = usize::from(bits / 8);
-    let colours = ordered
+    let colors = ordered
         .flat_map(|r| r[..size.0 * step].chunks_exact(step).flat_map(|p| [p[2], p[1], p[0]]))
         .collect();
     let stored = if bits == 32 { "RGB with alpha" } else { RGB };
-    Ok(Decoded { raster: collect(input, size, 3, colours, to)?, orientation: 1, stored })
+    Ok(Decoded { raster: collect(input, size, 3, colors, to)?, orientation: 1, stored })
 }

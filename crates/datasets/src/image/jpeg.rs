@@ -1,7 +1,7 @@
 //! JPEG: baseline files by [`baseline`], the others by zune-jpeg in strict mode.
 
 mod baseline;
-mod colour;
+mod color;
 mod entropy;
 mod idct;
 
@@ -16,7 +16,7 @@ use crate::Result;
 pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
     let fits = |width: usize, height: usize| input.checked_size(width as u64, height as u64).is_ok();
     if let Some(image) = baseline::decode(input.bytes, fits) {
-        let stored = if image.channels == 1 { "grey" } else { RGB };
+        let stored = if image.channels == 1 { "gray" } else { RGB };
         let orientation = exif::orientation(&image.exif);
         let raster = collect(input, image.size, image.channels, image.pixels, to)?;
         return Ok(Decoded { raster, orientation, stored });
@@ -26,7 +26,7 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
 
 /// Decodes by zune-jpeg, which has a message for what is wrong.
 fn decode_any(input: &Input, to: As) -> Result<Decoded> {
-    // The decoder fills what is missing with grey, even in strict mode if only the last rows
+    // The decoder fills what is missing with gray, even in strict mode if only the last rows
     // are: so the end is looked for first.
     if !is_whole(input.bytes) {
         return Err(input.broken("it ends before its end marker, so it was cut off"));
@@ -47,13 +47,13 @@ fn decode_any(input: &Input, to: As) -> Result<Decoded> {
             decoder.set_options(options);
             channels = 1;
         } else if to == As::Index {
-            return Err(input.unsupported("colours", "a label mask of palette indices or grey values"));
+            return Err(input.unsupported("colors", "a label mask of palette indices or gray values"));
         }
     }
     let pixels = decoder.decode().map_err(|e| input.broken(e))?;
     let orientation = decoder.exif().map_or(1, |e| exif::orientation(e));
     let stored = match decoder.input_colorspace() {
-        Some(ColorSpace::Luma) => "grey",
+        Some(ColorSpace::Luma) => "gray",
         Some(ColorSpace::CMYK | ColorSpace::YCCK) => "CMYK",
         _ => RGB,
     };

@@ -4,13 +4,13 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, Decoder, Limits, Transformations};
 
-use super::{As, Decoded, Input, collect, colours, exif};
+use super::{As, Decoded, Input, collect, colors, exif};
 use crate::Result;
 
 /// Values as stored: one per byte for depths up to 8, big-endian pairs for 16.
 struct Stored {
     size: (usize, usize),
-    colour: ColorType,
+    color: ColorType,
     depth: BitDepth,
     bytes: Vec<u8>,
     line: usize,
@@ -39,7 +39,7 @@ fn read(input: &Input) -> Result<Stored> {
     let info = reader.info();
     Ok(Stored {
         size,
-        colour: frame.color_type,
+        color: frame.color_type,
         depth: frame.bit_depth,
         line: frame.line_size,
         palette: info.palette.as_ref().map(|p| p.to_vec()).unwrap_or_default(),
@@ -51,17 +51,17 @@ fn read(input: &Input) -> Result<Stored> {
 pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
     let mut stored = read(input)?;
     let (size, orientation) = (stored.size, stored.orientation);
-    let scale = match (stored.colour, to, stored.depth) {
+    let scale = match (stored.color, to, stored.depth) {
         (ColorType::Indexed, ..) | (_, As::Index, _) => 1,
         (_, _, BitDepth::One) => 255,
         (_, _, BitDepth::Two) => 85,
         (_, _, BitDepth::Four) => 17,
         _ => 1,
     };
-    let (colour, palette) = (stored.colour, std::mem::take(&mut stored.palette));
+    let (color, palette) = (stored.color, std::mem::take(&mut stored.palette));
     let bits = stored.depth as usize;
     let values = unpack(stored, scale);
-    let (channels, values) = match colour {
+    let (channels, values) = match color {
         ColorType::Grayscale => (1, values),
         ColorType::GrayscaleAlpha => (2, values),
         ColorType::Rgb => (3, values),
@@ -69,7 +69,7 @@ pub(super) fn decode(input: &Input, to: As) -> Result<Decoded> {
         ColorType::Indexed if to == As::Index => (1, values),
         ColorType::Indexed => (3, look_up(input, &values, &palette)?),
     };
-    let kind = if colour == ColorType::Indexed { "palette" } else { colours(channels, bits) };
+    let kind = if color == ColorType::Indexed { "palette" } else { colors(channels, bits) };
     Ok(Decoded { raster: collect(input, size, channels, values, to)?, orientation, stored: kind })
 }
 
@@ -96,23 +96,23 @@ fn unpack(stored: Stored, scale: u8) -> Vec<u8> {
 }
 
 fn look_up(input: &Input, indices: &[u8], palette: &[u8]) -> Result<Vec<u8>> {
-    let mut colours = Vec::with_capacity(indices.len() * 3);
+    let mut colors = Vec::with_capacity(indices.len() * 3);
     for &i in indices {
         let at = usize::from(i) * 3;
-        let Some(colour) = palette.get(at..at + 3) else {
-            return Err(input.broken(format!("index {i} in a palette of {} colours", palette.len() / 3)));
+        let Some(color) = palette.get(at..at + 3) else {
+            return Err(input.broken(format!("index {i} in a palette of {} colors", palette.len() / 3)));
         };
-        colours.extend_from_slice(colour);
+        colors.extend_from_slice(color);
     }
-    Ok(colours)
+    Ok(colors)
 }
 
 pub(super) fn decode_u16(input: &Input) -> Result<(usize, usize, Vec<u16>)> {
     let stored = read(input)?;
-    if (stored.colour, stored.depth) != (ColorType::Grayscale, BitDepth::Sixteen) {
+    if (stored.color, stored.depth) != (ColorType::Grayscale, BitDepth::Sixteen) {
         return Err(input.unsupported(
-            format!("{:?} of {} bits", stored.colour, stored.depth as u8),
-            "16-bit grey values",
+            format!("{:?} of {} bits", stored.color, stored.depth as u8),
+            "16-bit gray values",
         ));
     }
     let values = stored.bytes.chunks_exact(2).map(|b| u16::from_be_bytes([b[0], b[1]])).collect();

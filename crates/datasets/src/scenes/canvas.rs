@@ -1,4 +1,4 @@
-//! A canvas of linear colours with a few antialiased shapes.
+//! A canvas of linear colors with a few antialiased shapes.
 //!
 //! Only sums, products, quotients, floors and square roots are used: these round the same way on
 //! every machine, so the images are the same bytes everywhere.
@@ -6,7 +6,7 @@
 use stillhouse_core::Draw;
 
 /// Red, green, blue; 0 is black, 1 is white, values may lie outside until the end.
-pub(super) type Colour = [f32; 3];
+pub(super) type Color = [f32; 3];
 
 /// Side of the world in units; the image shows all of it at any resolution.
 pub(super) const WORLD: f32 = 64.0;
@@ -62,7 +62,7 @@ impl Noise {
         Self { lattice }
     }
 
-    /// The value at a point; neighbouring integers are independent.
+    /// The value at a point; neighboring integers are independent.
     pub(super) fn at(&self, x: f32, y: f32) -> f32 {
         let (ix, iy) = (floor(x), floor(y));
         let (fx, fy) = (x - ix, y - iy);
@@ -100,12 +100,12 @@ pub(super) fn wave(turns: f32) -> f32 {
     if t < 0.5 { 16.0 * t * (0.5 - t) } else { -16.0 * (t - 0.5) * (1.0 - t) }
 }
 
-pub(super) fn mix(a: Colour, b: Colour, part: f32) -> Colour {
+pub(super) fn mix(a: Color, b: Color, part: f32) -> Color {
     [0, 1, 2].map(|i| a[i] + part * (b[i] - a[i]))
 }
 
-pub(super) fn shade(colour: Colour, factor: f32) -> Colour {
-    colour.map(|v| v * factor)
+pub(super) fn shade(color: Color, factor: f32) -> Color {
+    color.map(|v| v * factor)
 }
 
 /// The image while it is painted.
@@ -113,7 +113,7 @@ pub(super) struct Canvas {
     pub(super) size: usize,
     /// Pixels per world unit.
     scale: f32,
-    pub(super) pixels: Vec<Colour>,
+    pub(super) pixels: Vec<Color>,
 }
 
 impl Canvas {
@@ -121,11 +121,11 @@ impl Canvas {
         Self { size, scale: size as f32 / WORLD, pixels: vec![[0.0; 3]; size * size] }
     }
 
-    /// Colours every pixel by its world position.
-    pub(super) fn ground(&mut self, colour: impl Fn(f32, f32) -> Colour) {
+    /// Colors every pixel by its world position.
+    pub(super) fn ground(&mut self, color: impl Fn(f32, f32) -> Color) {
         for (i, pixel) in self.pixels.iter_mut().enumerate() {
             let (x, y) = ((i % self.size) as f32 + 0.5, (i / self.size) as f32 + 0.5);
-            *pixel = colour(x / self.scale, y / self.scale);
+            *pixel = color(x / self.scale, y / self.scale);
         }
     }
 
@@ -137,7 +137,7 @@ impl Canvas {
         frame: &Frame,
         within: (f32, f32),
         distance: impl Fn(f32, f32) -> f32,
-        ink: impl Fn(Colour, f32, f32) -> Colour,
+        ink: impl Fn(Color, f32, f32) -> Color,
     ) {
         let Frame { x, y, c, s, k } = *frame;
         // Half a pixel of soft edge, and a little for rounding.
@@ -165,61 +165,54 @@ impl Canvas {
         }
     }
 
-    /// A shape of one colour.
+    /// A shape of one color.
     pub(super) fn shape(
         &mut self,
         frame: &Frame,
         within: (f32, f32),
-        colour: Colour,
+        color: Color,
         distance: impl Fn(f32, f32) -> f32,
     ) {
-        self.paint(frame, within, distance, |_, _, _| colour);
+        self.paint(frame, within, distance, |_, _, _| color);
     }
 
-    /// A shape whose colour depends on the local position.
+    /// A shape whose color depends on the local position.
     pub(super) fn textured(
         &mut self,
         frame: &Frame,
         within: (f32, f32),
         distance: impl Fn(f32, f32) -> f32,
-        colour: impl Fn(f32, f32) -> Colour,
+        color: impl Fn(f32, f32) -> Color,
     ) {
-        self.paint(frame, within, distance, |_, u, v| colour(u, v));
+        self.paint(frame, within, distance, |_, u, v| color(u, v));
     }
 
     /// A rectangle around a local position.
-    pub(super) fn rect(&mut self, frame: &Frame, (u, v): (f32, f32), (hu, hv): (f32, f32), colour: Colour) {
+    pub(super) fn rect(&mut self, frame: &Frame, (u, v): (f32, f32), (hu, hv): (f32, f32), color: Color) {
         let frame = frame.sub(u, v, (1.0, 0.0));
-        self.shape(&frame, (hu, hv), colour, |u, v| (u.abs() - hu).max(v.abs() - hv));
+        self.shape(&frame, (hu, hv), color, |u, v| (u.abs() - hu).max(v.abs() - hv));
     }
 
     /// A disc around a local position.
-    pub(super) fn disc(&mut self, frame: &Frame, (u, v): (f32, f32), r: f32, colour: Colour) {
+    pub(super) fn disc(&mut self, frame: &Frame, (u, v): (f32, f32), r: f32, color: Color) {
         let frame = frame.sub(u, v, (1.0, 0.0));
-        self.shape(&frame, (r, r), colour, |u, v| (u * u + v * v).sqrt() - r);
+        self.shape(&frame, (r, r), color, |u, v| (u * u + v * v).sqrt() - r);
     }
 
     /// An ellipse around a local position.
-    pub(super) fn ellipse(&mut self, frame: &Frame, (a, b): (f32, f32), colour: Colour) {
-        self.shape(frame, (1.3 * a, 1.3 * b), colour, |u, v| {
+    pub(super) fn ellipse(&mut self, frame: &Frame, (a, b): (f32, f32), color: Color) {
+        self.shape(frame, (1.3 * a, 1.3 * b), color, |u, v| {
             let (p, q) = (u / a, v / b);
             ((p * p + q * q).sqrt() - 1.0) * a.min(b)
         });
     }
 
     /// A thick line between local positions, with round ends.
-    pub(super) fn line(
-        &mut self,
-        frame: &Frame,
-        from: (f32, f32),
-        to: (f32, f32),
-        half: f32,
-        colour: Colour,
-    ) {
+    pub(super) fn line(&mut self, frame: &Frame, from: (f32, f32), to: (f32, f32), half: f32, color: Color) {
         let (du, dv) = (to.0 - from.0, to.1 - from.1);
         let length = (du * du + dv * dv).sqrt();
         let frame = frame.sub((from.0 + to.0) / 2.0, (from.1 + to.1) / 2.0, (du, dv));
-        self.shape(&frame, (length / 2.0 + half, half), colour, |u, v| {
+        self.shape(&frame, (length / 2.0 + half, half), color, |u, v| {
             let beyond = (u.abs() - length / 2.0).max(0.0);
             (beyond * beyond + v * v).sqrt() - half
         });

@@ -1,8 +1,8 @@
 //! Embedded procedural land cover: aerial-like images with a class for every pixel, no files.
 //!
-//! Parcels with furrows, woods, a stream or a pond, a road and farmhouses on a meadow, in the colours
+//! Parcels with furrows, woods, a stream or a pond, a road and farmhouses on a meadow, in the colors
 //! of the scenes: any ground may have any of them, so furrows, crowns and shapes tell as much as
-//! colour. A pixel that lies on the edge between two classes holds both and is ignored (255).
+//! color. A pixel that lies on the edge between two classes holds both and is ignored (255).
 //! An image follows from (seed, number) alone and is the same bytes on every machine.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use stillhouse_core::Rng;
 use stillhouse_core::data::{Dataset, DatasetInfo, Image, Label, Mask, Sample, Task};
 use stillhouse_core::registry::{DatasetBuild, DatasetRequest, Entry};
 
-use super::canvas::{Canvas, Colour, Frame, WORLD, mix, shade, wave};
+use super::canvas::{Canvas, Color, Frame, WORLD, mix, shade, wave};
 use super::palette::direction;
 use super::{FIVE, Scene, in_part, land};
 use crate::{Error, Result};
@@ -25,7 +25,7 @@ const IGNORE: u8 = 255;
 
 pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
     name: "fields",
-    summary: "embedded procedural land cover with masks: 6 classes, no files; for smoke runs and tests",
+    summary: "synthetic procedural land cover with masks: 6 classes, no files; for smoke runs and tests",
     source: "made by this program; manifest datasets/fields.toml",
     defaults: || {
         let Options { size, images, seed } = Options::default();
@@ -61,12 +61,12 @@ impl Default for Options {
 
 /// What a class is on the canvas of labels. No point of a parabola lies between others of it, so a
 /// pixel that a shape covers in part is none of these.
-fn code(class: usize) -> Colour {
+fn code(class: usize) -> Color {
     let class = class as f32;
     [class, class * class, 0.0]
 }
 
-fn label(pixel: Colour) -> u8 {
+fn label(pixel: Color) -> u8 {
     let class = (pixel[0] + 0.5) as usize;
     if code(class) == pixel { class as u8 } else { IGNORE }
 }
@@ -138,8 +138,8 @@ impl Land {
             worn + if stream { along } else { ((p * p + q * q).sqrt() - 1.0) * b }
         };
         let within = if stream { (land::ALL, land::ALL) } else { (1.4 * a, 1.4 * b) };
-        let colour = |u: f32, v: f32| shade(water, 0.9 + 0.2 * noise.at(u / 10.0, v / 5.0));
-        s.canvas.textured(&frame, within, bank, colour);
+        let color = |u: f32, v: f32| shade(water, 0.9 + 0.2 * noise.at(u / 10.0, v / 5.0));
+        s.canvas.textured(&frame, within, bank, color);
         self.labels.shape(&frame, within, code(WATER), bank);
     }
 
@@ -168,9 +168,9 @@ impl Land {
     fn road(&mut self, frame: &Frame) {
         let s = &mut self.scene;
         let half = s.between(2.0, 3.2);
-        let colour = if s.chance(50) { s.palette.asphalt } else { s.palette.dry };
+        let color = if s.chance(50) { s.palette.asphalt } else { s.palette.dry };
         let track = |_: f32, v: f32| v.abs() - half;
-        s.canvas.shape(frame, (land::ALL, half), colour, track);
+        s.canvas.shape(frame, (land::ALL, half), color, track);
         self.labels.shape(frame, (land::ALL, half), code(ROAD), track);
     }
 
@@ -206,10 +206,10 @@ fn open(request: &DatasetRequest) -> stillhouse_core::Result<Arc<dyn Dataset>> {
     check(options)?;
     let info = DatasetInfo {
         name: request.name.clone(),
-        title: format!("fields (embedded, procedural), {} images", options.images),
+        title: format!("fields (synthetic, procedural), {} images", options.images),
         classes: CLASSES.map(String::from).to_vec(),
         task: Task::Segmentation,
-        embedded: true,
+        synthetic: true,
     };
     Ok(Arc::new(Fields { info, options }))
 }
@@ -250,9 +250,9 @@ impl Dataset for Fields {
         Ok(Sample { id: index as u64, image, label })
     }
 
-    fn identity(&self) -> stillhouse_core::Result<String> {
+    fn fingerprint(&self) -> stillhouse_core::Result<String> {
         let text = format!("fields {VERSION} {:?}", self.options);
-        Ok(stillhouse_core::files::sha256(text.as_bytes()))
+        Ok(stillhouse_core::fs::sha256(text.as_bytes()))
     }
 
     fn official_split(&self, name: &str) -> Option<Vec<usize>> {

@@ -1,29 +1,29 @@
 //! Scenes of open land and water.
 
 use super::Scene;
-use super::canvas::{Colour, Frame, WORLD, mix, shade, wave};
+use super::canvas::{Color, Frame, WORLD, mix, shade, wave};
 
 /// Farther than any corner of the image from any frame near it.
 pub(super) const ALL: f32 = 140.0;
 
 impl Scene {
     /// Ground in two shades that blend into each other.
-    pub(super) fn cover(&mut self, colour: Colour) {
-        let other = shade(colour, self.between(0.75, 1.25));
+    pub(super) fn cover(&mut self, color: Color) {
+        let other = shade(color, self.between(0.75, 1.25));
         let (coarse, fine) = (self.between(9.0, 18.0), self.between(2.0, 4.0));
         let (dx, dy) = (self.between(0.0, 16.0), self.between(0.0, 16.0));
         let noise = &self.palette.noise;
         self.canvas.ground(|x, y| {
             let n = 0.7 * noise.at(x / coarse + dx, y / coarse + dy)
                 + 0.3 * noise.at(x / fine + dy, y / fine + dx);
-            mix(colour, other, n)
+            mix(color, other, n)
         });
     }
 
     /// A ground of any kind.
     pub(super) fn open_ground(&mut self) {
-        let colour = self.palette.open(&mut self.draw);
-        self.cover(colour);
+        let color = self.palette.open(&mut self.draw);
+        self.cover(color);
     }
 
     /// A tree with its shadow, at a local place.
@@ -31,14 +31,14 @@ impl Scene {
         if !frame.visible(u, v, 2.0 * r) {
             return;
         }
-        let colour = shade(self.palette.tree, self.between(0.8, 1.35));
+        let color = shade(self.palette.tree, self.between(0.8, 1.35));
         let (x, y) = frame.at(u, v);
         let (sx, sy) = self.palette.sun;
         let world = Frame::new(x, y, (1.0, 0.0), 1.0);
         let cast = world.sub(0.6 * r * sx, 0.6 * r * sy, (1.0, 0.0));
         self.canvas.shadow(&cast, (r, r), 0.6, |u, v| (u * u + v * v).sqrt() - r);
-        self.canvas.disc(&world, (0.0, 0.0), r, colour);
-        self.canvas.disc(&world, (-0.3 * r * sx, -0.3 * r * sy), 0.55 * r, shade(colour, 1.3));
+        self.canvas.disc(&world, (0.0, 0.0), r, color);
+        self.canvas.disc(&world, (-0.3 * r * sx, -0.3 * r * sy), 0.55 * r, shade(color, 1.3));
     }
 
     /// Trees anywhere on the image.
@@ -61,13 +61,13 @@ pub(super) fn agricultural(s: &mut Scene) {
         let (period, bend) = (s.between(2.2, 4.6), s.between(-1.5, 1.5));
         let turned = s.chance(50);
         let noise = &s.palette.noise;
-        let colour = |u: f32, v: f32| {
+        let color = |u: f32, v: f32| {
             let (u, v) = if turned { (v, u) } else { (u, v) };
             let ridge = wave((v + bend * wave(u / 90.0)) / period);
             let worn = noise.at(u / 12.0, v / 12.0);
             shade(mix(a, b, 0.5 + 0.5 * ridge), 0.85 + 0.3 * worn)
         };
-        s.canvas.textured(&frame, (ALL, ALL), |_, v| if field == 0 { -1.0 } else { -v }, colour);
+        s.canvas.textured(&frame, (ALL, ALL), |_, v| if field == 0 { -1.0 } else { -v }, color);
         if field == 1 {
             let path = s.palette.dry;
             s.canvas.shape(&frame, (ALL, ALL), path, |_, v| v.abs() - 0.9);

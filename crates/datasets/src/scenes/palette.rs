@@ -1,11 +1,11 @@
-//! Colours of one image: a climate shared by all classes, then chance.
+//! Colors of one image: a climate shared by all classes, then chance.
 
 use stillhouse_core::Draw;
 
-use super::canvas::{Canvas, Colour, Noise, mix, shade};
+use super::canvas::{Canvas, Color, Noise, mix, shade};
 
 /// Grass, dry ground, soil, trees, water of six climates.
-const CLIMATES: [[Colour; 5]; 6] = [
+const CLIMATES: [[Color; 5]; 6] = [
     [[0.32, 0.46, 0.22], [0.55, 0.52, 0.34], [0.50, 0.40, 0.28], [0.15, 0.27, 0.13], [0.16, 0.28, 0.36]],
     [[0.48, 0.47, 0.28], [0.70, 0.62, 0.44], [0.62, 0.48, 0.34], [0.27, 0.31, 0.17], [0.28, 0.38, 0.36]],
     [[0.40, 0.38, 0.26], [0.52, 0.46, 0.36], [0.44, 0.34, 0.28], [0.34, 0.26, 0.16], [0.22, 0.24, 0.24]],
@@ -15,19 +15,19 @@ const CLIMATES: [[Colour; 5]; 6] = [
 ];
 
 pub(super) struct Palette {
-    pub(super) grass: Colour,
-    pub(super) dry: Colour,
-    pub(super) soil: Colour,
-    pub(super) tree: Colour,
-    pub(super) water: Colour,
-    pub(super) asphalt: Colour,
-    pub(super) concrete: Colour,
-    pub(super) sand: Colour,
-    pub(super) white: Colour,
+    pub(super) grass: Color,
+    pub(super) dry: Color,
+    pub(super) soil: Color,
+    pub(super) tree: Color,
+    pub(super) water: Color,
+    pub(super) asphalt: Color,
+    pub(super) concrete: Color,
+    pub(super) sand: Color,
+    pub(super) white: Color,
     pub(super) noise: Noise,
     /// Where shadows fall.
     pub(super) sun: (f32, f32),
-    gain: Colour,
+    gain: Color,
     slope: (f32, f32),
     grain: f32,
 }
@@ -48,9 +48,9 @@ pub(super) fn direction(draw: &mut Draw) -> (f32, f32) {
     }
 }
 
-fn jittered(draw: &mut Draw, colour: Colour, by: f32) -> Colour {
+fn jittered(draw: &mut Draw, color: Color, by: f32) -> Color {
     let light = between(draw, 1.0 - by, 1.0 + by);
-    colour.map(|v| v * light * between(draw, 1.0 - by / 3.0, 1.0 + by / 3.0))
+    color.map(|v| v * light * between(draw, 1.0 - by / 3.0, 1.0 + by / 3.0))
 }
 
 impl Palette {
@@ -80,12 +80,12 @@ impl Palette {
     }
 
     /// Any of the open grounds: most classes stand on any of them.
-    pub(super) fn open(&self, draw: &mut Draw) -> Colour {
+    pub(super) fn open(&self, draw: &mut Draw) -> Color {
         [self.grass, self.dry, self.soil, mix(self.grass, self.dry, 0.5)][draw.below(4) as usize]
     }
 
     /// A roof.
-    pub(super) fn roof(&self, draw: &mut Draw) -> Colour {
+    pub(super) fn roof(&self, draw: &mut Draw) -> Color {
         let base = [
             [0.52, 0.34, 0.28],
             [0.46, 0.45, 0.45],
@@ -93,12 +93,12 @@ impl Palette {
             [0.40, 0.34, 0.30],
             [0.58, 0.50, 0.42],
         ];
-        let colour = base[draw.below(5) as usize];
-        jittered(draw, colour, 0.2)
+        let color = base[draw.below(5) as usize];
+        jittered(draw, color, 0.2)
     }
 
     /// A car or a boat.
-    pub(super) fn paint(&self, draw: &mut Draw) -> Colour {
+    pub(super) fn paint(&self, draw: &mut Draw) -> Color {
         let base = [
             [0.86, 0.86, 0.85],
             [0.14, 0.14, 0.16],
@@ -117,7 +117,7 @@ impl Palette {
         for (i, pixel) in canvas.pixels.iter().enumerate() {
             let (x, y) = ((i % canvas.size) as f32 / size - 0.5, (i / canvas.size) as f32 / size - 0.5);
             let light = 1.0 + x * self.slope.0 + y * self.slope.1;
-            // xorshift: a grain of light and a little of colour.
+            // xorshift: a grain of light and a little of color.
             state ^= state << 13;
             state ^= state >> 17;
             state ^= state << 5;

@@ -1,8 +1,8 @@
 //! Embedded procedural animals: four families of five species that differ by one mark, no files.
 //!
-//! A bird, a fish, a butterfly or a beetle stands in any colours on any ground; its species is plain,
+//! A bird, a fish, a butterfly or a beetle stands in any colors on any ground; its species is plain,
 //! barred, spotted, capped or tailed. So the family is told by the shape of the whole, the species by
-//! a detail, and neither by colour: what fine-grained recognition has to do. Animals look to the left
+//! a detail, and neither by color: what fine-grained recognition has to do. Animals look to the left
 //! or to the right and stand upright, so an image turned upside down is one that was never seen.
 //! An image follows from (seed, class, number) alone and is the same bytes on every machine.
 
@@ -12,7 +12,7 @@ use stillhouse_core::Rng;
 use stillhouse_core::data::Dataset;
 use stillhouse_core::registry::{DatasetBuild, DatasetRequest, Entry};
 
-use super::canvas::{Colour, Frame, shade};
+use super::canvas::{Color, Frame, shade};
 use super::palette::between;
 use super::{Kind, Options, Scene, painted};
 
@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 
 pub(crate) const ENTRY: Entry<DatasetBuild> = Entry {
     name: "species",
-    summary: "embedded procedural animals: 4 families of 5 species that differ by a mark, no files; for smoke runs and tests",
+    summary: "synthetic procedural animals: 4 families of 5 species that differ by a mark, no files; for smoke runs and tests",
     source: "made by this program; manifest datasets/species.toml",
     defaults: || {
         let Options { size, seed, .. } = Options::default();
@@ -76,10 +76,10 @@ struct Animal {
     /// 1 where it looks to the right, -1 to the left.
     side: f32,
     mark: Mark,
-    body: Colour,
-    wing: Colour,
+    body: Color,
+    wing: Color,
     /// Of bars, spots and caps.
-    ink: Colour,
+    ink: Color,
 }
 
 impl Animal {
@@ -91,8 +91,8 @@ impl Animal {
             // Grass and stones behind it.
             let (u, v) = (scene.between(-32.0, 32.0), scene.between(-32.0, 32.0));
             let (r, light) = (scene.between(1.0, 4.0), scene.between(0.7, 1.25));
-            let colour = shade(scene.palette.open(&mut scene.draw), light);
-            scene.canvas.disc(&frame, (u, v), r, colour);
+            let color = shade(scene.palette.open(&mut scene.draw), light);
+            scene.canvas.disc(&frame, (u, v), r, color);
         }
         let (tilt, scale) = (scene.between(-0.2, 0.2), scene.between(0.85, 1.2));
         let length = (1.0 + tilt * tilt).sqrt();
@@ -108,19 +108,19 @@ impl Animal {
         Self { scene, frame, side, mark, body, wing, ink }
     }
 
-    fn ellipse(&mut self, (u, v): (f32, f32), radii: (f32, f32), along: (f32, f32), colour: Colour) {
+    fn ellipse(&mut self, (u, v): (f32, f32), radii: (f32, f32), along: (f32, f32), color: Color) {
         let frame = self.frame.sub(self.side * u, v, (self.side * along.0, along.1));
-        self.scene.canvas.ellipse(&frame, radii, colour);
+        self.scene.canvas.ellipse(&frame, radii, color);
     }
 
-    fn disc(&mut self, (u, v): (f32, f32), r: f32, colour: Colour) {
-        self.scene.canvas.disc(&self.frame, (self.side * u, v), r, colour);
+    fn disc(&mut self, (u, v): (f32, f32), r: f32, color: Color) {
+        self.scene.canvas.disc(&self.frame, (self.side * u, v), r, color);
     }
 
-    fn line(&mut self, from: (f32, f32), to: (f32, f32), half: f32, colour: Colour) {
+    fn line(&mut self, from: (f32, f32), to: (f32, f32), half: f32, color: Color) {
         let side = |(u, v): (f32, f32)| (self.side * u, v);
         let (from, to) = (side(from), side(to));
-        self.scene.canvas.line(&self.frame, from, to, half, colour);
+        self.scene.canvas.line(&self.frame, from, to, half, color);
     }
 
     fn eye(&mut self, at: (f32, f32)) {

@@ -1,7 +1,7 @@
 //! Scenes of houses, tanks and courts.
 
 use super::Scene;
-use super::canvas::{Colour, Frame, mix, shade};
+use super::canvas::{Color, Frame, mix, shade};
 
 /// What a street of houses looks like.
 struct Street {
@@ -154,7 +154,7 @@ pub(super) fn mobile_home_park(s: &mut Scene) {
                 continue;
             }
             let place = frame.sub(u, v + s.between(-0.6, 0.6), (slant, 1.0));
-            let roof: Colour = shade(s.palette.white, s.between(0.72, 1.02));
+            let roof: Color = shade(s.palette.white, s.between(0.72, 1.02));
             s.block(&place, (0.0, 0.0), (long * 0.92, 1.5), 1.0, roof);
             s.canvas.rect(&place, (0.0, 0.7), (long * 0.92, 0.8), shade(roof, 0.88));
             if s.chance(30) {
@@ -178,15 +178,15 @@ pub(super) fn storage_tanks(s: &mut Scene) {
                 continue;
             }
             let r = pitch * s.between(0.28, 0.42);
-            let colour = shade(s.palette.white, s.between(0.6, 1.05));
+            let color = shade(s.palette.white, s.between(0.6, 1.05));
             let mut cast = frame.sub(u, v, (1.0, 0.0));
             cast.x += 0.4 * r * s.palette.sun.0;
             cast.y += 0.4 * r * s.palette.sun.1;
             s.canvas.shadow(&cast, (r, r), 0.45, |u, v| (u * u + v * v).sqrt() - r);
-            s.canvas.disc(&frame, (u, v), r, shade(colour, 0.8));
-            s.canvas.disc(&frame, (u, v), 0.88 * r, colour);
+            s.canvas.disc(&frame, (u, v), r, shade(color, 0.8));
+            s.canvas.disc(&frame, (u, v), 0.88 * r, color);
             let fitting = s.between(-0.5, 0.5) * r;
-            s.canvas.disc(&frame, (u + fitting, v), 0.1 * r, shade(colour, 0.6));
+            s.canvas.disc(&frame, (u + fitting, v), 0.1 * r, shade(color, 0.6));
         }
     }
     if s.chance(60) {
@@ -199,7 +199,7 @@ pub(super) fn storage_tanks(s: &mut Scene) {
 pub(super) fn tennis_court(s: &mut Scene) {
     s.open_ground();
     let frame = s.frame;
-    let hard: [Colour; 5] =
+    let hard: [Color; 5] =
         [[0.22, 0.40, 0.32], [0.22, 0.34, 0.52], [0.56, 0.32, 0.26], [0.42, 0.42, 0.42], [0.32, 0.42, 0.28]];
     let (inner, outer) = (hard[s.draw.below(5) as usize], hard[s.draw.below(5) as usize]);
     let outer = if inner == outer { shade(outer, 0.75) } else { outer };

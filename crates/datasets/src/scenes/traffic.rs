@@ -1,26 +1,19 @@
 //! Scenes of roads, aprons and piers.
 
 use super::Scene;
-use super::canvas::{Colour, Frame, floor, mix, shade, wave};
+use super::canvas::{Color, Frame, floor, mix, shade, wave};
 use super::land::ALL;
 
 impl Scene {
     /// An endless straight band along u.
-    pub(super) fn band(&mut self, frame: &Frame, v: f32, half: f32, colour: Colour) {
-        self.canvas.shape(frame, (ALL, v.abs() + half), colour, |_, w| (w - v).abs() - half);
+    pub(super) fn band(&mut self, frame: &Frame, v: f32, half: f32, color: Color) {
+        self.canvas.shape(frame, (ALL, v.abs() + half), color, |_, w| (w - v).abs() - half);
     }
 
     /// A dashed line along u.
-    pub(super) fn dashes(
-        &mut self,
-        frame: &Frame,
-        v: f32,
-        half: f32,
-        (dash, gap): (f32, f32),
-        colour: Colour,
-    ) {
+    pub(super) fn dashes(&mut self, frame: &Frame, v: f32, half: f32, (dash, gap): (f32, f32), color: Color) {
         let period = dash + gap;
-        self.canvas.shape(frame, (ALL, v.abs() + half), colour, |u, w| {
+        self.canvas.shape(frame, (ALL, v.abs() + half), color, |u, w| {
             let within = u - floor(u / period) * period - dash / 2.0;
             ((w - v).abs() - half).max(within.abs() - dash / 2.0)
         });
@@ -33,7 +26,7 @@ impl Scene {
         (u, v): (f32, f32),
         (hu, hv): (f32, f32),
         height: f32,
-        colour: Colour,
+        color: Color,
     ) {
         if !frame.visible(u, v, hu + hv + height) {
             return;
@@ -42,7 +35,7 @@ impl Scene {
         cast.x += height * self.palette.sun.0;
         cast.y += height * self.palette.sun.1;
         self.canvas.shadow(&cast, (hu, hv), 0.5, |u, v| (u.abs() - hu).max(v.abs() - hv));
-        self.canvas.rect(frame, (u, v), (hu, hv), colour);
+        self.canvas.rect(frame, (u, v), (hu, hv), color);
     }
 
     /// Cars at random places of a lane along u.
@@ -50,8 +43,8 @@ impl Scene {
         for i in -6..6 {
             if self.chance(percent) {
                 let u = (i as f32 + self.between(0.2, 0.8)) * 9.0;
-                let colour = self.palette.paint(&mut self.draw);
-                self.block(frame, (u, v), (1.5, 0.75), 0.5, colour);
+                let color = self.palette.paint(&mut self.draw);
+                self.block(frame, (u, v), (1.5, 0.75), 0.5, color);
             }
         }
     }
@@ -86,14 +79,14 @@ pub(super) fn airplane(s: &mut Scene) {
     }
 }
 
-fn plane(s: &mut Scene, frame: &Frame, size: f32, colour: Colour) {
+fn plane(s: &mut Scene, frame: &Frame, size: f32, color: Color) {
     let width = 0.1 * size;
-    s.canvas.line(frame, (-0.85 * size, 0.0), (0.9 * size, 0.0), width, colour);
+    s.canvas.line(frame, (-0.85 * size, 0.0), (0.9 * size, 0.0), width, color);
     for side in [-1.0, 1.0] {
-        s.canvas.line(frame, (0.2 * size, 0.0), (-0.25 * size, side * 0.9 * size), 0.9 * width, colour);
-        s.canvas.line(frame, (-0.7 * size, 0.0), (-0.9 * size, side * 0.35 * size), 0.7 * width, colour);
+        s.canvas.line(frame, (0.2 * size, 0.0), (-0.25 * size, side * 0.9 * size), 0.9 * width, color);
+        s.canvas.line(frame, (-0.7 * size, 0.0), (-0.9 * size, side * 0.35 * size), 0.7 * width, color);
         let engine = frame.sub(0.12 * size, side * 0.38 * size, (1.0, 0.0));
-        s.canvas.ellipse(&engine, (0.14 * size, 0.06 * size), shade(colour, 0.8));
+        s.canvas.ellipse(&engine, (0.14 * size, 0.06 * size), shade(color, 0.8));
     }
 }
 
@@ -226,9 +219,9 @@ pub(super) fn overpass(s: &mut Scene) {
     let ramps = s.count(0, 2);
     for i in 0..ramps {
         let (side, r) = (if i == 0 { 1.0 } else { -1.0 }, s.between(13.0, 17.0));
-        let centre = frame.sub(side * (r + b * 0.6), side * (r + a * 0.4), (1.0, 0.0));
+        let center = frame.sub(side * (r + b * 0.6), side * (r + a * 0.4), (1.0, 0.0));
         let ramp = shade(low, 1.1);
-        s.canvas.shape(&centre, (r + 2.0, r + 2.0), ramp, |u, v| ((u * u + v * v).sqrt() - r).abs() - 1.7);
+        s.canvas.shape(&center, (r + 2.0, r + 2.0), ramp, |u, v| ((u * u + v * v).sqrt() - r).abs() - 1.7);
     }
     let mut cast = across;
     cast.x += 2.4 * s.palette.sun.0;
@@ -263,9 +256,9 @@ pub(super) fn parking_lot(s: &mut Scene) {
                 }
                 s.canvas.rect(&frame, (u + pitch / 2.0, v), (0.18, long), line);
                 if s.chance(full) {
-                    let colour = s.palette.paint(&mut s.draw);
+                    let color = s.palette.paint(&mut s.draw);
                     let slip = s.between(-0.3, 0.3);
-                    s.block(&frame, (u, v + slip), (0.34 * pitch, 0.78 * long), 0.5, colour);
+                    s.block(&frame, (u, v + slip), (0.34 * pitch, 0.78 * long), 0.5, color);
                 }
             }
         }

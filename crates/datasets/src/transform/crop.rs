@@ -72,16 +72,16 @@ pub fn crop(image: &Raster, left: i64, top: i64, width: usize, height: usize) ->
     crop_with(image, left, top, width, height, &[0; 3])
 }
 
-/// As [`crop`], with a colour outside the image; channels beyond the colour's take its last value.
+/// As [`crop`], with a color outside the image; channels beyond the color's take its last value.
 pub fn crop_with(image: &Raster, left: i64, top: i64, width: usize, height: usize, fill: &[u8]) -> Raster {
     let channels = image.channels;
     let stride = width * channels;
-    let colour: Vec<u8> = (0..channels).map(|c| fill.get(c).or(fill.last()).copied().unwrap_or(0)).collect();
+    let color: Vec<u8> = (0..channels).map(|c| fill.get(c).or(fill.last()).copied().unwrap_or(0)).collect();
     let mut out = Raster { width, height, channels, pixels: Vec::with_capacity(stride * height) };
     // Columns of the result that lie in the image.
     let from = left.saturating_neg().clamp(0, width as i64) as usize;
     let to = (image.width as i64).saturating_sub(left).clamp(from as i64, width as i64) as usize;
-    let border = |out: &mut Vec<u8>, n: usize| (0..n).for_each(|_| out.extend_from_slice(&colour));
+    let border = |out: &mut Vec<u8>, n: usize| (0..n).for_each(|_| out.extend_from_slice(&color));
     for y in 0..height as i64 {
         let y = y.saturating_add(top);
         if from == to || y < 0 || y >= image.height as i64 {

@@ -1,6 +1,6 @@
 //! Blur and sharpness.
 
-use super::colour::blend;
+use super::color::blend;
 use crate::raster::Raster;
 use crate::{Error, Result};
 

@@ -14,7 +14,7 @@ pub struct ScaleCrop {
     pub at: (i64, i64),
     /// Whether the result is mirrored.
     pub flip: bool,
-    /// Colour where the scaled image does not reach.
+    /// Color where the scaled image does not reach.
     pub image_fill: [u8; 3],
     /// Label there.
     pub mask_fill: u8,

@@ -72,11 +72,11 @@ impl Taps {
         let mut taps = Self { places: Vec::with_capacity(to), weights: Vec::new() };
         let mut weights = Vec::new();
         for i in 0..to {
-            let centre = (i as f64 + 0.5) * scale;
-            let first = ((centre - support + 0.5).max(0.0)) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
+            let center = (i as f64 + 0.5) * scale;
+            let first = ((center - support + 0.5).max(0.0)) as usize;
+            let end = ((center + support + 0.5) as usize).min(from);
             weights.clear();
-            weights.extend((first..end).map(|j| filter.weight((j as f64 - centre + 0.5) / widening)));
+            weights.extend((first..end).map(|j| filter.weight((j as f64 - center + 0.5) / widening)));
             let sum: f64 = weights.iter().sum();
             taps.weights.extend(weights.iter().map(|&w| {
                 let w = if sum == 0.0 { w } else { w / sum } * f64::from(1u32 << BITS);

@@ -16,7 +16,7 @@ here = Path(__file__).parent
 
 
 def png(width, height, number):
-    """A colour PNG whose pixels follow from its number."""
+    """A color PNG whose pixels follow from its number."""
     rows = b"".join(
         b"\0" + bytes((number * 37 + x * 5 + y * 11 + c * 70) % 256 for x in range(width) for c in range(3))
         for y in range(height)
@@ -72,8 +72,8 @@ kinds = {
     "420_own_codes": {"subsampling": 2, "optimize": True},
     "422_restarts": {"subsampling": 1, "restart_marker_blocks": 3},
     "420_restarts": {"subsampling": 2, "restart_marker_rows": 1},
-    "grey": {"mode": "L"},
-    "grey_restarts": {"mode": "L", "restart_marker_blocks": 1},
+    "gray": {"mode": "L"},
+    "gray_restarts": {"mode": "L", "restart_marker_blocks": 1},
     "420_narrow": {"subsampling": 2, "size": (5, 37)},
     "420_tiny": {"subsampling": 2, "size": (3, 3)},
     "422_low": {"subsampling": 1, "size": (53, 1)},

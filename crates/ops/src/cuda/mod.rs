@@ -1,4 +1,4 @@
-//! Convolution, batch norm and pooling on an NVIDIA card, by cuDNN; optimisers, by a kernel of their own.
+//! Convolution, batch norm and pooling on an NVIDIA card, by cuDNN; optimizers, by a kernel of their own.
 //! What is not here is composed of candle's operations.
 //!
 //! Maps are `[B, C, H, W]`, contiguous, f32, f64 or bf16. What cuDNN says that it cannot do in bf16 is
@@ -91,7 +91,7 @@ struct Context {
     algorithms: HashMap<conv::Key, Option<conv::Algorithm>>,
     /// Batch norm of bf16 has been refused.
     norm_in_f32: bool,
-    /// The updates of optimisers, compiled.
+    /// The updates of optimizers, compiled.
     updates: Option<Arc<CudaModule>>,
 }
 

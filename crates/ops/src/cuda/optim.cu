@@ -1,4 +1,4 @@
-// Updates of optimisers in place, a thread for each value: the formulas of src/kernels/optim.rs.
+// Updates of optimizers in place, a thread for each value: the formulas of src/kernels/optim.rs.
 
 typedef unsigned long long Count;
 

@@ -1,4 +1,4 @@
-//! Updates of optimisers: one launch for a parameter, in place.
+//! Updates of optimizers: one launch for a parameter, in place.
 //!
 //! The source is compiled for the card by NVRTC, by the first update of a thread.
 
@@ -14,8 +14,8 @@ use candle_core::cuda_backend::cudarc::nvrtc::compile_ptx;
 use candle_core::{CpuStorage, CudaStorage, DType, Error, InplaceOp1, Layout, Result, Tensor};
 
 use super::{Context, Number, with_view};
+use crate::element::Float;
 use crate::kernels::optim::{AdamStep, SgdStep};
-use crate::real::Real;
 
 const SOURCE: &str = include_str!("optim.cu");
 /// Threads of a block.
@@ -48,8 +48,8 @@ fn check(op: &'static str, p: &Tensor, others: &[&Tensor]) -> crate::Result<()> 
     }
 }
 
-fn sgd_of<T: Number + Real>(name: &str, p: &Tensor, g: &Tensor, m: &Tensor, s: SgdStep) -> Result<()> {
-    let [lr, momentum, decay] = [s.lr, s.momentum, s.weight_decay].map(<T as Real>::of);
+fn sgd_of<T: Number + Float>(name: &str, p: &Tensor, g: &Tensor, m: &Tensor, s: SgdStep) -> Result<()> {
+    let [lr, momentum, decay] = [s.lr, s.momentum, s.weight_decay].map(<T as Float>::of);
     let [nesterov, first] = [s.nesterov, s.first].map(i32::from);
     change::<T>(p, |mut p, device| {
         change::<T>(m, |mut m, _| {
@@ -67,7 +67,7 @@ fn sgd_of<T: Number + Real>(name: &str, p: &Tensor, g: &Tensor, m: &Tensor, s: S
     })
 }
 
-fn adam_of<T: Number + Real>(
+fn adam_of<T: Number + Float>(
     name: &str,
     p: &Tensor,
     g: &Tensor,
@@ -80,7 +80,7 @@ fn adam_of<T: Number + Real>(
     let over = 1.0 / s.correction[1].sqrt();
     let lr = s.lr / s.correction[0];
     let factors = [lr, keep, 1.0 - keep, keep2, 1.0 - keep2, over, s.eps, decay, shrink];
-    let factors = factors.map(<T as Real>::of);
+    let factors = factors.map(<T as Float>::of);
     change::<T>(p, |mut p, device| {
         change::<T>(m, |mut m, _| {
             change::<T>(v, |mut v, _| {

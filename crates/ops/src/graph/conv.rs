@@ -3,15 +3,15 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
+use crate::element::Float;
 use crate::graph::{from_slice, made_of, wide};
 use crate::kernels::Shared;
 use crate::kernels::depthwise::{Depthwise, DepthwiseGradient, gradient_scratch};
 use crate::kernels::geometry::{ConvGeo, ConvSpec, Padding, Rows, pad_images};
-use crate::kernels::tap_gemm::{Epilogue, TapGemm};
+use crate::kernels::indirect_gemm::{Epilogue, IndirectGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
-use crate::panels::Panels;
-use crate::real::Real;
+use crate::weight_packing::Panels;
 use crate::{Error, Result};
 
 /// A convolution without bias, `[B, C, H, W]` with `weight [O, C, k, k]` to `[B, O, H', W']`; f32 and
@@ -72,12 +72,12 @@ impl Conv {
     }
 
     /// Tiles of the forward pass, where Winograd's algorithm serves.
-    fn tiles<T: Real>(&self, images: usize) -> Option<Tiles> {
+    fn tiles<T: Float>(&self, images: usize) -> Option<Tiles> {
         (winograd::allowed() && T::TYPE == DType::F32).then(|| Tiles::of(&self.geo, images, images))?
     }
 
     /// Winograd's convolution; the weight in panel order, turned for the data gradient.
-    fn convolve<T: Real>(tiles: Tiles, source: &[T], weight: &[T], turned: bool, target: &mut [T]) {
+    fn convolve<T: Float>(tiles: Tiles, source: &[T], weight: &[T], turned: bool, target: &mut [T]) {
         let mut points = vec![T::ZERO; tiles.weight_len()];
         winograd::transform_weight(weight, tiles.inputs, tiles.outputs, turned, &mut points);
         winograd::Convolution {
@@ -94,14 +94,14 @@ impl Conv {
     }
 
     /// The zero-padded copy that convolutions of few channels read.
-    fn padded<T: Real>(&self, x: &[T], images: usize) -> Option<Vec<T>> {
+    fn padded<T: Float>(&self, x: &[T], images: usize) -> Option<Vec<T>> {
         let size = self.geo.padded?;
         let mut copy = vec![T::ZERO; images * self.geo.source_len()];
         pad_images(x, self.geo.input, self.geo.spec.inputs, self.geo.before, size, &mut copy);
         Some(copy)
     }
 
-    fn forward<T: Real>(&self, x: &[T], weight: &[T]) -> Vec<T> {
+    fn forward<T: Float>(&self, x: &[T], weight: &[T]) -> Vec<T> {
         let images = x.len() / self.input_len();
         let mut y = vec![T::ZERO; images * self.output_len()];
         if let Some(tiles) = self.tiles::<T>(images) {
@@ -118,7 +118,7 @@ impl Conv {
         }
         let padded = self.padded(x, images);
         for (g, weight) in packed.chunks_exact(self.panels.group_len()).enumerate() {
-            TapGemm {
+            IndirectGemm {
                 images,
                 rows: &self.geo.forward,
                 source: padded.as_deref().unwrap_or(x),
@@ -139,7 +139,7 @@ impl Conv {
     }
 
     /// Every channel by itself: the result, or the gradient of the map.
-    fn depthwise<T: Real>(
+    fn depthwise<T: Float>(
         &self,
         rows: &Rows,
         (source, source_len): (&[T], usize),
@@ -162,7 +162,7 @@ impl Conv {
         .run();
     }
 
-    fn data_gradient<T: Real>(&self, dy: &[T], weight: &[T]) -> Vec<T> {
+    fn data_gradient<T: Float>(&self, dy: &[T], weight: &[T]) -> Vec<T> {
         let images = dy.len() / self.output_len();
         let mut dx = vec![T::ZERO; images * self.input_len()];
         let spec = &self.geo.spec;
@@ -187,7 +187,7 @@ impl Conv {
         for (g, weight) in packed.chunks_exact(self.panels.group_len()).enumerate() {
             self.panels.transpose(weight, &cut, &mut turned);
             for rows in phases() {
-                TapGemm {
+                IndirectGemm {
                     images,
                     rows,
                     source: dy,
@@ -208,7 +208,7 @@ impl Conv {
         dx
     }
 
-    fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
+    fn weight_gradient<T: Float>(&self, x: &[T], dy: &[T]) -> Vec<T> {
         let images = dy.len() / self.output_len();
         let stored = self.panels.stored();
         let mut gradient = vec![T::ZERO; stored];
@@ -258,7 +258,7 @@ impl Conv {
         self.panels.unpack(&gradient)
     }
 
-    fn backward<T: Real>(
+    fn backward<T: Float>(
         &self,
         x: &Tensor,
         weight: &Tensor,

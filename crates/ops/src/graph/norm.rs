@@ -3,11 +3,11 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
+use crate::element::{Float, with_values};
 use crate::graph::shape::like;
 use crate::graph::{from_slice, rows_of, wide};
+use crate::kernels::indirect_gemm::Activation;
 use crate::kernels::norm;
-use crate::kernels::tap_gemm::Act;
-use crate::real::{Real, with_values};
 use crate::{Error, Result};
 
 /// Batch norm of a training step, and the statistics that it took.
@@ -65,19 +65,19 @@ pub(crate) fn batch_norm_maps(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f6
 /// Out of candle's operations, for other devices.
 fn composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormed> {
     let mean = x.mean(0)?;
-    let centred = x.broadcast_sub(&mean)?;
-    let variance = centred.sqr()?.mean(0)?;
+    let centered = x.broadcast_sub(&mean)?;
+    let variance = centered.sqr()?.mean(0)?;
     let scale = (&variance + eps)?.sqrt()?.recip()?.mul(gamma)?;
-    let y = centred.broadcast_mul(&scale)?.broadcast_add(beta)?;
+    let y = centered.broadcast_mul(&scale)?.broadcast_add(beta)?;
     Ok(BatchNormed { y, mean: mean.detach(), variance: variance.detach() })
 }
 
-fn statistics<T: Real>(x: &[T], channels: usize) -> (Vec<f64>, Vec<f64>) {
+fn statistics<T: Float>(x: &[T], channels: usize) -> (Vec<f64>, Vec<f64>) {
     let mut scratch = vec![T::ZERO; norm::scratch_len(x.len() / channels, channels)];
     norm::statistics(x, channels, &mut scratch)
 }
 
-fn narrow<T: Real>(values: impl Iterator<Item = f64>) -> Vec<T> {
+fn narrow<T: Float>(values: impl Iterator<Item = f64>) -> Vec<T> {
     values.map(T::of).collect()
 }
 
@@ -88,22 +88,22 @@ struct BatchNorm {
 }
 
 impl BatchNorm {
-    fn forward<T: Real>(&self, x: &[T], gamma: &[T], beta: &[T]) -> Vec<T> {
+    fn forward<T: Float>(&self, x: &[T], gamma: &[T], beta: &[T]) -> Vec<T> {
         let a: Vec<f64> = gamma.iter().zip(&self.inverse).map(|(g, i)| g.wide() * i).collect();
         let b = beta.iter().zip(&self.mean).zip(&a).map(|((b, m), a)| b.wide() - m * a);
         let mut y = vec![T::ZERO; x.len()];
-        norm::affine(x, &narrow::<T>(a.iter().copied()), &narrow::<T>(b), None, Act::None, &mut y);
+        norm::affine(x, &narrow::<T>(a.iter().copied()), &narrow::<T>(b), None, Activation::None, &mut y);
         y
     }
 
     /// Gradients of the rows, of gamma and of beta.
-    fn backward<T: Real>(&self, x: &[T], gamma: &[T], dy: &[T]) -> [Vec<T>; 3] {
+    fn backward<T: Float>(&self, x: &[T], gamma: &[T], dy: &[T]) -> [Vec<T>; 3] {
         let channels = gamma.len();
         let rows = x.len() / channels;
         let mut scratch = vec![T::ZERO; norm::scratch_len(rows, channels)];
         let mut dy = dy.to_vec();
         let mean = narrow::<T>(self.mean.iter().copied());
-        let (sum, product) = norm::backward_sums(&mut dy, x, Act::None, x, &mean, &mut scratch);
+        let (sum, product) = norm::backward_sums(&mut dy, x, Activation::None, x, &mean, &mut scratch);
         let (mut a, mut k1, mut k2) = (vec![0.0; channels], vec![0.0; channels], vec![0.0; channels]);
         for c in 0..channels {
             let n = rows as f64;
@@ -117,7 +117,7 @@ impl BatchNorm {
         [dx, narrow(product.iter().zip(&self.inverse).map(|(p, i)| p * i)), narrow(sum.into_iter())]
     }
 
-    fn gradients<T: Real>(
+    fn gradients<T: Float>(
         &self,
         x: &Tensor,
         gamma: &Tensor,

@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
+use crate::element::{Float, with_values};
 use crate::graph::shape::check_map;
 use crate::graph::{columns_last, from_slice, wide};
 use crate::kernels::pool::MaxPool;
-use crate::real::{Real, with_values};
 use crate::{Error, Result};
 
 /// Max pooling with padding that never wins, `[B, C, H, W]` to `[B, C, h, w]`; the first maximum of a
@@ -37,7 +37,7 @@ struct Pool {
 }
 
 impl Pool {
-    fn forward<T: Real>(&self, x: &[T], images: usize) -> Vec<T> {
+    fn forward<T: Float>(&self, x: &[T], images: usize) -> Vec<T> {
         let len = images * self.geo.output[0] * self.geo.output[1] * self.geo.channels;
         let (mut y, mut which) = (vec![T::ZERO; len], vec![0; len]);
         self.geo.forward(images, x, &mut y, &mut which);
@@ -47,7 +47,7 @@ impl Pool {
         y
     }
 
-    fn backward<T: Real>(&self, x: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
+    fn backward<T: Float>(&self, x: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
         let Ok(which) = self.which.lock() else { candle_core::bail!("max_pool: a thread has panicked") };
         let mut dx = vec![T::ZERO; x.elem_count()];
         with_values::<T, _>(dy, |dy| self.geo.backward(x.dims()[0], dy, &which, &mut dx))?;

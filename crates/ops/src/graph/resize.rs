@@ -6,8 +6,8 @@ use crate::{Error, Result};
 
 /// Bilinear resizing of maps, `[B, C, H, W] -> [B, C, h, w]`, with its gradient; f32 and f64.
 ///
-/// As PyTorch's `interpolate(mode = "bilinear")`: with `align_corners` the centres of the corner
-/// pixels lie on each other, without it (half-pixel centres) the corners of the images do. No
+/// As PyTorch's `interpolate(mode = "bilinear")`: with `align_corners` the centers of the corner
+/// pixels lie on each other, without it (half-pixel centers) the corners of the images do. No
 /// smoothing where the map shrinks. The same size gives the map itself.
 ///
 /// Two products with small constant matrices, one for each axis, so it runs wherever candle

@@ -3,10 +3,10 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
+use crate::element::Float;
 use crate::graph::{columns_last, rows_of, wide};
+use crate::kernels::indirect_gemm::Activation;
 use crate::kernels::resample::Along;
-use crate::kernels::tap_gemm::Act;
-use crate::real::Real;
 use crate::{Error, Result};
 
 /// Sum of two maps of one shape, or of a vector and a map of one pixel.
@@ -16,7 +16,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 /// An activation whose derivative at its corners is 0, as PyTorch's; candle's `relu` has 1 there.
-pub(crate) fn activate(x: &Tensor, act: Act) -> Result<Tensor> {
+pub(crate) fn activate(x: &Tensor, act: Activation) -> Result<Tensor> {
     match act.bounds() {
         None => Ok(x.clone()),
         Some((_, high)) => in_order(&[x], |x| {
@@ -83,7 +83,7 @@ pub(crate) fn scale_images(x: &Tensor, factors: &[f64]) -> Result<Tensor> {
 }
 
 /// A factor for every value, in the order of rows of channels `[B, H, W, C]`.
-pub(crate) fn scale<T: Real>(x: &Tensor, factors: Vec<T>, shape: [usize; 4]) -> Result<Tensor> {
+pub(crate) fn scale<T: Float>(x: &Tensor, factors: Vec<T>, shape: [usize; 4]) -> Result<Tensor> {
     let factors = Tensor::from_vec(factors, &shape, x.device())?;
     let factors = if x.rank() == 2 { factors.reshape(x.shape())? } else { factors.permute((0, 3, 1, 2))? };
     in_order(&[x, &factors], |x| Ok((wide(&x[0])? * &x[1])?.to_dtype(x[0].dtype())?))
@@ -123,7 +123,7 @@ pub(crate) fn resample(x: &Tensor, rows: &Along, columns: &Along) -> Result<Tens
     Ok(y.to_dtype(x.dtype())?)
 }
 
-/// Four neighbours side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`.
+/// Four neighbors side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`.
 pub(crate) fn merge_patches(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let (rows, columns) = (h.div_ceil(2), w.div_ceil(2));
@@ -136,9 +136,9 @@ pub(crate) fn merge_patches(x: &Tensor) -> Result<Tensor> {
 /// `weight * (x - mean) / sqrt(variance + eps) + bias` over the channels of every pixel or vector.
 pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let rows = wide(&rows_of(x)?)?;
-    let centred = rows.broadcast_sub(&rows.mean_keepdim(1)?)?;
-    let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
-    let y = centred.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)?;
+    let centered = rows.broadcast_sub(&rows.mean_keepdim(1)?)?;
+    let deviation = (centered.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
+    let y = centered.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)?;
     like(y.to_dtype(x.dtype())?, x)
 }
 

@@ -3,9 +3,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Shape, Tensor};
 
+use crate::element::Float;
 use crate::graph::{from_slice, made_of};
 use crate::kernels::softmax;
-use crate::real::Real;
 use crate::{Error, Result};
 
 /// `x - ln sum exp x` along the last axis, finite for any finite `x`; a row with a value that is not a
@@ -31,7 +31,7 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
 struct LogSoftmax;
 
 impl LogSoftmax {
-    fn backward<T: Real>(y: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
+    fn backward<T: Float>(y: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
         let width = y.dim(D::Minus1)?;
         made_of::<T>([y, dy], y, |y, dy| softmax::backward(y, dy, width))
     }
@@ -104,7 +104,7 @@ struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    fn forward<T: Real>(
+    fn forward<T: Float>(
         &self,
         (x, of_x): (&CpuStorage, &Layout),
         (labels, of_labels): (&CpuStorage, &Layout),
@@ -117,7 +117,7 @@ impl CrossEntropy {
         Ok(softmax::entropy(from_slice(x, of_x)?, labels, width, self.smoothing))
     }
 
-    fn backward<T: Real>(&self, x: &Tensor, labels: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
+    fn backward<T: Float>(&self, x: &Tensor, labels: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
         let (labels, width) = (labels.to_vec1::<u32>()?, x.dim(D::Minus1)?);
         made_of::<T>([x, dy], x, |x, dy| softmax::entropy_backward(x, &labels, dy, width, self.smoothing))
     }

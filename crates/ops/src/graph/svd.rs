@@ -6,8 +6,8 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use crate::element::Float;
 use crate::graph::{from_slice, made_of};
-use crate::real::Real;
 use crate::{Error, Result};
 
 /// Squared singular values up to this part of the largest count as zero: they are found from the
@@ -62,7 +62,7 @@ struct Part {
 }
 
 impl Svd {
-    fn forward<T: Real>(&self, x: &[T], r: usize, c: usize) -> Vec<T> {
+    fn forward<T: Float>(&self, x: &[T], r: usize, c: usize) -> Vec<T> {
         let parts: Vec<Part> = x.par_chunks(r * c).map(|x| Part::of(&wide(x), r, c)).collect();
         let mut out = vec![T::ZERO; parts.len() * self.n * (c + 1)];
         for ((x, part), out) in x.chunks(r * c).zip(&parts).zip(out.chunks_mut(self.n * (c + 1))) {
@@ -78,7 +78,7 @@ impl Svd {
         out
     }
 
-    fn backward<T: Real>(&self, x: &[T], dy: &[T], r: usize, c: usize) -> Vec<T> {
+    fn backward<T: Float>(&self, x: &[T], dy: &[T], r: usize, c: usize) -> Vec<T> {
         let parts = self.parts.get().map_or(&[][..], Vec::as_slice);
         let rows = x.par_chunks(r * c).zip(dy.par_chunks(self.n * (c + 1))).zip(parts);
         let each = rows.map(|((x, dy), part)| {
@@ -89,7 +89,7 @@ impl Svd {
     }
 }
 
-fn wide<T: Real>(values: &[T]) -> Vec<f64> {
+fn wide<T: Float>(values: &[T]) -> Vec<f64> {
     values.iter().map(|v| v.wide()).collect()
 }
 

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use super::small_gemm::{Left, multiply};
 use super::{Shared, parallel};
 use crate::buffers::Pool;
-use crate::lanes::{Kernel, Lanes};
-use crate::panels::LANES;
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
+use crate::weight_packing::LANES;
 
 /// What masks the tokens of other regions: as in the authors' code.
 const MASKED: f64 = -100.0;
@@ -134,7 +134,7 @@ pub(crate) fn bias_len(heads: usize, tokens: usize) -> usize {
 }
 
 /// `[heads, tokens, padded tokens]` from the table `[positions, heads]`.
-pub(crate) fn spread_bias<T: Real>(windows: &Windows, table: &[T], heads: usize, out: &mut [T]) {
+pub(crate) fn spread_bias<T: Float>(windows: &Windows, table: &[T], heads: usize, out: &mut [T]) {
     let n = windows.tokens();
     out.fill(T::ZERO);
     for (i, pair) in windows.pairs().enumerate() {
@@ -144,7 +144,7 @@ pub(crate) fn spread_bias<T: Real>(windows: &Windows, table: &[T], heads: usize,
     }
 }
 
-impl<T: Real> Attention<'_, T> {
+impl<T: Float> Attention<'_, T> {
     /// Windows of one task.
     fn part(&self) -> usize {
         (self.images * self.windows.count).div_ceil(PARTS).max(1)
@@ -279,27 +279,27 @@ impl<T: Real> Attention<'_, T> {
 
 /// All values of a row of whole vectors as one: lane by lane, then by halves.
 #[inline(always)]
-fn lanewise<T: Real>(row: &[T], start: T, f: impl Fn(T, T) -> T + Copy) -> T {
-    let mut lanes = [start; LANES];
+fn lanewise<T: Float>(row: &[T], start: T, f: impl Fn(T, T) -> T + Copy) -> T {
+    let mut simd = [start; LANES];
     for x in row.chunks_exact(LANES) {
-        for (l, x) in lanes.iter_mut().zip(x) {
+        for (l, x) in simd.iter_mut().zip(x) {
             *l = f(*l, *x);
         }
     }
-    halved(lanes, f)
+    halved(simd, f)
 }
 
-/// All lanes as one, by halves.
+/// All simd as one, by halves.
 #[inline(always)]
-fn halved<T: Real>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
+fn halved<T: Float>(mut simd: [T; LANES], f: impl Fn(T, T) -> T) -> T {
     let mut n = LANES;
     while n > 1 {
         n /= 2;
         for i in 0..n {
-            lanes[i] = f(lanes[i], lanes[i + n]);
+            simd[i] = f(simd[i], simd[i + n]);
         }
     }
-    lanes[0]
+    simd[0]
 }
 
 /// Cuts a scratch buffer.
@@ -316,10 +316,10 @@ struct Forward<'a, 'b, T> {
     out: Shared<T>,
 }
 
-impl<T: Real> Kernel<T> for Forward<'_, '_, T> {
+impl<T: Float> Kernel<T> for Forward<'_, '_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let (a, head) = (self.layer, self.head);
         let (n, d) = (a.windows.tokens(), a.width);
         let (wide, deep) = (padded(n), padded(d));
@@ -358,10 +358,10 @@ struct Backward<'a, 'b, T> {
     sum: &'a mut [T],
 }
 
-impl<T: Real> Kernel<T> for Backward<'_, '_, T> {
+impl<T: Float> Kernel<T> for Backward<'_, '_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let (a, head) = (self.layer, self.head);
         let (n, d) = (a.windows.tokens(), a.width);
         let (wide, deep) = (padded(n), padded(d));
@@ -424,17 +424,17 @@ impl<T: Real> Kernel<T> for Backward<'_, '_, T> {
 
 /// From gradients of the weights to gradients of the scores, in place; added to `d_bias`.
 #[inline(always)]
-fn softmax_backward<T: Real>(weights: &[T], slopes: &mut [T], d_bias: &mut [T], wide: usize) {
+fn softmax_backward<T: Float>(weights: &[T], slopes: &mut [T], d_bias: &mut [T], wide: usize) {
     let rows =
         weights.chunks_exact(wide).zip(slopes.chunks_exact_mut(wide)).zip(d_bias.chunks_exact_mut(wide));
     for ((p, dp), d_bias) in rows {
-        let mut lanes = [T::ZERO; LANES];
+        let mut simd = [T::ZERO; LANES];
         for (p, dp) in p.chunks_exact(LANES).zip(dp.chunks_exact(LANES)) {
-            for (l, (p, dp)) in lanes.iter_mut().zip(p.iter().zip(dp)) {
+            for (l, (p, dp)) in simd.iter_mut().zip(p.iter().zip(dp)) {
                 *l += *p * *dp;
             }
         }
-        let mean = halved(lanes, |a, b| a + b);
+        let mean = halved(simd, |a, b| a + b);
         for ((p, dp), b) in p.iter().zip(dp.iter_mut()).zip(d_bias) {
             *dp = *p * (*dp - mean);
             *b += *dp;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::geometry::Rows;
-use super::tap_gemm::Act;
+use super::indirect_gemm::Activation;
 use super::{Shared, parallel};
 use crate::buffers::{Buf, Pool};
 
@@ -33,7 +33,7 @@ pub(crate) enum Unit {
 pub(crate) fn unit() -> Option<Unit> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
-        use crate::real::{Isa, isa};
+        use crate::element::{Isa, isa};
         use std::sync::OnceLock;
         static FOUND: OnceLock<Option<Unit>> = OnceLock::new();
         *FOUND.get_or_init(|| if isa() == Isa::Avx512 { x86::found() } else { None })
@@ -124,7 +124,7 @@ pub(crate) struct Convolution<'a> {
     pub(crate) source_len: usize,
     pub(crate) weights: &'a Weights,
     pub(crate) shortcut: Option<&'a [u16]>,
-    pub(crate) act: Act,
+    pub(crate) act: Activation,
     pub(crate) target: &'a mut [u16],
     /// At least [`Unit::scratch_len`].
     pub(crate) scratch: &'a mut [u16],
@@ -182,8 +182,8 @@ impl Convolution<'_> {
                 source_len: self.source_len,
                 weights: w,
                 shortcut: self.shortcut,
-                low: if self.act == Act::None { f32::NEG_INFINITY } else { 0.0 },
-                high: if self.act == Act::Relu6 { 6.0 } else { f32::INFINITY },
+                low: if self.act == Activation::None { f32::NEG_INFINITY } else { 0.0 },
+                high: if self.act == Activation::Relu6 { 6.0 } else { f32::INFINITY },
                 in_place,
             };
             let held = on.held(w.depth);
@@ -270,7 +270,7 @@ mod tests {
                     source_len: geo.source_len(),
                     weights: &weights,
                     shortcut: Some(&shortcut),
-                    act: Act::Relu,
+                    act: Activation::Relu,
                     target: &mut target,
                     scratch: &mut scratch,
                 }

@@ -3,12 +3,12 @@
 #![allow(unsafe_code)]
 
 use super::geometry::Rows;
+use super::indirect_gemm::{Epilogue, acted};
 use super::norm::Sums;
-use super::tap_gemm::{Epilogue, acted};
 use super::{Shared, parallel};
-use crate::lanes::{Kernel, Lanes};
-use crate::panels::LANES;
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
+use crate::weight_packing::LANES;
 
 /// `target[row] (+)= sum over taps of source[row of tap] * weight[tap]`, channel by channel:
 /// the forward pass, and the data gradient with the tables of a phase.
@@ -49,7 +49,7 @@ fn check(rows: &Rows, channels: usize, images: usize, [source, source_len]: [usi
     assert!(rows.target.iter().max().map_or(0, |m| *m as usize) + channels <= target_len);
 }
 
-impl<T: Real> Depthwise<'_, T> {
+impl<T: Float> Depthwise<'_, T> {
     pub(crate) fn run(&self) {
         let rows = self.images * self.rows.p;
         if rows == 0 {
@@ -69,10 +69,10 @@ impl<T: Real> Depthwise<'_, T> {
     }
 }
 
-impl<T: Real> Kernel<T> for Span<'_, '_, T> {
+impl<T: Float> Kernel<T> for Span<'_, '_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let d = self.all;
         let r = d.rows;
         // Where the taps of a row begin in the source and in the weight.
@@ -117,10 +117,10 @@ impl<T: Real> Kernel<T> for Span<'_, '_, T> {
     }
 }
 
-impl<T: Real> Span<'_, '_, T> {
+impl<T: Float> Span<'_, '_, T> {
     /// `n` channels from `c` of one row: `NV` vectors, or a part of one. Gives `n`.
     #[inline(always)]
-    unsafe fn columns<L: Lanes<T = T>, const NV: usize, const WHOLE: bool>(
+    unsafe fn columns<L: Simd<T = T>, const NV: usize, const WHOLE: bool>(
         &self,
         taps: &[(usize, usize)],
         target: usize,
@@ -207,7 +207,7 @@ struct Sum<'a, T> {
     into: *mut T,
 }
 
-impl<T: Real> DepthwiseGradient<'_, T> {
+impl<T: Float> DepthwiseGradient<'_, T> {
     pub(crate) fn run(self) {
         let rows = self.images * self.rows.p;
         let stored = self.gradient.len();
@@ -247,10 +247,10 @@ impl<T: Real> DepthwiseGradient<'_, T> {
     }
 }
 
-impl<T: Real> Kernel<T> for Sum<'_, T> {
+impl<T: Float> Kernel<T> for Sum<'_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let mut v = self.vectors.start;
         while v < self.vectors.end {
             let (c, left) = (v * LANES, self.channels - v * LANES);
@@ -267,10 +267,10 @@ impl<T: Real> Kernel<T> for Sum<'_, T> {
     }
 }
 
-impl<T: Real> Sum<'_, T> {
+impl<T: Float> Sum<'_, T> {
     /// All rows of `NV` vectors of channels from `c`, or of one of `n` channels. Gives `NV`.
     #[inline(always)]
-    unsafe fn columns<L: Lanes<T = T>, const NV: usize, const WHOLE: bool>(
+    unsafe fn columns<L: Simd<T = T>, const NV: usize, const WHOLE: bool>(
         &self,
         c: usize,
         n: usize,

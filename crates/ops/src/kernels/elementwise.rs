@@ -1,20 +1,20 @@
-//! Plain loops, compiled for every instruction set.
+//! Scalar loops, compiled for every instruction set.
 
 use super::{Shared, parallel, rows_per_task};
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 
 /// Declares a loop that is compiled once for every instruction set and runs on the one in use.
 macro_rules! looped {
     ($(#[$meta:meta])* $name:ident<$lt:lifetime>($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        pub(crate) fn $name<$lt, T: Real>($($arg: $ty),*) {
+        pub(crate) fn $name<$lt, T: Float>($($arg: $ty),*) {
             struct Args<$lt, T> { $($arg: $ty),*, over: std::marker::PhantomData<&$lt T> }
-            impl<$lt, T: Real> Kernel<T> for Args<$lt, T> {
+            impl<$lt, T: Float> Kernel<T> for Args<$lt, T> {
                 type Out = ();
                 #[inline(always)]
-                fn run<L: Lanes<T = T>>(self) {
+                fn run<L: Simd<T = T>>(self) {
                     let Args { $($arg),*, .. } = self;
                     $body
                 }
@@ -68,7 +68,7 @@ looped! {
 
 /// Copies `columns` values of every row: rows of `from.0` values from column `from.1` on, to rows of
 /// `to.0` values from column `to.1` on.
-pub(crate) fn copy_columns<T: Real>(
+pub(crate) fn copy_columns<T: Float>(
     source: &[T],
     from: (usize, usize),
     target: &mut [T],
@@ -119,7 +119,7 @@ looped! {
 }
 
 /// Runs `f(start, part)` over parts of `to`.
-fn by_parts<T: Real>(to: &mut [T], f: impl Fn(usize, &mut [T]) + Sync + Send) {
+fn by_parts<T: Float>(to: &mut [T], f: impl Fn(usize, &mut [T]) + Sync + Send) {
     let len = to.len();
     let to = Shared::new(to);
     parallel(len.div_ceil(PART), |i| {
@@ -131,47 +131,47 @@ fn by_parts<T: Real>(to: &mut [T], f: impl Fn(usize, &mut [T]) + Sync + Send) {
 }
 
 /// `to = from`.
-pub(crate) fn copy<T: Real>(from: &[T], to: &mut [T]) {
+pub(crate) fn copy<T: Float>(from: &[T], to: &mut [T]) {
     by_parts(to, |start, to| to.copy_from_slice(&from[start..start + to.len()]));
 }
 
 /// `to += from`.
-pub(crate) fn add_to<T: Real>(to: &mut [T], from: &[T]) {
+pub(crate) fn add_to<T: Float>(to: &mut [T], from: &[T]) {
     by_parts(to, |start, to| add_to_part(to, &from[start..start + to.len()]));
 }
 
 /// `to = a + b`.
-pub(crate) fn add<T: Real>(a: &[T], b: &[T], to: &mut [T]) {
+pub(crate) fn add<T: Float>(a: &[T], b: &[T], to: &mut [T]) {
     by_parts(to, |start, to| add_part(&a[start..start + to.len()], &b[start..start + to.len()], to));
 }
 
 /// `to = a * b`.
-pub(crate) fn multiply<T: Real>(a: &[T], b: &[T], to: &mut [T]) {
+pub(crate) fn multiply<T: Float>(a: &[T], b: &[T], to: &mut [T]) {
     by_parts(to, |start, to| multiply_part(&a[start..start + to.len()], &b[start..start + to.len()], to));
 }
 
 /// `to = min(max(x, low), high)`.
-pub(crate) fn clamp<T: Real>(x: &[T], low: T, high: T, to: &mut [T]) {
+pub(crate) fn clamp<T: Float>(x: &[T], low: T, high: T, to: &mut [T]) {
     by_parts(to, |start, to| clamp_part(&x[start..start + to.len()], low, high, to));
 }
 
 /// `gradient = 0` where `out` is not strictly inside (low, high).
-pub(crate) fn mask<T: Real>(gradient: &mut [T], out: &[T], low: T, high: T) {
+pub(crate) fn mask<T: Float>(gradient: &mut [T], out: &[T], low: T, high: T) {
     by_parts(gradient, |start, g| mask_part(g, &out[start..start + g.len()], low, high));
 }
 
 /// `to = x * P(normal <= x)`.
-pub(crate) fn gelu<T: Real>(x: &[T], to: &mut [T]) {
+pub(crate) fn gelu<T: Float>(x: &[T], to: &mut [T]) {
     by_parts(to, |start, to| gelu_part(&x[start..start + to.len()], to));
 }
 
 /// Multiplies a gradient by the derivative of [`gelu`] at `x`.
-pub(crate) fn gelu_backward<T: Real>(x: &[T], gradient: &mut [T]) {
+pub(crate) fn gelu_backward<T: Float>(x: &[T], gradient: &mut [T]) {
     by_parts(gradient, |start, g| gelu_backward_part(&x[start..start + g.len()], g));
 }
 
 /// `to = x * factors[image]`.
-pub(crate) fn scale_images<T: Real>(x: &[T], factors: &[f64], to: &mut [T]) {
+pub(crate) fn scale_images<T: Float>(x: &[T], factors: &[f64], to: &mut [T]) {
     let len = x.len() / factors.len().max(1);
     let to = Shared::new(to);
     parallel(factors.len(), |image| {

@@ -4,18 +4,18 @@
 
 use super::elementwise::looped;
 use super::{Shared, parallel, rows_per_task};
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 
 const WIDE: usize = 16;
 
-/// The sum of `f(0..n)` in sixteen lanes, added up in f64.
+/// The sum of `f(0..n)` in sixteen simd, added up in f64.
 #[inline(always)]
-fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> f64 {
-    let mut lanes = [T::ZERO; WIDE];
+fn sum<T: Float>(n: usize, f: impl Fn(usize) -> T) -> f64 {
+    let mut simd = [T::ZERO; WIDE];
     let whole = n / WIDE * WIDE;
     for start in (0..whole).step_by(WIDE) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
+        for (l, lane) in simd.iter_mut().enumerate() {
             *lane += f(start + l);
         }
     }
@@ -23,7 +23,7 @@ fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> f64 {
     for i in whole..n {
         total += f(i).wide();
     }
-    lanes.iter().map(|l| l.wide()).sum::<f64>() + total
+    simd.iter().map(|l| l.wide()).sum::<f64>() + total
 }
 
 looped! {
@@ -80,7 +80,7 @@ looped! {
 
 /// `gamma * (x - mean) / sqrt(variance + eps) + beta` for every row; `stats` keeps mean and
 /// `1 / sqrt(variance + eps)` of each.
-pub(crate) fn forward<T: Real>(
+pub(crate) fn forward<T: Float>(
     x: &[T],
     (gamma, beta): (&[T], &[T]),
     eps: f64,
@@ -105,7 +105,7 @@ pub(crate) fn scratch_len(rows: usize, channels: usize) -> usize {
 }
 
 /// Writes (or adds to) `dx`; gives the gradients of gamma and beta.
-pub(crate) fn backward<T: Real>(
+pub(crate) fn backward<T: Float>(
     (x, dy): (&[T], &[T]),
     gamma: &[T],
     stats: &[T],

@@ -8,7 +8,7 @@
 ///
 /// The process then holds what its fullest moment needed (up to 2 GiB beyond what is in use) until it
 /// ends.
-pub fn keep_freed_memory() {
+pub fn disable_trim() {
     // `MALLOC_*` variables of the environment are the user's own word on it.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     if !std::env::vars_os().any(|(name, _)| name.as_encoded_bytes().starts_with(b"MALLOC_")) {

@@ -1,5 +1,5 @@
 //! Kernels over slices and shapes; no candle types. The unsafe code of the crate lives here and
-//! in [`crate::lanes`].
+//! in [`crate::simd`].
 //!
 //! Maps are NHWC. Work is split by shape only and partial sums are added in a fixed order, so a
 //! result does not depend on the number of threads.
@@ -9,6 +9,7 @@ pub(crate) mod bf16;
 pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod geometry;
+pub(crate) mod indirect_gemm;
 pub(crate) mod layer_norm;
 pub(crate) mod memory;
 pub(crate) mod norm;
@@ -20,7 +21,6 @@ pub(crate) mod resample;
 pub(crate) mod small_gemm;
 pub(crate) mod softmax;
 pub(crate) mod special;
-pub(crate) mod tap_gemm;
 pub(crate) mod wgrad;
 pub(crate) mod winograd;
 

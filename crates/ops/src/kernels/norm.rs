@@ -3,10 +3,10 @@
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
-use super::tap_gemm::Act;
+use super::indirect_gemm::Activation;
 use super::{Shared, parallel, rows_per_task};
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 
 /// Values of scratch memory for sums over `rows`.
 pub(crate) fn scratch_len(rows: usize, channels: usize) -> usize {
@@ -40,7 +40,7 @@ pub(crate) struct Sums<'a, T> {
     pub(crate) parts: Shared<T>,
 }
 
-impl<T: Real> Sums<'_, T> {
+impl<T: Float> Sums<'_, T> {
     /// Takes in `count` rows of an output, columns `first..first + columns`.
     ///
     /// # Safety
@@ -78,7 +78,7 @@ impl<T: Real> Sums<'_, T> {
 
 /// Mean and biased variance from the parts of [`Sums`]; none where the shift was so far off that the
 /// squares have lost the variance.
-pub(crate) fn from_sums<T: Real>(parts: &[T], shift: &[T], rows: usize) -> Option<(Vec<f64>, Vec<f64>)> {
+pub(crate) fn from_sums<T: Float>(parts: &[T], shift: &[T], rows: usize) -> Option<(Vec<f64>, Vec<f64>)> {
     let c = shift.len();
     let sums = combine(parts, 2 * c);
     let n = rows as f64;
@@ -97,7 +97,7 @@ pub(crate) fn from_sums<T: Real>(parts: &[T], shift: &[T], rows: usize) -> Optio
 }
 
 /// Adds up parts of `len` sums.
-fn combine<T: Real>(parts: &[T], len: usize) -> Vec<f64> {
+fn combine<T: Float>(parts: &[T], len: usize) -> Vec<f64> {
     let mut sums = vec![0.0; len];
     for part in parts.chunks_exact(len) {
         for (s, p) in sums.iter_mut().zip(part) {
@@ -108,7 +108,7 @@ fn combine<T: Real>(parts: &[T], len: usize) -> Vec<f64> {
 }
 
 /// Mean and biased variance per channel.
-pub(crate) fn statistics<T: Real>(y: &[T], channels: usize, scratch: &mut [T]) -> (Vec<f64>, Vec<f64>) {
+pub(crate) fn statistics<T: Float>(y: &[T], channels: usize, scratch: &mut [T]) -> (Vec<f64>, Vec<f64>) {
     let rows = y.len() / channels;
     let step = rows_per_task(rows, channels);
     // Any value near the data keeps the squares small; the first row will do.
@@ -156,14 +156,21 @@ looped! {
 }
 
 /// `out = act(a * y + b (+ shortcut))`.
-pub(crate) fn affine<T: Real>(y: &[T], a: &[T], b: &[T], shortcut: Option<&[T]>, act: Act, out: &mut [T]) {
+pub(crate) fn affine<T: Float>(
+    y: &[T],
+    a: &[T],
+    b: &[T],
+    shortcut: Option<&[T]>,
+    act: Activation,
+    out: &mut [T],
+) {
     let c = a.len();
     let rows = y.len() / c;
     let step = rows_per_task(rows, c);
     let (low, high) = match act {
-        Act::None => (f64::NEG_INFINITY, f64::INFINITY),
-        Act::Relu => (0.0, f64::INFINITY),
-        Act::Relu6 => (0.0, 6.0),
+        Activation::None => (f64::NEG_INFINITY, f64::INFINITY),
+        Activation::Relu => (0.0, f64::INFINITY),
+        Activation::Relu6 => (0.0, 6.0),
     };
     let target = Shared::new(out);
     parallel(rows.div_ceil(step), |i| {
@@ -194,10 +201,10 @@ looped! {
 }
 
 /// As [`backward_sums`] for `act(a * y + b)`, whose result need not be read; `dz` stays unmasked.
-pub(crate) fn open_backward_sums<T: Real>(
+pub(crate) fn open_backward_sums<T: Float>(
     dz: &[T],
     (a, b): (&[T], &[T]),
-    act: Act,
+    act: Activation,
     y: &[T],
     mean: &[T],
     scratch: &mut [T],
@@ -234,10 +241,10 @@ looped! {
 }
 
 /// `dz = a * mask(dz) + k2 * y + k1` in place, for `act(a * y + b)`.
-pub(crate) fn open_backward_input<T: Real>(
+pub(crate) fn open_backward_input<T: Float>(
     dz: &mut [T],
     (a, b): (&[T], &[T]),
-    act: Act,
+    act: Activation,
     y: &[T],
     k2: &[T],
     k1: &[T],
@@ -275,10 +282,10 @@ looped! {
 }
 
 /// Masks the gradient by the activation in place and sums it: `(sum dz, sum dz * (y - mean))`.
-pub(crate) fn backward_sums<T: Real>(
+pub(crate) fn backward_sums<T: Float>(
     dz: &mut [T],
     out: &[T],
-    act: Act,
+    act: Activation,
     y: &[T],
     mean: &[T],
     scratch: &mut [T],
@@ -313,7 +320,7 @@ looped! {
 }
 
 /// The sum of every column of rows of `c` values.
-pub(crate) fn column_sums<T: Real>(dz: &[T], c: usize, scratch: &mut [T]) -> Vec<f64> {
+pub(crate) fn column_sums<T: Float>(dz: &[T], c: usize, scratch: &mut [T]) -> Vec<f64> {
     let rows = dz.len() / c;
     let step = rows_per_task(rows, c);
     let tasks = rows.div_ceil(step);
@@ -345,10 +352,10 @@ pub(crate) struct Slopes<'a, T> {
     pub(crate) k2: &'a [T],
     pub(crate) k1: &'a [T],
     /// Where `dz` is not masked yet: the norm's shift and the activation behind it.
-    pub(crate) open: Option<(&'a [T], Act)>,
+    pub(crate) open: Option<(&'a [T], Activation)>,
 }
 
-impl<T: Real> Slopes<'_, T> {
+impl<T: Float> Slopes<'_, T> {
     /// Some rows, on this thread.
     pub(crate) fn rows(&self, dz: &[T], y: &[T], dy: &mut [T]) {
         match self.open {
@@ -363,7 +370,7 @@ impl<T: Real> Slopes<'_, T> {
 }
 
 /// `dy = a * dz + k2 * y + k1` per channel.
-pub(crate) fn backward_input<T: Real>(dz: &[T], y: &[T], a: &[T], k2: &[T], k1: &[T], dy: &mut [T]) {
+pub(crate) fn backward_input<T: Float>(dz: &[T], y: &[T], a: &[T], k2: &[T], k1: &[T], dy: &mut [T]) {
     let c = a.len();
     let rows = y.len() / c;
     let step = rows_per_task(rows, c);

@@ -1,11 +1,11 @@
-//! Updates of optimisers, in place.
+//! Updates of optimizers, in place.
 
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
 use super::{Shared, parallel};
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 
 /// Settings of one SGD update.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ looped! {
 
 /// SGD as PyTorch defines it: `g += wd * p; m = first ? g : momentum * m + g; p -= lr * m`
 /// (Nesterov: `p -= lr * (g + momentum * m)`).
-pub(crate) fn sgd<T: Real>(p: &mut [T], g: &[T], m: &mut [T], step: SgdStep) {
+pub(crate) fn sgd<T: Float>(p: &mut [T], g: &[T], m: &mut [T], step: SgdStep) {
     const PART: usize = 1 << 15;
     let len = p.len();
     assert!(g.len() == len && m.len() == len);
@@ -77,7 +77,7 @@ looped! {
 /// Adam as PyTorch defines it: `g += wd * p` (or, decoupled, `p *= 1 - lr * wd`),
 /// `m = b1 * m + (1 - b1) * g`, `v = b2 * v + (1 - b2) * g^2`,
 /// `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
-pub(crate) fn adam<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], step: AdamStep) {
+pub(crate) fn adam<T: Float>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], step: AdamStep) {
     const PART: usize = 1 << 15;
     let len = p.len();
     assert!(g.len() == len && m.len() == len && v.len() == len);

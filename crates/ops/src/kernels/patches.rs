@@ -1,15 +1,15 @@
-//! 2 x 2 neighbours of NHWC maps as channels, and back.
+//! 2 x 2 neighbors of NHWC maps as channels, and back.
 
 #![allow(unsafe_code)]
 
 use super::{Shared, parallel};
-use crate::real::Real;
+use crate::element::Float;
 
-/// Row and column of the four neighbours, in the order of their channels.
+/// Row and column of the four neighbors, in the order of their channels.
 const ORDER: [(usize, usize); 4] = [(0, 0), (1, 0), (0, 1), (1, 1)];
 
 /// `[images, h, w, c]` (the shape given) to `[images, ceil(h / 2), ceil(w / 2), 4 c]`.
-pub(crate) fn merge<T: Real>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
+pub(crate) fn merge<T: Float>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
     let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
     let out = Shared::new(out);
     parallel(images * oh, |task| {
@@ -31,7 +31,7 @@ pub(crate) fn merge<T: Real>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [
 }
 
 /// The other way, for gradients: `out` has the shape given.
-pub(crate) fn split<T: Real>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
+pub(crate) fn split<T: Float>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
     let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
     let out = Shared::new(out);
     parallel(images * h, |task| {

@@ -7,18 +7,18 @@
 #![allow(unsafe_code)]
 
 use super::geometry::Rows;
+use super::indirect_gemm::{Epilogue, IndirectGemm};
 use super::norm::Slopes;
-use super::tap_gemm::{Epilogue, TapGemm};
 use super::wgrad::{WeightGradient, add_chunks, chunk, chunks};
 use super::{Shared, parallel};
-use crate::panels::Panel;
-use crate::real::Real;
+use crate::element::Float;
+use crate::weight_packing::Panel;
 
 /// Values of maps that are worked on at a time.
 const HELD: usize = 64 * 1024;
 /// Values of maps from which on they do not stay in the cache.
 const LEAST: usize = 1 << 20;
-/// Rows of a task of [`TapGemm`], which blocks are multiples of.
+/// Rows of a task of [`IndirectGemm`], which blocks are multiples of.
 const STEP: usize = 48;
 
 pub(crate) struct Pointwise<'a, T> {
@@ -64,14 +64,14 @@ pub(crate) fn block_len(inputs: usize, outputs: usize) -> usize {
     block_rows(inputs, outputs) * outputs
 }
 
-/// Rows of maps without spatial neighbours.
+/// Rows of maps without spatial neighbors.
 fn dense(rows: usize, from: usize, to: usize) -> Rows {
     let table = (0..rows).map(|i| (i * from) as i32).collect();
     let target = (0..rows).map(|i| (i * to) as u32).collect();
     Rows { p: rows, taps: vec![0], kc: from, table, target }
 }
 
-impl<T: Real> Pointwise<'_, T> {
+impl<T: Float> Pointwise<'_, T> {
     pub(crate) fn run(self) {
         let (inputs, outputs, stored) = (self.inputs, self.outputs, self.gradient.len());
         let rows = self.dz.len() / outputs;
@@ -116,7 +116,7 @@ impl<T: Real> Pointwise<'_, T> {
                 .run_here(into, start == range.start);
                 // SAFETY: chunks have disjoint rows.
                 let dx = unsafe { dx.range(start * inputs, count * inputs) };
-                TapGemm {
+                IndirectGemm {
                     images: 1,
                     rows: &dense(count, outputs, inputs),
                     source: dy,

@@ -4,8 +4,8 @@
 
 use super::elementwise::looped;
 use super::{Shared, parallel};
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 
 /// Shape of a max pooling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl MaxPool {
     }
 
     /// Largest value of each window and which tap it was; the first one wins a tie, padding never.
-    pub(crate) fn forward<T: Real>(&self, images: usize, x: &[T], out: &mut [T], which: &mut [u8]) {
+    pub(crate) fn forward<T: Float>(&self, images: usize, x: &[T], out: &mut [T], which: &mut [u8]) {
         let (c, [oh, ow]) = (self.channels, self.output);
         let x_len = self.input[0] * self.input[1] * c;
         let (out, which) = (Shared::new(out), Shared::new(which));
@@ -44,7 +44,7 @@ impl MaxPool {
     }
 
     /// Adds each gradient to the pixel that won.
-    pub(crate) fn backward<T: Real>(&self, images: usize, dy: &[T], which: &[u8], dx: &mut [T]) {
+    pub(crate) fn backward<T: Float>(&self, images: usize, dy: &[T], which: &[u8], dx: &mut [T]) {
         let (c, [oh, ow]) = (self.channels, self.output);
         let (x_len, y_len) = (self.input[0] * self.input[1] * c, oh * ow * c);
         let dx = Shared::new(dx);
@@ -100,7 +100,7 @@ looped! {
 
 /// Sum over the pixels of every image, times `scale`: `[images, pixels, channels]` to
 /// `[images, channels]`.
-pub(crate) fn sum_pixels<T: Real>(x: &[T], pixels: usize, channels: usize, scale: T, out: &mut [T]) {
+pub(crate) fn sum_pixels<T: Float>(x: &[T], pixels: usize, channels: usize, scale: T, out: &mut [T]) {
     let images = out.len() / channels;
     let out = Shared::new(out);
     parallel(images, |image| {
@@ -120,7 +120,7 @@ pub(crate) fn sum_pixels<T: Real>(x: &[T], pixels: usize, channels: usize, scale
 
 /// The other way: the vector of every image, times `scale`, on each of its pixels, added to what is
 /// there or written.
-pub(crate) fn spread<T: Real>(x: &[T], pixels: usize, channels: usize, scale: T, add: bool, out: &mut [T]) {
+pub(crate) fn spread<T: Float>(x: &[T], pixels: usize, channels: usize, scale: T, add: bool, out: &mut [T]) {
     let images = x.len() / channels;
     let out = Shared::new(out);
     parallel(images, |image| {

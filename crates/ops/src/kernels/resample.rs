@@ -5,8 +5,8 @@
 
 use super::elementwise::looped;
 use super::{Shared, parallel};
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 
 /// For every output position of one direction, the inputs it reads and their weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,7 +125,7 @@ looped! {
 
 /// `[images, rows.inputs, columns.inputs, channels]` to `[images, rows.outputs, columns.outputs,
 /// channels]`, added to what is there or written.
-pub(crate) fn resample<T: Real>(
+pub(crate) fn resample<T: Float>(
     x: &[T],
     rows: &Along,
     columns: &Along,

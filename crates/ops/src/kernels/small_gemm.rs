@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
-use crate::lanes::Lanes;
-use crate::panels::LANES;
+use crate::simd::Simd;
+use crate::weight_packing::LANES;
 
 /// A left factor: element `(i, k)` is `values[i * row + k * column]`.
 #[derive(Clone, Copy)]
@@ -19,7 +19,7 @@ pub(crate) struct Left<'a, T> {
 /// # Safety
 /// To be called inside a function that enables the instructions of `L`, as every kernel is.
 #[inline(always)]
-pub(crate) unsafe fn multiply<L: Lanes>(
+pub(crate) unsafe fn multiply<L: Simd>(
     a: Left<L::T>,
     b: &[L::T],
     c: &mut [L::T],
@@ -52,7 +52,7 @@ pub(crate) unsafe fn multiply<L: Lanes>(
 /// # Safety
 /// Bounds as [`multiply`] has checked them, and `v + NV * LANES <= n`.
 #[inline(always)]
-unsafe fn columns<L: Lanes, const MR: usize, const NV: usize>(
+unsafe fn columns<L: Simd, const MR: usize, const NV: usize>(
     a: Left<L::T>,
     b: &[L::T],
     c: &mut [L::T],

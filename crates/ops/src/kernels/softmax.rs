@@ -4,12 +4,12 @@
 
 use super::elementwise::looped;
 use super::{Shared, parallel, rows_per_task};
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 
 /// The largest value of a row, and `ln sum exp (x - largest)`; that is not a number if one of the row is not.
 #[inline(always)]
-fn log_sum<T: Real>(x: &[T]) -> (T, T) {
+fn log_sum<T: Float>(x: &[T]) -> (T, T) {
     let mut max = x[0];
     for v in x {
         max = if *v > max { *v } else { max };
@@ -82,7 +82,7 @@ looped! {
 }
 
 /// Fills rows of `width` values in parallel.
-fn rows<T: Real>(
+fn rows<T: Float>(
     len: usize,
     width: usize,
     fill: impl Fn(std::ops::Range<usize>, &mut [T]) + Sync + Send,
@@ -100,17 +100,17 @@ fn rows<T: Real>(
 }
 
 /// `x - ln sum exp x` of every row.
-pub(crate) fn forward<T: Real>(x: &[T], width: usize) -> Vec<T> {
+pub(crate) fn forward<T: Float>(x: &[T], width: usize) -> Vec<T> {
     rows(x.len(), width, |range, y| forward_rows(&x[range], width, y))
 }
 
 /// Its gradient from the result and the gradient of that.
-pub(crate) fn backward<T: Real>(y: &[T], dy: &[T], width: usize) -> Vec<T> {
+pub(crate) fn backward<T: Float>(y: &[T], dy: &[T], width: usize) -> Vec<T> {
     rows(y.len(), width, |range, dx| backward_rows(&y[range.clone()], &dy[range], width, dx))
 }
 
 /// Cross-entropy of every row with its label, which is below `width`.
-pub(crate) fn entropy<T: Real>(x: &[T], labels: &[u32], width: usize, smoothing: f64) -> Vec<T> {
+pub(crate) fn entropy<T: Float>(x: &[T], labels: &[u32], width: usize, smoothing: f64) -> Vec<T> {
     rows(labels.len(), 1, |range, y| {
         let x = &x[range.start * width..range.end * width];
         entropy_rows(x, &labels[range], width, smoothing, y);
@@ -118,7 +118,7 @@ pub(crate) fn entropy<T: Real>(x: &[T], labels: &[u32], width: usize, smoothing:
 }
 
 /// Its gradient by `x`.
-pub(crate) fn entropy_backward<T: Real>(
+pub(crate) fn entropy_backward<T: Float>(
     x: &[T],
     labels: &[u32],
     dy: &[T],

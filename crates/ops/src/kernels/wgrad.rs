@@ -5,9 +5,9 @@
 
 use super::geometry::Rows;
 use super::{Shared, parallel};
-use crate::lanes::{Kernel, Lanes};
-use crate::panels::{LANES, MAX_VECTORS, Panel};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
+use crate::weight_packing::{LANES, MAX_VECTORS, Panel};
 
 /// Rows whose output gradients lie in the first-level cache at a time.
 const BLOCK: usize = 64;
@@ -55,7 +55,7 @@ pub(crate) fn chunk(rows: usize, chunks: usize, i: usize) -> std::ops::Range<usi
 }
 
 /// Adds the copies of the chunks after the first to `gradient`, which is the first one's.
-pub(crate) fn add_chunks<T: Real>(gradient: &mut [T], scratch: &mut [T], chunks: usize) {
+pub(crate) fn add_chunks<T: Float>(gradient: &mut [T], scratch: &mut [T], chunks: usize) {
     let stored = gradient.len();
     let size = stored.div_ceil(16).max(1);
     let (gradient, scratch) = (Shared::new(gradient), Shared::new(scratch));
@@ -93,7 +93,7 @@ struct Part<'a, 'b, T> {
     fresh: bool,
 }
 
-impl<T: Real> WeightGradient<'_, T> {
+impl<T: Float> WeightGradient<'_, T> {
     pub(crate) fn run(mut self) {
         let stored = self.gradient.len();
         let rows = self.images * self.rows.p;
@@ -157,10 +157,10 @@ impl<T: Real> WeightGradient<'_, T> {
     }
 }
 
-impl<T: Real> Kernel<T> for Part<'_, '_, T> {
+impl<T: Float> Kernel<T> for Part<'_, '_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let all = self.all;
         let r = all.rows;
         let width = self.panel.vectors * LANES;
@@ -234,7 +234,7 @@ impl<T: Real> Kernel<T> for Part<'_, '_, T> {
 
 /// One tile of at most `MR` inputs; returns how many it took.
 #[inline(always)]
-unsafe fn tiles<L: Lanes, const MR: usize, const NV: usize>(
+unsafe fn tiles<L: Simd, const MR: usize, const NV: usize>(
     source: *const L::T,
     dy: &[L::T],
     pairs: &[(usize, usize)],
@@ -262,7 +262,7 @@ unsafe fn tiles<L: Lanes, const MR: usize, const NV: usize>(
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, const MR: usize, const NV: usize>(
+unsafe fn tile<L: Simd, const MR: usize, const NV: usize>(
     source: *const L::T,
     dy: &[L::T],
     pairs: &[(usize, usize)],

@@ -17,7 +17,7 @@ pub(crate) use transform::transform_weight;
 use std::sync::OnceLock;
 
 use crate::kernels::geometry::ConvGeo;
-use crate::panels::LANES;
+use crate::weight_packing::LANES;
 
 /// Tiles that pay, times this, are at least the channels in times out (measured).
 const PER_WEIGHT: usize = 600;
@@ -158,13 +158,13 @@ fn slot() -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::Shared;
-    use super::super::tap_gemm::Epilogue;
+    use super::super::indirect_gemm::Epilogue;
     use super::*;
-    use crate::panels::Panels;
-    use crate::real::Real;
+    use crate::element::Float;
     use crate::rng::Rng;
+    use crate::weight_packing::Panels;
 
-    fn random<T: Real>(stream: &str, len: usize) -> Vec<T> {
+    fn random<T: Float>(stream: &str, len: usize) -> Vec<T> {
         let mut draw = Rng::new(5).stream(stream).at(0, 0);
         (0..len).map(|_| T::of(draw.normal())).collect()
     }
@@ -188,13 +188,13 @@ mod tests {
     }
 
     /// Root mean square of the deviations over that of what is expected.
-    fn deviation<T: Real>(got: &[T], want: &[f64]) -> f64 {
+    fn deviation<T: Float>(got: &[T], want: &[f64]) -> f64 {
         let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len() as f64).sqrt();
         let off = got.iter().zip(want).map(|(g, w)| (g.wide() - w).powi(2)).sum::<f64>();
         (off / want.len() as f64).sqrt() / rms
     }
 
-    fn compare<T: Real>(t: Tiles, tolerance: f64) {
+    fn compare<T: Float>(t: Tiles, tolerance: f64) {
         let (c, k) = (t.inputs, t.outputs);
         let panels = Panels::new(&[k, c, 3, 3], 1).unwrap();
         let (x, dy): (Vec<T>, Vec<T>) = (

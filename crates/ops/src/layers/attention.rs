@@ -5,14 +5,14 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::buffers::Buf;
+use crate::element::with_values;
 use crate::graph::{self, WindowTables};
 use crate::kernels::attention::{Attention, Windows, bias_len, spread_bias};
 use crate::layers::Record;
 use crate::layers::linear::Linear;
-use crate::params::{Builder, Init};
-use crate::real::with_values;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::params::{Init, ParamBuilder};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 use crate::{Error, ParamId, Result};
 
 /// Multi-head self-attention inside windows with a bias by relative position: `[B, C, H, W]` to
@@ -42,7 +42,7 @@ impl WindowAttention {
         window: [usize; 2],
         shift: [usize; 2],
         init: Init,
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Self> {
         let fits = heads > 0 && channels.is_multiple_of(heads) && window[0] * window[1] > 0;
         if !fits || shift[0] >= window[0] || shift[1] >= window[1] {
@@ -89,7 +89,7 @@ impl WindowAttention {
         if tape.composed.is_some() {
             return self.compose(&qkv, tape);
         }
-        by_type!(tape, T => self.run::<T>(&qkv, tape))
+        dispatch_dtype!(tape, T => self.run::<T>(&qkv, tape))
     }
 
     /// As a candle graph.

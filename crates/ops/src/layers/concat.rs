@@ -5,8 +5,8 @@ use candle_core::Tensor;
 use crate::buffers::Buf;
 use crate::kernels::elementwise::copy_columns;
 use crate::layers::Record;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Tape {
         if let Some(node) = self.compose("concat", inputs, |x| Ok(Tensor::cat(x, 1)?)) {
             return node;
         }
-        by_type!(self, T => self.concat_t::<T>(inputs, first))
+        dispatch_dtype!(self, T => self.concat_t::<T>(inputs, first))
     }
 
     fn concat_t<T: Elem>(&mut self, inputs: &[&Node], first: &Node) -> Result<Node> {

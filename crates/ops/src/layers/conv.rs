@@ -8,17 +8,17 @@ mod pass;
 use std::sync::{Arc, OnceLock};
 
 use crate::buffers::Buf;
+use crate::element::with_values;
 use crate::kernels::geometry::ConvSpec;
+use crate::kernels::indirect_gemm::{Activation, Epilogue};
 use crate::kernels::norm::Sums;
-use crate::kernels::tap_gemm::{Act, Epilogue};
 use crate::kernels::winograd;
 use crate::kernels::{Shared, memory, norm};
 use crate::layers::Record;
-use crate::panels::Panels;
-use crate::params::{Builder, GIVEN_UP, Init};
-use crate::real::with_values;
-use crate::sketch::{NormIds, Op};
+use crate::params::{GIVEN_UP, Init, ParamBuilder};
 use crate::tape::{Elem, Folded, Mode, Node, Tape};
+use crate::trace::{NormIds, Op};
+use crate::weight_packing::Panels;
 use crate::{Error, ParamId, Result};
 
 pub(crate) use backward::ConvRecord;
@@ -43,7 +43,7 @@ const NOMINAL_BATCH: usize = 8;
 
 /// `act(bn(conv(x)))`, or `act(bn(conv(x)) + shortcut)`; `[B, C, H, W]` to `[B, O, H', W']`.
 ///
-/// Batch norm is as in PyTorch: eps 1e-5, momentum 0.1, biased variance in the normalisation and
+/// Batch norm is as in PyTorch: eps 1e-5, momentum 0.1, biased variance in the normalization and
 /// unbiased in the running statistics.
 #[derive(Debug, Clone)]
 pub struct ConvBnAct {
@@ -52,12 +52,19 @@ pub struct ConvBnAct {
     weight: ParamId,
     bias: Option<ParamId>,
     norm: Option<Norm>,
-    act: Act,
+    act: Activation,
 }
 
 impl ConvBnAct {
     /// Makes `<conv>.weight` and `<bn>.weight`, `.bias`, `.running_mean`, `.running_var`.
-    pub fn new(spec: ConvSpec, conv: &str, bn: &str, act: Act, init: Init, p: &Builder) -> Result<Self> {
+    pub fn new(
+        spec: ConvSpec,
+        conv: &str,
+        bn: &str,
+        act: Activation,
+        init: Init,
+        p: &ParamBuilder,
+    ) -> Result<Self> {
         Self::build(spec, &spec.weight_shape(), conv, Some(bn), None, act, init, p)
     }
 
@@ -66,9 +73,9 @@ impl ConvBnAct {
         spec: ConvSpec,
         conv: &str,
         bias: bool,
-        act: Act,
+        act: Activation,
         init: Init,
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Self> {
         let bias = bias.then_some(Init::Constant(0.0));
         Self::build(spec, &spec.weight_shape(), conv, None, bias, act, init, p)
@@ -80,9 +87,9 @@ impl ConvBnAct {
         spec: ConvSpec,
         conv: &str,
         bn: Option<&str>,
-        act: Act,
+        act: Activation,
         (weight, bias): (Init, Init),
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Self> {
         Self::build(spec, &spec.weight_shape(), conv, bn, Some(bias), act, weight, p)
     }
@@ -94,9 +101,9 @@ impl ConvBnAct {
         conv: &str,
         bn: Option<&str>,
         bias: Option<Init>,
-        act: Act,
+        act: Activation,
         init: Init,
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Self> {
         spec.check()?;
         let at = p.pp(conv);
@@ -120,7 +127,7 @@ impl ConvBnAct {
 
     /// The same block, on the same parameters, with this activation.
     #[must_use]
-    pub fn activated(&self, act: Act) -> Self {
+    pub fn activated(&self, act: Activation) -> Self {
         Self { act, ..self.clone() }
     }
 
@@ -144,7 +151,7 @@ impl ConvBnAct {
         self.spec.macs(h, w)
     }
 
-    /// What it is in a sketch.
+    /// What it is in a trace.
     fn op(&self) -> Op {
         let norm = self.norm.map(|n| NormIds {
             weight: n.weight,
@@ -158,12 +165,12 @@ impl ConvBnAct {
 
     /// Runs the block.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
-        crate::tape::by_type!(tape, T => self.run::<T>(x, None, tape))
+        crate::tape::dispatch_dtype!(tape, T => self.run::<T>(x, None, tape))
     }
 
     /// Runs the block with a shortcut that is added before the activation.
     pub fn forward_add(&self, x: &Node, shortcut: &Node, tape: &mut Tape) -> Result<Node> {
-        crate::tape::by_type!(tape, T => self.run::<T>(x, Some(shortcut), tape))
+        crate::tape::dispatch_dtype!(tape, T => self.run::<T>(x, Some(shortcut), tape))
     }
 
     fn run<T: Elem>(&self, x: &Node, shortcut: Option<&Node>, tape: &mut Tape) -> Result<Node> {
@@ -271,7 +278,7 @@ impl ConvBnAct {
         let node = tape.node(shape, false, needs_grad, out);
         if needs_grad {
             // The derivative of the activation is read off the result, unless batch norm finds it anew.
-            let reads = self.act != Act::None && (self.norm.is_none() || shortcut.is_some());
+            let reads = self.act != Activation::None && (self.norm.is_none() || shortcut.is_some());
             let result = if reads { Some(tape.values::<T>("conv", &node)?) } else { None };
             let record = ConvRecord {
                 out: node.id,
@@ -350,7 +357,7 @@ impl ConvBnAct {
                     *r = T::of((1.0 - BN_MOMENTUM) * r.wide() + BN_MOMENTUM * now(i));
                 }
             };
-            if tape.segment != crate::layers::checkpoint::Pass::Again {
+            if tape.segment != crate::layers::activation_checkpoint::Pass::Again {
                 params.modify::<T>(norm.mean, |r| blend(r, &|i| mean[i] + bias[i]))?;
                 params.modify::<T>(norm.variance, |r| blend(r, &|i| variance[i] * unbiased))?;
             }
@@ -370,7 +377,7 @@ impl ConvBnAct {
     /// Weights with batch norm folded in, kept until the parameters change.
     fn folded<T: Elem>(&self, tape: &mut Tape) -> Result<Arc<Folded<T>>> {
         let version = tape.params().version();
-        let frozen = tape.mode() == Mode::Frozen;
+        let frozen = tape.mode() == Mode::Inference;
         if let Some(found) = T::lane(tape).folded.get(&self.weight)
             && (frozen || found.version == version)
         {
@@ -449,17 +456,23 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
-    use crate::params::Params;
+    use crate::params::ParamStore;
     use crate::rng::Rng;
 
     #[test]
     fn a_weight_that_was_given_up_is_not_read_again() {
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let p = params.builder(Rng::new(1));
         let spec = ConvSpec::new(3, 8, 3);
-        let layer = ConvBnAct::new(spec, "conv", "bn", Act::Relu, Init::Normal(0.3), &p).unwrap();
-        let plain =
-            ConvBnAct::without_bn(ConvSpec::new(8, 4, 1), "head", true, Act::None, Init::Normal(0.3), &p);
+        let layer = ConvBnAct::new(spec, "conv", "bn", Activation::Relu, Init::Normal(0.3), &p).unwrap();
+        let plain = ConvBnAct::without_bn(
+            ConvSpec::new(8, 4, 1),
+            "head",
+            true,
+            Activation::None,
+            Init::Normal(0.3),
+            &p,
+        );
         let plain = plain.unwrap();
         let images = Tensor::arange(0f32, 150.0, &Device::Cpu).unwrap().reshape((2, 3, 5, 5)).unwrap();
         let run = |tape: &mut Tape| -> Result<Vec<f32>> {
@@ -467,19 +480,19 @@ mod tests {
             let x = tape.input(&images)?;
             let x = layer.forward(&x, tape)?;
             let x = plain.forward(&x, tape)?;
-            tape.tap("logits", &x)?;
+            tape.mark_feature("logits", &x)?;
             Ok(tape.outputs()?[0].1.flatten_all()?.to_vec1()?)
         };
         let tape = |mode| Tape::new(&params, mode).unwrap();
-        let whole = run(&mut tape(Mode::Frozen)).unwrap();
-        let mut frozen = tape(Mode::Frozen);
-        frozen.give_up_weights();
+        let whole = run(&mut tape(Mode::Inference)).unwrap();
+        let mut frozen = tape(Mode::Inference);
+        frozen.release_weights();
         assert_eq!(run(&mut frozen).unwrap(), whole, "the pass that folds");
         assert_eq!(run(&mut frozen).unwrap(), whole, "the passes after it");
         let id = params.id("conv.weight").unwrap();
         assert_eq!(params.get(id).var().elem_count(), 0);
         assert!(params.export(params.id("head.weight").unwrap()).is_ok(), "nothing else holds it");
-        for mode in [Mode::Frozen, Mode::Eval, Mode::Train, Mode::EvalRecord] {
+        for mode in [Mode::Inference, Mode::Eval, Mode::Train, Mode::EvalWithGrad] {
             let said = run(&mut tape(mode)).unwrap_err().to_string();
             assert!(said.contains("conv.weight") && said.contains("given up"), "{mode:?}: {said}");
         }
@@ -491,16 +504,16 @@ mod tests {
     /// What one tape has done with serves the other, and changes nothing.
     #[test]
     fn tapes_that_share_memory_take_turns() {
-        let params = Params::new(DType::F32, &Device::Cpu).unwrap();
+        let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let p = params.builder(Rng::new(1));
         let spec = ConvSpec::new(3, 8, 3);
-        let layer = ConvBnAct::new(spec, "conv", "bn", Act::Relu, Init::Normal(0.3), &p).unwrap();
+        let layer = ConvBnAct::new(spec, "conv", "bn", Activation::Relu, Init::Normal(0.3), &p).unwrap();
         let images = Tensor::arange(0f32, 6144.0, &Device::Cpu).unwrap().reshape((2, 3, 32, 32)).unwrap();
         let run = |tape: &mut Tape| -> Result<Vec<f32>> {
             tape.begin(Rng::new(0), 0);
             let x = tape.input(&images)?;
             let x = layer.forward(&x, tape)?;
-            tape.tap("logits", &x)?;
+            tape.mark_feature("logits", &x)?;
             let values = tape.outputs()?[0].1.flatten_all()?.to_vec1()?;
             tape.begin(Rng::new(0), 1);
             Ok(values)

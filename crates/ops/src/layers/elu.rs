@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::buffers::Buf;
+use crate::element::Float;
 use crate::layers::Record;
-use crate::real::Real;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 
 #[derive(Debug)]
 pub(crate) struct EluRecord<T> {
@@ -29,7 +29,7 @@ impl<T: Elem> EluRecord<T> {
     }
 }
 
-fn elu<T: Real>(x: T) -> T {
+fn elu<T: Float>(x: T) -> T {
     if x < T::ZERO { T::of(x.wide().exp_m1()) } else { x }
 }
 
@@ -44,7 +44,7 @@ impl Tape {
         if let Some(node) = self.compose("elu", &[x], |x| Ok(x[0].elu(1.0)?)) {
             return node;
         }
-        by_type!(self, T => self.elu_t::<T>(x))
+        dispatch_dtype!(self, T => self.elu_t::<T>(x))
     }
 
     fn elu_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {

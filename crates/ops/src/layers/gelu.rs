@@ -6,8 +6,8 @@ use crate::buffers::Buf;
 use crate::graph;
 use crate::kernels::elementwise::{self, gelu, gelu_backward};
 use crate::layers::Record;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Tape {
         if let Some(node) = self.compose("gelu", &[x], |x| graph::gelu(&x[0])) {
             return node;
         }
-        by_type!(self, T => self.gelu_t::<T>(x))
+        dispatch_dtype!(self, T => self.gelu_t::<T>(x))
     }
 
     fn gelu_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
@@ -85,7 +85,7 @@ impl Tape {
         if let Some(node) = self.compose("drop_path", &[x], |x| graph::scale_images(&x[0], &factors)) {
             return node;
         }
-        by_type!(self, T => self.drop_path_t::<T>(x, factors))
+        dispatch_dtype!(self, T => self.drop_path_t::<T>(x, factors))
     }
 
     fn drop_path_t<T: Elem>(&mut self, x: &Node, factors: Vec<f64>) -> Result<Node> {

@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor, Var};
 
 use crate::buffers::Buf;
+use crate::element::with_values;
 use crate::layers::Record;
-use crate::real::with_values;
 use crate::tape::{Backward, Elem, Node, Tape};
 use crate::{Error, Result};
 

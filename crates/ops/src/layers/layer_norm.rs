@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::buffers::Buf;
+use crate::element::with_values;
 use crate::graph;
 use crate::kernels::layer_norm;
 use crate::layers::Record;
-use crate::params::{Builder, Init};
-use crate::real::with_values;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::params::{Init, ParamBuilder};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 use crate::{Error, ParamId, Result};
 
 const EPS: f64 = 1e-5;
@@ -25,7 +25,7 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// Makes `<name>.weight` (ones) and `<name>.bias` (zeros), `[channels]` each.
-    pub fn new(channels: usize, name: &str, p: &Builder) -> Result<Self> {
+    pub fn new(channels: usize, name: &str, p: &ParamBuilder) -> Result<Self> {
         let at = p.pp(name);
         let weight = at.weight("weight", &[channels], Init::Constant(1.0))?;
         let bias = at.weight("bias", &[channels], Init::Constant(0.0))?;
@@ -47,7 +47,7 @@ impl LayerNorm {
         {
             return node;
         }
-        by_type!(tape, T => self.run::<T>(x, tape))
+        dispatch_dtype!(tape, T => self.run::<T>(x, tape))
     }
 
     fn run<T: Elem>(&self, x: &Node, tape: &mut Tape) -> Result<Node> {

@@ -2,8 +2,8 @@
 
 use super::conv::ConvBnAct;
 use crate::kernels::geometry::{ConvSpec, Padding};
-use crate::kernels::tap_gemm::Act;
-use crate::params::{Builder, Init};
+use crate::kernels::indirect_gemm::Activation;
+use crate::params::{Init, ParamBuilder};
 use crate::tape::{Node, Tape};
 use crate::{Error, ParamId, Result};
 
@@ -12,17 +12,17 @@ use crate::{Error, ParamId, Result};
 pub struct Linear(ConvBnAct);
 
 impl Linear {
-    /// Makes `<name>.weight` `[outputs, inputs]` and, with an initialisation for it, `<name>.bias`.
+    /// Makes `<name>.weight` `[outputs, inputs]` and, with an initialization for it, `<name>.bias`.
     pub fn new(
         inputs: usize,
         outputs: usize,
         name: &str,
         weight: Init,
         bias: Option<Init>,
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Self> {
         let spec = ConvSpec::new(inputs, outputs, 1).padding(Padding::Symmetric(0));
-        Ok(Self(ConvBnAct::build(spec, &[outputs, inputs], name, None, bias, Act::None, weight, p)?))
+        Ok(Self(ConvBnAct::build(spec, &[outputs, inputs], name, None, bias, Activation::None, weight, p)?))
     }
 
     /// With batch norm over its outputs: makes `<bn>.weight`, `.bias`, `.running_mean` and `.running_var`
@@ -33,11 +33,11 @@ impl Linear {
         outputs: usize,
         (name, bn): (&str, &str),
         (weight, bias): (Init, Init),
-        p: &Builder,
+        p: &ParamBuilder,
     ) -> Result<Self> {
         let spec = ConvSpec::new(inputs, outputs, 1).padding(Padding::Symmetric(0));
         let shape = [outputs, inputs];
-        Ok(Self(ConvBnAct::build(spec, &shape, name, Some(bn), Some(bias), Act::None, weight, p)?))
+        Ok(Self(ConvBnAct::build(spec, &shape, name, Some(bn), Some(bias), Activation::None, weight, p)?))
     }
 
     /// Runs it on a vector or on every pixel of a map.

@@ -1,7 +1,7 @@
 //! Layers: written once, forward and backward side by side.
 
+pub(crate) mod activation_checkpoint;
 pub(crate) mod attention;
-pub(crate) mod checkpoint;
 pub(crate) mod concat;
 pub(crate) mod conv;
 pub(crate) mod elu;
@@ -35,7 +35,7 @@ pub(crate) enum Record<T> {
     Patches(patches::PatchesRecord),
     Attention(attention::AttentionRecord<T>),
     Graph(graph::GraphRecord),
-    Checkpoint(checkpoint::CheckpointRecord<T>),
+    Checkpoint(activation_checkpoint::CheckpointRecord<T>),
 }
 
 impl<T: Elem> Record<T> {

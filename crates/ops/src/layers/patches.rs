@@ -1,12 +1,12 @@
-//! Neighbouring pixels as channels.
+//! Neighboring pixels as channels.
 
 use crate::Result;
 use crate::buffers::Buf;
 use crate::graph;
 use crate::kernels::patches::{merge, split};
 use crate::layers::Record;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 
 #[derive(Debug)]
 pub(crate) struct PatchesRecord {
@@ -25,7 +25,7 @@ impl PatchesRecord {
 }
 
 impl Tape {
-    /// Four neighbours side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`, in the
+    /// Four neighbors side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`, in the
     /// order (row 0, column 0), (1, 0), (0, 1), (1, 1); an odd edge is filled up with zeros. The first
     /// half of Swin's patch merging.
     pub fn merge_patches(&mut self, x: &Node) -> Result<Node> {
@@ -37,7 +37,7 @@ impl Tape {
         if let Some(node) = self.compose("merge_patches", &[x], |x| graph::merge_patches(&x[0])) {
             return node;
         }
-        by_type!(self, T => self.merge_patches_t::<T>(x))
+        dispatch_dtype!(self, T => self.merge_patches_t::<T>(x))
     }
 
     fn merge_patches_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {

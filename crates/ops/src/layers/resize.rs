@@ -5,8 +5,8 @@ use crate::graph;
 use crate::kernels::pool::{spread, sum_pixels};
 use crate::kernels::resample::{Along, resample};
 use crate::layers::Record;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Tape {
         if let Some(node) = self.compose(op, &[x], |x| graph::resample(&x[0], &rows, &columns)) {
             return node;
         }
-        by_type!(self, T => self.resample_t::<T>(op, x, rows, columns))
+        dispatch_dtype!(self, T => self.resample_t::<T>(op, x, rows, columns))
     }
 
     fn resample_t<T: Elem>(
@@ -120,7 +120,7 @@ impl Tape {
         if let Some(node) = self.compose("expand", &[x], |x| graph::expand(&x[0], size)) {
             return node;
         }
-        by_type!(self, T => self.expand_t::<T>(x, size))
+        dispatch_dtype!(self, T => self.expand_t::<T>(x, size))
     }
 
     fn expand_t<T: Elem>(&mut self, x: &Node, (h, w): (usize, usize)) -> Result<Node> {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use crate::buffers::Buf;
 use crate::graph;
+use crate::kernels::indirect_gemm::Activation;
 use crate::kernels::pool::{MaxPool, spread, sum_pixels};
-use crate::kernels::tap_gemm::Act;
 use crate::kernels::{self, elementwise};
 use crate::layers::Record;
 use crate::rng::Rng;
-use crate::sketch::Op;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
+use crate::trace::Op;
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub(crate) struct AddRecord<T> {
     pub(crate) out: usize,
     inputs: Vec<usize>,
     /// The result and its activation, where there is one.
-    mask: Option<(Arc<Buf<T>>, Act)>,
+    mask: Option<(Arc<Buf<T>>, Activation)>,
 }
 
 impl<T: Elem> AddRecord<T> {
@@ -150,7 +150,7 @@ impl Tape {
         if let Some(node) = self.compose("max_pool", &[x], |x| graph::max_pool(&x[0], geo)) {
             return node;
         }
-        by_type!(self, T => self.max_pool_t::<T>(x, b, geo))
+        dispatch_dtype!(self, T => self.max_pool_t::<T>(x, b, geo))
     }
 
     fn max_pool_t<T: Elem>(&mut self, x: &Node, images: usize, geo: MaxPool) -> Result<Node> {
@@ -177,7 +177,7 @@ impl Tape {
         if let Some(node) = self.compose("global_avg_pool", &[x], |x| graph::global_average(&x[0])) {
             return node;
         }
-        by_type!(self, T => self.global_avg_pool_t::<T>(x))
+        dispatch_dtype!(self, T => self.global_avg_pool_t::<T>(x))
     }
 
     fn global_avg_pool_t<T: Elem>(&mut self, x: &Node) -> Result<Node> {
@@ -208,7 +208,7 @@ impl Tape {
         if let Some(node) = self.compose("add", &[a, b], |x| graph::add(&x[0], &x[1])) {
             return node;
         }
-        by_type!(self, T => self.sum_t::<T>(a, Some(b), Act::None))
+        dispatch_dtype!(self, T => self.sum_t::<T>(a, Some(b), Activation::None))
     }
 
     /// `max(x, 0)`; the derivative at 0 is 0.
@@ -216,13 +216,13 @@ impl Tape {
         if let Some(node) = self.sketched(|| Op::Relu, &[x], x.shape, x.flat) {
             return Ok(node);
         }
-        if let Some(node) = self.compose("relu", &[x], |x| graph::activate(&x[0], Act::Relu)) {
+        if let Some(node) = self.compose("relu", &[x], |x| graph::activate(&x[0], Activation::Relu)) {
             return node;
         }
-        by_type!(self, T => self.sum_t::<T>(x, None, Act::Relu))
+        dispatch_dtype!(self, T => self.sum_t::<T>(x, None, Activation::Relu))
     }
 
-    fn sum_t<T: Elem>(&mut self, a: &Node, b: Option<&Node>, act: Act) -> Result<Node> {
+    fn sum_t<T: Elem>(&mut self, a: &Node, b: Option<&Node>, act: Activation) -> Result<Node> {
         let x = self.values::<T>("add", a)?;
         let mut out = self.map::<T>(x.len());
         match b {
@@ -235,7 +235,7 @@ impl Tape {
         let node = self.node(a.shape, a.flat, needs_grad, out);
         if needs_grad {
             let mask = match act {
-                Act::None => None,
+                Activation::None => None,
                 act => Some((self.values::<T>("add", &node)?, act)),
             };
             T::lane(self).records.push(Record::Add(AddRecord { out: node.id, inputs, mask }));
@@ -252,7 +252,7 @@ impl Tape {
         if !self.mode().trains() || p == 0.0 {
             return Ok(x.clone());
         }
-        by_type!(self, T => self.dropout_t::<T>(x, p))
+        dispatch_dtype!(self, T => self.dropout_t::<T>(x, p))
     }
 
     fn dropout_t<T: Elem>(&mut self, x: &Node, p: f64) -> Result<Node> {

@@ -5,10 +5,10 @@ use std::collections::hash_map::Entry;
 
 use candle_core::{Device, Tensor};
 
-use super::{Hyper, Moment, Moments, by_type, composed, moment_tensor, movable, read_moment};
+use super::{Hyper, Moment, Moments, composed, dispatch_dtype, moment_tensor, movable, read_moment};
 use crate::gradients::Gradients;
 use crate::kernels::optim::{AdamStep, adam};
-use crate::params::{Param, Params};
+use crate::params::{Param, ParamStore};
 use crate::{Error, ParamId, Result};
 
 /// Adam as PyTorch defines it (Kingma and Ba, ICLR 2015): means of gradients and of their squares,
@@ -49,19 +49,19 @@ impl Adam {
     /// nothing else changes, not even its means and its count of steps.
     pub fn step(
         &mut self,
-        params: &Params,
+        params: &ParamStore,
         gradients: &Gradients,
         hyper: impl Fn(&Param) -> Option<Hyper>,
     ) -> Result<()> {
         for (id, hyper) in movable(params, gradients, hyper) {
-            by_type!(params, T => self.update::<T>(params, gradients, id, hyper))?;
+            dispatch_dtype!(params, T => self.update::<T>(params, gradients, id, hyper))?;
         }
         Ok(())
     }
 
     fn update<T: Moments>(
         &mut self,
-        params: &Params,
+        params: &ParamStore,
         gradients: &Gradients,
         id: ParamId,
         hyper: Hyper,
@@ -98,7 +98,7 @@ impl Adam {
     }
 
     /// The means and counts by parameter name, in stored order, for a checkpoint.
-    pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+    pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
         let mut ids: Vec<_> = self.state.keys().copied().collect();
         ids.sort_unstable();
         let mut all = Vec::with_capacity(3 * ids.len());
@@ -112,7 +112,7 @@ impl Adam {
     }
 
     /// Restores what [`Adam::state`] gave.
-    pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
+    pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         self.state.clear();
         let by_name: HashMap<&str, &Tensor> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
         for (full, steps) in state {

@@ -2,23 +2,23 @@
 
 use candle_core::Tensor;
 
-use super::{Moment, Moments, by_type, moment_tensor, read_moment};
-use crate::params::{Param, Params};
-use crate::real::Real;
+use super::{Moment, Moments, dispatch_dtype, moment_tensor, read_moment};
+use crate::element::Float;
+use crate::params::{Param, ParamStore};
 use crate::{Error, ParamId, Result};
 
 /// Exponential moving averages `a = decay * a + (1 - decay) * p` of weights and buffers (Polyak and
 /// Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992), begun at the values of
 /// the start, as timm's `ModelEma` has them.
 #[derive(Debug)]
-pub struct Average {
+pub struct Ema {
     decay: f64,
     values: Vec<(ParamId, Moment)>,
 }
 
-impl Average {
+impl Ema {
     /// Averages of the parameters that are `wanted`, at their present values.
-    pub fn new(decay: f64, params: &Params, wanted: impl Fn(&Param) -> bool) -> Result<Self> {
+    pub fn new(decay: f64, params: &ParamStore, wanted: impl Fn(&Param) -> bool) -> Result<Self> {
         let mut values = Vec::new();
         for param in params.all().into_iter().filter(|p| wanted(p)) {
             if let Some(id) = params.id(&param.name) {
@@ -29,7 +29,7 @@ impl Average {
     }
 
     /// Moves the averages towards the present values.
-    pub fn update(&mut self, params: &Params) -> Result<()> {
+    pub fn update(&mut self, params: &ParamStore) -> Result<()> {
         let decay = self.decay;
         for (id, average) in &mut self.values {
             if let Moment::Tensor(average) = average {
@@ -37,7 +37,7 @@ impl Average {
                 *average = ((&*average * decay)? + now)?;
                 continue;
             }
-            by_type!(params, T => each::<T>(params, *id, average, |a, p| {
+            dispatch_dtype!(params, T => each::<T>(params, *id, average, |a, p| {
                 *a = T::of(decay * a.wide() + (1.0 - decay) * p.wide());
             }))?;
         }
@@ -46,7 +46,7 @@ impl Average {
 
     /// Exchanges the averages and the present values: once to test or save the averages, once more to
     /// train on.
-    pub fn swap(&mut self, params: &Params) -> Result<()> {
+    pub fn swap(&mut self, params: &ParamStore) -> Result<()> {
         for (id, average) in &mut self.values {
             if let Moment::Tensor(average) = average {
                 let now = params.get(*id).var().as_detached_tensor().copy()?;
@@ -54,18 +54,18 @@ impl Average {
                 *average = now;
                 continue;
             }
-            by_type!(params, T => each::<T>(params, *id, average, std::mem::swap))?;
+            dispatch_dtype!(params, T => each::<T>(params, *id, average, std::mem::swap))?;
         }
         Ok(())
     }
 
     /// The averages by parameter name, in stored order, for a checkpoint.
-    pub fn state(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+    pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
         self.values.iter().map(|(id, v)| Ok((params.get(*id).name, moment_tensor(v)?))).collect()
     }
 
-    /// Restores what [`Average::state`] gave.
-    pub fn load_state(&mut self, params: &Params, state: &[(String, Tensor)]) -> Result<()> {
+    /// Restores what [`Ema::state`] gave.
+    pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         if state.len() != self.values.len() {
             let what = format!("the state has {} averages, expected {}", state.len(), self.values.len());
             return Err(Error::usage("average", what));
@@ -82,7 +82,7 @@ impl Average {
 }
 
 fn each<T: Moments>(
-    params: &Params,
+    params: &ParamStore,
     id: ParamId,
     average: &mut Moment,
     f: impl Fn(&mut T, &mut T),
@@ -102,12 +102,12 @@ mod tests {
 
     #[test]
     fn averages_follow_and_change_places() {
-        let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+        let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
         let p = params.builder(Rng::new(0));
         let moving = p.weight("a", &[2], Init::Constant(1.0)).unwrap();
         let apart = p.weight("connector.b", &[1], Init::Constant(1.0)).unwrap();
         let values = |id| params.export(id).unwrap().to_vec1::<f64>().unwrap();
-        let mut average = Average::new(0.75, &params, |p| !p.name.starts_with("connector.")).unwrap();
+        let mut average = Ema::new(0.75, &params, |p| !p.name.starts_with("connector.")).unwrap();
         for id in [moving, apart] {
             params.modify::<f64>(id, |v| v.fill(5.0)).unwrap();
         }

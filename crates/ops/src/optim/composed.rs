@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use crate::kernels::optim::{AdamStep, SgdStep};
-use crate::params::Params;
+use crate::params::ParamStore;
 use crate::{ParamId, Result};
 
 /// The gradient with an L2 penalty.
@@ -13,7 +13,7 @@ fn decayed(g: &Tensor, p: &Tensor, decay: f64) -> Result<Tensor> {
 }
 
 /// SGD as [`crate::kernels::optim::sgd`] has it.
-pub(super) fn sgd(params: &Params, id: ParamId, g: &Tensor, m: &mut Tensor, step: SgdStep) -> Result<()> {
+pub(super) fn sgd(params: &ParamStore, id: ParamId, g: &Tensor, m: &mut Tensor, step: SgdStep) -> Result<()> {
     let p = params.get(id).var().as_detached_tensor();
     #[cfg(feature = "cuda")]
     if p.device().is_cuda() {
@@ -29,7 +29,7 @@ pub(super) fn sgd(params: &Params, id: ParamId, g: &Tensor, m: &mut Tensor, step
 
 /// Adam as [`crate::kernels::optim::adam`] has it.
 pub(super) fn adam(
-    params: &Params,
+    params: &ParamStore,
     id: ParamId,
     g: &Tensor,
     [m, v]: [&mut Tensor; 2],

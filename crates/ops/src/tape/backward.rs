@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::{Elem, Mode, Tape, by_type};
+use super::{Elem, Mode, Tape, dispatch_dtype};
 use crate::buffers::{Buf, Pool};
+use crate::element::{Float, with_values};
 use crate::gradients::Gradients;
 use crate::kernels::elementwise;
 use crate::layers::Record;
 use crate::params::Kind;
-use crate::real::{Real, with_values};
 use crate::{Error, ParamId, Result};
 
 impl Tape {
@@ -36,7 +36,7 @@ impl Tape {
             let taps = self.taps.iter().map(|tap| (tap.name.as_str(), tap.node));
             gradients.taps = composed.tap_gradients(taps, &store, self.dtype())?;
         } else {
-            by_type!(self, T => self.sweep::<T>(&store, &mut gradients))?;
+            dispatch_dtype!(self, T => self.sweep::<T>(&store, &mut gradients))?;
         }
         self.forget();
         Ok(gradients)
@@ -80,7 +80,7 @@ impl Tape {
         let out = record.out();
         let Some(dy) = back.grads.get_mut(out).and_then(Option::take) else { return Ok(()) };
         // A segment that runs again gives its node's gradient to the record that made it.
-        if self.mode == Mode::EvalRecord && !matches!(record, Record::Checkpoint(_)) {
+        if self.mode == Mode::EvalWithGrad && !matches!(record, Record::Checkpoint(_)) {
             for tap in self.taps.iter().filter(|t| t.node == out) {
                 let shape = tap.leaf.as_ref().map_or(tap.tensor.shape(), |l| l.shape());
                 let g = Tensor::from_slice(&dy, shape, &Device::Cpu)?;
@@ -107,7 +107,7 @@ pub(crate) struct Backward<T> {
     pub(crate) pool: Arc<Pool<T>>,
 }
 
-impl<T: Real> Backward<T> {
+impl<T: Float> Backward<T> {
     /// Adds to the gradient of a node.
     pub(crate) fn add(&mut self, id: usize, gradient: Buf<T>) {
         match &mut self.grads[id] {

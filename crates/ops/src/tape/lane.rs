@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use super::{Data, Tape};
 use crate::ParamId;
 use crate::buffers::{Buf, Pool};
+use crate::element::Float;
 use crate::gradients::Grad;
 use crate::layers::Record;
-use crate::real::Real;
 
 /// Weights with batch norm folded in, made at one version of the parameters.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct Folded<T> {
 
 /// Everything of the tape that depends on the element type.
 #[derive(Debug)]
-pub(crate) struct Lane<T> {
+pub(crate) struct TypedState<T> {
     pub(crate) pool: Arc<Pool<T>>,
     pub(crate) bytes: Arc<Pool<u8>>,
     pub(crate) records: Vec<Record<T>>,
@@ -32,7 +32,7 @@ pub(crate) struct Lane<T> {
     pub(crate) shifts: VecDeque<Vec<T>>,
 }
 
-impl<T: Default + Clone> Default for Lane<T> {
+impl<T: Default + Clone> Default for TypedState<T> {
     fn default() -> Self {
         Self {
             pool: Arc::default(),
@@ -45,7 +45,7 @@ impl<T: Default + Clone> Default for Lane<T> {
     }
 }
 
-impl<T: Real> Lane<T> {
+impl<T: Float> TypedState<T> {
     /// At least `len` zeros.
     pub(crate) fn zeros(&mut self, len: usize) -> Arc<Vec<T>> {
         if self.zeros.len() < len {
@@ -56,8 +56,8 @@ impl<T: Real> Lane<T> {
 }
 
 /// `f32` and `f64` inside the tape.
-pub(crate) trait Elem: Real {
-    fn lane(tape: &mut Tape) -> &mut Lane<Self>;
+pub(crate) trait Elem: Float {
+    fn lane(tape: &mut Tape) -> &mut TypedState<Self>;
     fn data(data: &Data) -> Option<&Arc<Buf<Self>>>;
     fn wrap(values: Arc<Buf<Self>>) -> Data;
     fn grad(values: Buf<Self>) -> Grad;
@@ -66,7 +66,7 @@ pub(crate) trait Elem: Real {
 macro_rules! elem {
     ($type:ty, $field:ident, $variant:ident) => {
         impl Elem for $type {
-            fn lane(tape: &mut Tape) -> &mut Lane<Self> {
+            fn lane(tape: &mut Tape) -> &mut TypedState<Self> {
                 &mut tape.$field
             }
             fn data(data: &Data) -> Option<&Arc<Buf<Self>>> {

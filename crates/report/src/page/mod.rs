@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::files;
 
 use crate::record::Record;
 use crate::svg::{Group, points};
@@ -52,7 +51,7 @@ pub struct Plane {
 pub struct Samples {
     /// What is seen.
     pub words: String,
-    /// Colours of classes, as `#rrggbb`, with their names.
+    /// Colors of classes, as `#rrggbb`, with their names.
     pub legend: Vec<(String, String)>,
     /// The images.
     pub all: Vec<Sample>,
@@ -128,7 +127,7 @@ impl Page<'_> {
 
     /// Writes the page into a folder as `report.html`; it is whole or not there.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        Ok(files::write_atomic(&folder.join("report.html"), self.html().as_bytes())?)
+        Ok(stillhouse_core::fs::write_atomic(&folder.join("report.html"), self.html().as_bytes())?)
     }
 
     fn settings(&self) -> Markup {
@@ -172,13 +171,13 @@ impl Page<'_> {
             @if !self.samples.all.is_empty() {
                 h2 { "Samples" }
                 p.soft { (self.samples.words) }
-                @if !self.asked.caption.embedded {
+                @if !self.asked.caption.synthetic {
                     p.soft { "The images are the dataset's: pass this page on only where they may be." }
                 }
                 @if !self.samples.legend.is_empty() {
                     ul.legend {
-                        @for (colour, name) in &self.samples.legend {
-                            li { span.swatch style=(format!("background:{colour}")) {} (name) }
+                        @for (color, name) in &self.samples.legend {
+                            li { span.swatch style=(format!("background:{color}")) {} (name) }
                         }
                     }
                 }

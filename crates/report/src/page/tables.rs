@@ -27,7 +27,7 @@ pub(super) fn tables(page: &Page) -> Markup {
                     pixels of the test images: mean over n seeds ± standard deviation (n - 1); below it test images, summed \
                     over the seeds.",
             })
-            " The coloured columns are differences in percentage points: to the baseline, which is drawn in the same \
+            " The colored columns are differences in percentage points: to the baseline, which is drawn in the same \
              batches, and to the printed number."
         }
         @let states = open(table);
@@ -69,7 +69,7 @@ fn accuracies(page: &Page, student: &str) -> Markup {
     let find = |method: &str, (dataset, ratio): (&str, u64)| {
         cells.iter().find(|c| c.method == method && c.dataset == dataset && c.ratio == ratio).copied()
     };
-    // The scale of the colours: the largest difference from the baseline in this table.
+    // The scale of the colors: the largest difference from the baseline in this table.
     let leads = columns.iter().flat_map(|at| {
         let base = find("baseline", *at).and_then(|c| c.mean);
         methods.iter().filter_map(move |m| Some((find(m, *at)?.mean? - base?).abs()))
@@ -127,7 +127,7 @@ fn four(
         _ => None,
     };
     // Procedural images are no other measurement of what the paper measured.
-    let paper = cell.published.filter(|_| !page.asked.caption.embedded);
+    let paper = cell.published.filter(|_| !page.asked.caption.synthetic);
     let from_paper = cell.mean.zip(paper).map(|(own, paper)| own - paper);
     html! {
         td {
@@ -157,9 +157,9 @@ fn four(
 /// A difference with its shade: green ahead, red behind, as strong as it is large.
 fn delta(value: Option<f64>, largest: f64) -> Markup {
     let Some(value) = value else { return html! { td { "-" } } };
-    let colour = if value < 0.0 { "--down" } else { "--up" };
+    let color = if value < 0.0 { "--down" } else { "--up" };
     let strength = (value.abs() / largest).min(1.0) * 0.5;
-    html! { td style=(format!("background:rgba(var({colour}),{strength:.2})")) { (format!("{value:+.2}")) } }
+    html! { td style=(format!("background:rgba(var({color}),{strength:.2})")) { (format!("{value:+.2}")) } }
 }
 
 /// Every method beside the best other one.

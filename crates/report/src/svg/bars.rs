@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{WIDTH, at, colour, legend};
+use super::{WIDTH, at, color, legend};
 
 const BAR: f64 = 7.0;
 const LETTERS: f64 = 11.0;
@@ -24,7 +24,7 @@ pub fn bars(title: &str, classes: &[String], series: &[Series]) -> Markup {
     let scale = (WIDTH - left - 34.0) / 100.0;
     let height = group * classes.len() as f64 + 22.0;
     let entries: Vec<(String, &str)> =
-        series.iter().enumerate().map(|(i, s)| (s.name.clone(), colour(i))).collect();
+        series.iter().enumerate().map(|(i, s)| (s.name.clone(), color(i))).collect();
     html! {
         figure {
             figcaption { (title) }
@@ -41,7 +41,7 @@ pub fn bars(title: &str, classes: &[String], series: &[Series]) -> Markup {
                     @for (s, one) in series.iter().enumerate() {
                         @if let Some(value) = one.values.get(c).copied().flatten() {
                             rect x=(at(left)) y=(at(top + BAR * s as f64)) width=(at((value * scale).max(0.5)))
-                                height=(at(BAR - 1.0)) fill=(colour(s)) {
+                                height=(at(BAR - 1.0)) fill=(color(s)) {
                                 title { (class) ", " (one.name) ": " (format!("{value:.2}")) " %" }
                             }
                         }

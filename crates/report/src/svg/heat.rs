@@ -11,7 +11,7 @@ const CELL: (f64, f64) = (5.0, 26.0);
 const NUMBERS: usize = 32;
 
 /// A confusion matrix: rows are true classes, columns predicted ones; the shade is the part of the
-/// row, the number the images. Wrong cells have another colour than right ones.
+/// row, the number the images. Wrong cells have another color than right ones.
 pub fn heat_map(title: &str, classes: &[String], matrix: &ConfusionMatrix) -> Markup {
     let n = matrix.classes();
     let name = |i: usize| classes.get(i).map_or_else(|| i.to_string(), Clone::clone);
@@ -22,7 +22,7 @@ pub fn heat_map(title: &str, classes: &[String], matrix: &ConfusionMatrix) -> Ma
     let named = letters >= 5.0;
     let side = if named { longest * letters * 0.58 + 8.0 } else { 4.0 };
     let (width, height) = (side + cell * n as f64 + 2.0, side + cell * n as f64 + 2.0);
-    let parts = matrix.row_normalised();
+    let parts = matrix.row_normalized();
     let counts = matrix.counts();
     html! {
         figure.heat {

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Axis, WIDTH, at, colour, legend, short};
+use super::{Axis, WIDTH, at, color, legend, short};
 
 const HEIGHT: f64 = 280.0;
 const LEFT: f64 = 46.0;
@@ -29,7 +29,7 @@ pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> Marku
     let across = |v: f64| x.place(v, LEFT, WIDTH - RIGHT);
     let up = |v: f64| y.place(v, HEIGHT - BOTTOM, TOP);
     let entries: Vec<(String, &str)> =
-        lines.iter().enumerate().map(|(i, l)| (l.name.clone(), colour(i))).collect();
+        lines.iter().enumerate().map(|(i, l)| (l.name.clone(), color(i))).collect();
     html! {
         figure {
             figcaption { (title) }
@@ -46,12 +46,12 @@ pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> Marku
                     transform=(format!("rotate(-90 12 {})", at((HEIGHT - BOTTOM) / 2.0))) { (y_label) }
                 @for (i, line) in lines.iter().enumerate() {
                     @let path: Vec<String> = line.points.iter().map(|(a, b)| format!("{},{}", at(across(*a)), at(up(*b)))).collect();
-                    polyline points=(path.join(" ")) fill="none" stroke=(colour(i))
+                    polyline points=(path.join(" ")) fill="none" stroke=(color(i))
                         stroke-width=(if line.strong { "3" } else { "1.5" }) stroke-linejoin="round" {
                         title { (line.name) @if let Some((_, last)) = line.points.last() { ": " (format!("{last:.3}")) " at the end" } }
                     }
                     @if let [(a, b)] = line.points.as_slice() {
-                        circle cx=(at(across(*a))) cy=(at(up(*b))) r="3" fill=(colour(i)) { title { (line.name) } }
+                        circle cx=(at(across(*a))) cy=(at(up(*b))) r="3" fill=(color(i)) { title { (line.name) } }
                     }
                 }
             }

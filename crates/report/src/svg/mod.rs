@@ -1,4 +1,4 @@
-//! Figures as inline SVG: lines, heat maps, bars, points. They take their colours from the page's
+//! Figures as inline SVG: lines, heat maps, bars, points. They take their colors from the page's
 //! style and need no script; what a mark stands for is told when one rests on it.
 
 mod bars;
@@ -16,15 +16,15 @@ pub use points::{Group, points};
 /// Width of every figure in its own units: at a width of 390 px letters stay readable.
 const WIDTH: f64 = 460.0;
 
-/// Colours that stay apart for most eyes (Okabe and Ito), then darker ones of the same.
-pub const COLOURS: [&str; 12] = [
+/// Colors that stay apart for most eyes (Okabe and Ito), then darker ones of the same.
+pub const COLORS: [&str; 12] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a", "#5e3c99",
     "#b2182b", "#35978f", "#bcbd22",
 ];
 
-/// The colour of the n-th thing.
-pub fn colour(at: usize) -> &'static str {
-    COLOURS[at % COLOURS.len()]
+/// The color of the n-th thing.
+pub fn color(at: usize) -> &'static str {
+    COLORS[at % COLORS.len()]
 }
 
 /// A range of values with round ticks.
@@ -80,12 +80,12 @@ fn at(value: f64) -> String {
     text.strip_suffix(".0").map(str::to_string).unwrap_or(text)
 }
 
-/// The words for colours, below a figure.
+/// The words for colors, below a figure.
 fn legend(entries: &[(String, &str)]) -> Markup {
     html! {
         ul.legend {
-            @for (name, colour) in entries {
-                li { span.swatch style=(format!("background:{colour}")) {} (name) }
+            @for (name, color) in entries {
+                li { span.swatch style=(format!("background:{color}")) {} (name) }
             }
         }
     }

@@ -1,9 +1,9 @@
-//! Points in a plane, coloured by class.
+//! Points in a plane, colored by class.
 
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
-use super::{Axis, at, colour, legend};
+use super::{Axis, at, color, legend};
 
 const SIDE: f64 = 460.0;
 
@@ -18,7 +18,7 @@ pub struct Group {
 }
 
 /// Points in a square; what the axes mean is nothing, so they have no marks. Classes that share a
-/// colour differ in their shape.
+/// color differ in their shape.
 pub fn points(title: &str, groups: &[Group]) -> Markup {
     let all = || groups.iter().flat_map(|g| g.points.iter());
     let ends = |axis: usize| Axis::around(all().map(|p| p[axis]), 50);
@@ -26,18 +26,18 @@ pub fn points(title: &str, groups: &[Group]) -> Markup {
     let across = |v: f64| x.place(v, 10.0, SIDE - 10.0);
     let up = |v: f64| y.place(v, SIDE - 10.0, 10.0);
     let entries: Vec<(String, &str)> =
-        groups.iter().enumerate().map(|(i, g)| (g.name.clone(), colour(i))).collect();
+        groups.iter().enumerate().map(|(i, g)| (g.name.clone(), color(i))).collect();
     html! {
         figure {
             figcaption { (title) }
             svg viewBox=(format!("0 0 {SIDE} {SIDE}")) role="img" aria-label=(title) {
                 rect.frame x="1" y="1" width=(SIDE - 2.0) height=(SIDE - 2.0) {}
                 @for (g, group) in groups.iter().enumerate() {
-                    g fill=(colour(g)) {
+                    g fill=(color(g)) {
                         title { (group.name) }
                         @for [a, b] in &group.points {
                             @let (a, b) = (across(*a), up(*b));
-                            @if g < super::COLOURS.len() {
+                            @if g < super::COLORS.len() {
                                 circle cx=(at(a)) cy=(at(b)) r="3.5" {}
                             } @else {
                                 rect x=(at(a - 3.0)) y=(at(b - 3.0)) width="6" height="6" {}

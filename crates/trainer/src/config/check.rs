@@ -2,7 +2,7 @@
 
 use stillhouse_core::data::{Sampler, SplitMode};
 
-use super::{CellConfig, Optimiser, TrainConfig};
+use super::{CellConfig, OptimizerConfig, TrainConfig};
 use crate::{Error, Result};
 
 impl CellConfig {
@@ -94,28 +94,28 @@ impl TrainConfig {
         if !(1..=1_000_000).contains(&self.epochs) {
             return bad("epochs", &self.epochs, "1 to 1000000");
         }
-        let (lr, weight_decay) = (self.optimiser.lr(), self.optimiser.weight_decay().0);
+        let (lr, weight_decay) = (self.optimizer.lr(), self.optimizer.weight_decay().0);
         if !(lr > 0.0 && lr.is_finite()) {
-            return bad("optimiser.lr", &lr, "a number above 0");
+            return bad("optimizer.lr", &lr, "a number above 0");
         }
         if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
-            return bad("optimiser.weight_decay", &weight_decay, "0 or more");
+            return bad("optimizer.weight_decay", &weight_decay, "0 or more");
         }
-        match &self.optimiser {
-            Optimiser::Sgd { momentum, nesterov, .. } => {
+        match &self.optimizer {
+            OptimizerConfig::Sgd { momentum, nesterov, .. } => {
                 if !(0.0..1.0).contains(momentum) {
-                    return bad("optimiser.momentum", momentum, "0 up to, not including, 1");
+                    return bad("optimizer.momentum", momentum, "0 up to, not including, 1");
                 }
                 if *nesterov && *momentum == 0.0 {
-                    return bad("optimiser.nesterov", nesterov, "false where the momentum is 0");
+                    return bad("optimizer.nesterov", nesterov, "false where the momentum is 0");
                 }
             }
-            Optimiser::Adam(adam) | Optimiser::AdamW(adam) => {
+            OptimizerConfig::Adam(adam) | OptimizerConfig::AdamW(adam) => {
                 if !adam.betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
-                    return bad("optimiser.betas", &adam.betas, "two numbers of 0 up to, not including, 1");
+                    return bad("optimizer.betas", &adam.betas, "two numbers of 0 up to, not including, 1");
                 }
                 if !(adam.eps > 0.0 && adam.eps.is_finite()) {
-                    return bad("optimiser.eps", &adam.eps, "a number above 0");
+                    return bad("optimizer.eps", &adam.eps, "a number above 0");
                 }
             }
         }

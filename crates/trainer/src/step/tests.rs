@@ -1,12 +1,12 @@
 //! One training step at a time, on a network of two linear stages with an exit after each.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_core::Builder;
+use stillhouse_core::ParamBuilder;
 use stillhouse_core::data::{Batch, Target};
-use stillhouse_core::distiller::{Distiller, Needs, Shapes, Step, Term};
-use stillhouse_core::network::{Backbone, Features, TapSpec};
-use stillhouse_ops::optim::Rule;
-use stillhouse_ops::{Init, Linear, Mode, Params};
+use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext, RequiredFeatures, Term};
+use stillhouse_core::model::{FeatureInfo, Features, Model};
+use stillhouse_ops::optim::Optimizer;
+use stillhouse_ops::{Init, Linear, Mode, ParamStore};
 
 use super::*;
 use crate::config::TrainConfig;
@@ -17,31 +17,31 @@ const CLASSES: usize = 3;
 const SIZE: usize = 4;
 
 struct Two {
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     stages: [Linear; 2],
     outs: [Linear; 2],
 }
 
 impl Two {
-    fn new(p: &Builder) -> stillhouse_core::Result<Self> {
+    fn new(p: &ParamBuilder) -> stillhouse_core::Result<Self> {
         let linear = |inputs: usize, outputs, name: &str| {
             let init = Init::fan_in_uniform(inputs);
             Linear::new(inputs, outputs, name, init, Some(init), p)
         };
         let names = ["exit3.logits", "exit4.logits", "logits"];
         Ok(Self {
-            taps: names.map(|name| TapSpec::vector(name, CLASSES)).to_vec(),
+            taps: names.map(|name| FeatureInfo::vector(name, CLASSES)).to_vec(),
             stages: [linear(3, 8, "s3")?, linear(8, 8, "s4")?],
             outs: [linear(8, CLASSES, "out3")?, linear(8, CLASSES, "out4")?],
         })
     }
 }
 
-impl Backbone for Two {
+impl Model for Two {
     fn name(&self) -> &str {
         "two"
     }
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
     fn classes(&self) -> usize {
@@ -49,15 +49,15 @@ impl Backbone for Two {
     }
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> stillhouse_core::Result<Features> {
         let mut x = tape.input(images)?;
-        let deep = tape.wants("exit4.logits") || tape.wants("logits");
+        let deep = tape.selects("exit4.logits") || tape.selects("logits");
         for i in 0..1 + usize::from(deep) {
             x = self.stages[i].forward(&x, tape)?;
             x = tape.gelu(&x)?;
             let logits = tape.global_avg_pool(&x)?;
             let logits = self.outs[i].forward(&logits, tape)?;
-            tape.tap(&format!("exit{}.logits", i + 3), &logits)?;
+            tape.mark_feature(&format!("exit{}.logits", i + 3), &logits)?;
             if i == 1 {
-                tape.tap("logits", &logits)?;
+                tape.mark_feature("logits", &logits)?;
             }
         }
         Ok(tape.outputs()?.into_iter().collect())
@@ -77,33 +77,33 @@ impl Distiller for Small {
     fn name(&self) -> &str {
         "small"
     }
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.0.into()], teacher: Vec::new() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.0.into()], teacher: Vec::new() }
     }
-    fn connect(&mut self, _shapes: &Shapes, _params: &Builder) -> stillhouse_core::Result<()> {
+    fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> stillhouse_core::Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &Step) -> stillhouse_core::Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> stillhouse_core::Result<Vec<Term>> {
         let logits = step.student.get(self.0)?;
         Ok(vec![Term::new("small", (logits - 1.0)?.sqr()?.mean_all()?, 1.0)])
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("small".into(), 1.0)]
     }
 }
 
 const ADAMW: &str = "{ kind = 'adamw', lr = 0.1, weight_decay = 0.5 }";
 
-fn learner(optimiser: &str, more: &str) -> Learner {
+fn learner(optimizer: &str, more: &str) -> Learner {
     let text = format!(
         r#"
         data = {{ dataset = "x", ratio = 80, image_size = {SIZE}, train_transforms = [], test_transforms = [] }}
-        student = {{ backbone = "two" }}
+        student = {{ model = "two" }}
         loss = [{{ method = "small", step = 1 }}, {{ method = "small", step = 2 }}]
         [train]
         epochs = 1
         sampler = {{ kind = "shuffle", batch = 6 }}
-        optimiser = {optimiser}
+        optimizer = {optimizer}
         schedule = {{ kind = "constant" }}
         step = [{{ exit = 3, moves = ["s3.*", "out3.*"] }}, {{}}]
         {more}
@@ -111,8 +111,8 @@ fn learner(optimiser: &str, more: &str) -> Learner {
     );
     let config: CellConfig = stillhouse_core::config::parse(&text, "test").unwrap();
     config.check("test").unwrap();
-    let params = Params::new(DType::F32, &Device::Cpu).unwrap();
-    let backbone = Box::new(Two::new(&params.builder(Rng::new(3))).unwrap());
+    let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
+    let model = Box::new(Two::new(&params.builder(Rng::new(3))).unwrap());
     let method = |step: usize, tap| Method {
         distiller: Box::new(Small(tap)),
         step,
@@ -122,19 +122,19 @@ fn learner(optimiser: &str, more: &str) -> Learner {
         rng: Rng::new(0),
     };
     let methods = vec![method(0, "exit3.logits"), method(1, "exit4.logits")];
-    let plans = steps::plans("test", &config, &methods, backbone.as_ref()).unwrap();
+    let plans = steps::plans("test", &config, &methods, model.as_ref()).unwrap();
     let groups = Groups::new(&config.train);
     steps::check_moves("test", &plans, &params, &groups).unwrap();
-    let TrainConfig { optimiser, clip_norm, micro_batch, .. } = &config.train;
+    let TrainConfig { optimizer, clip_norm, micro_batch, .. } = &config.train;
     Learner {
         tape: Tape::new(&params, Mode::Train).unwrap(),
-        student: Network { backbone, params },
+        student: Network { model, params },
         teacher: None,
         methods,
         plans,
         groups,
         connectors: Vec::new(),
-        rule: optimiser.rule(),
+        rule: optimizer.rule(),
         average: None,
         clip_norm: *clip_norm,
         micro_batch: *micro_batch,
@@ -160,9 +160,9 @@ fn batch(images: usize) -> Batch {
 
 const AT: Moment = Moment { step: 0, per_epoch: 10, lr: 0.1 };
 
-/// Every value of the parameters and of the optimiser, bit by bit.
+/// Every value of the parameters and of the optimizer, bit by bit.
 fn bits(learner: &Learner) -> BTreeMap<String, Vec<u32>> {
-    let Rule::Adam(rule) = &learner.rule else { panic!("AdamW was asked for") };
+    let Optimizer::Adam(rule) = &learner.rule else { panic!("AdamW was asked for") };
     let params = &learner.student.params;
     let all = params.export_all().unwrap().into_iter().chain(rule.state(params).unwrap());
     let bits = |t: Tensor| {

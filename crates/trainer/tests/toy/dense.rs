@@ -21,27 +21,27 @@ pub fn picture(id: usize, mut noise: impl FnMut() -> f64) -> (Vec<f32>, Vec<u32>
 struct DenseNet {
     name: String,
     classes: usize,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     body: ConvBnAct,
     head: ConvBnAct,
 }
 
-pub fn net(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+pub fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let width = if request.name == "dense_big" { 12 } else { 6 };
     let init = Init::kaiming_out(&[width, 3, 3, 3]);
     let spec = ConvSpec::new(3, width, 3).stride(2);
-    let body = ConvBnAct::new(spec, "conv1", "bn1", Act::Relu, init, p)?;
+    let body = ConvBnAct::new(spec, "conv1", "bn1", Activation::Relu, init, p)?;
     let spec = ConvSpec::new(width, request.classes, 1);
-    let head = ConvBnAct::without_bn(spec, "head", true, Act::None, Init::fan_in_uniform(width), p)?;
-    let taps = vec![TapSpec::map("logits", request.classes, 2)];
+    let head = ConvBnAct::without_bn(spec, "head", true, Activation::None, Init::fan_in_uniform(width), p)?;
+    let taps = vec![FeatureInfo::map("logits", request.classes, 2)];
     Ok(Box::new(DenseNet { name: request.name.clone(), classes: request.classes, taps, body, head }))
 }
 
-impl Backbone for DenseNet {
+impl Model for DenseNet {
     fn name(&self) -> &str {
         &self.name
     }
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
     fn classes(&self) -> usize {
@@ -51,7 +51,7 @@ impl Backbone for DenseNet {
         let x = tape.input(images)?;
         let x = self.body.forward(&x, tape)?;
         let x = self.head.forward(&x, tape)?;
-        tape.tap("logits", &x)?;
+        tape.mark_feature("logits", &x)?;
         Ok(tape.outputs()?.into_iter().collect())
     }
     fn head(&self) -> Vec<String> {
@@ -62,7 +62,7 @@ impl Backbone for DenseNet {
     }
 }
 
-/// Cross-entropy of the pixels that are labelled, in the size of the masks.
+/// Cross-entropy of the pixels that are labeled, in the size of the masks.
 pub fn cross_entropy(logits: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let (_, h, w) = mask.dims3()?;
     let logits = stillhouse_ops::graph::resize_bilinear(logits, (h, w), false)?;
@@ -75,7 +75,7 @@ pub fn cross_entropy(logits: &Tensor, mask: &Tensor) -> Result<Tensor> {
     Ok((own.squeeze(1)?.mul(&counts)?.sum_all()?.neg()? / counts.sum_all()?)?)
 }
 
-/// Share of the labelled pixels that are right.
+/// Share of the labeled pixels that are right.
 #[derive(Default)]
 pub struct Pixels {
     right: u64,
@@ -86,7 +86,7 @@ impl Metric for Pixels {
     fn name(&self) -> &str {
         "pixels"
     }
-    fn counts(&self, task: Task) -> bool {
+    fn supports(&self, task: Task) -> bool {
         task == Task::Segmentation
     }
     fn update(&mut self, logits: &Tensor, target: &Target) -> Result<()> {

@@ -14,10 +14,10 @@ use candle_core::{DType, Device, Tensor};
 use stillhouse_core::data::*;
 use stillhouse_core::distiller::*;
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
-use stillhouse_core::network::{Backbone, BackboneBuild, BackboneRequest, Features, TapSpec};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::*;
-use stillhouse_core::{Builder, Error, Params, Result, Rng, Tape, files};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear, ParamId};
+use stillhouse_core::{Error, ParamBuilder, ParamStore, Result, Rng, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, ParamId};
 use stillhouse_trainer::{CellResult, Context, EpochLog, Experiment, Outcome};
 
 pub const SIZE: usize = 6;
@@ -50,24 +50,24 @@ impl Dataset for Stripes {
         };
         Ok(Sample { id: index as u64, image, label })
     }
-    fn identity(&self) -> Result<String> {
+    fn fingerprint(&self) -> Result<String> {
         Ok(format!("{}-1", self.0.name))
     }
 }
 
 fn stripes(request: &DatasetRequest) -> Result<Arc<dyn Dataset>> {
     if request.name == "absent" {
-        return Err(Error::unfit("absent", "is nowhere"));
+        return Err(Error::incompatible("absent", "is nowhere"));
     }
     if request.name == "broken" {
-        return Err(Error::unfit("broken", "class `x` is empty"));
+        return Err(Error::incompatible("broken", "class `x` is empty"));
     }
     Ok(Arc::new(Stripes(DatasetInfo {
         name: request.name.clone(),
-        title: "stripes (embedded)".into(),
+        title: "stripes (synthetic)".into(),
         classes: (0..CLASSES).map(|c| format!("c{c}")).collect(),
         task: if request.name == "fields" { Task::Segmentation } else { Task::Classification },
-        embedded: true,
+        synthetic: true,
     })))
 }
 
@@ -159,31 +159,32 @@ fn loader(dataset: Arc<dyn Dataset>, spec: &LoaderSpec) -> Result<Box<dyn BatchS
 struct Net {
     name: String,
     classes: usize,
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     conv: ConvBnAct,
     head: Linear,
 }
 
-fn net(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let width = if request.name == "big" { 12 } else { 5 };
     let spec = ConvSpec::new(3, width, 3);
-    let conv = ConvBnAct::new(spec, "conv1", "bn1", Act::Relu, Init::kaiming_out(&[width, 3, 3, 3]), p)?;
+    let conv =
+        ConvBnAct::new(spec, "conv1", "bn1", Activation::Relu, Init::kaiming_out(&[width, 3, 3, 3]), p)?;
     let init = Init::fan_in_uniform(width);
     let head = Linear::new(width, request.classes, "fc", init, Some(init), p)?;
     Ok(Box::new(Net {
         name: request.name.clone(),
         classes: request.classes,
-        taps: vec![TapSpec::vector("pooled", width), TapSpec::vector("logits", request.classes)],
+        taps: vec![FeatureInfo::vector("pooled", width), FeatureInfo::vector("logits", request.classes)],
         conv,
         head,
     }))
 }
 
-impl Backbone for Net {
+impl Model for Net {
     fn name(&self) -> &str {
         &self.name
     }
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
     fn classes(&self) -> usize {
@@ -193,10 +194,10 @@ impl Backbone for Net {
         let x = tape.input(images)?;
         let x = self.conv.forward(&x, tape)?;
         let x = tape.global_avg_pool(&x)?;
-        tape.tap("pooled", &x)?;
+        tape.mark_feature("pooled", &x)?;
         let x = tape.dropout(&x, 0.2)?;
         let x = self.head.forward(&x, tape)?;
-        tape.tap("logits", &x)?;
+        tape.mark_feature("logits", &x)?;
         Ok(tape.outputs()?.into_iter().collect())
     }
     fn head(&self) -> Vec<String> {
@@ -215,29 +216,29 @@ impl Distiller for Ce {
     fn name(&self) -> &str {
         "ce"
     }
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: Vec::new() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["logits".into()], teacher: Vec::new() }
     }
-    fn connect(&mut self, _shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         Ok(vec![Term::new("ce", cross_entropy(step)?, self.weight)])
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("ce".into(), self.weight)]
     }
 }
 
-fn cross_entropy(step: &Step) -> Result<Tensor> {
+fn cross_entropy(step: &LossContext) -> Result<Tensor> {
     let logits = step.student.logits()?;
     if let Target::Mask(mask) = step.target {
         return dense::cross_entropy(logits, mask);
     }
     let max = logits.max_keepdim(1)?.detach();
     let shifted = logits.broadcast_sub(&max)?;
-    let normaliser = shifted.exp()?.sum_keepdim(1)?.log()?;
-    let log = shifted.broadcast_sub(&normaliser)?;
+    let normalizer = shifted.exp()?.sum_keepdim(1)?.log()?;
+    let log = shifted.broadcast_sub(&normalizer)?;
     let labels = step.target.classes("ce")?.unsqueeze(1)?;
     Ok(log.gather(&labels, 1)?.mean_all()?.neg()?)
 }
@@ -254,11 +255,11 @@ impl Distiller for Memory {
     fn name(&self) -> &str {
         "memory"
     }
-    fn needs(&self) -> Needs {
+    fn required_features(&self) -> RequiredFeatures {
         let pooled = || vec!["pooled".to_string()];
-        Needs { student: pooled(), teacher: pooled() }
+        RequiredFeatures { student: pooled(), teacher: pooled() }
     }
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
         let (own, his) = (shapes.student["pooled"][0], shapes.teacher["pooled"][0]);
         assert_eq!((shapes.student.len(), shapes.classes), (1, CLASSES));
         self.connector = Some(params.var("map", &[own, his], Init::fan_in_uniform(own))?);
@@ -266,9 +267,9 @@ impl Distiller for Memory {
         self.memory = Some((id, params.params().get(id).var().as_tensor().clone()));
         Ok(())
     }
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let (Some(map), Some((_, mean))) = (&self.connector, &self.memory) else {
-            return Err(Error::unfit("memory", "not connected"));
+            return Err(Error::incompatible("memory", "not connected"));
         };
         let teacher = step.teacher.get("pooled")?.detach().broadcast_add(&mean.copy()?)?;
         // Random numbers of the method enter the loss, too.
@@ -276,35 +277,37 @@ impl Distiller for Memory {
         let value = (step.student.get("pooled")?.matmul(map)? - teacher)?.affine(1.0, noise)?;
         Ok(vec![Term::new("memory", value.sqr()?.mean_all()?, self.weight)])
     }
-    fn after_step(&mut self, step: &Step, params: &Params) -> Result<()> {
+    fn after_step(&mut self, step: &LossContext, params: &ParamStore) -> Result<()> {
         if let Some((id, mean)) = &self.memory {
             let now = step.teacher.get("pooled")?.mean_keepdim(0)?;
             params.import(*id, &((mean.copy()? * 0.9)? + (now * 0.1)?)?)?;
         }
         Ok(())
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("memory".into(), self.weight)]
     }
 }
 
-/// Moves the student where a linear opponent finds it like the teacher; the opponent learns unless
+/// Moves the student where a linear adversary finds it like the teacher; the adversary learns unless
 /// it sleeps.
 struct Rival {
     weight: f64,
     asleep: bool,
-    opponent: Option<Tensor>,
+    adversary: Option<Tensor>,
 }
 
 impl Rival {
     fn finds(&self, logits: &Tensor) -> Result<Tensor> {
-        let Some(opponent) = &self.opponent else { return Err(Error::unfit("rival", "not connected")) };
+        let Some(adversary) = &self.adversary else {
+            return Err(Error::incompatible("rival", "not connected"));
+        };
         // Pixels of maps as images.
         let rows = match logits.rank() {
             4 => logits.permute((0, 2, 3, 1))?.reshape(((), CLASSES))?,
             _ => logits.clone(),
         };
-        Ok(rows.matmul(opponent)?.mean_all()?)
+        Ok(rows.matmul(adversary)?.mean_all()?)
     }
 }
 
@@ -312,30 +315,30 @@ impl Distiller for Rival {
     fn name(&self) -> &str {
         "rival"
     }
-    fn needs(&self) -> Needs {
+    fn required_features(&self) -> RequiredFeatures {
         let logits = || vec!["logits".to_string()];
-        Needs { student: logits(), teacher: logits() }
+        RequiredFeatures { student: logits(), teacher: logits() }
     }
-    fn connect(&mut self, _shapes: &Shapes, params: &Builder) -> Result<()> {
-        let opponent = params.pp(OPPONENT).var("weight", &[CLASSES, 1], Init::fan_in_uniform(CLASSES))?;
-        self.opponent = Some(opponent);
+    fn connect(&mut self, _shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
+        let adversary = params.pp(ADVERSARY).var("weight", &[CLASSES, 1], Init::fan_in_uniform(CLASSES))?;
+        self.adversary = Some(adversary);
         Ok(())
     }
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let found = self.finds(step.student.logits()?)?;
         Ok(vec![Term::new("adversarial", found.neg()?, self.weight)])
     }
-    fn opponent(&self, step: &Step) -> Result<Vec<Term>> {
+    fn adversary_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         if self.asleep {
             return Ok(Vec::new());
         }
-        // Not detached, as it should be: the trainer moves nothing but the opponent all the same.
+        // Not detached, as it should be: the trainer moves nothing but the adversary all the same.
         let fake = self.finds(step.student.logits()?)?;
         let noise = step.rng.at(step.step, 0).normal() * 0.01;
         let real = self.finds(&step.teacher.logits()?.detach().affine(1.0, noise)?)?;
         Ok(vec![Term::new("real", real.neg()?, 1.0), Term::new("fake", fake, 1.0)])
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("adversarial".into(), self.weight)]
     }
 }
@@ -353,15 +356,15 @@ impl Distiller for Odd {
     fn name(&self) -> &str {
         "odd"
     }
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: Vec::new() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["logits".into()], teacher: Vec::new() }
     }
-    fn connect(&mut self, _shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         if step.step >= self.gone {
-            return Err(Error::unfit("odd", "has no term"));
+            return Err(Error::incompatible("odd", "has no term"));
         }
         let mut terms = Vec::new();
         if self.ce_weight > 0.0 {
@@ -371,7 +374,7 @@ impl Distiller for Odd {
         terms.push(Term::new("odd", (step.student.logits()?.mean_all()? * value)?, 1.0));
         Ok(terms)
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         if self.silent { Vec::new() } else { vec![("ce".into(), self.ce_weight)] }
     }
 }
@@ -385,20 +388,20 @@ impl Distiller for Idle {
     fn name(&self) -> &str {
         "idle"
     }
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["pooled".into()], teacher: Vec::new() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["pooled".into()], teacher: Vec::new() }
     }
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
         self.used = Some(params.var("used", &[shapes.student["pooled"][0]], Init::Constant(0.1))?);
         params.var("unused", &[2], Init::Constant(0.1))?;
         Ok(())
     }
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let used = self.used.as_ref().ok_or_else(|| Error::unfit("idle", "not connected"))?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let used = self.used.as_ref().ok_or_else(|| Error::incompatible("idle", "not connected"))?;
         let value = step.student.get("pooled")?.broadcast_mul(used)?.sqr()?.mean_all()?;
         Ok(vec![Term::new("runs", value, 0.1)])
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         [("runs", 0.1), ("never", 0.2), ("off", 0.0)].map(|(name, w)| (name.to_string(), w)).to_vec()
     }
 }
@@ -457,7 +460,7 @@ const METHODS: &[Entry<DistillerBuild>] = &[
         defaults: || "weight = 0.1\nasleep = 0\n".into(),
         build: |t| {
             let asleep = number(t, "asleep", 0.0) > 0.0;
-            Ok(Box::new(Rival { weight: number(t, "weight", 0.1), asleep, opponent: None }))
+            Ok(Box::new(Rival { weight: number(t, "weight", 0.1), asleep, adversary: None }))
         },
     },
     Entry {
@@ -479,7 +482,7 @@ impl Metric for Count {
     fn name(&self) -> &str {
         "count"
     }
-    fn counts(&self, task: Task) -> bool {
+    fn supports(&self, task: Task) -> bool {
         task == Task::Classification
     }
     fn update(&mut self, logits: &Tensor, _target: &Target) -> Result<()> {
@@ -504,12 +507,12 @@ fn row<B>(name: &'static str, build: B) -> Entry<B> {
 
 fn weights(_arch: &str, _variant: &toml::Table, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
     let path = roots.iter().map(|r| r.join(format!("{name}.safetensors"))).find(|p| p.is_file());
-    let path = path.ok_or_else(|| Error::unfit(name, "is nowhere"))?;
-    let sha256 = files::sha256_file(&path)?;
+    let path = path.ok_or_else(|| Error::incompatible(name, "is nowhere"))?;
+    let sha256 = stillhouse_core::fs::sha256_file(&path)?;
     Ok(WeightsInfo { path, sha256, variant: toml::Table::new(), mean: [0.5; 3], std: [0.25; 3] })
 }
 
-fn load_weights(path: &Path, params: &Params, head: &[String], replace: bool) -> Result<Vec<String>> {
+fn load_weights(path: &Path, params: &ParamStore, head: &[String], replace: bool) -> Result<Vec<String>> {
     let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
     let mut new = Vec::new();
     for param in params.all() {
@@ -517,7 +520,7 @@ fn load_weights(path: &Path, params: &Params, head: &[String], replace: bool) ->
         match tensors.get(&param.name) {
             Some(t) if t.dims() == param.shape => params.import(id, t)?,
             _ if replace && head.contains(&param.name) => new.push(param.name),
-            _ => return Err(Error::unfit(path.display(), format!("no `{}`", param.name))),
+            _ => return Err(Error::incompatible(path.display(), format!("no `{}`", param.name))),
         }
     }
     Ok(new)
@@ -526,23 +529,23 @@ fn load_weights(path: &Path, params: &Params, head: &[String], replace: bool) ->
 /// The parts, with runs below `folder`.
 pub fn context(folder: &Path) -> Context {
     let build: DatasetBuild = stripes;
-    let network: BackboneBuild = net;
+    let network: ModelBuild = net;
     let count: MetricBuild = |_| Box::new(Count(0));
     let pixels: MetricBuild = |_| Box::new(dense::Pixels::default());
-    let maps: BackboneBuild = dense::net;
-    let parts = Parts {
+    let maps: ModelBuild = dense::net;
+    let registries = Registries {
         datasets: Registry::new(
             "dataset",
             &["stripes", "fields", "other", "absent", "broken"].map(|name| row(name, build)),
         ),
-        backbones: Registry::new(
+        models: Registry::new(
             "network",
             &[
                 row("big", network),
                 row("small", network),
                 row("dense_big", maps),
                 row("dense", maps),
-                row("stairs", stairs::net as BackboneBuild),
+                row("stairs", stairs::net as ModelBuild),
             ],
         ),
         losses: Registry::new("method", METHODS),
@@ -552,7 +555,7 @@ pub fn context(folder: &Path) -> Context {
         weights,
         load_weights,
     };
-    let mut context = Context::new(parts, folder.join("runs"));
+    let mut context = Context::new(registries, folder.join("runs"));
     context.weight_roots = vec![folder.join("weights")];
     context.missing = |e| e.to_string().contains("nowhere");
     context
@@ -568,15 +571,15 @@ train_transforms = []
 test_transforms = []
 
 [teacher]
-backbone = "big"
+model = "big"
 [teacher.train]
 epochs = 2
 sampler = { kind = "shuffle", batch = 8 }
-optimiser = { kind = "sgd", lr = 0.05, momentum = 0.9 }
+optimizer = { kind = "sgd", lr = 0.05, momentum = 0.9 }
 schedule = { kind = "cosine", warmup_epochs = 1 }
 
 [student]
-backbone = "small"
+model = "small"
 
 [[loss]]
 method = "memory"
@@ -584,7 +587,7 @@ method = "memory"
 [train]
 epochs = 3
 sampler = { kind = "shuffle", batch = 6 }
-optimiser = { kind = "sgd", lr = 0.1, momentum = 0.9, nesterov = true, weight_decay = 1e-3, decay_norm_and_bias = false }
+optimizer = { kind = "sgd", lr = 0.1, momentum = 0.9, nesterov = true, weight_decay = 1e-3, decay_norm_and_bias = false }
 schedule = { kind = "multistep", at = [0.67], factor = 0.1 }
 checkpoint = "2 steps"
 
@@ -604,8 +607,8 @@ pub fn experiment(sets: &[&str]) -> Experiment {
 
 /// A pretrained file for `big`, with a head of other classes.
 pub fn write_weights(folder: &Path) {
-    let params = Params::new(DType::F32, &Device::Cpu).unwrap();
-    let request = BackboneRequest { name: "big".into(), classes: 7, ..Default::default() };
+    let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
+    let request = ModelSpec { name: "big".into(), classes: 7, ..Default::default() };
     net(&request, &params.builder(Rng::new(77))).unwrap();
     let map = params.export_all().unwrap().into_iter().collect();
     std::fs::create_dir_all(folder.join("weights")).unwrap();

@@ -4,30 +4,30 @@ use std::cell::Cell;
 
 use candle_core::Tensor;
 use stillhouse_core::distiller::*;
-use stillhouse_core::network::{Backbone, BackboneRequest, Features, TapSpec};
-use stillhouse_core::{Builder, Result, Tape};
-use stillhouse_ops::{Act, ConvBnAct, ConvSpec, Init, Linear};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelSpec};
+use stillhouse_core::{ParamBuilder, Result, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear};
 
 /// Two stages and two exits.
 struct Stairs {
-    taps: Vec<TapSpec>,
+    taps: Vec<FeatureInfo>,
     classes: usize,
     stages: [ConvBnAct; 2],
     outs: [Linear; 2],
 }
 
-pub(super) fn net(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Backbone>> {
+pub(super) fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let classes = request.classes;
     let stage = |i: usize, inputs: usize, outputs: usize| {
         let (spec, init) = (ConvSpec::new(inputs, outputs, 3), Init::kaiming_out(&[outputs, inputs, 3, 3]));
-        ConvBnAct::new(spec, "conv", "bn", Act::Relu, init, &p.pp(format!("s{i}")))
+        ConvBnAct::new(spec, "conv", "bn", Activation::Relu, init, &p.pp(format!("s{i}")))
     };
     let out = |i: usize, inputs: usize| {
         let init = Init::fan_in_uniform(inputs);
         Linear::new(inputs, classes, &format!("out{i}"), init, Some(init), p)
     };
-    let names = ["exit1.logits", "exit2.logits", "logits"].map(|name| TapSpec::vector(name, classes));
-    let taps = std::iter::once(TapSpec::vector("pooled", 6)).chain(names).collect();
+    let names = ["exit1.logits", "exit2.logits", "logits"].map(|name| FeatureInfo::vector(name, classes));
+    let taps = std::iter::once(FeatureInfo::vector("pooled", 6)).chain(names).collect();
     Ok(Box::new(Stairs {
         taps,
         classes,
@@ -36,11 +36,11 @@ pub(super) fn net(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Back
     }))
 }
 
-impl Backbone for Stairs {
+impl Model for Stairs {
     fn name(&self) -> &str {
         "stairs"
     }
-    fn taps(&self) -> &[TapSpec] {
+    fn features(&self) -> &[FeatureInfo] {
         &self.taps
     }
     fn classes(&self) -> usize {
@@ -48,16 +48,16 @@ impl Backbone for Stairs {
     }
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
         let mut x = tape.input(images)?;
-        let deep = ["pooled", "exit2.logits", "logits"].iter().any(|tap| tape.wants(tap));
+        let deep = ["pooled", "exit2.logits", "logits"].iter().any(|tap| tape.selects(tap));
         for (i, (stage, out)) in self.stages.iter().zip(&self.outs).take(1 + usize::from(deep)).enumerate() {
             x = stage.forward(&x, tape)?;
             let y = tape.global_avg_pool(&x)?;
             let y = tape.dropout(&y, 0.2)?;
             let logits = out.forward(&y, tape)?;
-            tape.tap(&format!("exit{}.logits", i + 1), &logits)?;
+            tape.mark_feature(&format!("exit{}.logits", i + 1), &logits)?;
             if i == 1 {
-                tape.tap("pooled", &y)?;
-                tape.tap("logits", &logits)?;
+                tape.mark_feature("pooled", &y)?;
+                tape.mark_feature("logits", &logits)?;
             }
         }
         Ok(tape.outputs()?.into_iter().collect())
@@ -77,19 +77,19 @@ impl Distiller for AtExit {
     fn name(&self) -> &str {
         "at_exit"
     }
-    fn needs(&self) -> Needs {
-        Needs { student: vec![self.0.clone()], teacher: Vec::new() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec![self.0.clone()], teacher: Vec::new() }
     }
-    fn connect(&mut self, _shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         let logits: Features =
             [("logits".to_string(), step.student.get(&self.0)?.clone())].into_iter().collect();
-        let value = super::cross_entropy(&Step { student: &logits, ..*step })?;
+        let value = super::cross_entropy(&LossContext { student: &logits, ..*step })?;
         Ok(vec![Term::new("ce_exit", value, 1.0)])
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("ce_exit".into(), 1.0)]
     }
 }
@@ -110,20 +110,20 @@ impl Distiller for Fuse {
     fn name(&self) -> &str {
         "fuse"
     }
-    fn needs(&self) -> Needs {
-        Needs { student: vec!["logits".into()], teacher: Vec::new() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: vec!["logits".into()], teacher: Vec::new() }
     }
-    fn connect(&mut self, _shapes: &Shapes, _params: &Builder) -> Result<()> {
+    fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
         if FUSE.get() == Some(step.step) {
             FUSE.set(None);
             panic!("killed in the middle of a batch");
         }
         Ok(vec![Term::new("fuse", (step.student.logits()?.mean_all()? * 0.0)?, 1.0)])
     }
-    fn weights(&self) -> Vec<(String, f64)> {
+    fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("fuse".into(), 1.0)]
     }
 }

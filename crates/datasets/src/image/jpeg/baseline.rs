@@ -2,7 +2,7 @@
 //! time, and to the very pixels of libjpeg, which Pillow and torchvision decode with. Everything else,
 //! damaged files among them, is left to zune-jpeg and its messages.
 
-use super::colour::{self, Plane};
+use super::color::{self, Plane};
 use super::entropy::{self, Bits, PADDING, Steps, Table};
 use super::idct;
 
@@ -72,7 +72,7 @@ fn headers(file: &[u8]) -> Option<(Headers, &[u8])> {
             0xc0 | 0xc1 => headers.frame(segment)?,
             0xc4 => headers.codes(segment)?,
             0xda => return headers.scan(segment).map(|()| (headers, rest)),
-            0xdb => headers.quantisation(segment)?,
+            0xdb => headers.quantization(segment)?,
             0xdd => headers.restart = word(&mut segment)?,
             0xe0 => headers.jfif |= segment.starts_with(b"JFIF\0"),
             0xe1 if segment.starts_with(b"Exif\0\0") => headers.exif = segment.to_vec(),
@@ -104,7 +104,7 @@ impl Headers {
         matches!(factors[..], [(1, 1)] | [(1, 1) | (2, 1) | (2, 2), (1, 1), (1, 1)]).then_some(())
     }
 
-    fn quantisation(&mut self, mut segment: &[u8]) -> Option<()> {
+    fn quantization(&mut self, mut segment: &[u8]) -> Option<()> {
         while let Some(kind) = byte(&mut segment) {
             let table = self.steps.get_mut(usize::from(kind & 15))?.insert(Box::new([0; 128]));
             for step in &mut table[..64] {
@@ -200,14 +200,14 @@ impl pulp::WithSimd for Scan<'_> {
             [luma, blue, red] => {
                 let planes = [luma, blue, red];
                 let pixels = match (headers.components[0].across, headers.components[0].down) {
-                    (1, _) => colour::rgb::<1, 1>(planes),
-                    (_, 1) => colour::rgb::<2, 1>(planes),
-                    _ => colour::rgb::<2, 2>(planes),
+                    (1, _) => color::rgb::<1, 1>(planes),
+                    (_, 1) => color::rgb::<2, 1>(planes),
+                    _ => color::rgb::<2, 2>(planes),
                 };
                 (3, pixels)
             }
-            [grey] => {
-                let rows: Vec<&[u8]> = (0..height).map(|y| grey.row(y)).collect();
+            [gray] => {
+                let rows: Vec<&[u8]> = (0..height).map(|y| gray.row(y)).collect();
                 (1, rows.concat())
             }
             _ => return None,

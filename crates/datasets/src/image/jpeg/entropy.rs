@@ -26,7 +26,7 @@ const ZIGZAG: [u8; 128] = {
     order
 };
 
-/// Steps of quantisation in the order of the file, with room as [`ZIGZAG`] has.
+/// Steps of quantization in the order of the file, with room as [`ZIGZAG`] has.
 pub(super) type Steps = [i16; 128];
 
 /// A Huffman table.

@@ -3,14 +3,14 @@
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
+use super::super::indirect_gemm::{AHEAD, Epilogue, acted};
 use super::super::norm::Sums;
-use super::super::tap_gemm::{AHEAD, Epilogue, acted};
 use super::super::{Shared, parallel};
 use super::transform::{output, transform_input};
 use super::{POINTS, SMALL, Tiles, slot};
-use crate::lanes::{Kernel, Lanes};
-use crate::panels::{LANES, Panel, cut};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
+use crate::weight_packing::{LANES, Panel, cut};
 
 /// `target = A^T (U (B^T source B)) A` with what [`Epilogue`] adds.
 pub(crate) struct Convolution<'a, T> {
@@ -54,7 +54,7 @@ struct Task<'a, 'b, T> {
     m: *mut T,
 }
 
-impl<T: Real> Convolution<'_, T> {
+impl<T: Float> Convolution<'_, T> {
     pub(crate) fn run(mut self) {
         let t = self.tiles;
         let count = t.count();
@@ -100,10 +100,10 @@ impl<T: Real> Convolution<'_, T> {
     }
 }
 
-impl<T: Real> Kernel<T> for Task<'_, '_, T> {
+impl<T: Float> Kernel<T> for Task<'_, '_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         // SAFETY: bounds were seen by `Convolution::run`; tasks own their tiles or their point.
         unsafe {
             match self.part {
@@ -122,9 +122,9 @@ impl<T: Real> Kernel<T> for Task<'_, '_, T> {
     }
 }
 
-impl<T: Real> Task<'_, '_, T> {
+impl<T: Float> Task<'_, '_, T> {
     #[inline(always)]
-    unsafe fn input<L: Lanes<T = T>>(&self) {
+    unsafe fn input<L: Simd<T = T>>(&self) {
         let held = (self.first, self.held);
         // SAFETY: by the caller.
         unsafe {
@@ -133,7 +133,7 @@ impl<T: Real> Task<'_, '_, T> {
     }
 
     #[inline(always)]
-    unsafe fn product<L: Lanes<T = T>>(&self, point: usize) {
+    unsafe fn product<L: Simd<T = T>>(&self, point: usize) {
         let t = &self.all.tiles;
         let rows = self.tiles.len();
         // SAFETY: by the caller.
@@ -161,7 +161,7 @@ impl<T: Real> Task<'_, '_, T> {
     }
 
     #[inline(always)]
-    unsafe fn output<L: Lanes<T = T>>(&self) {
+    unsafe fn output<L: Simd<T = T>>(&self) {
         let t = &self.all.tiles;
         let e = &self.all.epilogue;
         let ([oh, ow], k) = (t.target, t.outputs);
@@ -237,7 +237,7 @@ impl<T: Real> Task<'_, '_, T> {
 
 /// `c[rows, width] = a[rows, depth] * b[depth, width]` for `NV` vectors of a panel.
 #[inline(always)]
-unsafe fn rows_by_panel<L: Lanes, const MR: usize, const NV: usize>(
+unsafe fn rows_by_panel<L: Simd, const MR: usize, const NV: usize>(
     a: *const L::T,
     depth: usize,
     rows: usize,
@@ -257,7 +257,7 @@ unsafe fn rows_by_panel<L: Lanes, const MR: usize, const NV: usize>(
             }
             let mut acc = [[L::splat(L::T::ZERO); NV]; MR];
             let mut w = b;
-            // What the next tile reads and leaves is asked for line by line, as in `TapGemm`.
+            // What the next tile reads and leaves is asked for line by line, as in `IndirectGemm`.
             let mut ahead = a.wrapping_add((row + MR) * depth);
             for k in 0..depth {
                 L::prefetch(ahead);

@@ -6,9 +6,9 @@
 use super::super::{Shared, elementwise, parallel};
 use super::transform::{both_ways, spread, transform_input, weight_back};
 use super::{POINTS, Tiles, slot};
-use crate::lanes::{Kernel, Lanes};
-use crate::panels::{LANES, Panel, cut};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
+use crate::weight_packing::{LANES, Panel, cut};
 
 /// Weight gradient in panel order `[panel][9][input][width]`, written whole.
 pub(crate) struct WeightGradient<'a, T> {
@@ -44,7 +44,7 @@ enum SumPart {
     All,
 }
 
-impl<T: Real> WeightGradient<'_, T> {
+impl<T: Float> WeightGradient<'_, T> {
     pub(crate) fn run(self) {
         let t = self.tiles;
         let count = t.count();
@@ -104,10 +104,10 @@ impl<T: Real> WeightGradient<'_, T> {
     }
 }
 
-impl<T: Real> Kernel<T> for Sum<'_, T> {
+impl<T: Float> Kernel<T> for Sum<'_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         // SAFETY: bounds were seen by `WeightGradient::run`; tasks own their tiles, points or chunks.
         unsafe {
             match self.part {
@@ -136,10 +136,10 @@ impl<T: Real> Kernel<T> for Sum<'_, T> {
     }
 }
 
-impl<T: Real> Sum<'_, T> {
+impl<T: Float> Sum<'_, T> {
     /// `V` and `W = A dy A^T` of some tiles.
     #[inline(always)]
-    unsafe fn transform<L: Lanes<T = T>>(&self, range: std::ops::Range<usize>, first: usize) {
+    unsafe fn transform<L: Simd<T = T>>(&self, range: std::ops::Range<usize>, first: usize) {
         let t = self.tiles;
         let ([oh, ow], k) = (t.target, t.outputs);
         // SAFETY: by the caller.
@@ -170,7 +170,7 @@ impl<T: Real> Sum<'_, T> {
 
     /// `u[point][panel] (+)= V^T W` over so many tiles.
     #[inline(always)]
-    unsafe fn point<L: Lanes<T = T>>(&self, point: usize, panel: &Panel, count: usize, add: bool) {
+    unsafe fn point<L: Simd<T = T>>(&self, point: usize, panel: &Panel, count: usize, add: bool) {
         let t = self.tiles;
         let width = panel.vectors * LANES;
         // SAFETY: by the caller.
@@ -206,7 +206,7 @@ impl<T: Real> Sum<'_, T> {
 /// `u[MR, NV] (+)= sum over tiles of v[tile][MR] * w[tile][NV]`; returns `MR`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn outer<L: Lanes, const MR: usize, const NV: usize>(
+unsafe fn outer<L: Simd, const MR: usize, const NV: usize>(
     v: *const L::T,
     v_stride: usize,
     w: *const L::T,
@@ -257,10 +257,10 @@ struct GradientRow<'a, T> {
     row: usize,
 }
 
-impl<T: Real> Kernel<T> for GradientRow<'_, T> {
+impl<T: Float> Kernel<T> for GradientRow<'_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let width = self.panel.vectors * LANES;
         let (from, to) = (self.panel.offset, self.panel.offset / POINTS * 9);
         for v in 0..self.panel.vectors {

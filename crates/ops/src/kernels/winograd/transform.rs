@@ -5,21 +5,21 @@
 
 use super::super::{Shared, parallel};
 use super::{POINTS, Tiles};
-use crate::lanes::{Kernel, Lanes};
-use crate::panels::{LANES, Panel, cut};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
+use crate::weight_packing::{LANES, Panel, cut};
 
-// The one-dimensional transforms. SAFETY of all: lanes of the instruction set in use.
+// The one-dimensional transforms. SAFETY of all: simd of the instruction set in use.
 
 #[inline(always)]
-unsafe fn sub<L: Lanes>(a: L, b: L) -> L {
+unsafe fn sub<L: Simd>(a: L, b: L) -> L {
     // SAFETY: as above.
     unsafe { a.fma(b, L::splat(L::T::of(-1.0))) }
 }
 
 /// `B^T d`.
 #[inline(always)]
-pub(super) unsafe fn input<L: Lanes>(d: [L; 6]) -> [L; 6] {
+pub(super) unsafe fn input<L: Simd>(d: [L; 6]) -> [L; 6] {
     // SAFETY: as above.
     unsafe {
         let [two, four, minus2, minus4, minus5] = [2.0, 4.0, -2.0, -4.0, -5.0].map(|c| L::splat(L::T::of(c)));
@@ -38,7 +38,7 @@ pub(super) unsafe fn input<L: Lanes>(d: [L; 6]) -> [L; 6] {
 
 /// `A^T m`.
 #[inline(always)]
-pub(super) unsafe fn output<L: Lanes>(m: [L; 6]) -> [L; 4] {
+pub(super) unsafe fn output<L: Simd>(m: [L; 6]) -> [L; 4] {
     // SAFETY: as above.
     unsafe {
         let [two, four, eight] = [2.0, 4.0, 8.0].map(|c| L::splat(L::T::of(c)));
@@ -50,7 +50,7 @@ pub(super) unsafe fn output<L: Lanes>(m: [L; 6]) -> [L; 4] {
 
 /// `A d`.
 #[inline(always)]
-pub(super) unsafe fn spread<L: Lanes>(d: [L; 4]) -> [L; 6] {
+pub(super) unsafe fn spread<L: Simd>(d: [L; 4]) -> [L; 6] {
     // SAFETY: as above.
     unsafe {
         let [two, four, eight] = [2.0, 4.0, 8.0].map(|c| L::splat(L::T::of(c)));
@@ -63,7 +63,7 @@ pub(super) unsafe fn spread<L: Lanes>(d: [L; 4]) -> [L; 6] {
 
 /// `G g`.
 #[inline(always)]
-unsafe fn weight<L: Lanes>(g: [L; 3]) -> [L; 6] {
+unsafe fn weight<L: Simd>(g: [L; 3]) -> [L; 6] {
     // SAFETY: as above.
     unsafe {
         let zero = L::splat(L::T::ZERO);
@@ -86,7 +86,7 @@ unsafe fn weight<L: Lanes>(g: [L; 3]) -> [L; 6] {
 
 /// `G^T u`.
 #[inline(always)]
-pub(super) unsafe fn weight_back<L: Lanes>(u: [L; 6]) -> [L; 3] {
+pub(super) unsafe fn weight_back<L: Simd>(u: [L; 6]) -> [L; 3] {
     // SAFETY: as above.
     unsafe {
         let zero = L::splat(L::T::ZERO);
@@ -129,7 +129,7 @@ pub(super) use both_ways;
 
 /// Transforms the weights of a convolution in panel order, `[panel][9][rows][width]`, to
 /// `[panel][36][rows][width]`; turned by half a circle for the data gradient.
-pub(crate) fn transform_weight<T: Real>(g: &[T], rows: usize, columns: usize, turned: bool, u: &mut [T]) {
+pub(crate) fn transform_weight<T: Float>(g: &[T], rows: usize, columns: usize, turned: bool, u: &mut [T]) {
     let panels = cut(columns, 9 * rows);
     assert!(g.len() >= 9 * rows * columns && u.len() >= POINTS * rows * columns);
     let (len, u) = (u.len(), Shared::new(u));
@@ -149,10 +149,10 @@ struct WeightRow<'a, T> {
     turned: bool,
 }
 
-impl<T: Real> Kernel<T> for WeightRow<'_, T> {
+impl<T: Float> Kernel<T> for WeightRow<'_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let width = self.panel.vectors * LANES;
         let (from, to) = (self.panel.offset, self.panel.offset / 9 * POINTS);
         assert!(from + 9 * self.rows * width <= self.g.len() && to + POINTS * self.rows * width <= self.len);
@@ -178,7 +178,7 @@ impl<T: Real> Kernel<T> for WeightRow<'_, T> {
 
 /// `V` of some tiles: `v[point][tile - first][channel]`.
 #[inline(always)]
-pub(super) unsafe fn transform_input<L: Lanes>(
+pub(super) unsafe fn transform_input<L: Simd>(
     t: &Tiles,
     source: *const L::T,
     tiles: std::ops::Range<usize>,

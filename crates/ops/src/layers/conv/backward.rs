@@ -6,10 +6,10 @@ use super::pass::Pass;
 use super::{ConvBnAct, Stats};
 use crate::Result;
 use crate::buffers::Buf;
+use crate::element::with_values;
 use crate::kernels::elementwise;
 use crate::kernels::geometry::ConvGeo;
 use crate::kernels::norm::{self, Slopes};
-use crate::real::with_values;
 use crate::tape::{Backward, Elem, Tape};
 
 /// What the backward pass of a block needs.

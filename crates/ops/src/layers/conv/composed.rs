@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use super::{BN_MOMENTUM, ConvBnAct, Norm};
-use crate::composed::FoldedTensors;
 use crate::graph;
+use crate::graph_engine::FoldedTensors;
 use crate::tape::{Mode, Node, Tape};
 use crate::{Error, Result};
 
@@ -115,7 +115,7 @@ impl ConvBnAct {
 
     /// The weight with batch norm folded in, in the type of the maps, kept until the parameters change.
     fn folded_tensors(&self, norm: &Norm, tape: &mut Tape) -> Result<FoldedTensors> {
-        let (version, frozen) = (tape.params().version(), tape.mode() == Mode::Frozen);
+        let (version, frozen) = (tape.params().version(), tape.mode() == Mode::Inference);
         let known = tape.composed.as_ref().and_then(|kept| kept.folded.get(&self.weight));
         if let Some(found) = known.filter(|found| frozen || found.version == version) {
             return Ok(found.clone());

@@ -7,14 +7,14 @@ use crate::buffers::Buf;
 use crate::kernels::bf16::{self, Unit};
 use crate::kernels::depthwise::{self, Depthwise, DepthwiseGradient, gradient_scratch};
 use crate::kernels::geometry::{ConvGeo, Rows, pad_images};
+use crate::kernels::indirect_gemm::{self, Epilogue, IndirectGemm};
 use crate::kernels::norm::{Slopes, Sums};
 use crate::kernels::pointwise::{self, Pointwise};
-use crate::kernels::tap_gemm::{self, Epilogue, TapGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
 use crate::kernels::{Shared, parallel};
-use crate::panels::{LANES, MAX_VECTORS, Panel};
 use crate::tape::{Elem, Tape};
+use crate::weight_packing::{LANES, MAX_VECTORS, Panel};
 
 /// Rows of a data gradient up to which turning the weights is much of its work.
 const FEW_ROWS: usize = 512;
@@ -49,7 +49,7 @@ impl Pass<'_> {
     /// either, images come in f32, and Winograd's algorithm multiplies less, as do small maps whose rows
     /// lack taps.
     pub(super) fn saves_in_f32<T: Elem>(&self, tape: &Tape) -> bool {
-        let less = || self.tiles::<T>(tape).is_some() || tap_gemm::by_pixel(&self.geo.forward);
+        let less = || self.tiles::<T>(tape).is_some() || indirect_gemm::by_pixel(&self.geo.forward);
         bf16::unit() == Some(Unit::Vectors) && (self.geo.padded.is_some() || less())
     }
 
@@ -61,7 +61,7 @@ impl Pass<'_> {
         } else if self.layer.panels.depthwise() {
             depthwise::sum_tasks(rows, self.geo.spec.outputs)
         } else {
-            tap_gemm::sum_tasks(rows)
+            indirect_gemm::sum_tasks(rows)
         }
     }
 
@@ -125,7 +125,7 @@ impl Pass<'_> {
         let zeros = T::lane(tape).zeros(self.geo.forward.kc);
         let cut = panels.panels();
         for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
-            TapGemm {
+            IndirectGemm {
                 images: self.images,
                 rows: &self.geo.forward,
                 source,
@@ -200,7 +200,7 @@ impl Pass<'_> {
             for part in &parts {
                 panels.transpose(weight, part, &mut turned);
                 for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
-                    TapGemm {
+                    IndirectGemm {
                         images: self.images,
                         rows,
                         source: dy,
@@ -257,7 +257,7 @@ impl Pass<'_> {
             let turned = unsafe { turned.range(slot * held, outputs * panel.vectors * LANES) };
             for (tap, adds, rows) in &taps {
                 panels.transpose_tap(weight, &panel, *tap, turned);
-                TapGemm {
+                IndirectGemm {
                     images: self.images,
                     rows,
                     source: dy,
@@ -396,7 +396,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::geometry::{ConvSpec, Padding};
-    use crate::{Act, Init, Mode, Params, Rng};
+    use crate::{Activation, Init, Mode, ParamStore, Rng};
 
     /// By definition: every product goes to the pixel that it came from.
     fn by_definition(spec: &ConvSpec, geo: &ConvGeo, images: usize, dy: &[f64], w: &[f64], dx: &mut [f64]) {
@@ -435,10 +435,10 @@ mod tests {
             (ConvSpec::new(144, 16, 3).groups(2), [3, 3]),
             (cut, [4, 3]),
         ] {
-            let params = Params::new(DType::F64, &Device::Cpu).unwrap();
+            let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
             let p = params.builder(Rng::new(0));
-            let layer =
-                ConvBnAct::without_bn(spec, "conv", false, Act::None, Init::Constant(0.0), &p).unwrap();
+            let layer = ConvBnAct::without_bn(spec, "conv", false, Activation::None, Init::Constant(0.0), &p)
+                .unwrap();
             let mut tape = Tape::new(&params, Mode::Train).unwrap();
             let geo = ConvGeo::new(spec, size[0], size[1]).unwrap();
             let (images, pass) = (3, Pass { layer: &layer, geo: &geo, images: 3 });

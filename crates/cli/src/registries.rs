@@ -1,13 +1,13 @@
 //! The only place that names all concrete parts.
 
 use stillhouse_core::Error as CoreError;
-use stillhouse_core::registry::Parts;
+use stillhouse_core::registry::Registries;
 
 /// Datasets, networks, methods and metrics of this program.
-pub(crate) fn parts() -> Parts {
-    Parts {
+pub(crate) fn registries() -> Registries {
+    Registries {
         datasets: stillhouse_datasets::registry(),
-        backbones: stillhouse_backbones::registry(),
+        models: stillhouse_backbones::registry(),
         losses: stillhouse_losses::registry(),
         metrics: stillhouse_metrics::registry(),
         split: stillhouse_datasets::split,

@@ -1,12 +1,12 @@
-//! The optimiser of a configuration.
+//! The optimizer of a configuration.
 
 use serde::{Deserialize, Serialize};
-use stillhouse_ops::optim::{Adam, Rule, Sgd};
+use stillhouse_ops::optim::{Adam, Optimizer, Sgd};
 
-/// The optimiser and its hyper-parameters.
+/// The optimizer and its hyper-parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Optimiser {
+pub enum OptimizerConfig {
     /// Stochastic gradient descent as PyTorch has it.
     Sgd {
         /// Highest learning rate of the schedule.
@@ -63,7 +63,7 @@ fn yes() -> bool {
     true
 }
 
-impl Optimiser {
+impl OptimizerConfig {
     /// The highest learning rate.
     pub fn lr(&self) -> f64 {
         match self {
@@ -80,12 +80,12 @@ impl Optimiser {
         }
     }
 
-    /// The optimiser itself.
-    pub(crate) fn rule(&self) -> Rule {
+    /// The optimizer itself.
+    pub(crate) fn rule(&self) -> Optimizer {
         match self {
-            Self::Sgd { momentum, nesterov, .. } => Rule::Sgd(Sgd::new(*momentum, *nesterov)),
-            Self::Adam(adam) => Rule::Adam(Adam::new(adam.betas, adam.eps)),
-            Self::AdamW(adam) => Rule::Adam(Adam::decoupled(adam.betas, adam.eps)),
+            Self::Sgd { momentum, nesterov, .. } => Optimizer::Sgd(Sgd::new(*momentum, *nesterov)),
+            Self::Adam(adam) => Optimizer::Adam(Adam::new(adam.betas, adam.eps)),
+            Self::AdamW(adam) => Optimizer::Adam(Adam::decoupled(adam.betas, adam.eps)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, DType, Tensor};
 
 use crate::kernels::special;
-use crate::lanes::{Avx2, Avx512, Kernel, Plain};
+use crate::simd::{Avx2, Avx512, Kernel, Scalar};
 
 /// Instruction set that the `f32` kernels run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ pub fn isa() -> Isa {
 }
 
 /// Calls a generic method by the element type of a tape or a store.
-macro_rules! by_type {
+macro_rules! dispatch_dtype {
     ($of:expr, $T:ident => $call:expr) => {
         match $of.dtype() {
             candle_core::DType::F64 => {
@@ -70,10 +70,10 @@ macro_rules! by_type {
         }
     };
 }
-pub(crate) use by_type;
+pub(crate) use dispatch_dtype;
 
 /// `f32` or `f64`: what a tape can compute in.
-pub(crate) trait Real:
+pub(crate) trait Float:
     Copy
     + Default
     + Send
@@ -110,11 +110,11 @@ pub(crate) trait Real:
     fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]>;
     /// The values of a CPU storage of this type, to change.
     fn slice_mut(storage: &mut CpuStorage) -> candle_core::Result<&mut [Self]>;
-    /// Runs a kernel on the instruction set in use (`f64`: always the plain lanes).
+    /// Runs a kernel on the instruction set in use (`f64`: always the plain simd).
     fn run<K: Kernel<Self>>(kernel: K) -> K::Out;
 }
 
-impl Real for f32 {
+impl Float for f32 {
     const ZERO: Self = 0.0;
     const TYPE: DType = DType::F32;
     fn of(x: f64) -> Self {
@@ -146,14 +146,14 @@ impl Real for f32 {
     }
     fn run<K: Kernel<Self>>(kernel: K) -> K::Out {
         match isa() {
-            Isa::Scalar => kernel.run::<Plain<f32>>(),
+            Isa::Scalar => kernel.run::<Scalar<f32>>(),
             Isa::Avx2 => Avx2::run(kernel),
             Isa::Avx512 => Avx512::run(kernel),
         }
     }
 }
 
-impl Real for f64 {
+impl Float for f64 {
     const ZERO: Self = 0.0;
     const TYPE: DType = DType::F64;
     fn of(x: f64) -> Self {
@@ -182,12 +182,12 @@ impl Real for f64 {
         }
     }
     fn run<K: Kernel<Self>>(kernel: K) -> K::Out {
-        kernel.run::<Plain<f64>>()
+        kernel.run::<Scalar<f64>>()
     }
 }
 
 /// The values of a contiguous CPU tensor, without a copy where it is contiguous.
-pub(crate) fn with_values<T: Real, R>(t: &Tensor, f: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
+pub(crate) fn with_values<T: Float, R>(t: &Tensor, f: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
     let t = t.contiguous()?;
     let (storage, layout) = t.storage_and_layout();
     let candle_core::Storage::Cpu(storage) = &*storage else {

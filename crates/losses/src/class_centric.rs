@@ -1,5 +1,5 @@
-//! Class-centric distillation (`class_centre`): for each class of the batch, the distance between
-//! the centres of the teacher's and of the student's feature distributions.
+//! Class-centric distillation (`class_centric`): for each class of the batch, the distance between
+//! the centers of the teacher's and of the student's feature distributions.
 //!
 //! # Paper
 //! X. Liu, Z. Liu, Y. Lin, S. Wang, X. Zuo, "Class-centric Knowledge Distillation for RSI Scene
@@ -14,11 +14,11 @@
 //! ```text
 //! L_j = sum_c n_c / B * MMD^2(teacher's points of I_c, student's points of I_c)
 //!     = sum_c n_c / B * || mean_{i in I_c} (M_i^T - M_i^S) ||_F^2,    M_i = X_i^T X_i / C
-//! class_centre = sum over stages j of beta_j * L_j,                   total (7): ce + lambda * class_centre
+//! class_centric = sum over stages j of beta_j * L_j,                   total (7): ce + lambda * class_centric
 //! ```
 //!
 //! One image per class gives [`nst`](crate::nst), one class [`nst_all`](crate::nst_all); always
-//! `nst_all <= class_centre <= nst` with `C4_class_weight = "n_over_b"` and squared distances.
+//! `nst_all <= class_centric <= nst` with `C4_class_weight = "n_over_b"` and squared distances.
 //!
 //! # Inputs
 //! The maps `[B, C, H, W]` named by `C5_stages` of both, and classes `[B]`. A batch should hold
@@ -35,38 +35,40 @@
 //!
 //! # Example
 //! ```
-//! let row = *stillhouse_losses::registry().get("class_centre")?;
+//! let row = *stillhouse_losses::registry().get("class_centric")?;
 //! let settings = toml::toml! {
 //!     C5_stages = ["F3", "F4"]
 //!     lambda = 200.0
 //! };
 //! let method = (row.build)(&settings)?;
-//! assert_eq!(method.needs().student, ["F3", "F4"]);
+//! assert_eq!(method.required_features().student, ["F3", "F4"]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::distiller::{Distiller, DistillerBuild, Needs, Shapes, Step, Term};
+use stillhouse_core::distiller::{
+    Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
+};
 use stillhouse_core::registry::Entry;
-use stillhouse_core::{Builder, Error, Params, Result};
+use stillhouse_core::{Error, ParamBuilder, ParamStore, Result};
 
 use crate::connector::Conv1x1Bn;
 use crate::mmd::{GroupWeight, Groups, Kernel, grouped_mmd2};
 use crate::unit::{EPS, safe_sqrt, unit};
 use crate::{fit, settings, sum};
 
-/// The row of `class_centre`.
-pub const ROW: Entry<DistillerBuild> = Entry {
-    name: "class_centre",
-    summary: "distance of the class centres of teacher and student features",
+/// The row of `class_centric`.
+pub const ENTRY: Entry<DistillerBuild> = Entry {
+    name: "class_centric",
+    summary: "distance of the class centers of teacher and student features",
     source: "Liu et al. 2023, equations (1)-(7), reconstructed",
     defaults: || {
-        settings::describe::<ClassCentreConfig>(&[
+        settings::describe::<ClassCentricConfig>(&[
             ("C1_feature", "NST's, to which the paper compares itself"),
             ("C2_kernel", "NST's"),
             ("C3_distance", "NST's; smooth at zero"),
-            ("C4_class_weight", "keeps nst_all <= class_centre <= nst for any batch"),
+            ("C4_class_weight", "keeps nst_all <= class_centric <= nst for any batch"),
             ("C5_stages", "paper, Table 2"),
             ("C5_stage_weights", "1 for each stage, as NST"),
             ("C6_connector", "channel maps need none"),
@@ -74,7 +76,7 @@ pub const ROW: Entry<DistillerBuild> = Entry {
             ("bn_eps", "PyTorch"),
         ])
     },
-    build: |table| Ok(Box::new(ClassCentre::new(settings::read(table, "class_centre")?)?)),
+    build: |table| Ok(Box::new(ClassCentric::new(settings::read(table, "class_centric")?)?)),
 };
 
 /// What a point of the distribution is.
@@ -88,7 +90,7 @@ pub enum Feature {
     Pooled,
 }
 
-/// How far two centres are.
+/// How far two centers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Distance {
@@ -113,17 +115,17 @@ pub enum Connector {
     Conv1x1Bn,
 }
 
-/// Settings of `class_centre`. C1 to C6 are what the paper leaves open.
+/// Settings of `class_centric`. C1 to C6 are what the paper leaves open.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ClassCentreConfig {
+pub struct ClassCentricConfig {
     /// What a point of the distribution is.
     #[serde(rename = "C1_feature")]
     pub feature: Feature,
     /// Similarity of two points.
     #[serde(rename = "C2_kernel")]
     pub kernel: Kernel,
-    /// How far two centres are.
+    /// How far two centers are.
     #[serde(rename = "C3_distance")]
     pub distance: Distance,
     /// How classes are weighted.
@@ -144,7 +146,7 @@ pub struct ClassCentreConfig {
     pub bn_eps: f64,
 }
 
-impl Default for ClassCentreConfig {
+impl Default for ClassCentricConfig {
     fn default() -> Self {
         Self {
             feature: Feature::default(),
@@ -162,8 +164,8 @@ impl Default for ClassCentreConfig {
 
 /// Class-centric distillation.
 #[derive(Debug)]
-pub struct ClassCentre {
-    config: ClassCentreConfig,
+pub struct ClassCentric {
+    config: ClassCentricConfig,
     stages: Vec<Stage>,
 }
 
@@ -175,32 +177,32 @@ struct Stage {
     connector: Option<Conv1x1Bn>,
 }
 
-impl ClassCentre {
+impl ClassCentric {
     /// Checks the settings.
-    pub fn new(config: ClassCentreConfig) -> Result<Self> {
-        settings::stages(ROW.name, "C5_stages", &config.stages)?;
+    pub fn new(config: ClassCentricConfig) -> Result<Self> {
+        settings::stages(ENTRY.name, "C5_stages", &config.stages)?;
         let weights = config.stage_weights.clone().unwrap_or_else(|| vec![1.0; config.stages.len()]);
         if weights.len() != config.stages.len() {
             let expected = format!("one number for each of the {} stages", config.stages.len());
-            return Err(settings::wrong(ROW.name, "C5_stage_weights", format!("{weights:?}"), &expected));
+            return Err(settings::wrong(ENTRY.name, "C5_stage_weights", format!("{weights:?}"), &expected));
         }
         for weight in &weights {
-            settings::not_negative(ROW.name, "C5_stage_weights", *weight)?;
+            settings::not_negative(ENTRY.name, "C5_stage_weights", *weight)?;
         }
-        settings::not_negative(ROW.name, "lambda", config.lambda)?;
-        settings::above_zero(ROW.name, "bn_eps", config.bn_eps)?;
+        settings::not_negative(ENTRY.name, "lambda", config.lambda)?;
+        settings::above_zero(ENTRY.name, "bn_eps", config.bn_eps)?;
         let stages = config.stages.iter().cloned().zip(weights);
         let stages = stages.map(|(tap, weight)| Stage { tap, weight, connector: None }).collect();
         Ok(Self { config, stages })
     }
 
     /// The loss of one stage before its weight, a scalar.
-    fn stage(&self, stage: &Stage, step: &Step, groups: &Groups) -> Result<Tensor> {
-        let (mut student, teacher) = fit::map_pair(step, &stage.tap, ROW.name)?;
+    fn stage(&self, stage: &Stage, step: &LossContext, groups: &Groups) -> Result<Tensor> {
+        let (mut student, teacher) = fit::map_pair(step, &stage.tap, ENTRY.name)?;
         if self.config.connector == Connector::Conv1x1Bn {
             let connector = stage.connector.as_ref().ok_or_else(|| {
-                Error::unfit(
-                    ROW.name,
+                Error::incompatible(
+                    ENTRY.name,
                     format!("the connector at `{}` was not made: connect() comes first", stage.tap),
                 )
             })?;
@@ -230,19 +232,19 @@ impl ClassCentre {
     }
 }
 
-impl Distiller for ClassCentre {
+impl Distiller for ClassCentric {
     fn name(&self) -> &str {
-        ROW.name
+        ENTRY.name
     }
 
-    fn needs(&self) -> Needs {
-        Needs { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
+    fn required_features(&self) -> RequiredFeatures {
+        RequiredFeatures { student: self.config.stages.clone(), teacher: self.config.stages.clone() }
     }
 
-    fn connect(&mut self, shapes: &Shapes, params: &Builder) -> Result<()> {
-        fit::class_labels(shapes, ROW.name)?;
+    fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
+        fit::class_labels(shapes, ENTRY.name)?;
         for stage in &mut self.stages {
-            let (student, teacher) = fit::map_channels(shapes, &stage.tap, ROW.name)?;
+            let (student, teacher) = fit::map_channels(shapes, &stage.tap, ENTRY.name)?;
             if self.config.connector == Connector::Conv1x1Bn {
                 let at = params.pp(&stage.tap);
                 stage.connector = Some(Conv1x1Bn::new(student, teacher, self.config.bn_eps, &at)?);
@@ -254,8 +256,8 @@ impl Distiller for ClassCentre {
                 (Feature::Pooled, _) => "C1_feature = \"pooled\" compares vectors over the channels",
                 (Feature::ChannelMap, _) => continue,
             };
-            return Err(Error::unfit(
-                ROW.name,
+            return Err(Error::incompatible(
+                ENTRY.name,
                 format!(
                     "{why}, but at `{}` the student has {student} channels and the teacher {teacher}; set \
                      C6_connector = \"conv1x1_bn\"",
@@ -266,20 +268,20 @@ impl Distiller for ClassCentre {
         Ok(())
     }
 
-    fn terms(&self, step: &Step) -> Result<Vec<Term>> {
-        let classes = step.on_host.classes(ROW.name)?.to_vec1::<u32>()?;
+    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+        let classes = step.on_host.classes(ENTRY.name)?.to_vec1::<u32>()?;
         let groups = Groups::by_id(&classes)?;
         let values = self.stages.iter().map(|stage| Ok((self.stage(stage, step, &groups)? * stage.weight)?));
-        let value = sum::stages(ROW.name, values)?;
-        Ok(vec![Term::new("class_centre", value, self.config.lambda)])
+        let value = sum::stages(ENTRY.name, values)?;
+        Ok(vec![Term::new("class_centric", value, self.config.lambda)])
     }
 
-    fn after_step(&mut self, _step: &Step, _params: &Params) -> Result<()> {
+    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
         self.stages.iter().filter_map(|s| s.connector.as_ref()).try_for_each(Conv1x1Bn::after_step)
     }
 
-    fn weights(&self) -> Vec<(String, f64)> {
-        vec![("class_centre".into(), self.config.lambda)]
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        vec![("class_centric".into(), self.config.lambda)]
     }
 }
 
@@ -288,17 +290,18 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device};
     use stillhouse_core::data::Task;
-    use stillhouse_core::{Params, Rng};
+    use stillhouse_core::{ParamStore, Rng};
 
     const CLASSES: Task = Task::Classification;
 
     fn connect(table: toml::Table, student: usize, teacher: usize, task: Task) -> Result<Vec<String>> {
-        let params = Params::new(DType::F32, &Device::Cpu)?;
+        let params = ParamStore::new(DType::F32, &Device::Cpu)?;
         let taps = |c: usize| [("F1".to_string(), vec![c, 4, 4])].into();
-        let shapes = Shapes { student: taps(student), teacher: taps(teacher), task, ..Default::default() };
+        let shapes =
+            FeatureShapes { student: taps(student), teacher: taps(teacher), task, ..Default::default() };
         let mut table = table;
         table.insert("C5_stages".into(), vec!["F1"].into());
-        (ROW.build)(&table)?.connect(&shapes, &params.builder(Rng::new(0)))?;
+        (ENTRY.build)(&table)?.connect(&shapes, &params.builder(Rng::new(0)))?;
         Ok(params.all().into_iter().map(|p| p.name).collect())
     }
 
@@ -307,7 +310,7 @@ mod tests {
         let plain = toml::Table::new;
         assert!(connect(plain(), 3, 5, CLASSES).unwrap().is_empty());
         let e = connect(plain(), 3, 5, Task::Segmentation).unwrap_err().to_string();
-        assert!(e.contains("class_centre") && e.contains("masks"), "{e}");
+        assert!(e.contains("class_centric") && e.contains("masks"), "{e}");
         for table in [toml::toml! { C3_distance = "mean_map_l2" }, toml::toml! { C1_feature = "pooled" }] {
             assert!(connect(table.clone(), 5, 5, CLASSES).unwrap().is_empty());
             let e = connect(table.clone(), 3, 5, CLASSES).unwrap_err().to_string();
@@ -330,7 +333,7 @@ mod tests {
 
     #[test]
     fn settings_are_checked() {
-        let error = |table: toml::Table| (ROW.build)(&table).err().unwrap().to_string();
+        let error = |table: toml::Table| (ENTRY.build)(&table).err().unwrap().to_string();
         let e = error(toml::toml! {
             C5_stages = ["F3", "F4"]
             C5_stage_weights = [1.0]

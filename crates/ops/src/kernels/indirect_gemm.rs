@@ -10,13 +10,13 @@
 use super::geometry::Rows;
 use super::norm::Sums;
 use super::{Shared, parallel};
-use crate::lanes::{Kernel, Lanes};
-use crate::panels::{LANES, Panel};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
+use crate::weight_packing::{LANES, Panel};
 
 /// Activation at the end of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Act {
+pub enum Activation {
     /// None.
     None,
     /// `max(x, 0)`.
@@ -25,7 +25,7 @@ pub enum Act {
     Relu6,
 }
 
-impl Act {
+impl Activation {
     /// The open interval of outputs where the derivative is one.
     pub(crate) fn bounds(self) -> Option<(f64, f64)> {
         match self {
@@ -46,17 +46,17 @@ pub(crate) struct Epilogue<'a, T> {
     /// Added per value; laid out as the target.
     pub(crate) shortcut: Option<&'a [T]>,
     /// Applied last.
-    pub(crate) act: Act,
+    pub(crate) act: Activation,
 }
 
 impl<T> Epilogue<'_, T> {
     pub(crate) fn store(accumulate: bool) -> Self {
-        Self { accumulate, bias: None, shortcut: None, act: Act::None }
+        Self { accumulate, bias: None, shortcut: None, act: Activation::None }
     }
 }
 
 /// `target[row] (+)= sum over taps of source[row of tap] * weight[tap]`.
-pub(crate) struct TapGemm<'a, T> {
+pub(crate) struct IndirectGemm<'a, T> {
     pub(crate) images: usize,
     pub(crate) rows: &'a Rows,
     pub(crate) source: &'a [T],
@@ -96,7 +96,7 @@ pub(crate) fn by_pixel(rows: &Rows) -> bool {
     rows.p <= FEW_PIXELS && rows.table.iter().any(|offset| *offset < 0)
 }
 
-impl<T: Real> TapGemm<'_, T> {
+impl<T: Float> IndirectGemm<'_, T> {
     pub(crate) fn run(&self) {
         self.tasks(|tasks, task| parallel(tasks, task));
     }
@@ -166,19 +166,19 @@ impl<T: Real> TapGemm<'_, T> {
 }
 
 struct Block<'a, 'b, T> {
-    gemm: &'a TapGemm<'b, T>,
+    gemm: &'a IndirectGemm<'b, T>,
     panels: &'a [Panel],
     first: usize,
     last: usize,
     by_pixel: bool,
 }
 
-impl<T: Real> Kernel<T> for Block<'_, '_, T> {
+impl<T: Float> Kernel<T> for Block<'_, '_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         for panel in self.panels {
-            // SAFETY: `TapGemm::check` has seen all bounds; blocks write disjoint rows.
+            // SAFETY: `IndirectGemm::check` has seen all bounds; blocks write disjoint rows.
             unsafe {
                 if L::WIDE {
                     match panel.vectors {
@@ -223,7 +223,7 @@ struct Places<const MR: usize> {
     target: [usize; MR],
 }
 
-impl<T: Real> Block<'_, '_, T> {
+impl<T: Float> Block<'_, '_, T> {
     /// Image and row in the image of a row.
     #[inline(always)]
     fn place(&self, row: usize) -> (usize, usize) {
@@ -240,7 +240,7 @@ impl<T: Real> Block<'_, '_, T> {
         for i in 0..MR {
             places.image[i] = image;
             places.at[i] = at;
-            // SAFETY: a row of an image, of which `TapGemm::check` has seen the table.
+            // SAFETY: a row of an image, of which `IndirectGemm::check` has seen the table.
             let target = unsafe { *g.rows.target.get_unchecked(at) };
             places.target[i] = image * g.target_len + target as usize + g.target_first;
             // A division takes as long as ten products.
@@ -259,9 +259,9 @@ impl<T: Real> Block<'_, '_, T> {
     /// Columns of `NV` vectors of the panel, from vector `v0`.
     ///
     /// # Safety
-    /// The bounds are those that [`TapGemm::check`] has seen; no other task writes these rows.
+    /// The bounds are those that [`IndirectGemm::check`] has seen; no other task writes these rows.
     #[inline(always)]
-    unsafe fn panel<L: Lanes<T = T>, const MR: usize, const NV: usize>(&self, panel: &Panel, v0: usize) {
+    unsafe fn panel<L: Simd<T = T>, const MR: usize, const NV: usize>(&self, panel: &Panel, v0: usize) {
         let g = self.gemm;
         let r = g.rows;
         let width = panel.vectors * LANES;
@@ -342,7 +342,7 @@ impl<T: Real> Block<'_, '_, T> {
 
     /// Epilogue and store of a tile that lacks nothing, from the registers.
     #[inline(always)]
-    unsafe fn finish_tile<L: Lanes<T = T>, const MR: usize, const NV: usize>(
+    unsafe fn finish_tile<L: Simd<T = T>, const MR: usize, const NV: usize>(
         &self,
         mut acc: [[L; NV]; MR],
         places: &Places<MR>,
@@ -385,7 +385,7 @@ impl<T: Real> Block<'_, '_, T> {
 
     /// The same of a tile at the end of the rows or of the columns.
     #[inline(always)]
-    unsafe fn finish_part<L: Lanes<T = T>, const MR: usize, const NV: usize>(
+    unsafe fn finish_part<L: Simd<T = T>, const MR: usize, const NV: usize>(
         &self,
         acc: [[L; NV]; MR],
         places: &Places<MR>,
@@ -419,7 +419,7 @@ impl<T: Real> Block<'_, '_, T> {
 
     /// Epilogue and store of `n` columns.
     #[inline(always)]
-    unsafe fn finish<L: Lanes<T = T>>(&self, mut x: L, offset: usize, column: usize, n: usize) {
+    unsafe fn finish<L: Simd<T = T>>(&self, mut x: L, offset: usize, column: usize, n: usize) {
         let g = self.gemm;
         let e = &g.epilogue;
         // SAFETY: bounds as in `panel`.
@@ -442,15 +442,15 @@ impl<T: Real> Block<'_, '_, T> {
 /// An activation of one vector.
 ///
 /// # Safety
-/// As [`Lanes`].
+/// As [`Simd`].
 #[inline(always)]
-pub(crate) unsafe fn acted<L: Lanes>(x: L, act: Act) -> L {
+pub(crate) unsafe fn acted<L: Simd>(x: L, act: Activation) -> L {
     // SAFETY: by the caller.
     unsafe {
         match act {
-            Act::None => x,
-            Act::Relu => x.max(L::splat(L::T::ZERO)),
-            Act::Relu6 => x.max(L::splat(L::T::ZERO)).min(L::splat(L::T::of(6.0))),
+            Activation::None => x,
+            Activation::Relu => x.max(L::splat(L::T::ZERO)),
+            Activation::Relu6 => x.max(L::splat(L::T::ZERO)).min(L::splat(L::T::of(6.0))),
         }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct FoldedTensors {
 
 /// What is kept from pass to pass, and the probes of the pass under way.
 #[derive(Debug, Default)]
-pub(crate) struct Composed {
+pub(crate) struct GraphState {
     pub(crate) folded: HashMap<ParamId, FoldedTensors>,
     /// By the size of the map, of the windows, and the shift.
     pub(crate) windows: HashMap<[[usize; 2]; 3], WindowTables>,
@@ -36,7 +36,7 @@ pub(crate) struct Composed {
     probes: HashMap<usize, Var>,
 }
 
-impl Composed {
+impl GraphState {
     pub(crate) fn forget(&mut self) {
         self.probes.clear();
     }
@@ -84,7 +84,7 @@ impl Tape {
         }
         let t = t.to_dtype(self.map_type())?;
         let t = match self.mode() {
-            Mode::EvalRecord => {
+            Mode::EvalWithGrad => {
                 let probe = Var::zeros(t.shape(), t.dtype(), t.device())?;
                 let probed = (&t + probe.as_tensor())?;
                 let node = self.count();

@@ -1,14 +1,14 @@
 //! What a network does, as a list of steps: shapes and parameters, no values.
 //!
-//! A tape made by [`Tape::sketch`] runs no kernel. A network that is run on it leaves a [`Sketch`],
+//! A tape made by [`Tape::trace`] runs no kernel. A network that is run on it leaves a [`Trace`],
 //! from which a file in another format is written and memory is counted.
 
 use std::sync::Arc;
 
 use crate::kernels::geometry::ConvSpec;
-use crate::kernels::tap_gemm::Act;
+use crate::kernels::indirect_gemm::Activation;
 use crate::params::ParamId;
-use crate::tape::{Elem, Node, Tape, by_type};
+use crate::tape::{Elem, Node, Tape, dispatch_dtype};
 
 /// Parameters of a batch norm.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,7 +44,7 @@ pub enum Op {
         /// Batch norm after it.
         norm: Option<NormIds>,
         /// Activation, last.
-        act: Act,
+        act: Activation,
     },
     /// Max pooling.
     MaxPool {
@@ -87,13 +87,13 @@ pub enum Op {
     Elu,
     /// Attention inside windows, from queries, keys and values side by side.
     WindowAttention,
-    /// Four neighbours side by side.
+    /// Four neighbors side by side.
     MergePatches,
 }
 
 /// One step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Step {
+pub struct TraceNode {
     /// Number of its result.
     pub output: usize,
     /// Numbers of its inputs.
@@ -108,18 +108,18 @@ pub struct Step {
 
 /// The steps of a network in the order in which they run.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Sketch {
+pub struct Trace {
     /// The steps; the first is the input.
-    pub steps: Vec<Step>,
+    pub steps: Vec<TraceNode>,
     /// Wanted taps and the numbers of their results.
     pub taps: Vec<(String, usize)>,
 }
 
-impl Sketch {
+impl Trace {
     /// Values that a training step keeps between the forward and the backward pass: the results of
     /// all steps and, where there is a batch norm, what goes into it.
     pub fn kept_values(&self) -> u64 {
-        let kept = |step: &Step| {
+        let kept = |step: &TraceNode| {
             let values = step.shape.iter().product::<usize>() as u64;
             match &step.op {
                 Op::Conv { norm: Some(_), .. } => 2 * values,
@@ -130,29 +130,29 @@ impl Sketch {
     }
 }
 
-/// What a sketching tape has collected.
+/// What a tracing tape has collected.
 #[derive(Debug, Default)]
-pub(crate) struct Sketching {
-    sketch: Sketch,
+pub(crate) struct Tracing {
+    trace: Trace,
 }
 
-impl Sketching {
+impl Tracing {
     pub(crate) fn clear(&mut self) {
-        self.sketch = Sketch::default();
+        self.trace = Trace::default();
     }
 
     pub(crate) fn tap(&mut self, name: &str, node: usize) {
-        self.sketch.taps.push((name.to_string(), node));
+        self.trace.taps.push((name.to_string(), node));
     }
 }
 
 impl Tape {
-    /// The sketch of the pass under way, on a tape of [`Tape::sketch`].
-    pub fn take_sketch(&mut self) -> Option<Sketch> {
-        self.sketching_mut().map(|s| std::mem::take(&mut s.sketch))
+    /// The trace of the pass under way, on a tape of [`Tape::trace`].
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.tracing_mut().map(|s| std::mem::take(&mut s.trace))
     }
 
-    /// The result of a step where the tape only sketches: a node without values.
+    /// The result of a step where the tape only traces: a node without values.
     pub(crate) fn sketched(
         &mut self,
         op: impl FnOnce() -> Op,
@@ -160,12 +160,12 @@ impl Tape {
         shape: [usize; 4],
         flat: bool,
     ) -> Option<Node> {
-        self.sketching_mut()?;
+        self.tracing_mut()?;
         let inputs = inputs.iter().map(|x| x.id).collect();
-        let data = by_type!(self, T => T::wrap(Arc::new(T::lane(self).pool.take(0))));
+        let data = dispatch_dtype!(self, T => T::wrap(Arc::new(T::lane(self).pool.take(0))));
         let node = self.node_of(shape, flat, false, data);
-        let step = Step { output: node.id, inputs, shape, flat, op: op() };
-        self.sketching_mut()?.sketch.steps.push(step);
+        let step = TraceNode { output: node.id, inputs, shape, flat, op: op() };
+        self.tracing_mut()?.trace.steps.push(step);
         Some(node)
     }
 }

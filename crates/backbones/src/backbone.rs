@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use candle_core::Tensor;
-use stillhouse_core::network::{BackboneRequest, TapSpec};
-use stillhouse_core::{Builder, Error, Result, Tape};
+use stillhouse_core::model::{FeatureInfo, ModelSpec};
+use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::Node;
 
 use crate::FAMILIES;
@@ -17,15 +17,15 @@ pub(crate) const ALL: usize = usize::MAX;
 pub(crate) type See<'a> = &'a mut dyn FnMut(usize, &Node);
 
 /// The stages of a network.
-pub(crate) trait Body: Debug + Send + Sync {
+pub(crate) trait Backbone: Debug + Send + Sync {
     /// All taps inside.
-    fn taps(&self) -> &[TapSpec];
+    fn features(&self) -> &[FeatureInfo];
 
     /// The tap at the end of every stage, in the order of depth.
-    fn stages(&self) -> Vec<TapSpec> {
+    fn stages(&self) -> Vec<FeatureInfo> {
         let is_stage =
             |name: &str| name.strip_prefix('F').is_some_and(|n| n != "0" && n.parse::<u32>().is_ok());
-        self.taps().iter().filter(|t| is_stage(&t.name)).cloned().collect()
+        self.features().iter().filter(|t| is_stage(&t.name)).cloned().collect()
     }
 
     /// Runs the first `depth` stages on `[B, 3, H, W]` and marks their taps; gives the last map. `see`
@@ -40,7 +40,7 @@ pub(crate) trait Body: Debug + Send + Sync {
 ///
 /// # Errors
 /// A name without a body of its own, or what the network's constructor refuses.
-pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Body>> {
+pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     let family = FAMILIES.iter().find(|f| f.rows.iter().any(|row| row.name == request.name));
     match family.and_then(|family| family.body) {
         Some(build) => build(request, p),
@@ -48,7 +48,7 @@ pub(crate) fn body(request: &BackboneRequest, p: &Builder) -> Result<Box<dyn Bod
             crate::registry().get(&request.name)?;
             let names = FAMILIES.iter().filter(|f| f.body.is_some()).flat_map(|f| f.rows).map(|row| row.name);
             let known = names.collect::<Vec<_>>().join(", ");
-            Err(Error::unfit(
+            Err(Error::incompatible(
                 &request.name,
                 format!("cannot be the backbone of another network; there are {known}"),
             ))

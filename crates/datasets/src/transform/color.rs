@@ -1,4 +1,4 @@
-//! Colour operations, on 8-bit values as Pillow rounds them, and normalisation.
+//! Color operations, on 8-bit values as Pillow rounds them, and normalization.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,11 +28,11 @@ pub fn contrast(image: &Raster, factor: f32) -> Raster {
     image.mapped(&table(|v| blend(mean, v, factor)))
 }
 
-/// Blends each pixel with its luma; grey images stay.
+/// Blends each pixel with its luma; gray images stay.
 pub fn saturation(image: &Raster, factor: f32) -> Raster {
     by_pixel(image, |p| {
-        let grey = luma(&p);
-        p.map(|v| blend(grey, v, factor))
+        let gray = luma(&p);
+        p.map(|v| blend(gray, v, factor))
     })
 }
 
@@ -44,7 +44,7 @@ fn by_pixel(image: &Raster, f: impl Fn([u8; 3]) -> [u8; 3]) -> Raster {
     Raster { pixels, ..*image }
 }
 
-/// Turns the hue by `factor` (in [-0.5, 0.5], 1 is a full turn) through 8-bit HSV; grey images
+/// Turns the hue by `factor` (in [-0.5, 0.5], 1 is a full turn) through 8-bit HSV; gray images
 /// stay.
 pub fn hue(image: &Raster, factor: f32) -> Raster {
     let turn = (f64::from(factor) * 255.0) as i32;
@@ -224,9 +224,9 @@ mod tests {
             let (h, s, v) = to_hsv(p);
             assert_eq!(from_hsv(h, s, v), p);
         }
-        let grey = Raster::filled(2, 2, 1, 90);
-        assert_eq!(hue(&grey, 0.3), grey);
-        assert_eq!(saturation(&grey, 2.0), grey);
+        let gray = Raster::filled(2, 2, 1, 90);
+        assert_eq!(hue(&gray, 0.3), gray);
+        assert_eq!(saturation(&gray, 2.0), gray);
     }
 
     #[test]

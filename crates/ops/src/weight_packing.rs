@@ -2,11 +2,11 @@
 //!
 //! Output channels are cut into panels of at most four vectors of [`LANES`] columns, evenly; a
 //! panel holds `[tap][input channel][column]`, so the innermost loop of the kernel reads it
-//! straight through. Missing columns are zero and stay zero under every optimiser, because their
+//! straight through. Missing columns are zero and stay zero under every optimizer, because their
 //! gradient is zero. A depthwise weight is `[tap][channel]`.
 
-use crate::lanes::{Kernel, Lanes};
-use crate::real::Real;
+use crate::element::Float;
+use crate::simd::{Kernel, Simd};
 use crate::{Error, Result};
 
 /// Values in a vector of every kernel, whatever the instruction set.
@@ -123,7 +123,7 @@ impl Panels {
 
     /// Turns the weights of one group for these panels of the data gradient; all their values are
     /// written.
-    pub(crate) fn transpose<T: Real>(&self, from: &[T], targets: &[Panel], to: &mut [T]) {
+    pub(crate) fn transpose<T: Float>(&self, from: &[T], targets: &[Panel], to: &mut [T]) {
         let outputs = self.out / self.groups;
         let shared = crate::kernels::Shared::new(to);
         crate::kernels::parallel(targets.len() * self.taps, |task| {
@@ -137,7 +137,7 @@ impl Panels {
     }
 
     /// Turns one tap for one of these panels, `[output][column]`.
-    pub(crate) fn transpose_tap<T: Real>(&self, from: &[T], target: &Panel, tap: usize, to: &mut [T]) {
+    pub(crate) fn transpose_tap<T: Float>(&self, from: &[T], target: &Panel, tap: usize, to: &mut [T]) {
         let width = target.vectors * LANES;
         if target.columns < width {
             to.fill(T::ZERO);
@@ -152,7 +152,7 @@ impl Panels {
     }
 
     /// Multiplies the weights of each output by its factor.
-    pub(crate) fn scale<T: Real>(&self, stored: &mut [T], factors: &[f64]) {
+    pub(crate) fn scale<T: Float>(&self, stored: &mut [T], factors: &[f64]) {
         let scale = |row: &mut [T], factors: &[f64]| {
             row.iter_mut().zip(factors).for_each(|(w, factor)| *w = T::of(w.wide() * factor));
         };
@@ -230,10 +230,10 @@ struct Turn<'a, T> {
     to_row: usize,
 }
 
-impl<T: Real> Kernel<T> for Turn<'_, T> {
+impl<T: Float> Kernel<T> for Turn<'_, T> {
     type Out = ();
     #[inline(always)]
-    fn run<L: Lanes<T = T>>(self) {
+    fn run<L: Simd<T = T>>(self) {
         let rows = self.from.len() / self.from_row;
         assert!(rows <= self.to_row && self.columns <= self.from_row);
         assert!(self.to.len() >= self.columns * self.to_row);

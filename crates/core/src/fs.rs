@@ -133,7 +133,7 @@ impl FolderLock {
             .map_err(Error::io(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file, path }),
-            Err(TryLockError::WouldBlock) => Err(Error::unfit(
+            Err(TryLockError::WouldBlock) => Err(Error::incompatible(
                 folder.display(),
                 "another process is running in this folder; wait for it, or choose another output folder",
             )),

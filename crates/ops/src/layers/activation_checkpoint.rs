@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::buffers::Buf;
+use crate::element::with_values;
 use crate::layers::Record;
-use crate::real::with_values;
-use crate::tape::{Backward, Elem, Node, Tape, by_type};
+use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
 use crate::{Error, ParamId, Result};
 
 /// Where a pass stands.
@@ -83,11 +83,11 @@ impl Tape {
             || !self.checkpointing
             || !self.mode().records()
             || inside
-            || self.is_sketching()
+            || self.is_tracing()
         {
             return segment(x, self);
         }
-        by_type!(self, T => self.checkpoint_t::<T>(x, Arc::new(segment)))
+        dispatch_dtype!(self, T => self.checkpoint_t::<T>(x, Arc::new(segment)))
     }
 
     fn checkpoint_t<T: Elem>(&mut self, x: &Node, segment: Segment) -> Result<Node> {

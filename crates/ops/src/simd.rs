@@ -1,20 +1,20 @@
 //! Sixteen values at a time, on whatever the machine has.
 //!
-//! A kernel is written once over [`Lanes`] and compiled for every instruction set; [`Plain`] is the
+//! A kernel is written once over [`Simd`] and compiled for every instruction set; [`Scalar`] is the
 //! scalar twin and the only one that also runs in `f64`.
 
 #![allow(unsafe_code, clippy::missing_safety_doc)]
-#![allow(clippy::needless_range_loop)] // lanes are indexed
+#![allow(clippy::needless_range_loop)] // simd are indexed
 
-use crate::real::Real;
+use crate::element::Float;
 
 /// A kernel that any instruction set can run. Implementations mark `run` `#[inline(always)]` so
 /// that it is compiled inside the function that enables the instructions.
-pub(crate) trait Kernel<T: Real> {
+pub(crate) trait Kernel<T: Float> {
     /// What it returns.
     type Out;
     /// Runs it.
-    fn run<L: Lanes<T = T>>(self) -> Self::Out;
+    fn run<L: Simd<T = T>>(self) -> Self::Out;
 }
 
 /// Sixteen values of one type.
@@ -22,10 +22,10 @@ pub(crate) trait Kernel<T: Real> {
 /// # Safety
 /// Pointers must be valid for sixteen values (or for the first `n` in the partial forms). The
 /// vector types of an instruction set may only be used inside a function that enables it, which
-/// [`Real::run`] sees to.
-pub(crate) trait Lanes: Copy {
+/// [`Float::run`] sees to.
+pub(crate) trait Simd: Copy {
     /// Element type.
-    type T: Real;
+    type T: Float;
     /// Whether there are registers for a tile of 6 x 4 vectors.
     const WIDE: bool;
     /// All the same value.
@@ -70,9 +70,9 @@ pub(crate) trait Lanes: Copy {
 
 /// Sixteen values in an array: the scalar twin.
 #[derive(Clone, Copy)]
-pub(crate) struct Plain<T>([T; 16]);
+pub(crate) struct Scalar<T>([T; 16]);
 
-impl<T: Real> Plain<T> {
+impl<T: Float> Scalar<T> {
     #[inline(always)]
     fn zip(self, o: Self, f: impl Fn(T, T) -> T) -> Self {
         let mut r = self.0;
@@ -85,7 +85,7 @@ impl<T: Real> Plain<T> {
 
 // SAFETY (all blocks below): the trait demands valid pointers; arrays have sixteen values.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl<T: Real> Lanes for Plain<T> {
+impl<T: Float> Simd for Scalar<T> {
     type T = T;
     const WIDE: bool = false;
     #[inline(always)]
@@ -139,7 +139,7 @@ impl<T: Real> Lanes for Plain<T> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Kernel, Lanes};
+    use super::{Kernel, Simd};
     use std::arch::x86_64::*;
 
     /// One AVX-512 register.
@@ -165,7 +165,7 @@ mod x86 {
 
     // SAFETY (all blocks): pointers by the trait's contract, instructions by `run`.
     #[allow(clippy::undocumented_unsafe_blocks)]
-    impl Lanes for Avx512 {
+    impl Simd for Avx512 {
         type T = f32;
         const WIDE: bool = true;
         #[inline(always)]
@@ -263,7 +263,7 @@ mod x86 {
 
     // SAFETY (all blocks): pointers by the trait's contract, instructions by `run`.
     #[allow(clippy::undocumented_unsafe_blocks)]
-    impl Lanes for Avx2 {
+    impl Simd for Avx2 {
         type T = f32;
         const WIDE: bool = false;
         #[inline(always)]
@@ -326,10 +326,10 @@ mod x86 {
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
-/// On other machines the plain lanes stand in for the x86 ones.
+/// On other machines the plain simd stand in for the x86 ones.
 #[cfg(not(target_arch = "x86_64"))]
 mod other {
-    use super::{Kernel, Plain};
+    use super::{Kernel, Scalar};
 
     /// Not on this machine.
     pub(crate) struct Avx512;
@@ -338,12 +338,12 @@ mod other {
 
     impl Avx512 {
         pub(crate) fn run<K: Kernel<f32>>(kernel: K) -> K::Out {
-            kernel.run::<Plain<f32>>()
+            kernel.run::<Scalar<f32>>()
         }
     }
     impl Avx2 {
         pub(crate) fn run<K: Kernel<f32>>(kernel: K) -> K::Out {
-            kernel.run::<Plain<f32>>()
+            kernel.run::<Scalar<f32>>()
         }
     }
 }
@@ -359,7 +359,7 @@ mod tests {
     impl Kernel<f32> for Turn<'_> {
         type Out = ();
         #[inline(always)]
-        fn run<L: Lanes<T = f32>>(self) {
+        fn run<L: Simd<T = f32>>(self) {
             assert!(self.0.len() >= 15 * 20 + 16 && self.1.len() >= 15 * 24 + 16);
             // SAFETY: both have their sixteen rows.
             unsafe { L::turn((self.0.as_ptr(), 20), (self.1.as_mut_ptr(), 24)) }

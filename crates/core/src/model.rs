@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use stillhouse_ops::{Builder, Tape};
+use stillhouse_ops::{ParamBuilder, Tape};
 
 use crate::{Error, Result};
 
 /// A feature that a network can give, by name: `F1`..`F4`, `pooled`, `embedding`, `logits`,
 /// `exit3.logits`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TapSpec {
+pub struct FeatureInfo {
     /// Its name.
     pub name: String,
     /// Channels of a map, length of a vector.
@@ -19,7 +19,7 @@ pub struct TapSpec {
     pub stride: usize,
 }
 
-impl TapSpec {
+impl FeatureInfo {
     /// A map `[B, channels, H / stride, W / stride]`.
     pub fn map(name: impl ToString, channels: usize, stride: usize) -> Self {
         Self { name: name.to_string(), channels, stride }
@@ -38,7 +38,7 @@ pub struct Features(BTreeMap<String, Tensor>);
 impl Features {
     /// The tensor of a tap.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
-        self.0.get(name).ok_or_else(|| Error::NoTap {
+        self.0.get(name).ok_or_else(|| Error::UnknownFeature {
             name: name.to_string(),
             known: self.0.keys().cloned().collect::<Vec<_>>().join(", "),
         })
@@ -59,7 +59,7 @@ impl Features {
         self.0.iter().map(|(n, t)| (n.as_str(), t))
     }
 
-    /// Shapes without the batch: `[C, H, W]` or `[D]`.
+    /// FeatureShapes without the batch: `[C, H, W]` or `[D]`.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         self.0.iter().map(|(n, t)| (n.clone(), t.dims()[1..].to_vec())).collect()
     }
@@ -73,13 +73,13 @@ impl FromIterator<(String, Tensor)> for Features {
 
 /// A trainable network with named taps.
 ///
-/// `forward` runs the layers on the tape, marks its taps with [`Tape::tap`] and returns
+/// `forward` runs the layers on the tape, marks its taps with [`Tape::mark_feature`] and returns
 /// `tape.outputs()` as [`Features`]; a tap that nobody asked for is not kept.
-pub trait Backbone: Send + Sync {
+pub trait Model: Send + Sync {
     /// Registry name.
     fn name(&self) -> &str;
     /// All taps it can give.
-    fn taps(&self) -> &[TapSpec];
+    fn features(&self) -> &[FeatureInfo];
     /// Classes of its head.
     fn classes(&self) -> usize;
     /// Runs it on `[B, 3, H, W]`.
@@ -90,9 +90,9 @@ pub trait Backbone: Send + Sync {
     fn macs(&self, height: usize, width: usize) -> Result<u64>;
 }
 
-/// What is asked of a backbone's constructor.
+/// What is asked of a model's constructor.
 #[derive(Debug, Clone, Default)]
-pub struct BackboneRequest {
+pub struct ModelSpec {
     /// Registry name, for families with several sizes.
     pub name: String,
     /// Classes of the head.
@@ -103,4 +103,4 @@ pub struct BackboneRequest {
 }
 
 /// Makes a network, its parameters below the builder.
-pub type BackboneBuild = fn(&BackboneRequest, &Builder) -> Result<Box<dyn Backbone>>;
+pub type ModelBuild = fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Model>>;
