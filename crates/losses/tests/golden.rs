@@ -257,7 +257,7 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     for method in &methods {
         terms.extend(method.terms(&step).map_err(words)?);
     }
-    let told = methods.iter().flat_map(|m| m.weights()).collect::<Vec<_>>();
+    let told = methods.iter().flat_map(|m| m.term_weights()).collect::<Vec<_>>();
     let got: Vec<(String, f64)> = terms.iter().map(|t| (t.name.clone(), t.weight)).collect();
     let listed = case.meta["terms"].as_array().ok_or("no `terms`")?;
     let want: Vec<(String, f64)> = listed
