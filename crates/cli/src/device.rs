@@ -1,4 +1,4 @@
-//! Where to compute: chosen once, before anything is made.
+//! Device and precision of the program, selected once at startup.
 
 use std::sync::OnceLock;
 
@@ -6,125 +6,125 @@ use candle_core::Device;
 use clap::ValueEnum;
 use stillhouse_ops::Engine;
 
-use crate::problem::Problem;
+use crate::error::CliError;
 
-/// What `--device` takes.
+/// Value of `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Choice {
-    /// The processor
+pub(crate) enum DeviceArg {
+    /// CPU
     Cpu,
-    /// An NVIDIA card, the first
+    /// First NVIDIA GPU
     Cuda,
 }
 
-/// What `--precision` takes.
+/// Value of `--precision`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
-    /// 32 bits
+    /// 32-bit floats
     F32,
-    /// 32 bits; a card rounds the factors of products to TF32, with 10 bits of mantissa
+    /// 32-bit floats, matrix products in TF32 (10-bit mantissa; GPU only)
     Tf32,
-    /// Maps in bf16, on a card; weights, statistics, losses and optimizers in 32 bits
+    /// Feature maps in bf16; weights, statistics, losses and optimizer state in f32 (GPU only)
     Bf16,
 }
 
-struct Chosen {
+struct Selected {
     device: Device,
     precision: Precision,
 }
 
-static CHOSEN: OnceLock<Chosen> = OnceLock::new();
+static SELECTED: OnceLock<Selected> = OnceLock::new();
 
-/// Opens the device for the whole program.
-pub(crate) fn choose(choice: Choice, precision: Precision) -> Result<(), Problem> {
-    let device = match (choice, precision) {
-        (Choice::Cpu, Precision::Tf32) => {
-            return Err(Problem::usage("--precision tf32 is of cards, and the device is the processor")
-                .hint("leave it out, or choose a card: --device cuda"));
+/// Opens the device.
+pub(crate) fn select(device: DeviceArg, precision: Precision) -> Result<(), CliError> {
+    let device = match (device, precision) {
+        (DeviceArg::Cpu, Precision::Tf32) => {
+            return Err(CliError::usage("--precision tf32 requires a GPU; the device is the CPU")
+                .hint("omit --precision, or select a GPU with --device cuda"));
         }
-        (Choice::Cpu, Precision::Bf16) if !graph() => {
-            let hint = "leave it out, or choose a card: --device cuda; on the processor a frozen teacher \
-                        alone can be in bf16: --set teacher.precision=bf16";
-            let what = "--precision bf16 is of cards: the processor's kernels train in f32 alone";
-            return Err(Problem::usage(what).hint(hint));
+        (DeviceArg::Cpu, Precision::Bf16) if !uses_graph_engine() => {
+            return Err(CliError::usage("--precision bf16 requires a GPU; CPU training supports f32 only")
+                .hint("omit --precision, or select a GPU with --device cuda"));
         }
-        (Choice::Cpu, _) => Device::Cpu,
-        (Choice::Cuda, _) => open_card(precision)?,
+        (DeviceArg::Cpu, _) => Device::Cpu,
+        (DeviceArg::Cuda, _) => open_gpu(precision)?,
     };
-    let _ = CHOSEN.set(Chosen { device, precision }); // the program chooses once
+    // The program selects once; a second call would be ignored.
+    let _ = SELECTED.set(Selected { device, precision });
     Ok(())
 }
 
-/// Whether networks on the processor run as candle's graph.
-fn graph() -> bool {
+/// Returns whether networks on the CPU run on candle's graph (`STILLHOUSE_ENGINE=graph`).
+fn uses_graph_engine() -> bool {
     matches!(Engine::of(&Device::Cpu), Ok(Engine::Graph))
 }
 
 #[cfg(feature = "cuda")]
-fn open_card(precision: Precision) -> Result<Device, Problem> {
+fn open_gpu(precision: Precision) -> Result<Device, CliError> {
     let device = Device::new_cuda(0).map_err(|e| {
-        // Behind the first line candle may have put a backtrace.
+        // candle may append a backtrace after the first line.
         let e = e.to_string();
-        Problem::usage(format!("no CUDA device can be used: {}", e.lines().next().unwrap_or_default()))
-            .hint("see what `nvidia-smi` says, or run on the processor: --device cpu")
+        CliError::usage(format!("no usable CUDA device: {}", e.lines().next().unwrap_or_default()))
+            .hint("check `nvidia-smi`, or run on the CPU with --device cpu")
     })?;
     stillhouse_ops::allow_tf32(precision == Precision::Tf32);
     Ok(device)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_card(_: Precision) -> Result<Device, Problem> {
-    Err(Problem::usage("this build has no CUDA support").hint("run on the processor: --device cpu"))
+fn open_gpu(_: Precision) -> Result<Device, CliError> {
+    Err(CliError::usage("this build has no CUDA support")
+        .hint("run on the CPU with --device cpu, or build with --features cuda"))
 }
 
-/// The device of the program.
+/// Returns the device of the program.
 pub(crate) fn device() -> Device {
-    CHOSEN.get().map_or(Device::Cpu, |chosen| chosen.device.clone())
+    SELECTED.get().map_or(Device::Cpu, |selected| selected.device.clone())
 }
 
-/// What the networks of the program compute in.
+/// Returns the precision of the networks.
 pub(crate) fn precision() -> stillhouse_ops::Precision {
-    match CHOSEN.get().map(|chosen| chosen.precision) {
+    match SELECTED.get().map(|selected| selected.precision) {
         Some(Precision::Bf16) => stillhouse_ops::Precision::Bf16,
         _ => stillhouse_ops::Precision::Full,
     }
 }
 
-/// The precision, if it is not f32.
-pub(crate) fn lower() -> Option<&'static str> {
-    match CHOSEN.get()?.precision {
+/// Returns the precision if it is not f32.
+pub(crate) fn reduced_precision() -> Option<&'static str> {
+    match SELECTED.get()?.precision {
         Precision::F32 => None,
         Precision::Tf32 => Some("TF32"),
         Precision::Bf16 => Some("bf16"),
     }
 }
 
-/// The device and what of it has a say in the numbers, for captions.
-pub(crate) fn words(threads: usize) -> String {
-    match card() {
-        Some(card) => card,
+/// Describes the device, with everything that influences the numbers, for captions.
+pub(crate) fn describe(threads: usize) -> String {
+    match gpu() {
+        Some(gpu) => gpu,
         None => {
-            let engine = if graph() { ", candle's graph" } else { "" };
-            let precision = lower().map(|words| format!(", {words}")).unwrap_or_default();
+            let engine = if uses_graph_engine() { ", candle's graph" } else { "" };
+            let precision = reduced_precision().map(|name| format!(", {name}")).unwrap_or_default();
             format!("CPU, {threads} threads, {}{engine}{precision}", stillhouse_ops::isa())
         }
     }
 }
 
-/// The card and its precision, if there is one in use.
-pub(crate) fn card() -> Option<String> {
-    let chosen = CHOSEN.get().filter(|chosen| !chosen.device.is_cpu())?;
-    Some(format!("CUDA, {}, {}", name(&chosen.device), lower().unwrap_or("f32")))
+/// Describes the GPU in use and its precision.
+pub(crate) fn gpu() -> Option<String> {
+    let selected = SELECTED.get().filter(|selected| !selected.device.is_cpu())?;
+    Some(format!("CUDA, {}, {}", gpu_name(&selected.device), reduced_precision().unwrap_or("f32")))
 }
 
-/// What the driver calls the card.
-fn name(device: &Device) -> String {
+/// Returns the GPU's name as the driver reports it.
+fn gpu_name(device: &Device) -> String {
     #[cfg(feature = "cuda")]
-    if let Device::Cuda(card) = device
-        && let Ok(name) = card.cuda_stream().context().name()
+    if let Device::Cuda(gpu) = device
+        && let Ok(name) = gpu.cuda_stream().context().name()
     {
         return name;
     }
     let _ = device;
-    "unknown card".to_string()
+    "unknown GPU".to_string()
 }

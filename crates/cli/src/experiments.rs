@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use stillhouse_core::suggest;
 use stillhouse_trainer::Experiment;
 
-use crate::problem::{Prepared, Problem};
+use crate::error::{CliError, Prepared};
 
 /// The repository's experiments, so that the binary works outside of the checkout.
 const BUILTIN: &[(&str, &str)] = &[
@@ -55,7 +55,7 @@ pub(crate) fn all() -> Vec<Found> {
 }
 
 /// Loads an experiment by path or name and lays `--set` on top.
-pub(crate) fn load(name: &str, sets: &[String]) -> Result<Experiment, Problem> {
+pub(crate) fn load(name: &str, sets: &[String]) -> Result<Experiment, CliError> {
     let mut experiment = open(name)?;
     for set in sets {
         experiment.set(set).prepared()?;
@@ -69,13 +69,13 @@ fn builtin(name: &str) -> stillhouse_core::Result<String> {
     found.ok_or_else(|| stillhouse_core::Error::incompatible(name, "is no experiment of this program"))
 }
 
-fn open(name: &str) -> Result<Experiment, Problem> {
+fn open(name: &str) -> Result<Experiment, CliError> {
     let path = Path::new(name);
     if path.is_file() {
         return Experiment::load(path).prepared();
     }
     if name.ends_with(".toml") || path.components().count() > 1 {
-        return Err(Problem::usage(format!("{name}: no such file"))
+        return Err(CliError::usage(format!("{name}: no such file"))
             .hint("`stillhouse list experiments` names those there are"));
     }
     let all = all();
@@ -89,7 +89,7 @@ fn open(name: &str) -> Result<Experiment, Problem> {
             let names: Vec<&str> = all.iter().map(|f| f.name.as_str()).collect();
             let near = suggest(name, names.iter().copied());
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
-            Err(Problem::usage(format!("unknown experiment `{name}`{near}; known: {}", names.join(", "))))
+            Err(CliError::usage(format!("unknown experiment `{name}`{near}; known: {}", names.join(", "))))
         }
     }
 }
@@ -114,8 +114,8 @@ mod tests {
 
     #[test]
     fn unknown_names_have_a_neighbor() {
-        let problem = load("tabel3", &[]).unwrap_err();
-        assert_eq!(problem.code, 2);
-        assert!(problem.error.to_string().contains("did you mean `table3`"), "{}", problem.error);
+        let error = load("tabel3", &[]).unwrap_err();
+        assert_eq!(error.code, 2);
+        assert!(error.source.to_string().contains("did you mean `table3`"), "{}", error.source);
     }
 }

@@ -2,47 +2,48 @@
 
 mod commands;
 mod device;
-mod environment;
+mod error;
 mod experiments;
-mod interrupt;
-mod places;
-mod problem;
+mod output;
+mod paths;
 mod progress;
 mod registries;
-mod talk;
+mod signals;
+mod system_info;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::problem::{Ended, Outcome, Problem};
+use crate::error::{CliError, ExitStatus, Outcome};
 
 const EXAMPLES: &str = "\
 Examples:
-  stillhouse doctor                             what this machine has, where things are looked for
-  stillhouse list                               methods, networks, datasets, metrics, experiments
-  stillhouse explain class_centric               a method, its defaults and their sources
-  stillhouse distill my/images --output out     own images: a small network with the help of a large one
+  stillhouse doctor                             check this machine and the search paths
+  stillhouse list                               methods, models, datasets, metrics, experiments
+  stillhouse explain class_centric              a method, its defaults and their sources
+  stillhouse distill my/images --output out     distill a small model for your own images
   stillhouse reproduce table3                   Table 3 of the class-centric paper, in minutes
-  stillhouse report runs/table3/smoke           its table and page again, from the run folders
-  stillhouse runs ls                            all runs and where they stand
-  stillhouse train my.toml --output runs/mine   one run; start it again to go on with it
+  stillhouse report runs/table3/smoke           rebuild its table and page from the run folders
+  stillhouse runs ls                            list runs and their status
+  stillhouse train my.toml --output runs/mine   one run; the same command resumes it
   stillhouse predict runs/mine image.jpg        classes with probabilities
 
 Environment:
   STILLHOUSE_DATA      folder of datasets (then ./datasets)
-  HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE   of the hub, for `data fetch` and `weights fetch`
-  STILLHOUSE_WEIGHTS   folder of pretrained weights (then ./weights, then the cache of the hub)
+  STILLHOUSE_WEIGHTS   folder of pretrained weights (then ./weights, then the Hugging Face cache)
   STILLHOUSE_RUNS      folder of runs (default ./runs)
-  STILLHOUSE_THREADS   threads (as --threads)
-  STILLHOUSE_WINOGRAD  0: no Winograd convolutions
+  STILLHOUSE_THREADS   number of threads (as --threads)
   STILLHOUSE_ISA       instruction set: scalar, avx2, avx512
-  NO_COLOR             no color
+  STILLHOUSE_WINOGRAD  0 disables Winograd convolutions
+  HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE   Hugging Face settings of `data fetch` and `weights fetch`
+  NO_COLOR             disables color
 
-Exit codes: 0 done; 1 findings or a failed run; 2 usage or configuration; 130 interrupted.";
+Exit codes: 0 success; 1 findings or a failed run; 2 usage or configuration error; 130 interrupted.";
 
-/// Knowledge distillation: train small networks with the help of large ones.
+/// Knowledge distillation: train small models with large ones as teachers.
 #[derive(Debug, Parser)]
 #[command(name = "stillhouse", version, after_help = EXAMPLES, max_term_width = 110)]
 struct Cli {
@@ -52,16 +53,16 @@ struct Cli {
     command: Command,
 }
 
-/// Options of every command.
+/// Options of all commands.
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// Where to compute
-    #[arg(long, global = true, value_enum, default_value_t = device::Choice::Cpu)]
-    device: device::Choice,
-    /// What networks compute in
+    /// Device
+    #[arg(long, global = true, value_enum, default_value_t = device::DeviceArg::Cpu)]
+    device: device::DeviceArg,
+    /// Numeric precision
     #[arg(long, global = true, value_enum, default_value_t = device::Precision::F32)]
     precision: device::Precision,
-    /// Threads; the numbers do not depend on it [env: STILLHOUSE_THREADS]
+    /// Number of threads; results do not depend on it [env: STILLHOUSE_THREADS]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
 }
@@ -90,7 +91,7 @@ enum Command {
 
 fn main() -> ExitCode {
     stillhouse_ops::disable_trim();
-    talk::set_panic_message();
+    output::install_panic_hook();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -100,25 +101,28 @@ fn main() -> ExitCode {
                     | ErrorKind::DisplayVersion
                     | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
             );
-            // A closed pipe is the reader's choice.
-            let _ = e.print();
-            return ExitCode::from(if help && e.exit_code() == 0 { 0 } else { 2 });
+            let written = e.print().and_then(|()| std::io::stdout().flush());
+            return ExitCode::from(match written {
+                _ if !help || e.exit_code() != 0 => 2,
+                Ok(()) => 0,
+                Err(error) => output::write_failed(&error),
+            });
         }
     };
-    talk::start_log();
+    output::init_logging();
     match run(cli) {
-        Ok(Ended::Well) => ExitCode::SUCCESS,
-        Ok(Ended::Findings) => ExitCode::from(1),
-        Ok(Ended::Interrupted) => ExitCode::from(130),
-        Err(problem) => {
-            talk::print_problem(&problem);
-            ExitCode::from(problem.code)
+        Ok(ExitStatus::Success) => ExitCode::SUCCESS,
+        Ok(ExitStatus::Failure) => ExitCode::from(1),
+        Ok(ExitStatus::Interrupted) => ExitCode::from(130),
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::from(error.code)
         }
     }
 }
 
 fn run(cli: Cli) -> Outcome {
-    device::choose(cli.global.device, cli.global.precision)?;
+    device::select(cli.global.device, cli.global.precision)?;
     let threads = set_threads(cli.global.threads)?;
     match cli.command {
         Command::Train(args) => commands::train::run(&args, threads),
@@ -138,24 +142,24 @@ fn run(cli: Cli) -> Outcome {
     }
 }
 
-/// Sets the threads of all parallel loops: flag first, then environment, then all of the machine.
-fn set_threads(flag: Option<usize>) -> Result<usize, Problem> {
-    let (wanted, from) = match (flag, std::env::var("STILLHOUSE_THREADS")) {
+/// Initializes the thread pool from `--threads`, `STILLHOUSE_THREADS` or the number of cores.
+fn set_threads(flag: Option<usize>) -> Result<usize, CliError> {
+    let (requested, origin) = match (flag, std::env::var("STILLHOUSE_THREADS")) {
         (Some(n), _) => (Some(n), "--threads"),
         (None, Ok(text)) if !text.trim().is_empty() => {
             let n = text.trim().parse().map_err(|_| {
-                Problem::usage(format!("STILLHOUSE_THREADS is `{text}`, expected a number from 1 to 1024"))
+                CliError::usage(format!("STILLHOUSE_THREADS is `{text}`, expected a number from 1 to 1024"))
             })?;
             (Some(n), "STILLHOUSE_THREADS")
         }
         _ => (None, ""),
     };
-    if let Some(n) = wanted
+    if let Some(n) = requested
         && !(1..=1024).contains(&n)
     {
-        return Err(Problem::usage(format!("{from} is {n}, expected 1 to 1024")));
+        return Err(CliError::usage(format!("{origin} is {n}: expected 1 to 1024")));
     }
-    stillhouse_ops::init_thread_pool(wanted)
-        .map_err(|e| Problem::failed(format!("threads cannot be started: {e}")))?;
+    stillhouse_ops::init_thread_pool(requested)
+        .map_err(|e| CliError::failed(format!("cannot start the thread pool: {e}")))?;
     Ok(rayon::current_num_threads())
 }

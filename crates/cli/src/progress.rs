@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use stillhouse_trainer::{Cell, EpochLog, Observer, Outcome, Plan};
 
-use crate::talk;
+use crate::output;
 
 /// A plain line comes at least every so often.
 const EVERY: Duration = Duration::from_secs(10);
@@ -62,8 +62,8 @@ impl<'a> Progress<'a> {
 
     fn say(&self, text: &str) {
         match &self.bars {
-            Some(bars) => bars.overall.suspend(|| talk::say(text)),
-            None => talk::say(text),
+            Some(bars) => bars.overall.suspend(|| output::status(text)),
+            None => output::status(text),
         }
     }
 
@@ -106,14 +106,16 @@ impl Observer for Progress<'_> {
             }
             None => {
                 self.line = Instant::now();
-                talk::say(&format!("{}: {goes_on}", self.place(cell)));
+                output::status(&format!("{}: {goes_on}", self.place(cell)));
             }
         }
     }
 
     fn step(&mut self, cell: &Cell, done: u64, total: u64, loss: f64, _lr: f64) {
-        let left =
-            self.cell.left(done, total).map_or_else(String::new, |s| format!(", {} left", talk::duration(s)));
+        let left = self
+            .cell
+            .left(done, total)
+            .map_or_else(String::new, |s| format!(", {} left", output::duration(s)));
         match &self.bars {
             Some(bars) => {
                 bars.overall.set_position(self.finished * PARTS + done * PARTS / total.max(1));
@@ -122,7 +124,7 @@ impl Observer for Progress<'_> {
             }
             None if self.line.elapsed() >= EVERY => {
                 self.line = Instant::now();
-                talk::say(&format!("{}: step {done}/{total}, loss {loss:.3}{left}", self.place(cell)));
+                output::status(&format!("{}: step {done}/{total}, loss {loss:.3}{left}", self.place(cell)));
             }
             None => {}
         }
@@ -139,7 +141,7 @@ impl Observer for Progress<'_> {
             let test = right.or_else(miou).unwrap_or_default();
             let rate = line.images_per_second;
             let place = self.place(cell);
-            talk::say(&format!(
+            output::status(&format!(
                 "{place}: epoch {}, loss {:.3}{train}{test}, {rate:.0} images/s",
                 line.epoch, line.total
             ));
@@ -170,7 +172,7 @@ impl Observer for Progress<'_> {
                         result.tested
                     )
                 });
-                let seconds = talk::duration(result.seconds.train + result.seconds.test);
+                let seconds = output::duration(result.seconds.train + result.seconds.test);
                 self.say(&format!("{place}:{right} {seconds}"));
             }
             Outcome::Failed(why) => self.say(&format!("{place}: failed: {why}")),

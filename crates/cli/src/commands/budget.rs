@@ -5,8 +5,8 @@ use std::path::Path;
 use stillhouse_trainer::{Context, EpochLog, Experiment, Role, plan, run_plan};
 
 use crate::commands::distill::Recipe;
-use crate::problem::{Prepared, Problem};
-use crate::talk;
+use crate::error::{CliError, Prepared};
+use crate::output;
 
 /// Sizes that are tried, the largest first.
 const SIZES: [u64; 5] = [224, 160, 128, 96, 64];
@@ -48,8 +48,8 @@ struct Pace {
 }
 
 /// Measures a few steps and sets the recipe's epochs and size; says what it chose and why.
-pub(crate) fn choose(recipe: &mut Recipe, seconds: f64, context: &Context) -> Result<(), Problem> {
-    talk::say(&format!("measuring a few steps at {MEASURED} px"));
+pub(crate) fn choose(recipe: &mut Recipe, seconds: f64, context: &Context) -> Result<(), CliError> {
+    output::status(&format!("measuring a few steps at {MEASURED} px"));
     let begun = std::time::Instant::now();
     let pace = measure(recipe, context)?;
     let spent = begun.elapsed().as_secs_f64();
@@ -58,19 +58,19 @@ pub(crate) fn choose(recipe: &mut Recipe, seconds: f64, context: &Context) -> Re
     let (size, epochs) = fit(pace, images, left);
     (recipe.size, recipe.epochs) = (size, epochs);
     let expected = spent + images * cost(pace, size, epochs);
-    talk::say(&format!(
+    output::status(&format!(
         "budget {}: chose {} epochs for the student, {} for the teacher, images of {} px; expected {} \
          (measured {:.1} ms an image for the teacher, {:.1} ms for the students at {MEASURED} px)",
-        talk::duration(seconds),
+        output::duration(seconds),
         epochs,
         if recipe.given_teacher() { 0 } else { recipe.teacher_epochs() },
         size,
-        talk::duration(expected),
+        output::duration(expected),
         1e3 * pace.teacher,
         1e3 * pace.students
     ));
     if expected > seconds {
-        talk::say(
+        output::status(
             "warning: even the least, one epoch at the smallest size, is expected to take longer than that",
         );
     }
@@ -95,7 +95,7 @@ fn fit(pace: Pace, images: f64, seconds: f64) -> (u64, u64) {
 }
 
 /// Trains teacher and students for a moment in a folder that is removed afterwards.
-fn measure(recipe: &Recipe, context: &Context) -> Result<Pace, Problem> {
+fn measure(recipe: &Recipe, context: &Context) -> Result<Pace, CliError> {
     let folder = context.runs.join(".measure");
     let [classes, each] = recipe.batch();
     // Two batches an epoch; the second epoch counts, the first one takes memory and fills caches.
@@ -120,7 +120,7 @@ fn measure(recipe: &Recipe, context: &Context) -> Result<Pace, Problem> {
     let removed = std::fs::remove_dir_all(&folder);
     for outcome in outcomes? {
         if let stillhouse_trainer::Outcome::Failed(why) = outcome {
-            return Err(Problem::failed(why));
+            return Err(CliError::failed(why));
         }
     }
     removed.map_err(stillhouse_core::Error::io(&folder))?;

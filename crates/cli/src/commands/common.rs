@@ -7,18 +7,18 @@ use stillhouse_core::data::Dataset;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_trainer::{CellConfig, Context, Experiment, Plan, plan};
 
-use crate::places::Places;
-use crate::problem::{Prepared, Problem};
-use crate::{device, environment, registries};
+use crate::error::{CliError, Prepared};
+use crate::paths::Paths;
+use crate::{device, registries, system_info};
 
 /// Where runs take place.
-pub(crate) fn context(places: &Places, stop: Arc<AtomicBool>) -> Context {
+pub(crate) fn context(places: &Paths, stop: Arc<AtomicBool>) -> Context {
     let mut context = Context::new(registries::registries(), places.runs.clone());
     context.data_roots.clone_from(&places.data);
     context.weight_roots.clone_from(&places.weights);
     context.missing = registries::is_missing;
     context.stop = stop;
-    context.environment = environment::environment();
+    context.environment = system_info::collect();
     context.device = device::device();
     context.precision = device::precision();
     context
@@ -29,12 +29,12 @@ pub(crate) fn planned(
     experiment: &Experiment,
     profile: Option<&str>,
     context: &Context,
-) -> Result<Plan, Problem> {
+) -> Result<Plan, CliError> {
     plan(experiment, profile, context).prepared()
 }
 
 /// The profile to take: the one that was named, or `smoke`, or the only one.
-pub(crate) fn profile(experiment: &Experiment, named: Option<&str>) -> Result<Option<String>, Problem> {
+pub(crate) fn profile(experiment: &Experiment, named: Option<&str>) -> Result<Option<String>, CliError> {
     let known = experiment.profiles();
     match (named, known.as_slice()) {
         (Some(name), _) => Ok(Some(name.to_string())),
@@ -42,7 +42,7 @@ pub(crate) fn profile(experiment: &Experiment, named: Option<&str>) -> Result<Op
         (None, [only]) => Ok(Some(only.clone())),
         (None, names) if names.iter().any(|n| n == "smoke") => Ok(Some("smoke".to_string())),
         (None, names) => {
-            Err(Problem::usage(format!("which profile? {} has: {}", experiment.name(), names.join(", ")))
+            Err(CliError::usage(format!("which profile? {} has: {}", experiment.name(), names.join(", ")))
                 .hint("name it: --profile NAME"))
         }
     }

@@ -2,8 +2,8 @@
 
 use clap::CommandFactory;
 
-use crate::problem::{Ended, Outcome};
-use crate::talk;
+use crate::error::{ExitStatus, Outcome};
+use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +23,6 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut crate::Cli::command(), "stillhouse", &mut script);
-    talk::out(&String::from_utf8_lossy(&script));
-    Ok(Ended::Well)
+    output::print(&String::from_utf8_lossy(&script));
+    Ok(ExitStatus::Success)
 }

@@ -9,9 +9,9 @@ use stillhouse_datasets::stats;
 use stillhouse_report::text::{Align, Grid};
 
 use super::fetch;
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::{registries, talk};
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::paths::Paths;
+use crate::{output, registries};
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -59,19 +59,19 @@ struct Which {
 }
 
 impl Which {
-    fn request(&self) -> Result<DatasetRequest, Problem> {
+    fn request(&self) -> Result<DatasetRequest, CliError> {
         // An unknown name is answered with the nearest one.
         registries::registries().datasets.get(&self.name)?;
         Ok(DatasetRequest {
             name: self.name.clone(),
-            roots: self.root.clone().map_or_else(|| Places::new(None).data, |root| vec![root]),
+            roots: self.root.clone().map_or_else(|| Paths::new(None).data, |root| vec![root]),
             // `folder` has no layout of its own: its root is its path.
             path: self.path.clone().or_else(|| self.root.clone().filter(|_| self.name == "folder")),
             options: toml::Table::new(),
         })
     }
 
-    fn open(&self) -> Result<Arc<dyn Dataset>, Problem> {
+    fn open(&self) -> Result<Arc<dyn Dataset>, CliError> {
         (registries::registries().datasets.get(&self.name)?.build)(&self.request()?).prepared()
     }
 }
@@ -149,11 +149,11 @@ fn check(args: &Check) -> Outcome {
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["ok"] = report.is_ok().into();
-        talk::json(&value);
+        output::print_json(&value);
     } else {
-        talk::out(&report.to_string());
+        output::print(&report.to_string());
     }
-    Ok(if report.is_ok() { Ended::Well } else { Ended::Findings })
+    Ok(if report.is_ok() { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
 fn statistics(args: &Stats) -> Outcome {
@@ -163,11 +163,11 @@ fn statistics(args: &Stats) -> Outcome {
         let sheet = stats::contact_sheet(set.as_ref(), 8, 96)?;
         let bytes = stats::png(&sheet).map_err(stillhouse_core::Error::from)?;
         stillhouse_core::fs::write_atomic(path, &bytes)?;
-        talk::say(&format!("contact sheet: {}", path.display()));
+        output::status(&format!("contact sheet: {}", path.display()));
     }
     if args.json {
-        talk::json(&serde_json::to_value(&found)?);
-        return Ok(Ended::Well);
+        output::print_json(&serde_json::to_value(&found)?);
+        return Ok(ExitStatus::Success);
     }
     let labeled: u64 = found.classes.iter().map(|c| c.pixels).sum();
     let mut grid = Grid::new(&[("class", Align::Left), ("images", Align::Right), ("pixels", Align::Right)]);
@@ -183,7 +183,7 @@ fn statistics(args: &Stats) -> Outcome {
         0 => String::new(),
         n => format!("ignored  {:.2} % of the masks' pixels\n", n as f64 / all as f64 * 100.0),
     };
-    talk::out(&format!(
+    output::print(&format!(
         "{}: {}\n\n{}\nsize     {} x {}\nmean     {}\nstd      {}\n{ignored}",
         found.dataset,
         found.title,
@@ -193,7 +193,7 @@ fn statistics(args: &Stats) -> Outcome {
         three(found.mean),
         three(found.std),
     ));
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 fn split(args: &Split) -> Outcome {
@@ -216,7 +216,7 @@ fn split(args: &Split) -> Outcome {
         }
         let path = args.output.join(format!("{name}.txt"));
         stillhouse_core::fs::write_atomic(&path, text.as_bytes())?;
-        talk::out(&format!("{}: {} images", path.display(), list.len()));
+        output::print(&format!("{}: {} images", path.display(), list.len()));
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }

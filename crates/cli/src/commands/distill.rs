@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_trainer::{Context, Experiment, Plan, Role, plan, run_plan};
 
-use crate::commands::{budget, common, cost, report, table, weights_export};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
+use crate::commands::{budget, common, estimate, report, table, weights_export};
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::{interrupt, talk};
+use crate::{output, signals};
 
 /// The experiment that a distillation is; it stays in the output folder.
 const FILE: &str = "distill.toml";
@@ -146,27 +146,29 @@ impl Recipe {
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     if args.budget.is_some() && (args.epochs.is_some() || args.size.is_some()) {
-        return Err(Problem::usage("--budget chooses epochs and size: leave --epochs and --size out"));
+        return Err(CliError::usage("--budget chooses epochs and size: leave --epochs and --size out"));
     }
     if !args.images.is_dir() {
-        return Err(Problem::usage(format!("{}: no such folder", args.images.display()))
+        return Err(CliError::usage(format!("{}: no such folder", args.images.display()))
             .hint("give a folder that holds one folder of images for each class"));
     }
-    let stop = interrupt::flag()?;
-    let mut context = common::context(&Places::new(Some(&args.output)), stop);
+    let stop = signals::stop_flag()?;
+    let mut context = common::context(&Paths::new(Some(&args.output)), stop);
     // Teacher and students lie in the output folder alone.
     context.runs.clone_from(&args.output);
     let experiment = match experiment(args, &context) {
         // Stopped while steps were measured: nothing is left behind, the same command begins again.
-        Err(p) if p.error.downcast_ref::<stillhouse_trainer::Error>().is_some_and(|e| e.is_interrupted()) => {
-            return Ok(Ended::Interrupted);
+        Err(e)
+            if e.source.downcast_ref::<stillhouse_trainer::Error>().is_some_and(|e| e.is_interrupted()) =>
+        {
+            return Ok(ExitStatus::Interrupted);
         }
         other => other?,
     };
     let plan = plan(&experiment, None, &context).prepared()?;
     let maker = table::Maker::new(&experiment, &plan, &context, &[], threads)?;
-    talk::say(&maker.asked.caption.text());
-    cost::announce(&plan, &context, threads);
+    output::status(&maker.asked.caption.text());
+    estimate::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || ());
     let outcome = run_plan(&plan, &context, &mut progress);
     progress.end();
@@ -174,8 +176,8 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let made = maker.write(&args.output)?;
     let outcomes = match outcome {
         Err(e) if e.is_interrupted() => {
-            talk::say(&e.to_string());
-            return Ok(Ended::Interrupted);
+            output::status(&e.to_string());
+            return Ok(ExitStatus::Interrupted);
         }
         other => other?,
     };
@@ -189,9 +191,9 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         },
     };
     let page = report::write_page(&maker.asked, &made, &args.output, &figures, &context)?;
-    talk::out(&made.terminal(talk::width()));
+    output::print(&made.terminal(output::terminal_width()));
     if failed {
-        return Ok(Ended::Findings);
+        return Ok(ExitStatus::Failure);
     }
     hand_over(&plan, args)?;
     let output = args.output.display();
@@ -200,21 +202,21 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
             stillhouse_core::fs::write_atomic(&args.output.join("student.onnx"), &bytes)?;
             format!("         {output}/student.onnx\n")
         }
-        Err(problem) => {
+        Err(error) => {
             // Not every network has a form in ONNX; the student is there all the same.
-            talk::say(&format!("no student.onnx: {:#}", problem.error));
+            output::status(&format!("no student.onnx: {:#}", error.source));
             String::new()
         }
     };
-    talk::out(&format!(
+    output::print(&format!(
         "\nstudent  {output}/student.safetensors\n{onnx}report   {}\npredict  stillhouse predict {output} IMAGE...",
         page.display()
     ));
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 /// The experiment of an earlier start with the same arguments, or a new one, kept in the output folder.
-fn experiment(args: &Args, context: &Context) -> Result<Experiment, Problem> {
+fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
     let path = args.output.join(FILE);
     let head = format!(
         "# stillhouse distill {} --teacher {} --student {} --method {} --ratio {} --seed {}{}{}{}\n",
@@ -231,12 +233,12 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, Problem> {
     let origin = path.display().to_string();
     match std::fs::read_to_string(&path) {
         Ok(text) if text.starts_with(&head) => {
-            talk::say(&format!("goes on with {origin}"));
+            output::status(&format!("goes on with {origin}"));
             return Experiment::parse(&text, &origin, NAME).prepared();
         }
         Ok(text) => {
             let before = text.lines().next().unwrap_or_default().trim_start_matches("# ");
-            return Err(Problem::usage(format!("{origin} is of another start: {before}"))
+            return Err(CliError::usage(format!("{origin} is of another start: {before}"))
                 .hint("take the same arguments to go on with it, or another --output"));
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -278,7 +280,7 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, Problem> {
 }
 
 /// Puts the bare student and what tells its classes where a person looks for them.
-fn hand_over(plan: &Plan, args: &Args) -> Result<(), Problem> {
+fn hand_over(plan: &Plan, args: &Args) -> Result<(), CliError> {
     let students = plan.cells.iter().filter(|c| c.role == Role::Student && c.method == args.method);
     for cell in students {
         // With its result last it is a finished run, which can be tested again and can teach.

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_report::text::wrap;
 
-use crate::places::{Places, free_bytes};
-use crate::problem::{Ended, Outcome};
-use crate::{environment, registries, talk};
+use crate::error::{ExitStatus, Outcome};
+use crate::paths::{Paths, free_bytes};
+use crate::{output, registries, system_info};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,14 +35,14 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
-    let places = Places::new(args.runs.as_deref());
+    let places = Paths::new(args.runs.as_deref());
     let free = free_bytes(&places.runs);
     let mut findings = Vec::new();
     if let Some(why) = not_writable(&places.runs) {
         findings.push(format!("the folder of runs {} cannot be written: {why}", places.runs.display()));
     }
     if free.is_some_and(|f| f < LOW_DISK) {
-        findings.push(format!("only {} free for runs", talk::size(free.unwrap_or_default())));
+        findings.push(format!("only {} free for runs", output::size(free.unwrap_or_default())));
     }
     if let Ok(isa) = std::env::var("STILLHOUSE_ISA")
         && stillhouse_ops::isa().to_string() != isa
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         "version": env!("CARGO_PKG_VERSION"),
         "revision": env!("STILLHOUSE_REVISION"),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        "cpu": environment::cpu_name(),
+        "cpu": system_info::cpu_name(),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "threads": threads,
         "instructions": stillhouse_ops::isa().to_string(),
@@ -72,11 +72,11 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         "findings": findings,
     });
     if args.json {
-        talk::json(&report);
+        output::print_json(&report);
     } else {
-        talk::out(&readable(&report));
+        output::print(&readable(&report));
     }
-    Ok(if findings.is_empty() { Ended::Well } else { Ended::Findings })
+    Ok(if findings.is_empty() { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
 /// What `--device` can take here.
@@ -97,7 +97,7 @@ fn readable_devices(devices: &Value) -> &'static str {
 
 fn readable(report: &Value) -> String {
     let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
-    let bytes = |value: &Value| value.as_u64().map_or_else(|| "unknown".to_string(), talk::size);
+    let bytes = |value: &Value| value.as_u64().map_or_else(|| "unknown".to_string(), output::size);
     let mut text = format!(
         "stillhouse {} ({})\nsystem      {}, {}\nthreads     {} of {} cores, instructions {}\nmemory      {}, free {}\ndevices     {}\n",
         word(&report["version"]),

@@ -8,9 +8,9 @@ use stillhouse_report::text::{Align, Grid};
 use stillhouse_trainer::evaluate;
 
 use crate::commands::common;
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::talk;
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::output;
+use crate::paths::Paths;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,12 +34,12 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, _threads: usize) -> Outcome {
-    let context = common::context(&Places::new(None), Arc::default());
+    let context = common::context(&Paths::new(None), Arc::default());
     for metric in &args.metrics {
         context.registries.metrics.get(metric)?;
     }
     if !args.run.is_dir() {
-        return Err(Problem::usage(format!("{}: no such folder", args.run.display()))
+        return Err(CliError::usage(format!("{}: no such folder", args.run.display()))
             .hint("give the folder of a run"));
     }
     let (info, evaluation) = evaluate(&args.run, &args.metrics, &context, |_, _| {}).prepared()?;
@@ -50,11 +50,11 @@ pub(crate) fn run(args: &Args, _threads: usize) -> Outcome {
             .iter()
             .map(|s| (s.name.clone(), json!(Some(s.value).filter(|v| v.is_finite()))))
             .collect();
-        talk::json(&json!({
+        output::print_json(&json!({
             "run": info.cell, "right": evaluation.right, "tested": evaluation.tested, "accuracy": percent,
             "scores": scores,
         }));
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     let mut grid = Grid::new(&[("figure", Align::Left), ("value", Align::Right)]);
     for score in &evaluation.scores {
@@ -65,6 +65,6 @@ pub(crate) fn run(args: &Args, _threads: usize) -> Outcome {
         (Some(right), Some(percent)) => format!("{percent:.2} % right ({right}/{})", evaluation.tested),
         _ => format!("{} images", evaluation.tested),
     };
-    talk::out(&format!("{}: {right}\n\n{}", info.cell, grid.terminal()));
-    Ok(Ended::Well)
+    output::print(&format!("{}: {right}\n\n{}", info.cell, grid.terminal()));
+    Ok(ExitStatus::Success)
 }

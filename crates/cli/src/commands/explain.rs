@@ -7,9 +7,9 @@ use stillhouse_core::{ParamStore, Rng, suggest};
 use stillhouse_report::text::{Align, Grid};
 
 use crate::commands::explain_experiment;
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Problem};
-use crate::{experiments, registries, talk};
+use crate::error::{CliError, ExitStatus, Outcome};
+use crate::paths::Paths;
+use crate::{experiments, output, registries};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (kind, name) = match args.what.as_slice() {
         [kind, name] => (kind_of(kind)?, name.as_str()),
         [name] => (find(name)?, name.as_str()),
-        _ => return Err(Problem::usage("expected a kind and a name")),
+        _ => return Err(CliError::usage("expected a kind and a name")),
     };
     let registries = registries::registries();
     let value = match kind {
@@ -64,14 +64,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
         _ => return explain_experiment::run(name, args),
     };
     if args.json {
-        talk::json(&value);
+        output::print_json(&value);
     } else {
-        talk::out(&readable(&value));
+        output::print(&readable(&value));
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
-fn kind_of(word: &str) -> Result<&'static str, Problem> {
+fn kind_of(word: &str) -> Result<&'static str, CliError> {
     // `losses` is understood as `loss` is: `list` calls them so.
     let word = match word {
         "losses" | "method" | "methods" => "loss",
@@ -79,12 +79,12 @@ fn kind_of(word: &str) -> Result<&'static str, Problem> {
     };
     KINDS.into_iter().find(|k| *k == word).ok_or_else(|| {
         let near = suggest(word, KINDS).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
-        Problem::usage(format!("unknown kind `{word}`{near}; known: {}", KINDS.join(", ")))
+        CliError::usage(format!("unknown kind `{word}`{near}; known: {}", KINDS.join(", ")))
     })
 }
 
 /// The kind of a name that stands alone.
-fn find(name: &str) -> Result<&'static str, Problem> {
+fn find(name: &str) -> Result<&'static str, CliError> {
     let registries = registries::registries();
     let mut names: Vec<(&'static str, String)> = Vec::new();
     names.extend(names_of("loss", &registries.losses));
@@ -100,7 +100,7 @@ fn find(name: &str) -> Result<&'static str, Problem> {
     }
     let near = suggest(name, names.iter().map(|(_, n)| n.as_str()));
     let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
-    Err(Problem::usage(format!("nothing is called `{name}`{near}"))
+    Err(CliError::usage(format!("nothing is called `{name}`{near}"))
         .hint("`stillhouse list` names everything"))
 }
 
@@ -119,7 +119,7 @@ fn row<B: Copy>(kind: &str, entry: &Entry<B>) -> Value {
 }
 
 /// A method: what it is made of, found out by connecting it.
-fn loss(entry: &Entry<stillhouse_core::distiller::DistillerBuild>) -> Result<Value, Problem> {
+fn loss(entry: &Entry<stillhouse_core::distiller::DistillerBuild>) -> Result<Value, CliError> {
     let mut value = row("loss", entry);
     let card = stillhouse_losses::card(entry)?;
     let terms: Vec<Value> = card.terms.iter().map(|(n, w)| json!({"name": n, "weight": w})).collect();
@@ -137,7 +137,7 @@ fn dataset(entry: &Entry<stillhouse_core::registry::DatasetBuild>) -> Value {
     let mut value = row("dataset", entry);
     let request = DatasetRequest {
         name: entry.name.to_string(),
-        roots: Places::new(None).data,
+        roots: Paths::new(None).data,
         path: None,
         options: toml::Table::new(),
     };
@@ -152,7 +152,7 @@ fn dataset(entry: &Entry<stillhouse_core::registry::DatasetBuild>) -> Value {
     value
 }
 
-fn model(entry: &Entry<stillhouse_core::model::ModelBuild>, args: &Args) -> Result<Value, Problem> {
+fn model(entry: &Entry<stillhouse_core::model::ModelBuild>, args: &Args) -> Result<Value, CliError> {
     let mut value = row("model", entry);
     let manifests: Vec<_> =
         stillhouse_backbones::manifests()?.into_iter().filter(|m| m.arch == entry.name).collect();
@@ -165,7 +165,7 @@ fn model(entry: &Entry<stillhouse_core::model::ModelBuild>, args: &Args) -> Resu
                 let near = suggest(name, known.iter().copied());
                 let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
                 let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
-                return Err(Problem::usage(format!(
+                return Err(CliError::usage(format!(
                     "no weights `{name}` for {}{near}; known: {known}",
                     entry.name
                 )));
@@ -269,7 +269,7 @@ fn network_figures(value: &Value, taps: &[Value]) -> String {
         number("macs") / 1e9,
         2.0 * number("macs") / 1e9,
         number("table4_flops") / 1e9,
-        talk::size(value["training_bytes_per_image"].as_u64().unwrap_or_default()),
+        output::size(value["training_bytes_per_image"].as_u64().unwrap_or_default()),
         grid.terminal()
     );
     for weights in value["weights"].as_array().into_iter().flatten() {

@@ -7,15 +7,15 @@ use stillhouse_report::text::{Align, Grid};
 use stillhouse_trainer::{Cell, Role};
 
 use crate::commands::{common, explain};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Problem};
-use crate::{experiments, talk};
+use crate::error::{CliError, ExitStatus, Outcome};
+use crate::paths::Paths;
+use crate::{experiments, output};
 
 /// Runs the command.
 pub(crate) fn run(name: &str, args: &explain::Args) -> Outcome {
     let experiment = experiments::load(name, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
-    let places = Places::new(None);
+    let places = Paths::new(None);
     let plan = common::planned(&experiment, profile.as_deref(), &common::context(&places, Arc::default()))?;
     let shown = shown(&plan.cells)?;
     let config = match &shown.config {
@@ -28,20 +28,20 @@ pub(crate) fn run(name: &str, args: &explain::Args) -> Outcome {
             "student": c.student, "ratio": c.ratio, "seed": c.seed, "done": c.is_done(), "built": c.is_built(),
             "config": c.config,
         })).collect();
-        talk::json(&json!({
+        output::print_json(&json!({
             "experiment": plan.experiment,
             "profile": plan.profile,
             "folder": plan.folder,
             "cells": cells,
         }));
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     let mut grid = Grid::new(&[("run", Align::Left), ("what", Align::Left), ("state", Align::Left)]);
     for cell in &plan.cells {
         let what = if cell.role == Role::Teacher { "teacher" } else { "student" };
         grid.row([cell.name.clone(), what.to_string(), state(cell).to_string()]);
     }
-    talk::out(&format!(
+    output::print(&format!(
         "experiment {} ({})\nprofile {} (of {})\nruns below {}\n\n{}\n# every value of {}:\n\n{}",
         plan.experiment,
         experiment.title(),
@@ -52,7 +52,7 @@ pub(crate) fn run(name: &str, args: &explain::Args) -> Outcome {
         shown.name,
         config
     ));
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 fn state(cell: &Cell) -> &'static str {
@@ -64,7 +64,7 @@ fn state(cell: &Cell) -> &'static str {
 }
 
 /// The run whose values are shown: the last one that has any, which is a student with its method.
-fn shown(cells: &[Cell]) -> Result<&Cell, Problem> {
+fn shown(cells: &[Cell]) -> Result<&Cell, CliError> {
     let built = cells.iter().rev().find(|c| c.is_built() && c.role == Role::Student);
-    built.ok_or_else(|| Problem::usage("none of the methods of this experiment is built"))
+    built.ok_or_else(|| CliError::usage("none of the methods of this experiment is built"))
 }

@@ -8,9 +8,9 @@ use serde_json::json;
 use stillhouse_datasets::fetch::{Fetch, Progress, Tell, fetch};
 use stillhouse_datasets::manifest;
 
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Problem};
-use crate::{registries, talk};
+use crate::error::{CliError, ExitStatus, Outcome};
+use crate::paths::Paths;
+use crate::{output, registries};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,31 +46,31 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
     registries::registries().datasets.get(&args.name)?;
-    let root = args.root.clone().or_else(|| Places::new(None).data.into_iter().next());
-    let Some(root) = root else { return Err(Problem::usage("no folder for datasets")) };
+    let root = args.root.clone().or_else(|| Paths::new(None).data.into_iter().next());
+    let Some(root) = root else { return Err(CliError::usage("no folder for datasets")) };
     let mut how = Fetch::from_env(root);
     how.keep = args.keep;
     if let Some(manifest) = manifest::find(&args.name) {
-        talk::say(&format!("{}: {}", manifest.title, manifest.license));
+        output::status(&format!("{}: {}", manifest.title, manifest.license));
     }
     let done = with_bar(|tell| fetch(&args.name, &how, tell)).map_err(stillhouse_core::Error::from)?;
     if args.json {
         let mut value = serde_json::to_value(&done)?;
         value["check"] = json!(format!("stillhouse data check {}", args.name));
-        talk::json(&value);
-        return Ok(Ended::Well);
+        output::print_json(&value);
+        return Ok(ExitStatus::Success);
     }
     if done.was_there {
-        talk::out(&format!("{} is there already; remove it to fetch it anew", done.folder.display()));
-        return Ok(Ended::Well);
+        output::print(&format!("{} is there already; remove it to fetch it anew", done.folder.display()));
+        return Ok(ExitStatus::Success);
     }
     for origin in &done.from {
         let hash = origin.sha256.as_ref().map_or_else(String::new, |h| format!(", sha256 {h}"));
         let verified = if origin.verified { "verified" } else { "no published hash to compare with" };
-        talk::out(&format!("{} ({}{hash}, {verified})", origin.url, talk::size(origin.size)));
+        output::print(&format!("{} ({}{hash}, {verified})", origin.url, output::size(origin.size)));
     }
-    talk::out(&format!("{}\nnext: stillhouse data check {}", done.folder.display(), args.name));
-    Ok(Ended::Well)
+    output::print(&format!("{}\nnext: stillhouse data check {}", done.folder.display(), args.name));
+    Ok(ExitStatus::Success)
 }
 
 /// Runs a download and shows how far it is.
@@ -91,8 +91,8 @@ impl Bar {
     fn show(&mut self, progress: Progress) {
         match progress {
             Progress::Say(text) => match &self.0 {
-                Some(bar) if !bar.is_hidden() => bar.suspend(|| talk::say(&text)),
-                _ => talk::say(&text),
+                Some(bar) if !bar.is_hidden() => bar.suspend(|| output::status(&text)),
+                _ => output::status(&text),
             },
             Progress::Begin(name, bytes) => {
                 let bar = bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
@@ -105,8 +105,8 @@ impl Bar {
                     bar.set_style(style);
                 }
                 if bar.is_hidden() {
-                    let size = bytes.map_or_else(String::new, |n| format!(" ({})", talk::size(n)));
-                    talk::say(&format!("fetching {name}{size}"));
+                    let size = bytes.map_or_else(String::new, |n| format!(" ({})", output::size(n)));
+                    output::status(&format!("fetching {name}{size}"));
                 }
                 bar.set_message(name);
                 self.0 = Some(bar);

@@ -8,8 +8,8 @@ use stillhouse_report::svg::Group;
 use stillhouse_report::{Planned, Record, tsne};
 use stillhouse_trainer::{Context, Seen, features, grad_cam};
 
-use crate::problem::Problem;
-use crate::talk;
+use crate::error::CliError;
+use crate::output;
 
 /// Points of a picture: more hide each other.
 const POINTS: usize = 600;
@@ -37,7 +37,7 @@ pub(crate) fn make_planes(
     teachers: &[Record],
     methods: &[String],
     context: &Context,
-) -> Result<Vec<Plane>, Problem> {
+) -> Result<Vec<Plane>, CliError> {
     let chosen = chosen(runs, methods);
     let teacher = chosen.iter().find_map(|(_, record)| {
         let cell = &record.result.facts.as_ref()?.teacher.as_ref()?.cell;
@@ -48,7 +48,7 @@ pub(crate) fn make_planes(
     networks.extend(chosen.iter().map(|(p, record)| (format!("{}, {}", p.method, p.student), record)));
     let mut planes = Vec::new();
     for (title, record) in networks {
-        talk::say(&format!("features of {title}"));
+        output::status(&format!("features of {title}"));
         let looked = features(&record.folder, "pooled", POINTS, context)?;
         let Some(points) = tsne::tsne(&looked.features, PERPLEXITY, 0) else { continue };
         let classes = record.about.classes.iter().enumerate();
@@ -64,11 +64,12 @@ pub(crate) fn make_planes(
 }
 
 /// The picture that was made before; none if there is none.
-pub(crate) fn kept_planes(folder: &Path) -> Result<Vec<Plane>, Problem> {
+pub(crate) fn kept_planes(folder: &Path) -> Result<Vec<Plane>, CliError> {
     let path = folder.join(FILE);
     match std::fs::read(&path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes)
-            .map_err(|e| Problem::failed(format!("{}: {e}; remove it, or make it again", path.display())))?),
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).map_err(|e| {
+            CliError::failed(format!("{}: {e}; remove it, or make it again", path.display()))
+        })?),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(stillhouse_core::Error::io(&path)(e).into()),
     }
@@ -79,14 +80,14 @@ pub(crate) fn make_samples(
     runs: &[(Planned, Record)],
     methods: &[String],
     context: &Context,
-) -> Result<Samples, Problem> {
+) -> Result<Samples, CliError> {
     let Some((planned, record)) = chosen(runs, methods).last().copied() else {
         return Ok(Samples::default());
     };
-    talk::say(&format!("samples of {}, {}", planned.method, planned.student));
+    output::status(&format!("samples of {}, {}", planned.method, planned.student));
     let (info, seen) = grad_cam(&record.folder, SAMPLES, context)?;
     let class = |c: u32| info.classes.get(c as usize).map_or("?", String::as_str);
-    let sample = |s: &Seen| -> Result<Sample, Problem> {
+    let sample = |s: &Seen| -> Result<Sample, CliError> {
         let verdict = if s.label == s.predicted { "right" } else { "wrong" };
         let predicted = format!("{} {:.0} % ({verdict})", class(s.predicted), 100.0 * s.probability);
         let mut pictures = vec![("image".to_string(), png(s, |s, i, c| s.image[3 * i + c])?)];
@@ -107,7 +108,7 @@ pub(crate) fn make_samples(
     })
 }
 
-fn png(seen: &Seen, value: impl Fn(&Seen, usize, usize) -> f32) -> Result<Vec<u8>, Problem> {
+fn png(seen: &Seen, value: impl Fn(&Seen, usize, usize) -> f32) -> Result<Vec<u8>, CliError> {
     let mut raster = Raster::filled(seen.size, seen.size, 3, 0);
     for (at, pixel) in raster.pixels.iter_mut().enumerate() {
         *pixel = (255.0 * value(seen, at / 3, at % 3)).round() as u8;

@@ -4,8 +4,8 @@ use serde_json::json;
 use stillhouse_core::registry::Registry;
 use stillhouse_report::text::{Align, Grid};
 
-use crate::problem::{Ended, Outcome};
-use crate::{experiments, registries, talk};
+use crate::error::{ExitStatus, Outcome};
+use crate::{experiments, output, registries};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,7 +77,7 @@ fn experiment(found: experiments::Found) -> Row {
     let summary = match experiments::load(&found.name, &[]) {
         Ok(e) if e.profiles().is_empty() => e.title().to_string(),
         Ok(e) => format!("{} (profiles: {})", e.title(), e.profiles().join(", ")),
-        Err(problem) => format!("cannot be read: {}", problem.error),
+        Err(error) => format!("cannot be read: {}", error.source),
     };
     Row { name: found.name, summary, source }
 }
@@ -95,8 +95,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
                 .collect();
             all.insert(kind.title().to_string(), serde_json::Value::Array(rows));
         }
-        talk::json(&serde_json::Value::Object(all));
-        return Ok(Ended::Well);
+        output::print_json(&serde_json::Value::Object(all));
+        return Ok(ExitStatus::Success);
     }
     let mut text = String::new();
     for kind in kinds {
@@ -111,6 +111,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
         text.push_str(&grid.terminal());
     }
-    talk::out(&text);
-    Ok(Ended::Well)
+    output::print(&text);
+    Ok(ExitStatus::Success)
 }

@@ -3,10 +3,10 @@
 pub(crate) mod budget;
 pub(crate) mod common;
 pub(crate) mod completions;
-pub(crate) mod cost;
 pub(crate) mod data;
 pub(crate) mod distill;
 pub(crate) mod doctor;
+pub(crate) mod estimate;
 pub(crate) mod eval;
 pub(crate) mod explain;
 pub(crate) mod explain_experiment;

@@ -7,8 +7,8 @@ use stillhouse_report::page::{Sample, Samples};
 use stillhouse_report::{Planned, Record};
 use stillhouse_trainer::{Context, Mapped, label_maps};
 
-use crate::problem::Problem;
-use crate::talk;
+use crate::error::CliError;
+use crate::output;
 
 /// Test images of each dataset.
 const IMAGES: usize = 4;
@@ -18,7 +18,7 @@ const METHODS: usize = 6;
 const SIDE: usize = 320;
 
 /// Rows of pictures for each dataset, of its first student and seed.
-pub(crate) fn make(runs: &[(Planned, Record)], context: &Context) -> Result<Samples, Problem> {
+pub(crate) fn make(runs: &[(Planned, Record)], context: &Context) -> Result<Samples, CliError> {
     let mut samples = Samples {
         words: "The image as the network sees it, the true classes (dark where they do not count), and what each \
                 network makes of it."
@@ -39,7 +39,10 @@ pub(crate) fn make(runs: &[(Planned, Record)], context: &Context) -> Result<Samp
         let colors = label_map::colors(&planned.dataset);
         let mut maps = Vec::new();
         for (planned, record) in spread(&here, METHODS) {
-            talk::say(&format!("label maps of {}, {}, {}", planned.method, planned.student, planned.dataset));
+            output::status(&format!(
+                "label maps of {}, {}, {}",
+                planned.method, planned.student, planned.dataset
+            ));
             maps.push((planned.method.as_str(), label_maps(&record.folder, IMAGES, context)?.1));
         }
         for at in 0..maps.first().map_or(0, |(_, of)| of.len()) {
@@ -63,11 +66,11 @@ fn spread<T: Copy>(all: &[T], most: usize) -> Vec<T> {
 }
 
 /// One image: itself, its truth, and the maps of all methods.
-fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colors: &[[u8; 3]; 256]) -> Result<Sample, Problem> {
+fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colors: &[[u8; 3]; 256]) -> Result<Sample, CliError> {
     let own = &maps[0].1[at];
     let pixels = own.image.iter().map(|v| (255.0 * v).round() as u8).collect();
     let image = Image { width: own.width, height: own.height, pixels };
-    let over = |labels: &[u8]| -> Result<Vec<u8>, Problem> {
+    let over = |labels: &[u8]| -> Result<Vec<u8>, CliError> {
         let mask = Mask { width: own.width, height: own.height, labels: labels.to_vec() };
         picture(label_map::overlay(&image, &mask, colors)?)
     };
@@ -77,7 +80,7 @@ fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colors: &[[u8; 3]; 256]) -> Resu
     ];
     for (method, maps) in maps {
         let map = maps.get(at).filter(|m| m.id == own.id).ok_or_else(|| {
-            Problem::failed(format!("`{method}` was tested on other images than the first method"))
+            CliError::failed(format!("`{method}` was tested on other images than the first method"))
         })?;
         pictures.push(((*method).to_string(), over(&map.predicted)?));
     }
@@ -85,7 +88,7 @@ fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colors: &[[u8; 3]; 256]) -> Resu
 }
 
 /// As PNG, made smaller where it is large.
-fn picture(raster: Raster) -> Result<Vec<u8>, Problem> {
+fn picture(raster: Raster) -> Result<Vec<u8>, CliError> {
     let longest = raster.width.max(raster.height);
     if longest <= SIDE {
         return Ok(stats::png(&raster)?);

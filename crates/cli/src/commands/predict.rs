@@ -14,9 +14,9 @@ use stillhouse_trainer::{Context, Network, RunInfo};
 
 use crate::commands::common;
 use crate::commands::predict_masks::Segmenter;
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::talk;
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::output;
+use crate::paths::Paths;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,7 +54,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let context = common::context(&Places::new(None), Arc::default());
+    let context = common::context(&Paths::new(None), Arc::default());
     let (info, network) = open(&args.student, &context)?;
     let dense = network.model.features().iter().any(|tap| tap.name == "logits" && tap.stride > 0);
     if dense {
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
                 Ok(image) => pictures.push((file.as_path(), image)),
                 Err(e) => {
                     unread += 1;
-                    talk::say(&format!("error: {e}"));
+                    output::status(&format!("error: {e}"));
                 }
             }
         }
@@ -78,14 +78,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
     }
     if args.json {
-        talk::json(&serde_json::Value::Array(lines.iter().map(|l| l.json()).collect()));
+        output::print_json(&serde_json::Value::Array(lines.iter().map(|l| l.json()).collect()));
     } else {
         let text: Vec<String> = lines.iter().map(|l| l.readable(usize::from(args.top))).collect();
         if !text.is_empty() {
-            talk::out(&text.join("\n"));
+            output::print(&text.join("\n"));
         }
     }
-    Ok(if unread == 0 { Ended::Well } else { Ended::Findings })
+    Ok(if unread == 0 { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
 /// Masks of all images, one after the other.
@@ -97,32 +97,32 @@ fn masks(args: &Args, info: &RunInfo, network: &Network, context: &Context) -> O
             Ok(image) => {
                 let one = segmenter.segment(file, image)?;
                 if !args.json {
-                    talk::out(&one.readable(usize::from(args.top)));
+                    output::print(&one.readable(usize::from(args.top)));
                 }
                 found.push(one.json());
             }
             Err(e) => {
                 unread += 1;
-                talk::say(&format!("error: {e}"));
+                output::status(&format!("error: {e}"));
             }
         }
     }
     if args.json {
-        talk::json(&serde_json::Value::Array(found));
+        output::print_json(&serde_json::Value::Array(found));
     }
-    Ok(if unread == 0 { Ended::Well } else { Ended::Findings })
+    Ok(if unread == 0 { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
 /// The network of a run, with the weights of this file.
-fn open(student: &Path, context: &Context) -> Result<(RunInfo, Network), Problem> {
+fn open(student: &Path, context: &Context) -> Result<(RunInfo, Network), CliError> {
     let file = if student.is_dir() { student.join("student.safetensors") } else { student.to_path_buf() };
     if !file.is_file() {
-        return Err(Problem::usage(format!("{}: no such file", file.display()))
+        return Err(CliError::usage(format!("{}: no such file", file.display()))
             .hint("give the student.safetensors of a finished run"));
     }
     let config = file.with_file_name("config.toml");
     if !config.is_file() {
-        return Err(Problem::usage(format!(
+        return Err(CliError::usage(format!(
             "{}: no such file; it tells the network and its classes",
             config.display()
         ))
@@ -160,7 +160,7 @@ fn classify(
     info: &RunInfo,
     network: &Network,
     context: &Context,
-) -> Result<Vec<Line>, Problem> {
+) -> Result<Vec<Line>, CliError> {
     let files: Vec<String> = pictures.iter().map(|(file, _)| file.display().to_string()).collect();
     let set = Arc::new(Pictures::new(info, pictures));
     let spec = LoaderSpec {

@@ -13,8 +13,8 @@ use stillhouse_ops::Mode;
 use stillhouse_trainer::{Context, Network, RunInfo};
 
 use crate::commands::predict::Pictures;
-use crate::problem::Problem;
-use crate::talk;
+use crate::error::CliError;
+use crate::output;
 
 /// What was found in one image, and the files that show it.
 pub(crate) struct Found {
@@ -74,7 +74,7 @@ impl<'a> Segmenter<'a> {
         network: &'a Network,
         context: &'a Context,
         folder: PathBuf,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, CliError> {
         let mut tape = Tape::new(&network.params, Mode::Inference)?;
         tape.select_features(&["logits"]);
         // What cuts a part out would leave the rest without labels.
@@ -84,7 +84,7 @@ impl<'a> Segmenter<'a> {
         let all = &info.run.data.test_transforms;
         let kept: Vec<toml::Table> = all.iter().filter(resizes).cloned().collect();
         if kept.len() < all.len() {
-            talk::say("note: the run was tested on crops; masks are of whole images");
+            output::status("note: the run was tested on crops; masks are of whole images");
         }
         let transforms = info.run.data.normalized(&kept);
         let colors = label_map::colors(&info.run.data.dataset);
@@ -92,10 +92,10 @@ impl<'a> Segmenter<'a> {
     }
 
     /// Segments one image.
-    pub(crate) fn segment(&mut self, file: &Path, image: Image) -> Result<Found, Problem> {
+    pub(crate) fn segment(&mut self, file: &Path, image: Image) -> Result<Found, CliError> {
         let name = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         if !self.written.insert(name.clone()) {
-            return Err(Problem::usage(format!(
+            return Err(CliError::usage(format!(
                 "{}: a second image named `{name}`; its mask would overwrite the first one's",
                 file.display()
             ))
@@ -123,7 +123,7 @@ impl<'a> Segmenter<'a> {
 
     /// The class of each pixel of the image in its own size: where the run resizes, the labels are
     /// brought back (suggest pixel).
-    fn mask(&mut self, file: &Path, image: &Image) -> Result<Mask, Problem> {
+    fn mask(&mut self, file: &Path, image: &Image) -> Result<Mask, CliError> {
         let set = Arc::new(Pictures::new(self.info, vec![(file, image.clone())]));
         let spec = LoaderSpec {
             indices: vec![0],
@@ -134,7 +134,7 @@ impl<'a> Segmenter<'a> {
         };
         let mut loader: Box<dyn BatchSource> = (self.context.registries.loader)(set, &spec)?;
         let Some(batch) = loader.next_batch()? else {
-            return Err(Problem::failed(format!("{}: the loader gave no image", file.display())));
+            return Err(CliError::failed(format!("{}: the loader gave no image", file.display())));
         };
         let (_, _, height, width) = batch.images.dims4()?;
         let labels = stillhouse_trainer::label_map(self.network, &mut self.tape, &batch.images)?;

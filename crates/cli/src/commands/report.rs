@@ -8,9 +8,9 @@ use stillhouse_report::{AccuracyTable, Asked, Measure};
 use stillhouse_trainer::Context;
 
 use crate::commands::{common, figures, overlays, table};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Problem};
-use crate::{environment, experiments, talk};
+use crate::error::{CliError, ExitStatus, Outcome};
+use crate::paths::Paths;
+use crate::{experiments, output, system_info};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,15 +59,15 @@ pub(crate) struct Figures {
 pub(crate) fn run(args: &Args) -> Outcome {
     for folder in &args.folders {
         if !folder.is_dir() {
-            return Err(Problem::usage(format!("{}: no such folder", folder.display()))
+            return Err(CliError::usage(format!("{}: no such folder", folder.display()))
                 .hint("give folders of runs, as runs/table3/smoke"));
         }
     }
-    let context = common::context(&Places::new(None), Arc::default());
+    let context = common::context(&Paths::new(None), Arc::default());
     let all = asked(&args.folders)?;
     if all.is_empty() {
         let names: Vec<String> = args.folders.iter().map(|f| f.display().to_string()).collect();
-        return Err(Problem::usage(format!("{}: no runs of students here", names.join(", ")))
+        return Err(CliError::usage(format!("{}: no runs of students here", names.join(", ")))
             .hint("a run folder has a config.toml; `stillhouse runs ls` lists those there are"));
     }
     for method in args.features.iter().chain(&args.samples) {
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
             let mut known: Vec<&str> = all.iter().flat_map(|a| &a.runs).map(|r| r.method.as_str()).collect();
             known.sort_unstable();
             known.dedup();
-            return Err(Problem::usage(format!(
+            return Err(CliError::usage(format!(
                 "no run of `{method}` here; there are: {}",
                 known.join(", ")
             )));
@@ -93,14 +93,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let made = asked.table()?;
         made.write(&folder)?;
         let page = write_page(asked, &made, &folder, &figures, &context)?;
-        talk::out(&if args.json { made.json()? } else { made.terminal(talk::width()) });
-        talk::say(&format!("\nwritten to {}", page.display()));
+        output::print(&if args.json { made.json()? } else { made.terminal(output::terminal_width()) });
+        output::status(&format!("\nwritten to {}", page.display()));
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 /// What `reproduce` asked for, or what the run folders tell.
-fn asked(folders: &[PathBuf]) -> Result<Vec<Asked>, Problem> {
+fn asked(folders: &[PathBuf]) -> Result<Vec<Asked>, CliError> {
     if let [one] = folders
         && let Some(asked) = Asked::read(one)?
     {
@@ -117,7 +117,7 @@ pub(crate) fn write_page(
     folder: &Path,
     figures: &Figures,
     context: &Context,
-) -> Result<PathBuf, Problem> {
+) -> Result<PathBuf, CliError> {
     let runs = asked.records()?;
     let teachers = page::teachers(&runs)?;
     let planes = match figures.features.is_empty() {
@@ -138,7 +138,7 @@ pub(crate) fn write_page(
         teachers: &teachers,
         features: &planes,
         samples: &samples,
-        program: &environment::program(),
+        program: &system_info::program(),
     };
     page.write(folder)?;
     Ok(folder.join("report.html"))

@@ -8,11 +8,11 @@ use stillhouse_report::text::{Align, Grid};
 use stillhouse_report::{State, mksmt, run::state, sets, sizes};
 use stillhouse_trainer::{Experiment, Outcome as Run, Plan, Role, run_cell, run_plan};
 
-use crate::commands::{common, cost, report, table};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Problem};
+use crate::commands::{common, estimate, report, table};
+use crate::error::{CliError, ExitStatus, Outcome};
+use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::{experiments, interrupt, talk};
+use crate::{experiments, output, signals};
 
 /// The table of parameters and operations, and that of the datasets: both need no run.
 const SIZES: &str = "table4";
@@ -80,26 +80,26 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     }
     let experiment = experiments::load(name, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
-    let stop = if args.list || args.plan { Default::default() } else { interrupt::flag()? };
-    let context = common::context(&Places::new(args.runs.as_deref()), stop);
+    let stop = if args.list || args.plan { Default::default() } else { signals::stop_flag()? };
+    let context = common::context(&Paths::new(args.runs.as_deref()), stop);
     let plan = common::planned(&experiment, profile.as_deref(), &context)?;
     if args.list {
         list(&experiment, &plan, args.json);
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     if args.plan {
         show_plan(&plan, args.json);
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     if let Some((at, of)) = args.cell {
         return one_cell(&plan, at, of, &context);
     }
     let maker = table::Maker::new(&experiment, &plan, &context, &args.set, threads)?;
-    talk::say(&maker.asked.caption.text());
-    cost::announce(&plan, &context, threads);
+    output::status(&maker.asked.caption.text());
+    estimate::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || {
         if let Err(e) = maker.write(&plan.folder) {
-            talk::say(&format!("warning: the table was not written: {e}"));
+            output::status(&format!("warning: the table was not written: {e}"));
         }
     });
     let outcome = run_plan(&plan, &context, &mut progress);
@@ -110,19 +110,19 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let page = report::write_page(&maker.asked, &made, &plan.folder, &figures, &context)?;
     match outcome {
         Err(e) if e.is_interrupted() => {
-            talk::say(&e.to_string());
-            Ok(Ended::Interrupted)
+            output::status(&e.to_string());
+            Ok(ExitStatus::Interrupted)
         }
         Err(e) => Err(e.into()),
         Ok(outcomes) => {
-            talk::out(&if args.json { made.json()? } else { made.terminal(talk::width()) });
+            output::print(&if args.json { made.json()? } else { made.terminal(output::terminal_width()) });
             let folder = plan.folder.display();
-            talk::say(&format!(
+            output::status(&format!(
                 "\nwritten to {folder}: table.md, table.json and the page {}",
                 page.display()
             ));
             let failed = outcomes.iter().any(|o| matches!(o, Run::Failed(_)));
-            Ok(if failed { Ended::Findings } else { Ended::Well })
+            Ok(if failed { ExitStatus::Failure } else { ExitStatus::Success })
         }
     }
 }
@@ -139,7 +139,7 @@ fn one_of(text: &str) -> Result<(usize, usize), String> {
 /// Runs one cell; its teacher must be finished.
 fn one_cell(plan: &Plan, at: usize, of: usize, context: &stillhouse_trainer::Context) -> Outcome {
     if of != plan.cells.len() {
-        return Err(Problem::usage(format!("--cell {at}/{of}: the plan has {} cells", plan.cells.len()))
+        return Err(CliError::usage(format!("--cell {at}/{of}: the plan has {} cells", plan.cells.len()))
             .hint("give the same experiment, profile and settings as for --plan"));
     }
     let cell = &plan.cells[at - 1];
@@ -153,14 +153,14 @@ fn one_cell(plan: &Plan, at: usize, of: usize, context: &stillhouse_trainer::Con
         Ok(outcome) => {
             let before = if matches!(outcome, Run::Finished(_)) { " (before)" } else { "" };
             let state = if outcome.result().is_some() { "done" } else { "not built" };
-            talk::out(&format!("{at}/{of} {}: {state}{before}", cell.name));
-            Ok(if outcome.result().is_some() { Ended::Well } else { Ended::Findings })
+            output::print(&format!("{at}/{of} {}: {state}{before}", cell.name));
+            Ok(if outcome.result().is_some() { ExitStatus::Success } else { ExitStatus::Failure })
         }
         Err(e) if e.is_interrupted() => {
-            talk::say(&e.to_string());
-            Ok(Ended::Interrupted)
+            output::status(&e.to_string());
+            Ok(ExitStatus::Interrupted)
         }
-        Err(e) => Err(Problem::from(e).hint(format!("cell {at}/{of} is {}", cell.folder.display()))),
+        Err(e) => Err(CliError::from(e).hint(format!("cell {at}/{of} is {}", cell.folder.display()))),
     }
 }
 
@@ -176,7 +176,7 @@ fn show_plan(plan: &Plan, as_json: bool) {
             })
         });
         let cells: Vec<_> = cells.collect();
-        talk::json(&json!({"experiment": plan.experiment, "profile": plan.profile, "cells": cells}));
+        output::print_json(&json!({"experiment": plan.experiment, "profile": plan.profile, "cells": cells}));
         return;
     }
     let columns =
@@ -187,7 +187,7 @@ fn show_plan(plan: &Plan, as_json: bool) {
         let needs = cell.teacher.map_or_else(String::new, |t| (t + 1).to_string());
         grid.row([(i + 1).to_string(), format!("{role}{}", cell.name), needs, of(cell).to_string()]);
     }
-    talk::out(&grid.terminal());
+    output::print(&grid.terminal());
 }
 
 /// What the experiment says that its page shows of features.
@@ -203,10 +203,10 @@ fn without_name(args: &Args) -> Outcome {
     let all = experiments::all();
     let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).chain([SIZES, DATASETS, EXIT_SIZES]).collect();
     if args.list {
-        talk::out(&if args.json { json!(names).to_string() } else { names.join("\n") });
-        return Ok(Ended::Well);
+        output::print(&if args.json { json!(names).to_string() } else { names.join("\n") });
+        return Ok(ExitStatus::Success);
     }
-    Err(Problem::usage(format!("which experiment? known: {}", names.join(", ")))
+    Err(CliError::usage(format!("which experiment? known: {}", names.join(", ")))
         .hint("stillhouse reproduce table3"))
 }
 
@@ -218,11 +218,11 @@ fn datasets(as_json: bool) -> Outcome {
     };
     let lines = sets::lines(known)?;
     if as_json {
-        talk::json(&json!(lines));
+        output::print_json(&json!(lines));
     } else {
-        talk::out(&sets::terminal(&lines));
+        output::print(&sets::terminal(&lines));
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 /// Networks with their titles, counted with so many classes on a square image.
@@ -251,11 +251,11 @@ fn sizes(as_json: bool) -> Outcome {
     let counted = counted(&networks, 21, 224)?;
     let rows = sizes::rows(&counted)?;
     if as_json {
-        talk::json(&json!(rows));
+        output::print_json(&json!(rows));
     } else {
-        talk::out(&sizes::terminal(&rows));
+        output::print(&sizes::terminal(&rows));
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 /// Table 7 of MKSMT needs no run either.
@@ -264,11 +264,11 @@ fn exit_sizes(as_json: bool) -> Outcome {
     let counted = counted(&networks, 200, 384)?;
     let rows = mksmt::sizes(&counted)?;
     if as_json {
-        talk::json(&json!(rows));
+        output::print_json(&json!(rows));
     } else {
-        talk::out(&mksmt::sizes_terminal(&rows));
+        output::print(&mksmt::sizes_terminal(&rows));
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {
@@ -287,7 +287,7 @@ fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {
                 })
             })
             .collect();
-        talk::json(&json!({"experiment": plan.experiment, "profile": plan.profile, "cells": cells}));
+        output::print_json(&json!({"experiment": plan.experiment, "profile": plan.profile, "cells": cells}));
         return;
     }
     let mut grid = Grid::new(&[("run", Align::Left), ("state", Align::Left), ("folder", Align::Left)]);
@@ -296,5 +296,5 @@ fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {
         let role = if cell.role == Role::Teacher { "teacher " } else { "" };
         grid.row([format!("{role}{}", cell.name), state.to_string(), folder]);
     }
-    talk::out(&format!("{}, profile {}\n\n{}", experiment.title(), plan.profile, grid.terminal()));
+    output::print(&format!("{}, profile {}\n\n{}", experiment.title(), plan.profile, grid.terminal()));
 }

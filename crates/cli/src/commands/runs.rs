@@ -8,9 +8,9 @@ use stillhouse_report::record::About;
 use stillhouse_report::run::{FAILURE, RunResult, state};
 use stillhouse_report::text::{Align, Grid};
 
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::talk;
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::output;
+use crate::paths::Paths;
 
 /// Run folders lie at most so deep below the folder of runs.
 const DEPTH: u8 = 4;
@@ -63,9 +63,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 fn ls(folder: Option<&Path>, as_json: bool) -> Outcome {
-    let root = Places::new(folder).runs;
+    let root = Paths::new(folder).runs;
     if !root.is_dir() {
-        return Err(Problem::usage(format!("{}: no such folder", root.display()))
+        return Err(CliError::usage(format!("{}: no such folder", root.display()))
             .hint("name the folder of runs, or set STILLHOUSE_RUNS"));
     }
     let mut folders = Vec::new();
@@ -86,7 +86,7 @@ fn ls(folder: Option<&Path>, as_json: bool) -> Outcome {
         let (about, result) = match (About::read(folder), RunResult::read(folder)) {
             (Ok(Some((about, _))), Ok(result)) => (about, result),
             (Err(e), _) | (_, Err(e)) => {
-                talk::say(&format!("error: {e}"));
+                output::status(&format!("error: {e}"));
                 continue;
             }
             (Ok(None), _) => continue,
@@ -107,13 +107,13 @@ fn ls(folder: Option<&Path>, as_json: bool) -> Outcome {
         }));
     }
     if as_json {
-        talk::json(&json!(list));
+        output::print_json(&json!(list));
     } else if grid.is_empty() {
-        talk::say(&format!("{}: no runs", root.display()));
+        output::status(&format!("{}: no runs", root.display()));
     } else {
-        talk::out(&grid.terminal());
+        output::print(&grid.terminal());
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 /// Run folders below a folder; links are not followed.
@@ -137,9 +137,9 @@ struct Flat {
     figures: BTreeMap<String, String>,
 }
 
-fn open(folder: &Path) -> Result<Flat, Problem> {
+fn open(folder: &Path) -> Result<Flat, CliError> {
     let Some((about, _)) = About::read(folder).prepared()? else {
-        return Err(Problem::usage(format!("{}: no run folder, it has no config.toml", folder.display()))
+        return Err(CliError::usage(format!("{}: no run folder, it has no config.toml", folder.display()))
             .hint("`stillhouse runs ls` lists those there are"));
     };
     let mut settings = BTreeMap::new();
@@ -185,19 +185,19 @@ fn show(folder: &Path, as_json: bool) -> Outcome {
     let flat = open(folder)?;
     let about = &flat.about;
     if as_json {
-        talk::json(&json!({
+        output::print_json(&json!({
             "folder": folder, "experiment": about.experiment, "profile": about.profile, "cell": about.cell,
             "hash": about.hash, "role": about.role, "method": about.method, "classes": about.classes,
             "settings": flat.settings, "figures": flat.figures,
         }));
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     let mut grid = Grid::new(&[("", Align::Left), ("", Align::Left)]);
     for (name, value) in flat.figures.iter().chain(&flat.settings) {
         grid.row([name.clone(), value.clone()]);
     }
     let classes = about.classes.len();
-    talk::out(&format!(
+    output::print(&format!(
         "{} ({} {}, {}), {classes} classes\n{}",
         about.cell,
         about.experiment,
@@ -205,7 +205,7 @@ fn show(folder: &Path, as_json: bool) -> Outcome {
         about.hash,
         grid.terminal()
     ));
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }
 
 fn diff(a: &Path, b: &Path, as_json: bool) -> Outcome {
@@ -230,11 +230,11 @@ fn diff(a: &Path, b: &Path, as_json: bool) -> Outcome {
         }
     }
     if as_json {
-        talk::json(&json!(list));
+        output::print_json(&json!(list));
     } else if grid.is_empty() {
-        talk::out("the runs do not differ");
+        output::print("the runs do not differ");
     } else {
-        talk::out(&grid.terminal());
+        output::print(&grid.terminal());
     }
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }

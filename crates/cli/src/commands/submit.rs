@@ -8,9 +8,9 @@ use serde_json::json;
 use stillhouse_trainer::{Plan, Role};
 
 use crate::commands::{common, table};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Problem};
-use crate::{experiments, talk};
+use crate::error::{CliError, ExitStatus, Outcome};
+use crate::paths::Paths;
+use crate::{experiments, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,14 +79,14 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let Args::Slurm(args) = args;
     let experiment = experiments::load(&args.experiment, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
-    let context = common::context(&Places::new(args.runs.as_deref()), Default::default());
+    let context = common::context(&Paths::new(args.runs.as_deref()), Default::default());
     let plan = common::planned(&experiment, profile.as_deref(), &context)?;
     // The last job makes the table of what is written here.
     table::Maker::new(&experiment, &plan, &context, &args.set, threads)?.write(&plan.folder)?;
     let arrays = arrays(&plan);
     if arrays.is_empty() {
-        talk::say("all cells are finished");
-        return Ok(Ended::Well);
+        output::status("all cells are finished");
+        return Ok(ExitStatus::Success);
     }
     let scripts = plan.folder.join("slurm");
     let scripts = std::path::absolute(&scripts).map_err(stillhouse_core::Error::io(&scripts))?;
@@ -98,8 +98,8 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let last = last_script(args, &plan, &scripts)?;
     stillhouse_core::fs::write_atomic(&scripts.join("report.sh"), last.as_bytes())?;
     if args.dry_run {
-        talk::out(&scripts.display().to_string());
-        return Ok(Ended::Well);
+        output::print(&scripts.display().to_string());
+        return Ok(ExitStatus::Success);
     }
     submit(args, &plan, &arrays, &scripts)
 }
@@ -127,9 +127,9 @@ fn arrays(plan: &Plan) -> Vec<Array> {
 }
 
 /// The command of a task, up to the number of its cell.
-fn command(args: &Slurm, profile: Option<&str>, plan: &Plan) -> Result<String, Problem> {
+fn command(args: &Slurm, profile: Option<&str>, plan: &Plan) -> Result<String, CliError> {
     let program =
-        std::env::current_exe().map_err(|e| Problem::failed(format!("this program's path: {e}")))?;
+        std::env::current_exe().map_err(|e| CliError::failed(format!("this program's path: {e}")))?;
     let mut words = vec![program.display().to_string(), "reproduce".into(), args.experiment.clone()];
     words.extend(profile.into_iter().flat_map(|p| ["--profile".to_string(), p.to_string()]));
     words.extend(args.set.iter().flat_map(|s| ["--set".to_string(), s.clone()]));
@@ -149,8 +149,8 @@ fn quoted(word: &str) -> String {
 }
 
 /// The head of a script.
-fn head(args: &Slurm, name: &str, scripts: &Path, array: Option<usize>) -> Result<String, Problem> {
-    let here = std::env::current_dir().map_err(|e| Problem::failed(format!("the current folder: {e}")))?;
+fn head(args: &Slurm, name: &str, scripts: &Path, array: Option<usize>) -> Result<String, CliError> {
+    let here = std::env::current_dir().map_err(|e| CliError::failed(format!("the current folder: {e}")))?;
     let mut text = format!(
         "#!/bin/bash\n#SBATCH --job-name=stillhouse-{name}\n#SBATCH --chdir={}\n#SBATCH --cpus-per-task={}\n\
          #SBATCH --requeue\n#SBATCH --open-mode=append\n",
@@ -164,14 +164,14 @@ fn head(args: &Slurm, name: &str, scripts: &Path, array: Option<usize>) -> Resul
     }
     for option in &args.sbatch {
         if option.contains('\n') {
-            return Err(Problem::usage("an option of sbatch has no line breaks"));
+            return Err(CliError::usage("an option of sbatch has no line breaks"));
         }
         text.push_str(&format!("#SBATCH {option}\n"));
     }
     Ok(text)
 }
 
-fn script(args: &Slurm, array: &Array, command: &str, scripts: &Path) -> Result<String, Problem> {
+fn script(args: &Slurm, array: &Array, command: &str, scripts: &Path) -> Result<String, CliError> {
     let cells: Vec<String> = array.cells.iter().map(usize::to_string).collect();
     Ok(format!(
         "{}\n# Cells of this array, as `stillhouse reproduce --plan` numbers them.\nCELLS=({})\n\
@@ -181,9 +181,9 @@ fn script(args: &Slurm, array: &Array, command: &str, scripts: &Path) -> Result<
     ))
 }
 
-fn last_script(args: &Slurm, plan: &Plan, scripts: &Path) -> Result<String, Problem> {
+fn last_script(args: &Slurm, plan: &Plan, scripts: &Path) -> Result<String, CliError> {
     let program =
-        std::env::current_exe().map_err(|e| Problem::failed(format!("this program's path: {e}")))?;
+        std::env::current_exe().map_err(|e| CliError::failed(format!("this program's path: {e}")))?;
     let words = [program.display().to_string(), "report".into(), plan.folder.display().to_string()];
     let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
     Ok(format!("{}\nexec {}\n", head(args, "report", scripts, None)?, words.join(" ")))
@@ -197,14 +197,14 @@ fn submit(args: &Slurm, plan: &Plan, arrays: &[Array], scripts: &Path) -> Outcom
             // The teacher is one task of the first array.
             let place = arrays[0].cells.iter().position(|c| *c == teacher);
             let (Some(place), Some((_, job))) = (place, jobs.first()) else {
-                return Err(Problem::failed(format!("cell {teacher} is waited for and not submitted")));
+                return Err(CliError::failed(format!("cell {teacher} is waited for and not submitted")));
             };
             options.push(format!("--dependency=afterok:{job}_{}", place + 1));
             // A task whose teacher failed would wait for ever.
             options.push("--kill-on-invalid-dep=yes".to_string());
         }
         let job = sbatch(&options, &scripts.join(format!("{}.sh", array.name)))?;
-        talk::say(&format!("job {job}: {}, {} cells", array.name, array.cells.len()));
+        output::status(&format!("job {job}: {}, {} cells", array.name, array.cells.len()));
         jobs.push((array.name.clone(), job));
     }
     let ids: Vec<&str> = jobs.iter().map(|(_, job)| job.as_str()).collect();
@@ -216,32 +216,32 @@ fn submit(args: &Slurm, plan: &Plan, arrays: &[Array], scripts: &Path) -> Outcom
     jobs.push(("report".to_string(), job));
     if args.json {
         let jobs: BTreeMap<_, _> = jobs.into_iter().collect();
-        talk::json(&json!({"scripts": scripts, "folder": plan.folder, "jobs": jobs}));
+        output::print_json(&json!({"scripts": scripts, "folder": plan.folder, "jobs": jobs}));
     } else {
-        talk::out(&format!(
+        output::print(&format!(
             "table and page will be in {}; logs in {}",
             plan.folder.display(),
             scripts.display()
         ));
     }
     if !args.wait {
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     // All have ended: a cell that is not done is named.
     let open = plan.cells.iter().filter(|c| c.is_built() && !c.is_done());
     let open: Vec<&str> = open.map(|c| c.name.as_str()).collect();
     if open.is_empty() {
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
-    talk::say(&format!("not finished: {}; the same command submits them again", open.join(", ")));
-    Ok(Ended::Findings)
+    output::status(&format!("not finished: {}; the same command submits them again", open.join(", ")));
+    Ok(ExitStatus::Failure)
 }
 
 /// Submits a script; gives the job's number.
-fn sbatch(options: &[String], script: &Path) -> Result<String, Problem> {
+fn sbatch(options: &[String], script: &Path) -> Result<String, CliError> {
     let output =
         Command::new("sbatch").arg("--parsable").args(options).arg(script).output().map_err(|e| {
-            Problem::failed(format!("sbatch: {e}"))
+            CliError::failed(format!("sbatch: {e}"))
                 .hint("run this on a machine that submits to Slurm, or take --dry-run")
         })?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -250,7 +250,7 @@ fn sbatch(options: &[String], script: &Path) -> Result<String, Problem> {
     let job = text.trim().split(';').next().unwrap_or_default().to_string();
     if job.is_empty() || !job.chars().all(|c| c.is_ascii_digit()) {
         let why = String::from_utf8_lossy(&output.stderr);
-        return Err(Problem::failed(format!("sbatch refused {}: {}", script.display(), why.trim())));
+        return Err(CliError::failed(format!("sbatch refused {}: {}", script.display(), why.trim())));
     }
     Ok(job)
 }

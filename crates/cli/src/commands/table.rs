@@ -9,7 +9,7 @@ use stillhouse_trainer::{Cell, CellConfig, Context, Experiment, Plan, Role};
 
 use crate::commands::common;
 use crate::device;
-use crate::problem::Problem;
+use crate::error::CliError;
 
 /// Makes the table again and again while runs go on.
 pub(crate) struct Maker {
@@ -25,7 +25,7 @@ impl Maker {
         context: &Context,
         sets: &[String],
         threads: usize,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, CliError> {
         let caption = caption_of(experiment, plan, context, sets, threads)?;
         let published = published(experiment);
         let students = plan.cells.iter().filter(|c| c.role == Role::Student);
@@ -68,14 +68,14 @@ fn caption_of(
     context: &Context,
     sets: &[String],
     threads: usize,
-) -> Result<Caption, Problem> {
+) -> Result<Caption, CliError> {
     let of = |role: Role| -> Vec<(&Cell, &CellConfig)> {
         let cells = plan.cells.iter().filter(move |c| c.role == role);
         cells.filter_map(|c| c.config.as_ref().map(|config| (c, config))).collect()
     };
     let (students, teachers) = (of(Role::Student), of(Role::Teacher));
     if students.is_empty() {
-        return Err(Problem::usage("none of the methods of this experiment is built"));
+        return Err(CliError::usage("none of the methods of this experiment is built"));
     }
     let (mut data, mut synthetic, mut masks) = (Vec::new(), false, false);
     for (at, (cell, config)) in students.iter().enumerate() {
@@ -118,7 +118,7 @@ fn caption_of(
         tested: if masks { common_value(&students, tested) } else { String::new() },
         schedule: common_value(&students, schedule),
         seeds,
-        device: device::words(threads),
+        device: device::describe(threads),
         sampler: common_value(if balanced.is_empty() { &students } else { &balanced }, sampler) + plain,
         steps: caption::steps(resolved.iter().map(|(method, config)| (*method, config))),
         teacher_network: match teachers.split_first() {

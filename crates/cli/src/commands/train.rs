@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use serde_json::json;
 use stillhouse_trainer::{Outcome as Run, Plan, Role, plan_single, run_cell};
 
-use crate::commands::{common, cost};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
+use crate::commands::{common, estimate};
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::{experiments, interrupt, talk};
+use crate::{experiments, output, signals};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,17 +49,17 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let experiment = experiments::load(&args.config, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
-    let context = common::context(&Places::new(args.runs.as_deref()), interrupt::flag()?);
+    let context = common::context(&Paths::new(args.runs.as_deref()), signals::stop_flag()?);
     let plan = plan_single(&experiment, profile.as_deref(), &args.output, &context).prepared()?;
-    cost::announce(&plan, &context, threads);
+    estimate::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || {});
     let outcome = train(&plan, &context, &mut progress);
     progress.end();
     match outcome {
         Ok(run) => tell(args, &run),
         Err(e) if e.is_interrupted() => {
-            talk::say(&e.to_string());
-            Ok(Ended::Interrupted)
+            output::status(&e.to_string());
+            Ok(ExitStatus::Interrupted)
         }
         Err(e) => Err(e.into()),
     }
@@ -84,19 +84,19 @@ fn train(
 
 fn tell(args: &Args, run: &Run) -> Outcome {
     let Some(result) = run.result() else {
-        return Err(Problem::usage("the method is not built yet")
+        return Err(CliError::usage("the method is not built yet")
             .hint("`stillhouse list losses` names those that are"));
     };
     let student = args.output.join("student.safetensors");
     if args.json {
-        talk::json(&json!({"folder": args.output, "student": student, "result": result}));
-        return Ok(Ended::Well);
+        output::print_json(&json!({"folder": args.output, "student": student, "result": result}));
+        return Ok(ExitStatus::Success);
     }
     let before = if matches!(run, Run::Finished(_)) { "finished before: " } else { "" };
     let right = result.right.map_or_else(String::new, |right| {
         let percent = 100.0 * right as f64 / result.tested.max(1) as f64;
         format!("{percent:.2} % of the test images are right ({right}/{})\n", result.tested)
     });
-    talk::out(&format!("{before}{}\n{right}{}", result.cell, student.display()));
-    Ok(Ended::Well)
+    output::print(&format!("{before}{}\n{right}{}", result.cell, student.display()));
+    Ok(ExitStatus::Success)
 }

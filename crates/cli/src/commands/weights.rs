@@ -11,9 +11,9 @@ use stillhouse_core::{Error as CoreError, ParamStore, Rng};
 use stillhouse_report::text::{Align, Grid};
 
 use super::{weights_diff, weights_export, weights_fetch};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::{registries, talk};
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::paths::Paths;
+use crate::{output, registries};
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -93,9 +93,9 @@ pub(super) struct Network {
 
 impl Network {
     /// What is asked for.
-    pub(super) fn request(&self) -> Result<ModelSpec, Problem> {
+    pub(super) fn request(&self) -> Result<ModelSpec, CliError> {
         let Some(arch) = &self.arch else {
-            return Err(Problem::usage("which network is it for?").hint("name it: --arch resnet18"));
+            return Err(CliError::usage("which network is it for?").hint("name it: --arch resnet18"));
         };
         registries::registries().models.get(arch)?;
         let mut variant = toml::Table::new();
@@ -110,7 +110,7 @@ impl Network {
     }
 
     /// What is asked for, with the classes of the file where none are named.
-    pub(super) fn request_for(&self, file: &WeightsFile) -> Result<ModelSpec, Problem> {
+    pub(super) fn request_for(&self, file: &WeightsFile) -> Result<ModelSpec, CliError> {
         let mut request = self.request()?;
         if self.classes.is_none() {
             let params = ParamStore::meta();
@@ -122,18 +122,18 @@ impl Network {
 }
 
 /// Builds a network in a store.
-pub(super) fn build(request: &ModelSpec, params: &ParamStore) -> Result<Box<dyn Model>, Problem> {
+pub(super) fn build(request: &ModelSpec, params: &ParamStore) -> Result<Box<dyn Model>, CliError> {
     Ok((registries::registries().models.get(&request.name)?.build)(request, &params.builder(Rng::new(0)))?)
 }
 
 /// Refuses to write over something.
-pub(super) fn must_be_new(path: &Path) -> Result<(), Problem> {
+pub(super) fn must_be_new(path: &Path) -> Result<(), CliError> {
     let taken = match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_some(),
         Err(_) => path.exists(),
     };
     if taken {
-        return Err(Problem::usage(format!("{} is there already", path.display()))
+        return Err(CliError::usage(format!("{} is there already", path.display()))
             .hint("choose another place, or remove it; nothing is overwritten"));
     }
     Ok(())
@@ -181,7 +181,7 @@ fn check_file(path: &Path, args: &Check) -> Outcome {
         found = Some(fit);
     }
     if args.json {
-        talk::json(&report);
+        output::print_json(&report);
     } else {
         let mut text = format!(
             "{}: {}, {} tensors, {values} values\nsha256  {}\n",
@@ -194,9 +194,9 @@ fn check_file(path: &Path, args: &Check) -> Outcome {
             Some(fit) => text.push_str(&told(fit, &report["network"])),
             None => text.push_str("name a network with --arch to see whether it fits\n"),
         }
-        talk::out(&text);
+        output::print(&text);
     }
-    Ok(if found.is_none_or(|fit| fit.fits()) { Ended::Well } else { Ended::Findings })
+    Ok(if found.is_none_or(|fit| fit.fits()) { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
 /// What fits and what does not, all of it.
@@ -223,9 +223,9 @@ fn check_manifests(arch: Option<&str>, args: &Check) -> Outcome {
         Some(arch) => vec![Manifest::find(arch, &args.name)?],
         None => manifests()?,
     };
-    let roots = Places::new(None).weights;
+    let roots = Paths::new(None).weights;
     let mut rows = Vec::new();
-    let mut ended = Ended::Well;
+    let mut ended = ExitStatus::Success;
     for manifest in all {
         let looked = stillhouse_backbones::weights(&manifest.arch, &manifest.variant, &manifest.name, &roots);
         let (state, file, sha256) = match looked {
@@ -240,7 +240,7 @@ fn check_manifests(arch: Option<&str>, args: &Check) -> Outcome {
             Err(CoreError::Other(e)) => match e.downcast_ref::<WeightsError>() {
                 Some(WeightsError::NoFile { .. }) if arch.is_none() => ("not found".to_string(), None, None),
                 _ => {
-                    ended = Ended::Findings;
+                    ended = ExitStatus::Failure;
                     (e.to_string(), None, None)
                 }
             },
@@ -249,7 +249,7 @@ fn check_manifests(arch: Option<&str>, args: &Check) -> Outcome {
         rows.push(json!({"weights": manifest.title(), "state": state, "file": file, "sha256": sha256}));
     }
     if args.json {
-        talk::json(&json!(rows));
+        output::print_json(&json!(rows));
         return Ok(ended);
     }
     let mut grid = Grid::new(&[("weights", Align::Left), ("state", Align::Left), ("sha256", Align::Left)]);
@@ -257,13 +257,13 @@ fn check_manifests(arch: Option<&str>, args: &Check) -> Outcome {
         let word = |key: &str| row[key].as_str().unwrap_or_default().to_string();
         grid.row([word("weights"), word("state"), word("sha256")]);
     }
-    talk::out(&grid.terminal());
+    output::print(&grid.terminal());
     Ok(ended)
 }
 
 fn import(args: &Import) -> Outcome {
     if args.output.extension().is_none_or(|e| e != "safetensors") {
-        return Err(Problem::usage(format!(
+        return Err(CliError::usage(format!(
             "{}: expected a name that ends in .safetensors",
             args.output.display()
         )));
@@ -287,16 +287,16 @@ fn import(args: &Import) -> Outcome {
     }
     save(&params, &args.output, &metadata)?;
     if args.json {
-        talk::json(&json!({
+        output::print_json(&json!({
             "file": args.output, "network": request.name, "classes": request.classes,
             "source_format": file.format().to_string(), "fit": fit,
         }));
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     for line in &left {
-        talk::say(&format!("note: {line}"));
+        output::status(&format!("note: {line}"));
     }
-    talk::out(&format!(
+    output::print(&format!(
         "{}: {} with {} classes, {} parameters from names of {}",
         args.output.display(),
         request.name,
@@ -304,5 +304,5 @@ fn import(args: &Import) -> Outcome {
         fit.taken,
         fit.form
     ));
-    Ok(Ended::Well)
+    Ok(ExitStatus::Success)
 }

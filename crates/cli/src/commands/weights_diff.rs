@@ -8,8 +8,8 @@ use serde_json::json;
 use stillhouse_backbones::weights_file::{Stored, WeightsFile};
 use stillhouse_report::text::{Align, Grid};
 
-use crate::problem::{Ended, Outcome, Prepared};
-use crate::talk;
+use crate::error::{ExitStatus, Outcome, Prepared};
+use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,9 +66,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         };
         rows.push(json!({"name": name, "what": what}));
     }
-    let ended = if rows.is_empty() { Ended::Well } else { Ended::Findings };
+    let ended = if rows.is_empty() { ExitStatus::Success } else { ExitStatus::Failure };
     if args.json {
-        talk::json(&json!({"same": same, "different": rows}));
+        output::print_json(&json!({"same": same, "different": rows}));
         return Ok(ended);
     }
     let mut grid = Grid::new(&[("tensor", Align::Left), ("difference", Align::Left)]);
@@ -85,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         grid.row([row["name"].as_str().unwrap_or_default().to_string(), what]);
     }
     let table = if rows.is_empty() { String::new() } else { format!("{}\n", grid.terminal()) };
-    talk::out(&format!("{table}{same} tensors are the same, {} differ", rows.len()));
+    output::print(&format!("{table}{same} tensors are the same, {} differ", rows.len()));
     Ok(ended)
 }
 

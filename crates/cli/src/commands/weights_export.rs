@@ -12,9 +12,9 @@ use stillhouse_trainer::{CellResult, Network as Trained, RunInfo};
 
 use super::common;
 use super::weights::{Network, build, must_be_new};
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Prepared, Problem};
-use crate::talk;
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::output;
+use crate::paths::Paths;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,26 +81,26 @@ pub(crate) fn run(args: &Args) -> Outcome {
         files.push(path);
     }
     if args.json {
-        talk::json(
+        output::print_json(
             &json!({"files": files, "network": card.arch, "classes": card.class_count, "not_for_timm": missing}),
         );
-        return Ok(Ended::Well);
+        return Ok(ExitStatus::Success);
     }
     if let Some(why) = missing {
-        talk::say(&format!("note: {why}: timm cannot load it"));
+        output::status(&format!("note: {why}: timm cannot load it"));
     }
     let lines: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-    talk::out(&lines.join("\n"));
-    Ok(Ended::Well)
+    output::print(&lines.join("\n"));
+    Ok(ExitStatus::Success)
 }
 
 /// The student of a finished run as ONNX, with its classes and what its images are normalized by.
-pub(crate) fn onnx_of_run(folder: &Path) -> Result<Vec<u8>, Problem> {
+pub(crate) fn onnx_of_run(folder: &Path) -> Result<Vec<u8>, CliError> {
     let (network, params, card) = of_run(folder)?;
     as_onnx(network.as_ref(), &params, &card)
 }
 
-fn as_onnx(network: &dyn Model, params: &ParamStore, card: &Card) -> Result<Vec<u8>, Problem> {
+fn as_onnx(network: &dyn Model, params: &ParamStore, card: &Card) -> Result<Vec<u8>, CliError> {
     let about = onnx::About {
         name: card.arch.clone(),
         metadata: vec![
@@ -113,14 +113,14 @@ fn as_onnx(network: &dyn Model, params: &ParamStore, card: &Card) -> Result<Vec<
 }
 
 /// The student of a finished run.
-fn of_run(folder: &Path) -> Result<(Box<dyn Model>, ParamStore, Card), Problem> {
+fn of_run(folder: &Path) -> Result<(Box<dyn Model>, ParamStore, Card), CliError> {
     let (config, result) = (folder.join("config.toml"), folder.join("result.json"));
     if !result.is_file() {
-        return Err(Problem::usage(format!("{}: no such file: is the run finished?", result.display())));
+        return Err(CliError::usage(format!("{}: no such file: is the run finished?", result.display())));
     }
     let info = RunInfo::read(&config).prepared()?;
     let result = CellResult::read(&result).prepared()?;
-    let context = common::context(&Places::new(None), Arc::default());
+    let context = common::context(&Paths::new(None), Arc::default());
     let network = Trained::new(&context, &info.run.student, info.classes.len(), Rng::new(0)).prepared()?;
     let file = folder.join("student.safetensors");
     load_weights(&file, &network.params, &network.model.head(), false).prepared()?;
@@ -156,9 +156,9 @@ fn of_run(folder: &Path) -> Result<(Box<dyn Model>, ParamStore, Card), Problem> 
 }
 
 /// A file of weights of a network that is named.
-fn of_file(args: &Args) -> Result<(Box<dyn Model>, ParamStore, Card), Problem> {
+fn of_file(args: &Args) -> Result<(Box<dyn Model>, ParamStore, Card), CliError> {
     if !args.from.is_file() {
-        return Err(Problem::usage(format!("{}: no such file or folder", args.from.display())));
+        return Err(CliError::usage(format!("{}: no such file or folder", args.from.display())));
     }
     let file = WeightsFile::open(&args.from).prepared()?;
     let request = args.network.request_for(&file)?;

@@ -8,9 +8,9 @@ use stillhouse_core::fs::FolderLock;
 use stillhouse_datasets::fetch::{Client, Fetch};
 
 use super::fetch::with_bar;
-use crate::places::Places;
-use crate::problem::{Ended, Outcome, Problem};
-use crate::talk;
+use crate::error::{CliError, ExitStatus, Outcome};
+use crate::output;
+use crate::paths::Paths;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,19 +43,19 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
     let manifest = Manifest::find(&args.arch, &args.name)?;
-    let roots = args.root.clone().map_or_else(|| Places::new(None).weights, |root| vec![root]);
+    let roots = args.root.clone().map_or_else(|| Paths::new(None).weights, |root| vec![root]);
     let Some(root) = roots.first().cloned() else {
-        return Err(Problem::usage("no folder for weights"));
+        return Err(CliError::usage("no folder for weights"));
     };
     let told = |file: PathBuf, sha256: String, was_there: bool| {
         if args.json {
-            talk::json(&json!({"file": file, "sha256": sha256, "was_there": was_there}));
+            output::print_json(&json!({"file": file, "sha256": sha256, "was_there": was_there}));
         } else {
             let there = if was_there { " is there already" } else { "" };
             let known = if manifest.sha256.is_empty() { " (no published hash to compare with)" } else { "" };
-            talk::out(&format!("{}{there}\nsha256  {sha256}{known}", file.display()));
+            output::print(&format!("{}{there}\nsha256  {sha256}{known}", file.display()));
         }
-        Ok(Ended::Well)
+        Ok(ExitStatus::Success)
     };
     if let Ok(found) =
         stillhouse_backbones::weights(&manifest.arch, &manifest.variant, &manifest.name, &roots)
@@ -64,12 +64,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let how = Fetch::from_env(root.clone());
     let Some(url) = &manifest.url else {
-        return Err(
-            Problem::usage(format!("{} cannot be downloaded as it is", manifest.title())).hint(&manifest.get)
-        );
+        return Err(CliError::usage(format!("{} cannot be downloaded as it is", manifest.title()))
+            .hint(&manifest.get));
     };
     if how.offline {
-        return Err(Problem::failed(format!(
+        return Err(CliError::failed(format!(
             "{} is not there and HF_HUB_OFFLINE forbids to download",
             root.join(&manifest.file).display()
         ))
@@ -80,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         // There, but not the right one: `weights` above has refused it.
         manifest.check(&path)?;
     }
-    talk::say(&format!("{}: {}", manifest.title(), manifest.license));
+    output::status(&format!("{}: {}", manifest.title(), manifest.license));
     let _lock = FolderLock::take(&root.join(".fetch"))?;
     let client = Client::new(&how).map_err(stillhouse_core::Error::from)?;
     let pinned = manifest.is_pinned().then(|| manifest.sha256.clone());

@@ -1,54 +1,53 @@
-//! How a command ends: well, with findings, or with a problem that has an exit code and a hint.
+//! Exit status of a command, and errors with an exit code and a hint.
 
 use stillhouse_core::Error as CoreError;
 use stillhouse_trainer::Error as TrainerError;
 
-/// How a command ended that did what it was asked to.
+/// Exit status of a command that ran to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// All is well.
-    Well,
-    /// Something was found, or a cell failed.
-    Findings,
-    /// It was stopped by the person and can go on.
+pub(crate) enum ExitStatus {
+    /// Exit code 0.
+    Success,
+    /// Exit code 1: a check has findings, or a cell failed.
+    Failure,
+    /// Exit code 130: stopped with Ctrl-C; the same command continues.
     Interrupted,
 }
 
-/// What a command returns.
-pub(crate) type Outcome = Result<Ended, Problem>;
+/// Result of a command.
+pub(crate) type Outcome = Result<ExitStatus, CliError>;
 
-/// An error with its exit code and what to do about it.
+/// An error with its exit code and a hint.
 #[derive(Debug)]
-pub(crate) struct Problem {
+pub(crate) struct CliError {
     pub(crate) code: u8,
-    pub(crate) error: anyhow::Error,
+    pub(crate) source: anyhow::Error,
     pub(crate) hint: Option<String>,
 }
 
-impl Problem {
-    /// Usage or configuration, exit code 2.
+impl CliError {
+    /// A usage or configuration error, exit code 2.
     pub(crate) fn usage(message: impl std::fmt::Display) -> Self {
-        Self { code: 2, error: anyhow::anyhow!("{message}"), hint: None }
+        Self { code: 2, source: anyhow::anyhow!("{message}"), hint: None }
     }
 
     /// A failure, exit code 1.
     pub(crate) fn failed(message: impl std::fmt::Display) -> Self {
-        Self { code: 1, error: anyhow::anyhow!("{message}"), hint: None }
+        Self { code: 1, source: anyhow::anyhow!("{message}"), hint: None }
     }
 
-    /// Adds what to do.
+    /// Adds a hint.
     pub(crate) fn hint(mut self, hint: impl std::fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
         self
     }
 }
 
-impl<E: Into<anyhow::Error>> From<E> for Problem {
-    /// Errors of configurations and of parts that do not fit are the person's to mend (2); all
-    /// others are failures (1).
+impl<E: Into<anyhow::Error>> From<E> for CliError {
+    /// Configuration errors and incompatible components exit with 2, everything else with 1.
     fn from(error: E) -> Self {
-        let error = error.into();
-        let usage = error.chain().any(|cause| match cause.downcast_ref::<TrainerError>() {
+        let source = error.into();
+        let usage = source.chain().any(|cause| match cause.downcast_ref::<TrainerError>() {
             Some(TrainerError::Core(core)) => is_usage(core),
             Some(e) => matches!(
                 e,
@@ -56,7 +55,7 @@ impl<E: Into<anyhow::Error>> From<E> for Problem {
             ),
             None => cause.downcast_ref::<CoreError>().is_some_and(is_usage),
         });
-        Self { code: if usage { 2 } else { 1 }, error, hint: None }
+        Self { code: if usage { 2 } else { 1 }, source, hint: None }
     }
 }
 
@@ -74,7 +73,7 @@ fn is_usage(error: &CoreError) -> bool {
     }
 }
 
-/// A dataset that is not there, or not laid out as it should be; broken files are failures.
+/// Returns whether a dataset is missing or has the wrong layout; broken files are failures.
 fn is_layout(error: &stillhouse_datasets::Error) -> bool {
     use stillhouse_datasets::Error as E;
     matches!(
@@ -92,15 +91,15 @@ fn is_layout(error: &stillhouse_datasets::Error) -> bool {
     )
 }
 
-/// Turns the errors of preparations, whatever they are, into usage errors (exit code 2).
+/// Maps any error of a command's preparation to a usage error (exit code 2).
 pub(crate) trait Prepared<T> {
-    /// As it says.
-    fn prepared(self) -> Result<T, Problem>;
+    /// Maps the error.
+    fn prepared(self) -> Result<T, CliError>;
 }
 
 impl<T, E: Into<anyhow::Error>> Prepared<T> for Result<T, E> {
-    fn prepared(self) -> Result<T, Problem> {
-        self.map_err(|e| Problem { code: 2, error: e.into(), hint: None })
+    fn prepared(self) -> Result<T, CliError> {
+        self.map_err(|e| CliError { code: 2, source: e.into(), hint: None })
     }
 }
 
@@ -109,13 +108,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes() {
+    fn maps_errors_to_exit_codes() {
         let config = || CoreError::config("x.toml:3", "unknown field");
-        assert_eq!(Problem::from(config()).code, 2);
-        assert_eq!(Problem::from(TrainerError::Core(config())).code, 2);
-        assert_eq!(Problem::from(TrainerError::NotBuilt("sp".into())).code, 2);
+        assert_eq!(CliError::from(config()).code, 2);
+        assert_eq!(CliError::from(TrainerError::Core(config())).code, 2);
+        assert_eq!(CliError::from(TrainerError::NotBuilt("sp".into())).code, 2);
         let io = CoreError::io("a")(std::io::Error::other("disk full"));
-        assert_eq!(Problem::from(io).code, 1);
+        assert_eq!(CliError::from(io).code, 1);
         let io = CoreError::io("a")(std::io::Error::other("no such folder"));
         assert_eq!(Err::<(), _>(io).prepared().unwrap_err().code, 2);
     }

@@ -8,8 +8,8 @@ use stillhouse_core::{ParamStore, Rng};
 use stillhouse_trainer::{Cell, CellConfig, CellResult, Context, NetworkConfig, Plan, Role};
 
 use crate::commands::common;
-use crate::places::free_bytes;
-use crate::talk;
+use crate::output;
+use crate::paths::free_bytes;
 
 /// Runs that take longer are announced.
 const LONG: f64 = 600.0;
@@ -36,20 +36,20 @@ pub(crate) fn announce(plan: &Plan, context: &Context, threads: usize) {
     };
     let free = free_bytes(&plan.folder);
     if cost.seconds > LONG {
-        talk::say(&format!(
+        output::status(&format!(
             "about {} and {} of disk are expected for {} runs on this machine; Ctrl-C stops them, and the same \
              command goes on",
-            talk::duration(cost.seconds),
-            talk::size(cost.bytes),
+            output::duration(cost.seconds),
+            output::size(cost.bytes),
             cost.runs
         ));
     }
     if let Some(free) = free.filter(|free| *free < cost.bytes) {
-        talk::say(&format!(
+        output::status(&format!(
             "warning: about {} of disk are needed below {}, {} are free",
-            talk::size(cost.bytes),
+            output::size(cost.bytes),
             plan.folder.display(),
-            talk::size(free)
+            output::size(free)
         ));
     }
 }

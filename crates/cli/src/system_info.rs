@@ -1,10 +1,10 @@
-//! The machine and the program, as results state them.
+//! Machine and program information recorded with results.
 
 use std::collections::BTreeMap;
 
-/// Version, revision, system, processor, cores, threads, instruction set; card, engine and precision,
-/// where they are chosen.
-pub(crate) fn environment() -> BTreeMap<String, String> {
+/// Collects revision, system, processor, cores, threads and instruction set; GPU, engine and precision
+/// if they are not the defaults.
+pub(crate) fn collect() -> BTreeMap<String, String> {
     let values = [
         ("revision", env!("STILLHOUSE_REVISION").to_string()),
         ("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
@@ -14,24 +14,24 @@ pub(crate) fn environment() -> BTreeMap<String, String> {
         ("instructions", stillhouse_ops::isa().to_string()),
         ("build", if cfg!(debug_assertions) { "development" } else { "release" }.to_string()),
     ];
-    let card = crate::device::card().map(|card| ("card", card));
+    let gpu = crate::device::gpu().map(|gpu| ("gpu", gpu));
     let engine = std::env::var("STILLHOUSE_ENGINE").ok().map(|engine| ("engine", engine));
-    let precision = crate::device::lower().map(|words| ("precision", words.to_string()));
+    let precision = crate::device::reduced_precision().map(|name| ("precision", name.to_string()));
     values
         .into_iter()
-        .chain(card)
+        .chain(gpu)
         .chain(engine)
         .chain(precision)
         .map(|(name, value)| (name.to_string(), value))
         .collect()
 }
 
-/// The program with its revision, in one word for pages.
+/// Returns the program name with version and revision.
 pub(crate) fn program() -> String {
     format!("stillhouse {} ({})", env!("CARGO_PKG_VERSION"), env!("STILLHOUSE_REVISION"))
 }
 
-/// The processor's name.
+/// Returns the processor's name.
 pub(crate) fn cpu_name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|l| l.starts_with("model name"));

@@ -1,26 +1,26 @@
-//! Where data, weights and runs are looked for.
+//! Search paths of data, weights and runs.
 
 use std::path::{Path, PathBuf};
 
-/// Roots in the order of looking.
+/// Search paths, in order.
 #[derive(Debug, Clone)]
-pub(crate) struct Places {
-    /// Folders that may hold datasets.
+pub(crate) struct Paths {
+    /// Folders of datasets.
     pub(crate) data: Vec<PathBuf>,
-    /// Folders that may hold pretrained weights.
+    /// Folders of pretrained weights.
     pub(crate) weights: Vec<PathBuf>,
-    /// The folder of runs.
+    /// Folder of runs.
     pub(crate) runs: PathBuf,
 }
 
-impl Places {
-    /// From the environment, then below the current folder; `runs` is the flag of that name.
+impl Paths {
+    /// Reads the environment, then adds the current folder; `runs` is the value of `--runs`.
     pub(crate) fn new(runs: Option<&Path>) -> Self {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let roots = |name: &str, below: &str| -> Vec<PathBuf> {
             variable(name).into_iter().chain([PathBuf::from(below)]).collect()
         };
-        // What the hub's own tools have downloaded.
+        // The cache of the Hugging Face tools.
         let hub = variable("HF_HUB_CACHE")
             .or_else(|| Some(variable("HF_HOME")?.join("hub")))
             .or_else(|| Some(variable("HOME")?.join(".cache/huggingface/hub")));
@@ -35,18 +35,18 @@ impl Places {
     }
 }
 
-/// Free bytes of the disk that would hold the path, which need not exist.
+/// Returns the free bytes of the disk for a path, which need not exist.
 pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let absolute = std::path::absolute(path).ok()?;
-    let there = absolute.ancestors().find(|p| p.exists())?;
+    let existing = absolute.ancestors().find(|p| p.exists())?;
     #[cfg(unix)]
     {
-        let stat = rustix::fs::statvfs(there).ok()?;
+        let stat = rustix::fs::statvfs(existing).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
     #[cfg(not(unix))]
     {
-        let _ = there;
+        let _ = existing;
         None
     }
 }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn free_space_of_a_folder_to_come() {
+    fn measures_free_space_for_a_missing_folder() {
         let folder = tempfile::tempdir().unwrap();
         assert!(free_bytes(&folder.path().join("not/there/yet")).unwrap() > 0);
     }
