@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::element::{Float, dispatch_dtype, with_values};
 use crate::rng::Rng;
-use crate::tape::{KERNELS_DO_NOT_TRAIN, Precision};
+use crate::tape::Precision;
 use crate::weight_packing::Panels;
 use crate::{Error, Result};
 
@@ -203,24 +203,16 @@ impl ParamStore {
         Ok(Self { store: Arc::default(), dtype, device: device.clone(), engine, precision, meta: false })
     }
 
-    /// The same store, whose networks run in that precision on every tape that is made for it from here
-    /// on, in every mode. The values stay what they are.
+    /// Sets the precision of every tape created for this store from now on; the values do not change.
     ///
     /// # Errors
-    /// [`Precision::Bf16`] for values of f64, or where the tape's own kernels run.
+    /// [`Precision::Bf16`] with f64 values or on the CPU kernels.
     pub fn in_precision(self, precision: Precision) -> Result<Self> {
-        if precision == Precision::Bf16 {
-            if self.dtype != DType::F32 {
-                return Err(Error::usage("bf16", "only a network of f32 parameters can run in bf16"));
-            }
-            if self.engine == Engine::Kernels {
-                return Err(Error::usage("bf16", KERNELS_DO_NOT_TRAIN));
-            }
-        }
+        precision.check(self.dtype, self.engine)?;
         Ok(Self { precision, ..self })
     }
 
-    /// What networks on it compute in.
+    /// Returns the precision of networks on this store.
     pub fn precision(&self) -> Precision {
         self.precision
     }

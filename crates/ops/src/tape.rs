@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 pub(crate) use self::backward::Backward;
 pub(crate) use self::lane::{Elem, Folded, TypedState};
-use crate::buffers::{Buf, Pool};
+use crate::buffers::Buf;
 pub(crate) use crate::element::dispatch_dtype;
 use crate::element::{Float, with_values};
 use crate::graph_engine::GraphState;
@@ -25,7 +25,7 @@ use crate::measure::Totals;
 use crate::params::{Engine, ParamStore};
 use crate::rng::Rng;
 use crate::trace::{Op, Tracing};
-use crate::{Error, ParamId, Result};
+use crate::{Error, Result};
 
 /// What a forward pass is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,33 +59,38 @@ impl Mode {
 pub(crate) enum Data {
     F32(Arc<Buf<f32>>),
     F64(Arc<Buf<f64>>),
-    /// Of a frozen network in bf16.
-    Bf16(Arc<Buf<u16>>),
     /// Of a network that runs as a candle graph: `[B, C, H, W]` or `[B, D]`.
     Tensor(Tensor),
 }
 
-/// What a network computes in.
+/// Numeric precision of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// The type of its parameters.
+    /// The type of the parameters.
     #[default]
     Full,
-    /// Maps in bf16, parameters in f32.
+    /// Feature maps and their gradients in bf16, on the graph engine only.
     ///
-    /// On the tape's own kernels for frozen networks only: what convolutions read and leave is rounded to
-    /// bf16; products are summed in f32, on the tiles (AMX) or vectors (AVX-512) of x86. Without tiles,
-    /// convolutions that Winograd's algorithm or left-out taps make cheaper keep their weights in f32.
-    ///
-    /// As candle's graph in every mode: all maps and their gradients are bf16, and weights are rounded to
-    /// it where they meet a map. Parameters, their gradients, running and batch statistics, every sum over
-    /// pixels or channels, and what the taps hand out are f32.
+    /// Weights are rounded to bf16 where they are multiplied with a map. Parameters, their gradients,
+    /// running and batch statistics, reductions over pixels or channels, and extracted features are f32.
     Bf16,
 }
 
-/// What an error says where the tape's own kernels are to compute in bf16 and not only frozen.
-pub(crate) const KERNELS_DO_NOT_TRAIN: &str = "on the kernels of the CPU only a frozen network can run in bf16; \
-     as candle's graph (on a card, or with STILLHOUSE_ENGINE=graph) it trains in it too";
+impl Precision {
+    /// Checks that a network of `dtype` parameters can run in this precision.
+    pub(crate) fn check(self, dtype: DType, engine: Engine) -> Result<()> {
+        match self {
+            Self::Full => Ok(()),
+            Self::Bf16 if dtype != DType::F32 => {
+                Err(Error::usage("bf16", format!("expected f32 parameters, found {dtype:?}")))
+            }
+            Self::Bf16 if engine == Engine::Kernels => {
+                Err(Error::usage("bf16", "requires a GPU; the CPU kernels support f32 only"))
+            }
+            Self::Bf16 => Ok(()),
+        }
+    }
+}
 
 /// A map or vector inside a network: the result of a layer.
 ///
@@ -144,8 +149,6 @@ pub struct Tape {
     winograd: bool,
     precision: Precision,
     gives_up: bool,
-    pub(crate) halves: Arc<Pool<u16>>,
-    pub(crate) tiles: HashMap<ParamId, Arc<kernels::bf16::Weights>>,
     pub(crate) spent: Option<Totals>,
     /// Whether segments keep no inner values.
     pub(crate) checkpointing: bool,
@@ -190,8 +193,6 @@ impl Tape {
             winograd: kernels::winograd::allowed(),
             precision: params.precision(),
             gives_up: false,
-            halves: Arc::default(),
-            tiles: HashMap::new(),
             spent: None,
             checkpointing: false,
             segment: Pass::Outside,
@@ -234,25 +235,12 @@ impl Tape {
         self.winograd = on;
     }
 
-    /// Lets a network compute in less than it holds, in place of what [`ParamStore::in_precision`] says: on
-    /// the tape's own kernels in mode [`Mode::Inference`], as candle's graph in any. Features of a frozen
-    /// network then differ by some 0.5 % of their size. An error says what the machine or the network
-    /// lacks.
+    /// Overrides [`ParamStore::in_precision`] for this tape.
+    ///
+    /// # Errors
+    /// [`Precision::Bf16`] with f64 parameters or on the CPU kernels.
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
-        if precision == Precision::Bf16 {
-            if self.dtype() != DType::F32 {
-                return Err(Error::usage("bf16", "only a network of f32 parameters can run in bf16"));
-            }
-            if self.composed.is_none() && self.mode != Mode::Inference {
-                return Err(Error::usage("bf16", KERNELS_DO_NOT_TRAIN));
-            }
-            if self.composed.is_none() && kernels::bf16::unit().is_none() {
-                return Err(Error::usage(
-                    "bf16",
-                    "this machine has neither AMX nor AVX-512 (or STILLHOUSE_ISA rules them out); use f32",
-                ));
-            }
-        }
+        precision.check(self.dtype(), self.params.engine())?;
         self.precision = precision;
         if let Some(composed) = &mut self.composed {
             composed.folded.clear();
@@ -277,10 +265,6 @@ impl Tape {
 
     pub(crate) fn gives_up(&self) -> bool {
         self.gives_up && self.mode == Mode::Inference
-    }
-
-    pub(crate) fn bf16(&self) -> bool {
-        self.precision == Precision::Bf16 && self.mode == Mode::Inference
     }
 
     pub(crate) fn winograd<T: Elem>(&self) -> bool {
@@ -311,7 +295,6 @@ impl Tape {
         self.f64.pool.clear();
         self.f32.bytes.clear();
         self.f64.bytes.clear();
-        self.halves.clear();
     }
 
     /// Takes the memory of its maps from where another tape takes its own: what one has done with serves
@@ -322,17 +305,12 @@ impl Tape {
         self.f32.bytes = Arc::clone(&other.f32.bytes);
         self.f64.pool = Arc::clone(&other.f64.pool);
         self.f64.bytes = Arc::clone(&other.f64.bytes);
-        self.halves = Arc::clone(&other.halves);
     }
 
     /// Bytes of all maps and gradients that the tape and those that share its memory hold, in use and kept
     /// for the next pass; parameters and what the taps hand out not counted.
     pub fn memory_bytes(&self) -> usize {
-        self.f32.pool.bytes()
-            + self.f64.pool.bytes()
-            + self.f32.bytes.bytes()
-            + self.f64.bytes.bytes()
-            + self.halves.bytes()
+        self.f32.pool.bytes() + self.f64.pool.bytes() + self.f32.bytes.bytes() + self.f64.bytes.bytes()
     }
 
     fn forget(&mut self) {
@@ -414,13 +392,6 @@ impl Tape {
         self.check_pass(op, x)?;
         if let Some(values) = T::data(&x.data) {
             return Ok(Arc::clone(values));
-        }
-        if let Data::Bf16(halves) = &x.data {
-            let mut wide = self.f32.pool.borrow(halves.len());
-            kernels::bf16::widen_all(halves, &mut wide);
-            if let Some(values) = T::data(&Data::F32(Arc::new(wide))) {
-                return Ok(Arc::clone(values));
-            }
         }
         Err(Error::usage(op, "the node has another element type than the tape"))
     }

@@ -247,13 +247,15 @@ fn other_modes_in_bf16() {
 }
 
 #[test]
-fn what_cannot_be_in_bf16_says_so() {
+fn rejects_bf16_on_cpu_kernels_and_f64() {
     let store = |dtype, engine| ParamStore::with_engine(dtype, &candle_core::Device::Cpu, engine).unwrap();
     let kernels = store(DType::F32, Engine::Kernels);
-    let said = Tape::new(&kernels, Mode::Train).unwrap().set_precision(Precision::Bf16).unwrap_err();
-    assert!(said.to_string().contains("STILLHOUSE_ENGINE=graph"), "{said}");
-    let said = kernels.in_precision(Precision::Bf16).unwrap_err();
-    assert!(said.to_string().contains("only a frozen network"), "{said}");
-    let said = store(DType::F64, Engine::Graph).in_precision(Precision::Bf16).unwrap_err();
-    assert!(said.to_string().contains("f32 parameters"), "{said}");
+    for mode in [Mode::Train, Mode::Inference] {
+        let error = Tape::new(&kernels, mode).unwrap().set_precision(Precision::Bf16).unwrap_err();
+        assert!(error.to_string().contains("requires a GPU"), "{error}");
+    }
+    let error = kernels.in_precision(Precision::Bf16).unwrap_err();
+    assert!(error.to_string().contains("requires a GPU"), "{error}");
+    let error = store(DType::F64, Engine::Graph).in_precision(Precision::Bf16).unwrap_err();
+    assert!(error.to_string().contains("expected f32 parameters"), "{error}");
 }

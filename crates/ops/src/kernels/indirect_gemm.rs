@@ -92,7 +92,7 @@ const FEW_PIXELS: usize = 64;
 pub(super) const AHEAD: usize = 12;
 
 /// Whether rows go by pixel: the rows of a tile then lack the same taps, which are left out.
-pub(crate) fn by_pixel(rows: &Rows) -> bool {
+fn by_pixel(rows: &Rows) -> bool {
     rows.p <= FEW_PIXELS && rows.table.iter().any(|offset| *offset < 0)
 }
 

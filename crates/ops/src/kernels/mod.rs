@@ -5,7 +5,6 @@
 //! result does not depend on the number of threads.
 
 pub(crate) mod attention;
-pub(crate) mod bf16;
 pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod geometry;

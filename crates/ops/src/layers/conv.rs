@@ -2,7 +2,6 @@
 
 mod backward;
 mod composed;
-mod halves;
 mod pass;
 
 use std::sync::{Arc, OnceLock};
@@ -195,10 +194,6 @@ impl ConvBnAct {
         }
         let geo = tape.geo(self.spec, h, w)?;
         let pass = Pass { layer: self, geo: &geo, images: b };
-        let low = tape.bf16() && self.spec.groups == 1 && !x.flat;
-        if low && !pass.saves_in_f32::<T>(tape) {
-            return self.run_halves(x, shortcut, shape, &geo, tape);
-        }
         let started = tape.started();
         let values = tape.values::<T>("conv", x)?;
         let shortcut_values = shortcut.map(|s| tape.values::<T>("conv", s)).transpose()?;
@@ -234,7 +229,6 @@ impl ConvBnAct {
                 self.plain(&pass, source, extra, &mut out, tape)?;
             }
             let node = tape.node(shape, false, false, out);
-            let node = if low { halves::rounded(&node, tape)? } else { node };
             tape.ended(started, || geo.work("forward"), geo.macs(b));
             return Ok(node);
         }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{ConvBnAct, NOMINAL_BATCH};
 use crate::buffers::Buf;
-use crate::kernels::bf16::{self, Unit};
 use crate::kernels::depthwise::{self, Depthwise, DepthwiseGradient, gradient_scratch};
 use crate::kernels::geometry::{ConvGeo, Rows, pad_images};
 use crate::kernels::indirect_gemm::{self, Epilogue, IndirectGemm};
@@ -43,14 +42,6 @@ impl Pass<'_> {
         // single image gets the very logits that it has in a batch.
         let nominal = if tape.mode().records() { self.images } else { NOMINAL_BATCH };
         tape.winograd::<T>().then(|| Tiles::of(self.geo, self.images, nominal))?
-    }
-
-    /// Whether a frozen network in bf16 had better convolve here in f32: vectors multiply as fast in
-    /// either, images come in f32, and Winograd's algorithm multiplies less, as do small maps whose rows
-    /// lack taps.
-    pub(super) fn saves_in_f32<T: Elem>(&self, tape: &Tape) -> bool {
-        let less = || self.tiles::<T>(tape).is_some() || indirect_gemm::by_pixel(&self.geo.forward);
-        bf16::unit() == Some(Unit::Vectors) && (self.geo.padded.is_some() || less())
     }
 
     /// Parts that the forward pass leaves in [`Sums`].
