@@ -41,7 +41,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("crd")?;
 //! let crd = (row.build)(&toml::toml! { k = 4096 })?;
-//! assert_eq!(crd.weights(), [("student".to_string(), 0.8), ("teacher".to_string(), 0.8)]);
+//! assert_eq!(crd.term_weights(), [("student".to_string(), 0.8), ("teacher".to_string(), 0.8)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

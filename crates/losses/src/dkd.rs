@@ -31,7 +31,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("dkd")?;
 //! let dkd = (row.build)(&toml::toml! { beta = 2.0 })?;
-//! assert_eq!(dkd.weights(), [("tckd".to_string(), 1.0), ("nckd".to_string(), 2.0)]);
+//! assert_eq!(dkd.term_weights(), [("tckd".to_string(), 1.0), ("nckd".to_string(), 2.0)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

@@ -44,7 +44,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("frkd")?;
 //! let method = (row.build)(&toml::toml! { gamma = 0.5 })?;
-//! assert_eq!(method.weights()[1], ("inter".to_string(), 0.5));
+//! assert_eq!(method.term_weights()[1], ("inter".to_string(), 0.5));
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

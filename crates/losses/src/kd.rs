@@ -22,7 +22,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("kd")?;
 //! let kd = (row.build)(&toml::toml! { weight = 0.5 })?;
-//! assert_eq!(kd.weights(), [("kd".to_string(), 0.5)]);
+//! assert_eq!(kd.term_weights(), [("kd".to_string(), 0.5)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

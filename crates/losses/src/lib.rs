@@ -13,7 +13,7 @@
 //! let row = *stillhouse_losses::registry().get("kd")?;
 //! let kd = (row.build)(&toml::toml! { temperature = 2.0 })?;
 //! assert_eq!(kd.required_features().teacher, ["logits"]);
-//! assert_eq!(kd.weights(), [("kd".to_string(), 0.9)]);
+//! assert_eq!(kd.term_weights(), [("kd".to_string(), 0.9)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 
@@ -117,7 +117,7 @@ mod tests {
             assert_eq!(method.name(), row.name);
             assert!(!row.summary.is_empty() && !row.source.is_empty());
             assert!(!method.required_features().student.is_empty());
-            assert!(method.weights().iter().all(|(name, w)| !name.is_empty() && w.is_finite()));
+            assert!(method.term_weights().iter().all(|(name, w)| !name.is_empty() && w.is_finite()));
         }
     }
 
@@ -134,7 +134,7 @@ mod tests {
             // The trainer's own key.
             assert!(told.remove("warmup_epochs").is_none_or(|epochs| epochs.as_float().is_some()));
             let (with, without) = ((row.build)(&told).unwrap(), (row.build)(&toml::Table::new()).unwrap());
-            assert_eq!(with.weights(), without.weights());
+            assert_eq!(with.term_weights(), without.term_weights());
             assert_eq!(with.required_features(), without.required_features());
 
             let mut wrong = told.clone();

@@ -23,7 +23,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("nst_all")?;
 //! let method = (row.build)(&toml::toml! { weight = 200.0 })?;
-//! assert_eq!(method.weights(), [("nst_all".to_string(), 200.0)]);
+//! assert_eq!(method.term_weights(), [("nst_all".to_string(), 200.0)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

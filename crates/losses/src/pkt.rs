@@ -24,7 +24,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("pkt")?;
 //! let pkt = (row.build)(&toml::toml! { weight = 1000.0 })?;
-//! assert_eq!(pkt.weights(), [("pkt".to_string(), 1000.0)]);
+//! assert_eq!(pkt.term_weights(), [("pkt".to_string(), 1000.0)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

@@ -31,7 +31,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("rkd")?;
 //! let rkd = (row.build)(&toml::toml! { angle_weight = 10.0 })?;
-//! assert_eq!(rkd.weights(), [("distance".to_string(), 25.0), ("angle".to_string(), 10.0)]);
+//! assert_eq!(rkd.term_weights(), [("distance".to_string(), 25.0), ("angle".to_string(), 10.0)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

@@ -34,7 +34,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("skd_affinity")?;
 //! let method = (row.build)(&toml::toml! { adapt_weight = 10.0 })?;
-//! assert_eq!(method.weights(), [("adapt".to_string(), 10.0), ("affinity".to_string(), 1.0)]);
+//! assert_eq!(method.term_weights(), [("adapt".to_string(), 10.0), ("affinity".to_string(), 1.0)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

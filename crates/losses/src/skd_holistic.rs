@@ -39,7 +39,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("skd_holistic")?;
 //! let method = (row.build)(&toml::toml! { form = "hinge" })?;
-//! assert_eq!(method.weights(), [("adversarial".to_string(), 0.1)]);
+//! assert_eq!(method.term_weights(), [("adversarial".to_string(), 0.1)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

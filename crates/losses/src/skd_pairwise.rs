@@ -26,7 +26,7 @@
 //!     pool = "avg"
 //!     detach_norm = false
 //! };
-//! assert_eq!((row.build)(&settings)?.weights(), [("pairwise".to_string(), 1.0)]);
+//! assert_eq!((row.build)(&settings)?.term_weights(), [("pairwise".to_string(), 1.0)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

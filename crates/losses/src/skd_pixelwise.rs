@@ -25,7 +25,7 @@
 //! ```
 //! let row = *stillhouse_losses::registry().get("skd_pixelwise")?;
 //! let method = (row.build)(&toml::toml! { reduction = "element_mean" })?;
-//! assert_eq!(method.weights(), [("pixelwise".to_string(), 10.0)]);
+//! assert_eq!(method.term_weights(), [("pixelwise".to_string(), 10.0)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
 

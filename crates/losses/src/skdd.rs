@@ -23,7 +23,7 @@
 //! # Example
 //! ```
 //! let row = *stillhouse_losses::registry().get("skdd")?;
-//! let terms = (row.build)(&toml::Table::new())?.weights();
+//! let terms = (row.build)(&toml::Table::new())?.term_weights();
 //! assert_eq!(terms.iter().map(|(_, w)| *w).collect::<Vec<_>>(), [10.0, 1.0, 0.1]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
