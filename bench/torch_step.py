@@ -2,7 +2,7 @@
 
     python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS [DEVICE [PRECISION]]
 
-WORK is `train`, `frozen`, `bf16` (frozen under autocast), `load`, `mksmt` or a distillation method (`kd`,
+WORK is `train`, `frozen`, `load`, `mksmt` or a distillation method (`kd`,
 `class_centric`; `cd` between two DeepLabV3+). Reads a count a line and
 answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
 collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
@@ -226,11 +226,11 @@ def main():
         return
     model = make(network)
 
-    if work in ("frozen", "bf16"):
+    if work == "frozen":
         model.eval()
 
         def step():
-            with torch.inference_mode(), halved(half or work == "bf16"):
+            with torch.inference_mode(), halved(half):
                 return model(images)
 
     else:

@@ -9,8 +9,6 @@ pub(crate) enum Work {
     Train,
     /// A frozen network, forward only.
     Frozen,
-    /// The same in bf16: on our side by `Precision::Bf16`, on PyTorch's by autocast.
-    FrozenBf16,
     /// A frozen ResNet50, or DeepLabV3+ on it, teaches by this method of the registry, with
     /// cross-entropy.
     Distil(&'static str),
@@ -49,7 +47,6 @@ pub(crate) const CASES: &[Case] = &[
     case("mksmt-train-224", "swin_tiny_patch4_window7_224", Work::TwoSteps, 8, 224),
     case("deeplab-train-256", "deeplabv3plus", Work::Train, 2, 256),
     case("resnet50-frozen-224", "resnet50", Work::Frozen, 8, 224),
-    case("resnet50-bf16-224", "resnet50", Work::FrozenBf16, 8, 224),
     case("resnet18-frozen-224", "resnet18", Work::Frozen, 8, 224),
     case("mobilenetv2-frozen-224", "mobilenetv2_100", Work::Frozen, 8, 224),
     case("kd-resnet18-64", "resnet18", Work::Distil("kd"), 16, 64),
@@ -98,7 +95,6 @@ impl Case {
         let work = match self.work {
             Work::Train => "training step".to_string(),
             Work::Frozen => "frozen, forward only".to_string(),
-            Work::FrozenBf16 => "frozen, forward only, in bf16".to_string(),
             Work::Distil(method) if self.is_dense() => {
                 format!("on ResNet18, the same on ResNet50, frozen, teaches by {method}")
             }

@@ -76,7 +76,6 @@ impl Contender {
         let work = match case.work {
             crate::cases::Work::Train => "train",
             crate::cases::Work::Frozen => "frozen",
-            crate::cases::Work::FrozenBf16 => "bf16",
             crate::cases::Work::Distil(method) => method,
             crate::cases::Work::TwoSteps => "mksmt",
             crate::cases::Work::Load => "load",

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use stillhouse_core::{Rng, Tape};
-use stillhouse_ops::{Mode, Precision};
+use stillhouse_ops::Mode;
 
 use crate::cases::{Case, Work};
 use crate::steps::{CaseModel, images};
@@ -14,13 +14,10 @@ pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
     let net = CaseModel::new(case.network, toml::Table::new()).build(1)?;
     let mode = match case.work {
         Work::Train => Mode::Train,
-        Work::Frozen | Work::FrozenBf16 => Mode::Inference,
+        Work::Frozen => Mode::Inference,
         _ => anyhow::bail!("{}: only training steps and frozen networks are told by layers", case.name),
     };
     let mut tape = Tape::new(&net.params, mode)?;
-    if case.work == Work::FrozenBf16 {
-        tape.set_precision(Precision::Bf16)?;
-    }
     let images = images(case.batch, case.size)?;
     let mut rates = vec![matrix_rate()?];
     for round in 0..rounds + 1 {

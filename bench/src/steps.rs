@@ -6,7 +6,7 @@ use stillhouse_core::distiller::{ADVERSARY, Distiller, FeatureShapes, LossContex
 use stillhouse_core::model::{Features, Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
-use stillhouse_ops::{Gradients, Mode, Param, Precision};
+use stillhouse_ops::{Gradients, Mode, Param};
 
 use crate::cases::{Case, Work};
 use crate::contender::Run;
@@ -70,15 +70,12 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     let (method, teacher) = match case.work {
         Work::Load => return crate::load::make(case),
         Work::TwoSteps => return crate::exits::make(case),
-        Work::Frozen | Work::FrozenBf16 => {
+        Work::Frozen => {
             let images = images(case.batch, case.size)?;
             let net = student.build(1)?;
             let mut tape = Tape::new(&net.params, Mode::Inference)?;
             tape.release_weights();
             set_precision(&mut tape)?;
-            if case.work == Work::FrozenBf16 {
-                tape.set_precision(Precision::Bf16)?;
-            }
             return Ok(Box::new(move || {
                 tape.begin(Rng::new(0), 0);
                 let features = net.model.forward(&images, &mut tape)?;

@@ -165,7 +165,7 @@ pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// Convolutions in bf16, summed in 32 bits; needs a card, or a processor with AMX or AVX-512.
+    /// bf16 feature maps; requires a GPU.
     Bf16,
 }
 
