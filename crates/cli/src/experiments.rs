@@ -7,51 +7,55 @@ use stillhouse_trainer::Experiment;
 
 use crate::error::{CliError, Prepared};
 
-/// The repository's experiments, so that the binary works outside of the checkout.
-const BUILTIN: &[(&str, &str)] = &[
-    ("table3", include_str!("../../../experiments/table3.toml")),
-    ("table5", include_str!("../../../experiments/table5.toml")),
-    ("table6", include_str!("../../../experiments/table6.toml")),
-    ("table7", include_str!("../../../experiments/table7.toml")),
-    ("landuse", include_str!("../../../experiments/landuse.toml")),
-    ("frkd_table1", include_str!("../../../experiments/frkd_table1.toml")),
-    ("frkd_table2", include_str!("../../../experiments/frkd_table2.toml")),
-    ("frkd_gamma", include_str!("../../../experiments/frkd_gamma.toml")),
-    ("mksmt_cub", include_str!("../../../experiments/mksmt_cub.toml")),
-    ("mksmt_nabirds", include_str!("../../../experiments/mksmt_nabirds.toml")),
-    ("mksmt_dogs", include_str!("../../../experiments/mksmt_dogs.toml")),
-    ("mksmt_ablation", include_str!("../../../experiments/mksmt_ablation.toml")),
-    ("quickstart", include_str!("../../../experiments/quickstart.toml")),
-];
+/// The repository's `experiments/`, embedded by `build.rs`: path below the folder, text.
+const EMBEDDED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/experiments.rs"));
+/// The folder of experiments in the current folder.
+const FOLDER: &str = "experiments";
+/// The file of a paper's folder that holds its printed numbers.
+const PAPER: &str = "paper.toml";
+/// Measured tables, which are not experiments.
+const RESULTS: &str = "experiments/results";
 
-/// Where an experiment stands.
+/// An experiment that commands accept by name.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
-    /// Name that commands take.
+    /// Name: the file's, without `.toml`.
     pub(crate) name: String,
-    /// Its file; none for those of the program.
+    /// Its file; `None` for an embedded one.
     pub(crate) path: Option<PathBuf>,
 }
 
-/// All experiments that can be named, those of ./experiments first.
+/// All experiments, those of `experiments/` and of its subfolders before the embedded ones.
 pub(crate) fn all() -> Vec<Found> {
     let mut found: Vec<Found> = Vec::new();
-    for entry in std::fs::read_dir("experiments").into_iter().flatten().flatten() {
-        let path = entry.path();
-        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let toml = path.extension().is_some_and(|e| e == "toml");
-        // The published numbers lie beside the experiments and are none.
-        if toml && name != "published_tables" {
-            found.push(Found { name, path: Some(path) });
+    for entry in std::fs::read_dir(FOLDER).into_iter().flatten().flatten() {
+        let below = std::fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|e| e.path());
+        for path in std::iter::once(entry.path()).chain(below) {
+            let is_toml = path.extension().is_some_and(|e| e == "toml");
+            if let Some(stem) = path.file_stem()
+                && is_toml
+                && !path.ends_with(PAPER)
+                && !path.starts_with(RESULTS)
+            {
+                found.push(Found { name: stem.to_string_lossy().into_owned(), path: Some(path) });
+            }
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    for (name, _) in BUILTIN {
-        if !found.iter().any(|f| f.name == *name) {
-            found.push(Found { name: (*name).to_string(), path: None });
+    for (name, ..) in embedded() {
+        if !found.iter().any(|f| f.name == name) {
+            found.push(Found { name: name.to_string(), path: None });
         }
     }
     found
+}
+
+/// The embedded experiments: name, path below `experiments/`, text.
+fn embedded() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    EMBEDDED.iter().filter_map(|(path, text)| {
+        let file = path.rsplit('/').next()?;
+        (file != PAPER).then_some((file.strip_suffix(".toml")?, *path, *text))
+    })
 }
 
 /// Loads an experiment by path or name and lays `--set` on top.
@@ -63,10 +67,10 @@ pub(crate) fn load(name: &str, sets: &[String]) -> Result<Experiment, CliError> 
     Ok(experiment)
 }
 
-/// The text of an experiment of the program.
-fn builtin(name: &str) -> stillhouse_core::Result<String> {
-    let found = BUILTIN.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_string());
-    found.ok_or_else(|| stillhouse_core::Error::incompatible(name, "is no experiment of this program"))
+/// The text of an embedded experiment.
+fn embedded_text(name: &str) -> stillhouse_core::Result<String> {
+    let found = embedded().find(|(known, ..)| *known == name).map(|(_, _, text)| text.to_string());
+    found.ok_or_else(|| stillhouse_core::Error::incompatible(name, "not an embedded experiment"))
 }
 
 fn open(name: &str) -> Result<Experiment, CliError> {
@@ -82,8 +86,9 @@ fn open(name: &str) -> Result<Experiment, CliError> {
     match all.iter().find(|f| f.name == name) {
         Some(Found { path: Some(path), .. }) => Experiment::load(path).prepared(),
         Some(Found { path: None, .. }) => {
-            let origin = format!("experiments/{name}.toml (of this program)");
-            Experiment::parse_beside(&builtin(name)?, &origin, name, &builtin).prepared()
+            let path = embedded().find(|(known, ..)| *known == name).map_or(name, |(_, path, _)| path);
+            let origin = format!("{FOLDER}/{path} (embedded)");
+            Experiment::parse_beside(&embedded_text(name)?, &origin, name, &embedded_text).prepared()
         }
         None => {
             let names: Vec<&str> = all.iter().map(|f| f.name.as_str()).collect();
@@ -99,9 +104,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn experiments_of_the_program_can_be_read() {
-        for (name, _) in BUILTIN {
-            assert_eq!(load(name, &[]).unwrap().name(), *name);
+    fn loads_every_embedded_experiment() {
+        for (name, ..) in embedded() {
+            assert_eq!(load(name, &[]).unwrap().name(), name);
         }
         for (name, table) in
             [("mksmt_cub", "p3.cub"), ("mksmt_nabirds", "p3.nabirds"), ("mksmt_dogs", "p3.dogs")]
@@ -113,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_have_a_neighbor() {
+    fn suggests_the_nearest_name() {
         let error = load("tabel3", &[]).unwrap_err();
         assert_eq!(error.code, 2);
         assert!(error.source.to_string().contains("did you mean `table3`"), "{}", error.source);
