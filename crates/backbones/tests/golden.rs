@@ -119,7 +119,7 @@ fn network(case: &Case, dtype: DType) -> (Box<dyn Model>, ParamStore) {
     let net = build(case, &params);
     let (gain, bias_shift) = (real(&case.meta["gain"]), real(&case.meta["bias_shift"]));
     for param in params.all() {
-        let values = generator::values(&param.name, &param.shape, gain, bias_shift);
+        let values = generator::parameter(&param.name, &param.shape, gain, bias_shift);
         let values = Tensor::from_vec(values, param.shape.as_slice(), &Device::Cpu).unwrap();
         params.import(params.id(&param.name).unwrap(), &values).unwrap();
     }
@@ -394,7 +394,7 @@ impl Training {
         let (stream, shape) = (text(&target["stream"]), shape(&target["shape"]));
         let mut labels = match shape.len() {
             1 => generator::labels(stream, shape[0], net.classes()),
-            _ => generator::label_map(stream, &shape, net.classes()),
+            _ => generator::mask(stream, &shape, net.classes()),
         };
         let stored = if target["values"].is_null() { &target["first"] } else { &target["values"] };
         let first: Vec<f64> = labels.iter().map(|l| f64::from(*l)).take(reals(stored).len()).collect();

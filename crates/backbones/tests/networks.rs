@@ -6,7 +6,7 @@ use stillhouse_core::model::{Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
 use stillhouse_ops::{Engine, Kind, Mode};
-use stillhouse_testkit::diff::{assert_close, central};
+use stillhouse_testkit::finite_diff::{assert_close, central_difference};
 
 fn request(name: &str, variant: &str) -> ModelSpec {
     ModelSpec { name: name.into(), classes: 5, variant: toml::from_str(variant).unwrap() }
@@ -309,7 +309,7 @@ fn output_modules_equal_plain_loops() {
                 loss()
             };
             let pick = |v: &[f64]| some.iter().map(|i| v[*i]).collect::<Vec<f64>>();
-            let want = central(at, &pick(&start), 1e-5);
+            let want = central_difference(at, &pick(&start), 1e-5);
             import(&start);
             let found = flat(&gradients.param(&param.name).unwrap().unwrap());
             assert_close(&pick(&found), &want, 1e-6, 1e-8, &format!("{form}: {}", param.name));

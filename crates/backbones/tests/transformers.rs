@@ -30,7 +30,7 @@ fn fill(params: &ParamStore) {
         } else if name == "cls_token" || name == "pos_embed" {
             name.push_str(".relative_position_bias_table");
         }
-        let values = generator::values(&name, &param.shape, 1.0, 0.0);
+        let values = generator::parameter(&name, &param.shape, 1.0, 0.0);
         let values = Tensor::from_vec(values, param.shape.as_slice(), &Device::Cpu).unwrap();
         params.import(params.id(&param.name).unwrap(), &values).unwrap();
     }

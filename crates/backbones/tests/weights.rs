@@ -16,7 +16,7 @@ use stillhouse_backbones::{
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_ops::Init;
-use stillhouse_testkit::faults;
+use stillhouse_testkit::corruption;
 
 /// A store with a body and a head of that many classes.
 fn tiny(seed: u64, classes: usize, dtype: DType) -> ParamStore {
@@ -169,7 +169,7 @@ fn damaged_files_are_errors() {
     let path = folder.path().join("x.safetensors");
     save(&tiny(1, 5, DType::F32), &path, &BTreeMap::new()).unwrap();
     let whole = std::fs::read(&path).unwrap();
-    for broken in faults::variants(&whole, 200) {
+    for broken in corruption::corruptions(&whole, 200) {
         std::fs::write(&path, &broken.bytes).unwrap();
         let params = tiny(2, 5, DType::F32);
         let before = values(&params);

@@ -153,7 +153,7 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device, Var};
     use stillhouse_core::{ParamStore, Rng};
-    use stillhouse_testkit::diff;
+    use stillhouse_testkit::finite_diff;
 
     fn list(t: &Tensor) -> Vec<f64> {
         t.flatten_all().unwrap().to_vec1().unwrap()
@@ -176,7 +176,7 @@ mod tests {
                 let got = spec.convolve(&x.permute((0, 2, 3, 1)).unwrap(), &weight, &bias).unwrap();
                 let got = got.permute((0, 3, 1, 2)).unwrap();
                 assert_eq!(got.dims(), want.dims());
-                diff::assert_close(&list(&got), &list(&want), 1e-12, 1e-12, &format!("{spec:?} {h} x {w}"));
+                finite_diff::assert_close(&list(&got), &list(&want), 1e-12, 1e-12, &format!("{spec:?} {h} x {w}"));
             }
         }
     }
@@ -194,7 +194,7 @@ mod tests {
             assert_eq!(verdicts.dims(), [2, 1, h / 4 - 1, w / 4 - 1]);
             let want = verdicts.sum_all().unwrap().backward().unwrap().get(&x).unwrap().clone();
             let got = d.input_gradient(x.as_tensor()).unwrap();
-            diff::assert_close(&list(&got), &list(&want), 1e-10, 1e-12, &format!("{h} x {w}"));
+            finite_diff::assert_close(&list(&got), &list(&want), 1e-10, 1e-12, &format!("{h} x {w}"));
 
             // And it is differentiated right with respect to the weights.
             for name in ["conv1.weight", "conv2.weight", "conv3.weight"] {
@@ -208,11 +208,11 @@ mod tests {
                     params.import(id, &value).unwrap();
                     loss().to_scalar::<f64>().unwrap()
                 };
-                let want = diff::central(at, &start, 1e-6);
+                let want = finite_diff::central_difference(at, &start, 1e-6);
                 params
                     .import(id, &Tensor::from_slice(&start, weight.shape(), &Device::Cpu).unwrap())
                     .unwrap();
-                diff::assert_close(&list(&got), &want, 1e-6, 1e-7, &format!("{h} x {w} {name}"));
+                finite_diff::assert_close(&list(&got), &want, 1e-6, 1e-7, &format!("{h} x {w} {name}"));
             }
         }
     }

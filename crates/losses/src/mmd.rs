@@ -379,8 +379,8 @@ mod tests {
                 value(&Tensor::from_slice(x, s.shape(), &Device::Cpu).unwrap()).to_scalar().unwrap()
             };
             let x = s.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-            let want = stillhouse_testkit::diff::central(at, &x, 1e-5);
-            stillhouse_testkit::diff::assert_close(
+            let want = stillhouse_testkit::finite_diff::central_difference(at, &x, 1e-5);
+            stillhouse_testkit::finite_diff::assert_close(
                 &got.to_vec1::<f64>().unwrap(),
                 &want,
                 1e-6,

@@ -7,7 +7,7 @@ use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext, Term};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_losses::registry;
-use stillhouse_testkit::diff;
+use stillhouse_testkit::finite_diff;
 
 const CPU: Device = Device::Cpu;
 
@@ -314,10 +314,10 @@ fn gradients_are_central_differences() {
                     rig.params.import(id, &start).unwrap();
                     value
                 };
-                let want = diff::central(at, &[0.0], 1e-6);
+                let want = finite_diff::central_difference(at, &[0.0], 1e-6);
                 steepest = steepest.max(want[0].abs());
                 let what = format!("{method} {settings} {name} adversary: {adversary}");
-                diff::assert_close(&[got], &want, 1e-5, 1e-7, &what);
+                finite_diff::assert_close(&[got], &want, 1e-5, 1e-7, &what);
             }
             assert!(steepest > 1e-4, "{method} {settings}: nothing to compare");
         }

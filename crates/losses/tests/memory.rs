@@ -7,7 +7,7 @@ use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_losses::registry;
-use stillhouse_testkit::diff;
+use stillhouse_testkit::finite_diff;
 
 const CPU: Device = Device::Cpu;
 const SETTINGS: &str = "feature_dim = 4\nk = 6";
@@ -123,7 +123,7 @@ fn rows_follow_their_images() {
     let embedding = unit(weight.chunks(5).zip(&bias).map(|(w, b)| dot(w) + b).collect());
     let want = unit(old.iter().zip(&embedding).map(|(o, e)| 0.25 * o + 0.75 * e).collect());
     bench.step(0, &[77], true).unwrap();
-    diff::assert_close(&bench.row("bank_s", 0), &want, 1e-12, 1e-14, "row");
+    finite_diff::assert_close(&bench.row("bank_s", 0), &want, 1e-12, 1e-14, "row");
     assert_eq!(bench.list("log_z_student"), [30f64.ln()]);
 }
 
@@ -171,7 +171,7 @@ fn gradients_are_central_differences() {
     let (_, gradients) = value(&x);
     let at = |v: &[f64]| value(&Tensor::from_slice(v, (2, 5), &CPU).unwrap()).0.iter().sum::<f64>();
     let list: Vec<f64> = x.flatten_all().unwrap().to_vec1().unwrap();
-    diff::assert_close(&gradients[..10], &diff::central(at, &list, 1e-5), 1e-6, 1e-8, "features");
+    finite_diff::assert_close(&gradients[..10], &finite_diff::central_difference(at, &list, 1e-5), 1e-6, 1e-8, "features");
     // Both embeddings are trained: two weights and two biases follow.
     assert_eq!(gradients.len(), 10 + 4 * 5 + 4 + 4 * 7 + 4);
     assert!(gradients[10..].iter().filter(|g| g.abs() > 1e-9).count() > 50);

@@ -8,7 +8,7 @@ use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_losses::mmd::{GroupWeight, Groups, Kernel, grouped_mmd2};
 use stillhouse_losses::registry;
-use stillhouse_testkit::diff;
+use stillhouse_testkit::finite_diff;
 
 const CPU: Device = Device::Cpu;
 
@@ -241,9 +241,9 @@ fn gradients_are_central_differences() {
     for settings in SETTINGS {
         let (_, gradient) = center(settings, &s, &t, &y);
         let value = |x: &[f64]| center(settings, &Tensor::from_slice(x, s.shape(), &CPU).unwrap(), &t, &y).0;
-        let want = diff::central(value, &list(&s), 1e-5);
+        let want = finite_diff::central_difference(value, &list(&s), 1e-5);
         assert!(want.iter().any(|g| g.abs() > 1e-3), "{settings}: nothing to compare");
-        diff::assert_close(&gradient, &want, 1e-6, 1e-8, settings);
+        finite_diff::assert_close(&gradient, &want, 1e-6, 1e-8, settings);
     }
 }
 

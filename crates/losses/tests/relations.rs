@@ -9,7 +9,7 @@ use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Result, Rng};
 use stillhouse_losses::registry;
-use stillhouse_testkit::diff;
+use stillhouse_testkit::finite_diff;
 
 const CPU: Device = Device::Cpu;
 
@@ -293,8 +293,8 @@ fn reviewkd_gradients_are_central_differences() {
             taps[i].1 = Tensor::from_slice(v, tensor.shape(), &CPU).unwrap();
             value(&taps).terms["reviewkd"]
         };
-        let want = diff::central(at, &list(tensor), 1e-5);
-        diff::assert_close(&told.gradients[*name], &want, 1e-5, 1e-7, name);
+        let want = finite_diff::central_difference(at, &list(tensor), 1e-5);
+        finite_diff::assert_close(&told.gradients[*name], &want, 1e-5, 1e-7, name);
     }
 }
 
@@ -351,9 +351,9 @@ fn kdsvd_looks_at_directions() {
         let value = |a: &Tensor| run("kdsvd", &settings, &[("F1", a), ("F2", &maps[1])], teacher, &[0, 1]);
         let told = value(&maps[0]);
         let at = |v: &[f64]| value(&Tensor::from_slice(v, &shapes[0][..], &CPU).unwrap()).terms["kdsvd"];
-        let want = diff::central(at, &list(&maps[0]), 1e-6);
+        let want = finite_diff::central_difference(at, &list(&maps[0]), 1e-6);
         assert!(want.iter().any(|g| g.abs() > 1e-4), "{layout}: nothing to compare");
-        diff::assert_close(&told.gradients["F1"], &want, 1e-5, 1e-7, layout);
+        finite_diff::assert_close(&told.gradients["F1"], &want, 1e-5, 1e-7, layout);
         assert!(same(&told, &value(&(&maps[0] * 30.0).unwrap())));
         if layout == "ch_w" {
             assert!(same(&told, &value(&maps[0].flip(&[1, 2]).unwrap())));
@@ -371,7 +371,7 @@ fn rkd_streams_over_the_batch() {
     let other = on_vectors("rkd", "", &turned(&s), &turned(&t));
     assert!(same(&told, &other), "{:?} {:?}", told.terms, other.terms);
     let back: Vec<f64> = other.gradients["pooled"].chunks(2).rev().flatten().copied().collect();
-    diff::assert_close(&told.gradients["pooled"], &back, 1e-9, 1e-13, "gradient");
+    finite_diff::assert_close(&told.gradients["pooled"], &back, 1e-9, 1e-13, "gradient");
 }
 
 #[test]

@@ -130,7 +130,7 @@ pub fn student_t_quantile(p: f64, df: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stillhouse_testkit::diff::assert_close;
+    use stillhouse_testkit::finite_diff::assert_close;
 
     // Values of SciPy 1.17.
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor, Var};
 use stillhouse_ops::{ConvSpec, Padding, Rng, graph};
-use stillhouse_testkit::{device, diff};
+use stillhouse_testkit::{device, finite_diff};
 
 fn random(name: &str, shape: &[usize]) -> Tensor {
     let mut draw = Rng::new(8).stream(name).at(0, 0);
@@ -52,8 +52,8 @@ fn it_is_candles_convolution() {
         let rough = run(&single(&x), &single(&weight), |x, w| graph::conv2d(x, w, spec).unwrap());
         for (i, what) in ["value", "map", "weight"].iter().enumerate() {
             let what = format!("{what} of {spec:?}");
-            diff::assert_close(&got[i], &want[i], 1e-12, 1e-12, &what);
-            diff::assert_close(&rough[i], &want[i], tolerance, tolerance, &what);
+            finite_diff::assert_close(&got[i], &want[i], 1e-12, 1e-12, &what);
+            finite_diff::assert_close(&rough[i], &want[i], tolerance, tolerance, &what);
         }
     }
 }
@@ -72,7 +72,7 @@ fn views_and_shared_maps() {
     let got = twice(&|x, w| graph::conv2d(x, w, spec).unwrap());
     let want = twice(&|x, w| x.contiguous().unwrap().conv2d(w, 1, 1, 1, 1).unwrap());
     for (got, want) in got.iter().zip(&want) {
-        diff::assert_close(got, want, 1e-12, 1e-12, "views");
+        finite_diff::assert_close(got, want, 1e-12, 1e-12, "views");
     }
 }
 
@@ -122,8 +122,8 @@ fn batch_norm_is_the_formula() {
         let want = run(DType::F64, false);
         for (i, what) in ["value", "rows", "gamma", "beta"].iter().enumerate() {
             let what = format!("{what} of {rows} rows");
-            diff::assert_close(&run(DType::F64, true)[i], &want[i], 1e-10, 1e-11, &what);
-            diff::assert_close(&run(DType::F32, true)[i], &want[i], 1e-3, 2e-3, &what);
+            finite_diff::assert_close(&run(DType::F64, true)[i], &want[i], 1e-10, 1e-11, &what);
+            finite_diff::assert_close(&run(DType::F32, true)[i], &want[i], 1e-3, 2e-3, &what);
         }
     }
     let told = graph::batch_norm(&random("x", &[4, 2]), &random("g", &[3]), &random("b", &[2]), 1e-5);

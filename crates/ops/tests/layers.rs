@@ -6,7 +6,7 @@ use stillhouse_ops::{
     Tape,
 };
 use stillhouse_testkit::device;
-use stillhouse_testkit::diff::assert_close;
+use stillhouse_testkit::finite_diff::assert_close;
 
 const SIZES: [(usize, usize); 3] = [(5, 7), (4, 4), (1, 1)];
 

@@ -8,7 +8,7 @@ use stillhouse_ops::{
     Result, Rng, Tape, WindowAttention,
 };
 use stillhouse_testkit::device;
-use stillhouse_testkit::diff::{assert_close, central};
+use stillhouse_testkit::finite_diff::{assert_close, central_difference};
 
 fn random(name: &str, shape: &[usize]) -> Tensor {
     let mut draw = Rng::new(9).stream(name).at(0, 0);
@@ -100,7 +100,7 @@ impl Case<'_> {
                 flat(&out).iter().zip(weights).map(|(o, w)| o * w).sum::<f64>()
             };
             let pick = |v: &[f64]| some.iter().map(|i| v[*i]).collect::<Vec<f64>>();
-            let want = central(at, &pick(&start), 1e-5);
+            let want = central_difference(at, &pick(&start), 1e-5);
             import(&start);
             assert_close(
                 &pick(&flat(&grad)),

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Adam, Hyper, Optimizer, Sgd};
 use stillhouse_ops::{Engine, Gradients, Init, Linear, Mode, ParamStore, Rng, Tape};
 use stillhouse_testkit::device;
-use stillhouse_testkit::diff::assert_close;
+use stillhouse_testkit::finite_diff::assert_close;
 
 const HYPER: Hyper = Hyper { lr: 0.03, weight_decay: 0.2 };
 const BETAS: [f64; 2] = [0.8, 0.95];

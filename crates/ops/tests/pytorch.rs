@@ -5,7 +5,7 @@ use serde_json::Value;
 use stillhouse_ops::{
     Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Mode, Padding, ParamStore, Rng, Tape,
 };
-use stillhouse_testkit::{device, diff::assert_close, generator};
+use stillhouse_testkit::{device, finite_diff::assert_close, generator};
 
 /// Uniform in [low, high) by the name's stream, rounded to f32.
 fn tensor(name: &str, shape: &[usize], low: f64, high: f64, dtype: DType) -> Tensor {

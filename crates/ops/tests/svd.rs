@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor, Var};
 use stillhouse_ops::{Rng, graph};
-use stillhouse_testkit::{device, diff};
+use stillhouse_testkit::{device, finite_diff};
 
 fn random(name: &str, shape: &[usize]) -> Tensor {
     let mut draw = Rng::new(11).stream(name).at(0, 0);
@@ -28,16 +28,16 @@ fn values_and_vectors_give_the_matrix_back() {
         let scaled = vt.broadcast_mul(&s.sqr().unwrap().unsqueeze(1).unwrap()).unwrap();
         let products = x.transpose(1, 2).unwrap().matmul(&x).unwrap();
         let what = format!("{shape:?}");
-        diff::assert_close(&list(&scaled.matmul(&v).unwrap()), &list(&products), 1e-12, 1e-12, &what);
+        finite_diff::assert_close(&list(&scaled.matmul(&v).unwrap()), &list(&products), 1e-12, 1e-12, &what);
         let eye = Tensor::eye(n, DType::F64, &device()).unwrap().broadcast_as((shape[0], n, n)).unwrap();
-        diff::assert_close(&list(&v.matmul(&vt).unwrap()), &list(&eye), 0.0, 1e-12, &what);
+        finite_diff::assert_close(&list(&v.matmul(&vt).unwrap()), &list(&eye), 0.0, 1e-12, &what);
         for row in list(&s).chunks(n) {
             assert!(row.windows(2).all(|w| w[0] >= w[1]) && row[n - 1] > 0.0, "{row:?}");
         }
         // In single precision, to its own rounding.
         let (s32, _) = graph::svd(&x.to_dtype(DType::F32).unwrap(), 99).unwrap();
         assert_eq!(s32.dtype(), DType::F32);
-        diff::assert_close(&list(&s32), &list(&s), 1e-5, 1e-6, &what);
+        finite_diff::assert_close(&list(&s32), &list(&s), 1e-5, 1e-6, &what);
     }
 }
 
@@ -66,8 +66,8 @@ fn gradients_are_central_differences() {
             let at = |v: &[f64]| {
                 loss(&Tensor::from_slice(v, &shape[..], &device()).unwrap(), n).to_scalar::<f64>().unwrap()
             };
-            let want = diff::central(at, &list(&x), 1e-5);
-            diff::assert_close(&gradient(&x, n), &want, 1e-6, 1e-7, &format!("{shape:?}, {n} vectors"));
+            let want = finite_diff::central_difference(at, &list(&x), 1e-5);
+            finite_diff::assert_close(&gradient(&x, n), &want, 1e-6, 1e-7, &format!("{shape:?}, {n} vectors"));
         }
     }
 }
@@ -85,8 +85,8 @@ fn zero_values_have_no_vector() {
             loss(&Tensor::from_slice(v, (1, r, c), &device()).unwrap(), 2).to_scalar::<f64>().unwrap()
         };
         // Only the first two: the others move by the root of a difference.
-        let want = diff::central(at, &list(&x), 1e-5);
-        diff::assert_close(&gradient(&x, 2), &want, 1e-6, 1e-7, "rank two");
+        let want = finite_diff::central_difference(at, &list(&x), 1e-5);
+        finite_diff::assert_close(&gradient(&x, 2), &want, 1e-6, 1e-7, "rank two");
     }
 }
 

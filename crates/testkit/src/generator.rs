@@ -1,12 +1,12 @@
-//! Parameters, inputs and labels of the golden values of the models: filled by name, so that no
-//! weights need to be stored. The rules stand in `tests/golden/models/README.md`.
+//! Parameters, inputs and labels of the models' golden values, generated from their names so that no
+//! weights need to be stored. `tests/golden/models/README.md` defines the rules.
 
-/// FNV-1a, 64 bits: the seed of a stream is the hash of its name.
+/// Hashes a name with 64-bit FNV-1a; the hash seeds the stream of that name.
 pub fn fnv1a64(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The endless stream of a name: splitmix64 from its hash.
+/// Returns the endless stream of a name: splitmix64, seeded by its hash.
 pub fn stream(name: &str) -> impl Iterator<Item = u64> {
     let mut state = fnv1a64(name);
     std::iter::repeat_with(move || {
@@ -18,19 +18,22 @@ pub fn stream(name: &str) -> impl Iterator<Item = u64> {
     })
 }
 
-/// `u` in [0, 1).
+/// Returns `u` in [0, 1).
 fn unit(z: u64) -> f64 {
     (z >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// `s = 2 u - 1` in [-1, 1).
+/// Returns `s = 2 u - 1` in [-1, 1).
 fn signed(z: u64) -> f64 {
     2.0 * unit(z) - 1.0
 }
 
-/// A parameter or buffer by its full key name, in row-major order; the first rule that fits the
-/// name decides. Panics for a name that no rule fits.
-pub fn values(name: &str, shape: &[usize], gain: f64, bias_shift: f64) -> Vec<f32> {
+/// Generates a parameter or buffer from its full name, in row-major order, by the first rule that
+/// matches the name.
+///
+/// # Panics
+/// If no rule matches.
+pub fn parameter(name: &str, shape: &[usize], gain: f64, bias_shift: f64) -> Vec<f32> {
     let n: usize = shape.iter().product();
     let fill = |f: &dyn Fn(u64) -> f64| stream(name).take(n).map(|z| f(z) as f32).collect();
     if name.ends_with("num_batches_tracked") {
@@ -50,22 +53,22 @@ pub fn values(name: &str, shape: &[usize], gain: f64, bias_shift: f64) -> Vec<f3
     } else if name.ends_with("bias") {
         fill(&|z| bias_shift + 0.1 * signed(z))
     } else {
-        panic!("no rule of the generator fits `{name}` of shape {shape:?}")
+        panic!("no rule of the generator matches `{name}` of shape {shape:?}")
     }
 }
 
-/// Images `[B, 3, H, W]` in [-2, 2), in row-major order.
+/// Generates images `[B, 3, H, W]` in [-2, 2), in row-major order.
 pub fn input(name: &str, shape: &[usize]) -> Vec<f32> {
     stream(name).take(shape.iter().product()).map(|z| (2.0 * signed(z)) as f32).collect()
 }
 
-/// `n` class labels.
+/// Generates `n` class labels.
 pub fn labels(name: &str, n: usize, classes: usize) -> Vec<u32> {
     stream(name).take(n).map(|z| (z % classes as u64) as u32).collect()
 }
 
-/// Label maps `[B, H, W]` in row-major order; about a tenth is 255, "ignore".
-pub fn label_map(name: &str, shape: &[usize], classes: usize) -> Vec<u32> {
+/// Generates label masks `[B, H, W]` in row-major order; about a tenth of the pixels are 255, ignored.
+pub fn mask(name: &str, shape: &[usize], classes: usize) -> Vec<u32> {
     stream(name)
         .take(shape.iter().product())
         .map(|z| if z.is_multiple_of(10) { 255 } else { ((z >> 8) % classes as u64) as u32 })
@@ -79,42 +82,42 @@ mod tests {
     use serde_json::Value;
 
     #[test]
-    fn first_values() {
+    fn matches_known_values() {
         let bits = |v: Vec<f32>| v.iter().take(4).map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(fnv1a64("conv1.weight"), 0x69a2_9a2c_ee47_d254);
         assert_eq!(stream("conv1.weight").next(), Some(0x8b8a_08a8_5128_a1b0));
         assert_eq!(
-            bits(values("conv1.weight", &[64, 3, 7, 7], 1.0, 0.0)),
+            bits(parameter("conv1.weight", &[64, 3, 7, 7], 1.0, 0.0)),
             [0x3c53_009e, 0x3d8f_7464, 0xbe0b_9458, 0x3d8a_35a0]
         );
         assert_eq!(
-            bits(values("layer1.0.bn1.running_var", &[64], 1.0, 0.0)),
+            bits(parameter("layer1.0.bn1.running_var", &[64], 1.0, 0.0)),
             [0x3f92_b807, 0x3fab_4ccf, 0x3fa3_ffd0, 0x3f27_9724]
         );
         assert_eq!(
-            bits(values("head.fc.bias", &[21], 1.0, 0.0)),
+            bits(parameter("head.fc.bias", &[21], 1.0, 0.0)),
             [0xbd9a_e560, 0xbdaa_4969, 0xbd98_1f7a, 0xbd5f_7446]
         );
-        assert_eq!(values("bn1.num_batches_tracked", &[], 1.0, 0.0), [0.0]);
+        assert_eq!(parameter("bn1.num_batches_tracked", &[], 1.0, 0.0), [0.0]);
     }
 
     #[test]
-    fn other_rules() {
+    fn applies_the_rules_of_buffers_and_scales() {
         let s = signed(stream("bn1.running_mean").next().unwrap());
-        assert_eq!(values("bn1.running_mean", &[3], 1.0, 1.0)[0], (0.1 * s) as f32);
+        assert_eq!(parameter("bn1.running_mean", &[3], 1.0, 1.0)[0], (0.1 * s) as f32);
         let u = unit(stream("bn1.weight").next().unwrap());
-        assert_eq!(values("bn1.weight", &[3], 2.0, 1.0)[0], (0.5 + u) as f32);
+        assert_eq!(parameter("bn1.weight", &[3], 2.0, 1.0)[0], (0.5 + u) as f32);
     }
 
     #[test]
     #[should_panic(expected = "no rule")]
-    fn unknown_names_fail() {
-        values("logit_scale", &[1], 1.0, 0.0);
+    fn rejects_names_without_a_rule() {
+        parameter("logit_scale", &[1], 1.0, 0.0);
     }
 
-    /// The vectors of every case of kind `generator`; a folder may have none.
+    /// Checks every case of kind `generator`; a folder may have none.
     #[test]
-    fn golden_vectors() {
+    fn matches_the_golden_vectors() {
         let number = |v: &Value| {
             let text = v.as_str().expect("hex as a string");
             u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("hex")
@@ -148,10 +151,10 @@ mod tests {
                 let classes = || v["classes"].as_u64().expect("classes") as usize;
                 let real = |key: &str| v[key].as_f64().expect("a number");
                 match v["use"].as_str() {
-                    Some("fill") => floats(values(name, &shape, real("gain"), real("bias_shift"))),
+                    Some("fill") => floats(parameter(name, &shape, real("gain"), real("bias_shift"))),
                     Some("input") => floats(input(name, &shape)),
                     Some("labels") => integers(labels(name, shape[0], classes())),
-                    Some("label_map") => integers(label_map(name, &shape, classes())),
+                    Some("label_map") => integers(mask(name, &shape, classes())),
                     other => panic!("{case}: unknown use {other:?}"),
                 }
                 checked += 1;

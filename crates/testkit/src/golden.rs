@@ -1,7 +1,7 @@
-//! Reader of the golden values.
+//! Golden values.
 //!
-//! A test takes every case of a folder by its metadata, in any order, and never depends on names
-//! or numbers of cases.
+//! A test checks every case of a folder by its metadata, and depends neither on the names nor on the
+//! number of cases.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -13,48 +13,48 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// One case: a JSON file, and the tensors beside it where it names some.
+/// One case: a JSON file, and the tensors of the safetensors file that it names.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// The JSON file; for messages and for the folder that other files are relative to.
+    /// Path of the JSON file; other file names are relative to its folder.
     pub path: PathBuf,
-    /// Its content.
+    /// Content of the JSON file.
     pub meta: Value,
-    /// The tensors of the safetensors file that `meta["tensors"]` names; empty without one.
-    /// candle has no u16: such tensors come as u32.
+    /// Tensors of the file `meta["tensors"]`; empty without one. candle has no u16: such tensors are
+    /// read as u32.
     pub tensors: HashMap<String, Tensor>,
 }
 
-/// The folder of a kind (`losses`, `metrics`, `models`, `transforms`): below
-/// `STILLHOUSE_GOLDEN`, or below the workspace's `tests/golden`. A relative `STILLHOUSE_GOLDEN` is
-/// relative to the workspace's root, wherever the test runs.
+/// Returns the folder of a kind (`losses`, `metrics`, `models`, `transforms`) below
+/// `STILLHOUSE_GOLDEN`, or else below the workspace's `tests/golden`. A relative `STILLHOUSE_GOLDEN`
+/// is relative to the workspace's root.
 pub fn folder(kind: &str) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let root = workspace.join(elsewhere().unwrap_or_else(|| "tests/golden".into()));
-    assert!(root.is_dir(), "the folder of golden values {} does not exist", root.display());
+    let root = workspace.join(golden_root().unwrap_or_else(|| "tests/golden".into()));
+    assert!(root.is_dir(), "folder of golden values {} does not exist", root.display());
     root.join(kind)
 }
 
-fn elsewhere() -> Option<OsString> {
+fn golden_root() -> Option<OsString> {
     std::env::var_os("STILLHOUSE_GOLDEN").filter(|root| !root.is_empty())
 }
 
-/// Every `*.json` of the kind's folder, sorted by path; empty if there is no such folder.
+/// Reads every `*.json` of the kind's folder, sorted by path; empty if there is no such folder.
 pub fn cases(kind: &str) -> Vec<Case> {
     cases_in(&folder(kind))
 }
 
-/// As [`cases`], but a folder that exists must have at least one, and only a root named by
-/// `STILLHOUSE_GOLDEN` may lack the folder.
+/// Reads the cases as [`cases`] does, and panics if the folder exists without any, or if it is
+/// missing from the workspace's own `tests/golden`.
 pub fn require(kind: &str) -> Vec<Case> {
     let folder = folder(kind);
     let cases = cases_in(&folder);
-    let absent = elsewhere().is_some() && !folder.exists();
-    assert!(absent || !cases.is_empty(), "{} has no case", folder.display());
+    let absent = golden_root().is_some() && !folder.exists();
+    assert!(absent || !cases.is_empty(), "{}: no cases", folder.display());
     cases
 }
 
-/// Every `*.json` of a folder, sorted by path; empty if there is no such folder.
+/// Reads every `*.json` of a folder, sorted by path; empty if there is no such folder.
 pub fn cases_in(folder: &Path) -> Vec<Case> {
     if !folder.exists() {
         return Vec::new();
@@ -76,7 +76,7 @@ pub fn read(path: &Path) -> Case {
         Value::Null => HashMap::new(),
         Value::String(name) => {
             let Value::String(sha256) = &meta["sha256"] else {
-                panic!("{}: names tensors `{name}`, but no `sha256` of them", path.display());
+                panic!("{}: `tensors` is `{name}`, but `sha256` is missing", path.display());
             };
             tensors(&path.with_file_name(name), Some(sha256))
         }
@@ -85,7 +85,7 @@ pub fn read(path: &Path) -> Case {
     Case { path: path.to_path_buf(), meta, tensors }
 }
 
-/// All tensors of a safetensors file, whose SHA-256 (hex) must be the given one.
+/// Reads all tensors of a safetensors file, and panics if its SHA-256 differs from the given one.
 pub fn tensors(path: &Path, sha256: Option<&str>) -> HashMap<String, Tensor> {
     let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     if let Some(want) = sha256 {
@@ -97,33 +97,33 @@ pub fn tensors(path: &Path, sha256: Option<&str>) -> HashMap<String, Tensor> {
 }
 
 impl Case {
-    /// The tensor of that name.
+    /// Returns the tensor of that name.
     pub fn tensor(&self, name: &str) -> &Tensor {
         self.tensors.get(name).unwrap_or_else(|| {
             let mut known: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
             known.sort_unstable();
-            panic!("{self}: no tensor `{name}`; there are: {}", known.join(", "))
+            panic!("{self}: no tensor `{name}`; known: {}", known.join(", "))
         })
     }
 
-    /// Whether there is a tensor of that name.
+    /// Returns whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Its shape.
+    /// Returns the shape of a tensor.
     pub fn shape(&self, name: &str) -> Vec<usize> {
         self.tensor(name).dims().to_vec()
     }
 
-    /// All values in row-major order, widened to f64.
+    /// Returns the values of a tensor in row-major order, widened to f64.
     pub fn f64s(&self, name: &str) -> Vec<f64> {
         let tensor = self.tensor(name);
         let values = tensor.to_dtype(DType::F64).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1());
         values.unwrap_or_else(|e| panic!("{self}: tensor `{name}`: {e}"))
     }
 
-    /// All values in row-major order, of a tensor of integers.
+    /// Returns the values of an integer tensor in row-major order.
     pub fn i64s(&self, name: &str) -> Vec<i64> {
         let tensor = self.tensor(name);
         assert!(tensor.dtype().is_int(), "{self}: tensor `{name}` is {:?}, not integers", tensor.dtype());
@@ -131,13 +131,13 @@ impl Case {
         values.unwrap_or_else(|e| panic!("{self}: tensor `{name}`: {e}"))
     }
 
-    /// A file that the metadata names relative to the case's folder.
+    /// Resolves a file name of the metadata, which is relative to the case's folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.with_file_name(name)
     }
 }
 
-/// The file's name without folder and extension: for messages only.
+/// Shows the file name without folder and extension, for messages only.
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.path.file_stem().unwrap_or_default().to_string_lossy())
@@ -147,7 +147,7 @@ impl fmt::Display for Case {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults;
+    use crate::corruption;
 
     fn write_case(folder: &Path) -> PathBuf {
         let a = Tensor::new(&[[1.5f64, f64::NAN], [3., 4.]], &Device::Cpu).unwrap();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_walked() {
+    fn reads_every_case_of_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         assert!(cases_in(&folder.path().join("absent")).is_empty());
         write_case(folder.path());
@@ -187,26 +187,26 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "SHA-256")]
-    fn changed_tensors_are_noticed() {
+    fn rejects_changed_tensors() {
         let folder = tempfile::tempdir().unwrap();
         let file = write_case(folder.path());
         let last = fs::metadata(&file).unwrap().len() - 1;
-        faults::flip(&file, last, 1);
+        corruption::flip_bits(&file, last, 1);
         cases_in(folder.path());
     }
 
     #[test]
     #[should_panic(expected = "one.json")]
-    fn a_broken_case_is_noticed() {
+    fn rejects_a_truncated_case() {
         let folder = tempfile::tempdir().unwrap();
         write_case(folder.path());
-        faults::truncate(&folder.path().join("one.json"), 7);
+        corruption::truncate(&folder.path().join("one.json"), 7);
         cases_in(folder.path());
     }
 
     #[test]
     #[should_panic(expected = "not integers")]
-    fn floats_are_no_integers() {
+    fn rejects_floats_for_integers() {
         let folder = tempfile::tempdir().unwrap();
         write_case(folder.path());
         cases_in(folder.path())[0].i64s("a");

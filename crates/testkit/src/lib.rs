@@ -1,20 +1,21 @@
-//! Golden reader, central differences and fault injection for stillhouse's own tests.
+//! Test utilities of stillhouse: golden values, central differences, file corruption.
 //!
-//! Only ever a dev-dependency. Everything here is test code: what cannot be read or does not hold
-//! panics with a message that names the file.
+//! Only ever a dev-dependency. Everything here panics on failure, with a message that names the
+//! file.
 
-pub mod diff;
-pub mod faults;
+pub mod command;
+pub mod corruption;
+pub mod finite_diff;
 pub mod generator;
 pub mod golden;
 
 use candle_core::Device;
 
-/// The device of tests that run on any: the CPU, or the first card where the environment says
+/// Returns the device for tests that run on any device: the CPU, or the first GPU if
 /// `STILLHOUSE_DEVICE=cuda`.
 ///
 /// # Panics
-/// If that device is not there.
+/// If that device is not available.
 pub fn device() -> Device {
     match std::env::var("STILLHOUSE_DEVICE").as_deref() {
         Ok("cuda") => Device::new_cuda(0).unwrap_or_else(|e| panic!("STILLHOUSE_DEVICE=cuda: {e}")),

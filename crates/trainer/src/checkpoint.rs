@@ -298,12 +298,12 @@ mod tests {
     fn the_newest_two_are_kept_and_any_damage_falls_back() {
         let variants: [fn(&Path); 6] = [
             |c| fs::remove_file(c.join("state.json")).unwrap(),
-            |c| stillhouse_testkit::faults::truncate(&c.join("state.json"), 20),
+            |c| stillhouse_testkit::corruption::truncate(&c.join("state.json"), 20),
             |c| fs::remove_file(c.join("optimizer.safetensors")).unwrap(),
-            |c| stillhouse_testkit::faults::truncate(&c.join("student.safetensors"), 5),
+            |c| stillhouse_testkit::corruption::truncate(&c.join("student.safetensors"), 5),
             |c| {
                 let length = fs::metadata(c.join("student.safetensors")).unwrap().len();
-                stillhouse_testkit::faults::flip(&c.join("student.safetensors"), length - 1, 1);
+                stillhouse_testkit::corruption::flip_bits(&c.join("student.safetensors"), length - 1, 1);
             },
             |c| {
                 let text = fs::read_to_string(c.join("state.json")).unwrap();

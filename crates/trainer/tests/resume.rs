@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use stillhouse_testkit::faults;
+use stillhouse_testkit::corruption;
 use stillhouse_trainer::{
     Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, evaluate, plan, run_cell,
 };
@@ -248,7 +248,7 @@ fn killed_again_and_again_with_damaged_checkpoints() {
         bench.die(&cell, At { die: Some(step), ..At::default() });
         let newest = checkpoints(&cell.folder).pop().unwrap();
         if step == 9 {
-            faults::truncate(&newest.join("optimizer.safetensors"), 40);
+            corruption::truncate(&newest.join("optimizer.safetensors"), 40);
         } else {
             fs::remove_file(newest.join("state.json")).unwrap();
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use stillhouse_backbones::weights_file::{Format, WeightsFile};
-use stillhouse_testkit::faults;
+use stillhouse_testkit::corruption;
 
 use super::*;
 use crate::pth::{self, Saved};
@@ -191,7 +191,7 @@ fn damaged_files_of_pytorch_are_errors() {
     let path = folder.path().join("x.pth");
     let plain = saved(&tiny(1, 5, DType::F32));
     for whole in [pth::archive(&pth::dict(&plain), &plain), pth::row(&pth::dict(&plain), &plain)] {
-        for broken in faults::variants(&whole, 200) {
+        for broken in corruption::corruptions(&whole, 200) {
             std::fs::write(&path, &broken.bytes).unwrap();
             let params = tiny(2, 5, DType::F32);
             let before = values(&params);

@@ -58,7 +58,7 @@ fn bilinear(from: usize, to: usize, align_corners: bool, like: &Tensor) -> Resul
 mod tests {
     use super::*;
     use candle_core::Var;
-    use stillhouse_testkit::{device, diff};
+    use stillhouse_testkit::{device, finite_diff};
 
     fn map(h: usize, w: usize) -> Tensor {
         let values: Vec<f64> = (0..2 * h * w).map(|i| ((i * i * 7 + 3 * i) % 23) as f64 / 5.0).collect();
@@ -82,15 +82,15 @@ mod tests {
         ];
         for (to, align_corners, want) in cases {
             let across = resize_bilinear(&line, (1, to), align_corners).unwrap();
-            diff::assert_close(&list(&across), want, 0.0, 1e-15, "along a row");
+            finite_diff::assert_close(&list(&across), want, 0.0, 1e-15, "along a row");
             let down = resize_bilinear(&line.transpose(2, 3).unwrap(), (to, 1), align_corners).unwrap();
             assert_eq!(down.dims(), [1, 1, to, 1]);
-            diff::assert_close(&list(&down), want, 0.0, 1e-15, "along a column");
+            finite_diff::assert_close(&list(&down), want, 0.0, 1e-15, "along a column");
         }
         // Both axes at once: rows 0 1 / 2 3 to 3 x 3 with aligned corners.
         let square = Tensor::arange(0f64, 4., &device()).unwrap().reshape((1, 1, 2, 2)).unwrap();
         let got = resize_bilinear(&square, (3, 3), true).unwrap();
-        diff::assert_close(&list(&got), &[0., 0.5, 1., 1., 1.5, 2., 2., 2.5, 3.], 0.0, 1e-15, "square");
+        finite_diff::assert_close(&list(&got), &[0., 0.5, 1., 1., 1.5, 2., 2., 2.5, 3.], 0.0, 1e-15, "square");
     }
 
     #[test]
@@ -107,8 +107,8 @@ mod tests {
             let at = |v: &[f64]| {
                 loss(&Tensor::from_slice(v, x.shape(), &device()).unwrap()).to_scalar::<f64>().unwrap()
             };
-            let want = diff::central(at, &list(&x), 1e-5);
-            diff::assert_close(&list(&gradient), &want, 1e-7, 1e-7, &format!("{to:?} {align_corners}"));
+            let want = finite_diff::central_difference(at, &list(&x), 1e-5);
+            finite_diff::assert_close(&list(&gradient), &want, 1e-7, 1e-7, &format!("{to:?} {align_corners}"));
         }
     }
 

@@ -1,19 +1,25 @@
-//! Fault injection: files that were cut off or damaged.
+//! File corruption: truncation and flipped bits.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-/// Cuts a file down to its first `keep` bytes; it must have been longer.
+/// Truncates a file to its first `keep` bytes.
+///
+/// # Panics
+/// If the file is not longer than that.
 pub fn truncate(path: &Path, keep: u64) {
     let file = OpenOptions::new().write(true).open(path);
     let file = file.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let length = file.metadata().map(|m| m.len()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    assert!(keep < length, "{} has {length} bytes, cutting it to {keep} changes nothing", path.display());
+    assert!(keep < length, "{} has {length} bytes, truncating it to {keep} changes nothing", path.display());
     file.set_len(keep).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
-/// Flips bits of the byte at `offset`: those that are set in `mask`, which is not 0.
-pub fn flip(path: &Path, offset: u64, mask: u8) {
+/// Flips the bits of `mask` in the byte at `offset`.
+///
+/// # Panics
+/// If the mask is 0, or the file has no such byte.
+pub fn flip_bits(path: &Path, offset: u64, mask: u8) {
     assert_ne!(mask, 0, "a mask of 0 changes nothing");
     let mut bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let length = bytes.len();
@@ -22,27 +28,27 @@ pub fn flip(path: &Path, offset: u64, mask: u8) {
     fs::write(path, bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
-/// One way of being broken.
+/// A corrupted copy of some bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broken {
-    /// What was done, for messages.
+pub struct Corrupted {
+    /// Description, for messages.
     pub what: String,
-    /// The result.
+    /// The corrupted bytes.
     pub bytes: Vec<u8>,
 }
 
-/// Broken versions of a file's bytes, each different from the original: cut off at `points` places
-/// spread evenly (the first keeps nothing), and one bit flipped at each of them. A reader of
-/// foreign bytes is to answer each with an error or with a value, never with a panic.
-pub fn variants(bytes: &[u8], points: usize) -> Vec<Broken> {
-    let mut places: Vec<usize> = (0..points).map(|i| i * bytes.len() / points).collect();
-    places.dedup();
+/// Returns corrupted copies of `bytes`, each different from the original: truncated at `points`
+/// evenly spaced offsets (the first keeps nothing), and with one bit flipped at each of them. A
+/// parser must return an error or a value for each, never panic.
+pub fn corruptions(bytes: &[u8], points: usize) -> Vec<Corrupted> {
+    let mut offsets: Vec<usize> = (0..points).map(|i| i * bytes.len() / points).collect();
+    offsets.dedup();
     let mut all = Vec::new();
-    for (i, place) in places.into_iter().enumerate().filter(|(_, place)| *place < bytes.len()) {
-        all.push(Broken { what: format!("cut off after {place} bytes"), bytes: bytes[..place].to_vec() });
+    for (i, offset) in offsets.into_iter().enumerate().filter(|(_, offset)| *offset < bytes.len()) {
+        all.push(Corrupted { what: format!("truncated to {offset} bytes"), bytes: bytes[..offset].to_vec() });
         let mut flipped = bytes.to_vec();
-        flipped[place] ^= 1 << (i % 8);
-        all.push(Broken { what: format!("bit {} of byte {place} flipped", i % 8), bytes: flipped });
+        flipped[offset] ^= 1 << (i % 8);
+        all.push(Corrupted { what: format!("bit {} of byte {offset} flipped", i % 8), bytes: flipped });
     }
     all
 }
@@ -52,11 +58,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_broken() {
+    fn truncates_and_flips() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         fs::write(&path, b"abcdef").unwrap();
-        flip(&path, 1, 0x20);
+        flip_bits(&path, 1, 0x20);
         assert_eq!(fs::read(&path).unwrap(), b"aBcdef");
         truncate(&path, 2);
         assert_eq!(fs::read(&path).unwrap(), b"aB");
@@ -64,7 +70,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "changes nothing")]
-    fn a_fault_is_a_fault() {
+    fn rejects_a_truncation_without_effect() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         fs::write(&path, b"ab").unwrap();
@@ -72,12 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn variants_differ_from_the_original() {
+    fn corruptions_differ_from_the_original() {
         let bytes: Vec<u8> = (0..100).collect();
-        let all = variants(&bytes, 10);
+        let all = corruptions(&bytes, 10);
         assert_eq!(all.len(), 20);
         assert!(all.iter().all(|b| b.bytes != bytes));
-        assert_eq!(variants(b"ab", 10).len(), 4);
-        assert!(variants(b"", 10).is_empty());
+        assert_eq!(corruptions(b"ab", 10).len(), 4);
+        assert!(corruptions(b"", 10).is_empty());
     }
 }
