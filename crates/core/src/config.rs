@@ -1,10 +1,10 @@
-//! Reading configurations so that mistakes are named.
+//! TOML configurations with precise errors.
 
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// The closest of `known` to `name`, if it is close enough to be a typing mistake.
+/// Returns the nearest of `known` to `name`, if it is close enough to be a typo.
 pub fn suggest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let limit = (name.chars().count() / 3).max(2);
     known
@@ -15,8 +15,10 @@ pub fn suggest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, k)| k.to_string())
 }
 
-/// Reads TOML text into a type; an error names the origin, the line, the field, what was found
-/// and what is allowed, with the nearest name.
+/// Parses TOML text.
+///
+/// # Errors
+/// [`Error::Config`] with origin, line, field, expected and found values, and the nearest name.
 pub fn parse<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T> {
     let deserializer = toml::Deserializer::parse(text)
         .map_err(|e| Error::config(locate(origin, text, e.span()), e.message()))?;
@@ -27,7 +29,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T> {
     })
 }
 
-/// Reads a table that is already parsed, as [`parse`] does for text.
+/// Deserializes a parsed table, with the errors of [`parse`] (without the line).
 pub fn from_table<T: DeserializeOwned>(table: &toml::Table, origin: &str) -> Result<T> {
     let value = toml::Value::Table(table.clone());
     serde_path_to_error::deserialize(value).map_err(|e| {
@@ -36,7 +38,7 @@ pub fn from_table<T: DeserializeOwned>(table: &toml::Table, origin: &str) -> Res
     })
 }
 
-/// Lays `over` on `base`: tables are merged key by key, anything else is replaced.
+/// Merges `over` into `base`: tables key by key, all other values are replaced.
 pub fn merge(base: &mut toml::Table, over: &toml::Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
@@ -48,13 +50,16 @@ pub fn merge(base: &mut toml::Table, over: &toml::Table) {
     }
 }
 
-/// Sets `a.b.c` to a value written as TOML (`3`, `0.5`, `true`, `[1, 2]`; anything else is a
-/// string), as `--set a.b.c=value` does.
+/// Applies an assignment `a.b.c=value`, as in `--set`. The value is TOML (`3`, `0.5`, `true`,
+/// `[1, 2]`); anything else is a string.
+///
+/// # Errors
+/// [`Error::Config`] if the assignment is malformed, or a parent of the key is not a table.
 pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
     let Some((key, text)) = assignment.split_once('=') else {
         return Err(Error::config(
             format!("--set {assignment}"),
-            "expected KEY=VALUE, for example train.epochs=3",
+            "expected KEY=VALUE, such as train.epochs=3",
         ));
     };
     let (key, text) = (key.trim(), text.trim());
@@ -66,7 +71,10 @@ pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
     let mut at = table;
     for (i, part) in parts.iter().enumerate() {
         if part.is_empty() {
-            return Err(Error::config(format!("--set {assignment}"), format!("empty name in `{key}`")));
+            return Err(Error::config(
+                format!("--set {assignment}"),
+                format!("empty segment in the key `{key}`"),
+            ));
         }
         if i + 1 == parts.len() {
             at.insert((*part).to_string(), value);
@@ -78,7 +86,7 @@ pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
             other => {
                 return Err(Error::config(
                     format!("--set {assignment}"),
-                    format!("`{}` is a {}, not a table", parts[..=i].join("."), other.type_str()),
+                    format!("`{}`: expected a table, found {}", parts[..=i].join("."), other.type_str()),
                 ));
             }
         }
@@ -96,11 +104,11 @@ fn locate(origin: &str, text: &str, span: Option<std::ops::Range<usize>>) -> Str
     }
 }
 
-/// Adds the field's path, and the nearest name where a field or variant is unknown.
+/// Adds the field's path, and the nearest name for an unknown field or variant.
 fn explain(path: &str, message: &str) -> String {
     let message = message.trim();
     let mut text =
-        if path == "." || path.is_empty() { message.to_string() } else { format!("in `{path}`: {message}") };
+        if path == "." || path.is_empty() { message.to_string() } else { format!("`{path}`: {message}") };
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if message.starts_with("unknown")
         && let Some((found, known)) = names.split_first()
@@ -129,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn names_line_field_and_nearest_name() {
         let e = parse::<Outer>("[train]\nepochs = 3\nepoch = 2\n", "x.toml").unwrap_err().to_string();
         assert!(
             e.contains("x.toml:3") && e.contains("`epoch`") && e.contains("did you mean `epochs`"),
@@ -142,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn set_makes_tables() {
+    fn set_creates_tables() {
         let mut t = toml::Table::new();
         set(&mut t, "train.epochs=3").unwrap();
         set(&mut t, "train.name = plain text").unwrap();
@@ -150,12 +158,17 @@ mod tests {
         assert_eq!(t["train"]["epochs"].as_integer(), Some(3));
         assert_eq!(t["train"]["name"].as_str(), Some("plain text"));
         assert_eq!(t["a"]["b"]["c"].as_array().unwrap().len(), 2);
-        assert!(set(&mut t, "train.epochs.x=1").unwrap_err().to_string().contains("not a table"));
+        assert!(
+            set(&mut t, "train.epochs.x=1")
+                .unwrap_err()
+                .to_string()
+                .contains("expected a table, found integer")
+        );
         assert!(set(&mut t, "nothing").is_err());
     }
 
     #[test]
-    fn nearest_is_near() {
+    fn suggests_only_near_names() {
         assert_eq!(suggest("clas_centric", ["kd", "class_centric"]).as_deref(), Some("class_centric"));
         assert_eq!(suggest("zebra", ["kd", "class_centric"]), None);
     }

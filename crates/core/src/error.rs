@@ -1,53 +1,53 @@
-//! The error that crosses crate borders.
+//! The error type that crosses crate boundaries.
 
 use std::path::{Path, PathBuf};
 
-/// What the contracts can report. Crates with an error enum of their own hand it on as
+/// Errors of the traits in this crate. Crates with their own error enum wrap it in
 /// [`Error::Other`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A configuration that cannot be read or does not fit.
+    /// An invalid configuration.
     #[error("{origin}: {message}")]
     Config {
-        /// File, or where the value came from.
+        /// File and line, or command-line argument.
         origin: String,
-        /// What is wrong: field, found, allowed, nearest name.
+        /// Field, expected and found values, nearest name.
         message: String,
     },
-    /// A name that no registry row has.
+    /// A name that is not registered.
     #[error("unknown {kind} `{name}`{}; known: {known}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownName {
-        /// What was looked up: "method", "dataset", ...
+        /// Kind of the component: "method", "dataset", ...
         kind: &'static str,
-        /// The name that was asked for.
+        /// The unknown name.
         name: String,
-        /// The closest known name, if any is close.
+        /// The nearest known name, if any is close.
         nearest: Option<String>,
-        /// All known names.
+        /// All known names, comma-separated.
         known: String,
     },
-    /// A file operation that failed.
+    /// A failed file operation.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A method, model or dataset that does not fit what it is combined with.
-    #[error("{who}: {why}")]
+    /// A method, model or dataset that is incompatible with the others of a run.
+    #[error("{component}: {reason}")]
     Incompatible {
-        /// Who refuses.
-        who: String,
-        /// Why, with expected and found, and what to do.
-        why: String,
+        /// Name of the component.
+        component: String,
+        /// Reason, with expected and found values.
+        reason: String,
     },
-    /// A tap that a network does not give.
-    #[error("no tap `{name}`; this network gives: {known}")]
+    /// A feature that the model does not have.
+    #[error("unknown feature `{name}`; known: {known}")]
     UnknownFeature {
-        /// The tap that was asked for.
+        /// The unknown name.
         name: String,
-        /// What there is.
+        /// The features of the model, comma-separated.
         known: String,
     },
     /// An error from the tensor operations.
@@ -62,23 +62,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// An I/O error with its path.
+    /// Wraps an I/O error with its path.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, source }
     }
 
-    /// A misfit, in words.
-    pub fn incompatible(who: impl ToString, why: impl ToString) -> Self {
-        Self::Incompatible { who: who.to_string(), why: why.to_string() }
+    /// Creates [`Error::Incompatible`].
+    pub fn incompatible(component: impl ToString, reason: impl ToString) -> Self {
+        Self::Incompatible { component: component.to_string(), reason: reason.to_string() }
     }
 
-    /// A configuration error, in words.
+    /// Creates [`Error::Config`].
     pub fn config(origin: impl ToString, message: impl ToString) -> Self {
         Self::Config { origin: origin.to_string(), message: message.to_string() }
     }
 
-    /// Wraps another crate's error.
+    /// Wraps an error of another crate.
     pub fn other(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Other(Box::new(error))
     }

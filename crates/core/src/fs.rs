@@ -1,4 +1,4 @@
-//! Files that are either whole or not there, and the lock of a run folder.
+//! Atomic file writes, hashes, and the lock of a run folder.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufWriter, Read, Write};
@@ -9,32 +9,32 @@ use sha2::{Digest, Sha256};
 use crate::{Error, Result};
 
 /// Writes a file atomically: to a temporary name in the same folder, fsync, rename, fsync of the
-/// folder. On any error the temporary file is removed and what was there before is untouched.
+/// folder. On any error the temporary file is removed and the previous file is unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic_with(path, |file| file.write_all(bytes))
 }
 
-/// As [`write_atomic`], for content that is written in pieces.
+/// Writes a file atomically from a closure; see [`write_atomic`].
 pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     let folder = parent(path);
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.part", std::process::id()));
-    let part = folder.join(name);
+    let temporary = folder.join(name);
     let result = (|| {
-        let mut file = File::create(&part)?;
+        let mut file = File::create(&temporary)?;
         write(&mut file)?;
         file.sync_all()?;
-        fs::rename(&part, path)
+        fs::rename(&temporary, path)
     })();
     if let Err(e) = result {
-        let _ = fs::remove_file(&part);
+        let _ = fs::remove_file(&temporary);
         return Err(Error::io(path)(e));
     }
     sync_folder(folder)
 }
 
-/// As [`write_atomic_with`]; returns the SHA-256 of what was written, in hex.
+/// Writes a file atomically from a closure and returns the SHA-256 of its content, in hex.
 pub fn write_atomic_hashed(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
@@ -48,7 +48,7 @@ pub fn write_atomic_hashed(
     Ok(hex(&hash.finalize()))
 }
 
-/// Hashes what passes.
+/// A writer that hashes what it writes.
 struct Hashed<'a> {
     file: &'a mut File,
     hash: &'a mut Sha256,
@@ -66,21 +66,20 @@ impl Write for Hashed<'_> {
     }
 }
 
-/// Gives a finished file its name in one step, and makes it last through a power cut.
+/// Renames a complete file atomically and durably (fsync of the folder).
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io(to))?;
     sync_folder(parent(to))
 }
 
-/// Makes a finished folder visible under its name in one step: everything inside was written and
-/// fsynced before.
+/// Renames a complete folder atomically and durably. Its files must already be fsynced.
 pub fn rename_folder(from: &Path, to: &Path) -> Result<()> {
     sync_folder(from)?;
     fs::rename(from, to).map_err(Error::io(to))?;
     sync_folder(parent(to))
 }
 
-/// Fsyncs a folder, so that names in it survive a power cut.
+/// Fsyncs a folder, so that new names in it survive a power failure.
 pub fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io(folder))
 }
@@ -92,12 +91,12 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// SHA-256 of bytes, in hex.
+/// Returns the SHA-256 of bytes, in hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 of a file, in hex.
+/// Returns the SHA-256 of a file, in hex.
 pub fn sha256_file(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
@@ -113,7 +112,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Keeps other processes out of a folder until it is dropped or its process dies.
+/// An exclusive lock on a folder, released when it is dropped or its process dies.
 #[derive(Debug)]
 pub struct FolderLock {
     _file: File,
@@ -121,7 +120,10 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
-    /// Locks the folder, which is created if need be; an error says that somebody else has it.
+    /// Locks a folder, creating it if necessary.
+    ///
+    /// # Errors
+    /// If another process holds the lock, or on an I/O error.
     pub fn take(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let path = folder.join("lock");
@@ -135,13 +137,13 @@ impl FolderLock {
             Ok(()) => Ok(Self { _file: file, path }),
             Err(TryLockError::WouldBlock) => Err(Error::incompatible(
                 folder.display(),
-                "another process is running in this folder; wait for it, or choose another output folder",
+                "locked by another process; wait for it to finish, or choose another output folder",
             )),
             Err(TryLockError::Error(e)) => Err(Error::io(&path)(e)),
         }
     }
 
-    /// The lock file.
+    /// Returns the path of the lock file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -152,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_write_leaves_the_old_file() {
+    fn keeps_the_old_file_if_a_write_fails() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b.txt");
         write_atomic(&path, b"old").unwrap();
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_locked_once() {
+    fn locks_a_folder_exclusively() {
         let folder = tempfile::tempdir().unwrap();
         let lock = FolderLock::take(folder.path()).unwrap();
         let e = FolderLock::take(folder.path()).unwrap_err().to_string();

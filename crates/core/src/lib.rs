@@ -1,7 +1,7 @@
-//! The contracts and words that all other stillhouse crates speak; no algorithm.
+//! Traits and types shared by all stillhouse crates; no algorithm.
 //!
-//! Datasets, models, losses and metrics know only this crate (and the tape of
-//! `stillhouse-ops`), never each other; the trainer reaches them through [`registry::Registries`].
+//! Datasets, models, losses and metrics depend only on this crate and `stillhouse-ops`, never on
+//! each other. The trainer builds them through [`registry::Registries`].
 
 pub mod config;
 pub mod data;

@@ -1,4 +1,4 @@
-//! Rows of named parts.
+//! Registries of named components.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,48 +9,51 @@ use crate::metric::MetricBuild;
 use crate::model::ModelBuild;
 use crate::{Error, Result, suggest};
 
-/// A named part: it stands beside its implementation.
+/// A named component. Each entry is declared next to its implementation.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<B: 'static> {
-    /// The name that configurations use.
+    /// Name in configurations.
     pub name: &'static str,
-    /// One line for `list`.
+    /// One line for `stillhouse list`.
     pub summary: &'static str,
-    /// Paper and equation, or where the data comes from.
+    /// Paper and equation, or the origin of the data.
     pub source: &'static str,
     /// Defaults as TOML text, one `key = value  # source` a line.
     pub defaults: fn() -> String,
-    /// Its constructor.
+    /// Constructor.
     pub build: B,
 }
 
-/// The rows of one kind.
+/// The entries of one kind, in listing order.
 #[derive(Debug, Clone)]
 pub struct Registry<B: 'static> {
     kind: &'static str,
-    rows: Vec<Entry<B>>,
+    entries: Vec<Entry<B>>,
 }
 
 impl<B: Copy> Registry<B> {
-    /// Rows in the order of listing.
-    pub fn new(kind: &'static str, rows: &[Entry<B>]) -> Self {
-        Self { kind, rows: rows.to_vec() }
+    /// Creates a registry from entries in listing order; error messages name the `kind`.
+    pub fn new(kind: &'static str, entries: &[Entry<B>]) -> Self {
+        Self { kind, entries: entries.to_vec() }
     }
 
-    /// All rows.
+    /// Returns all entries.
     pub fn entries(&self) -> &[Entry<B>] {
-        &self.rows
+        &self.entries
     }
 
-    /// What the rows are.
+    /// Returns the kind of the entries: "method", "dataset", ...
     pub fn kind(&self) -> &'static str {
         self.kind
     }
 
-    /// The row of that name; an unknown one is answered with the nearest.
+    /// Returns the entry of that name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownName`] with the nearest known name.
     pub fn get(&self, name: &str) -> Result<&Entry<B>> {
-        self.rows.iter().find(|r| r.name == name).ok_or_else(|| {
-            let names: Vec<&str> = self.rows.iter().map(|r| r.name).collect();
+        self.entries.iter().find(|e| e.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.entries.iter().map(|e| e.name).collect();
             Error::UnknownName {
                 kind: self.kind,
                 name: name.to_string(),
@@ -61,66 +64,68 @@ impl<B: Copy> Registry<B> {
     }
 }
 
-/// What is asked of a dataset's constructor.
+/// Input of a dataset's constructor.
 #[derive(Debug, Clone)]
 pub struct DatasetRequest {
     /// Registry name.
     pub name: String,
-    /// Folders that may hold it, in order (`STILLHOUSE_DATA`, then `datasets/`).
+    /// Folders to search, in order (`STILLHOUSE_DATA`, then `datasets/`).
     pub roots: Vec<PathBuf>,
-    /// A folder given by the person, for `folder`.
+    /// Folder of the user's own images, for the dataset `folder`.
     pub path: Option<PathBuf>,
-    /// Further settings of the dataset.
+    /// Other settings of the dataset.
     pub options: toml::Table,
 }
 
 /// Opens a dataset.
 pub type DatasetBuild = fn(&DatasetRequest) -> Result<Arc<dyn Dataset>>;
 
-/// What is known of pretrained weights before a network is built.
+/// Description of pretrained weights, available before the network is built.
 #[derive(Debug, Clone)]
 pub struct WeightsInfo {
-    /// The checked file.
+    /// Path of the verified file.
     pub path: PathBuf,
-    /// Its SHA-256.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// Architecture variant that the weights were trained in.
+    /// Architecture variant of the weights.
     pub variant: toml::Table,
-    /// Input mean per channel.
+    /// Mean of the input, per channel.
     pub mean: [f32; 3],
-    /// Input standard deviation per channel.
+    /// Standard deviation of the input, per channel.
     pub std: [f32; 3],
 }
 
-/// The concrete parts, handed to the trainer by the binary: nothing else names them.
+/// All components of a build. The binary creates it; no other crate names concrete components.
 #[derive(Clone)]
 pub struct Registries {
     /// Datasets.
     pub datasets: Registry<DatasetBuild>,
-    /// Networks.
+    /// Models.
     pub models: Registry<ModelBuild>,
-    /// Methods.
+    /// Distillation methods.
     pub losses: Registry<DistillerBuild>,
     /// Metrics.
     pub metrics: Registry<MetricBuild>,
-    /// Cuts a dataset.
+    /// Splits a dataset.
     pub split: fn(&dyn Dataset, &SplitSpec) -> Result<Split>,
-    /// Makes a loader.
+    /// Creates a loader.
     pub loader: LoaderBuild,
     /// Finds pretrained weights.
     pub weights: FindWeights,
-    /// Loads a weights file into a network's parameters; heads of another class count stay new.
+    /// Loads a weights file into a model's parameters.
     pub load_weights: LoadWeights,
 }
 
-/// Makes a loader over a dataset.
+/// Creates a loader over a dataset.
 pub type LoaderBuild = fn(Arc<dyn Dataset>, &LoaderSpec) -> Result<Box<dyn BatchSource>>;
 
-/// Finds pretrained weights: architecture, its variant, weights' name (`imagenet`) or file, folders.
+/// Finds pretrained weights from the architecture, its variant, the name of the weights (`imagenet`)
+/// or a path, and the folders to search.
 pub type FindWeights = fn(&str, &toml::Table, &str, &[PathBuf]) -> Result<WeightsInfo>;
 
-/// Loads a file of weights into parameters; the named head parameters may be missing or of
-/// another shape when `replace_head` is set. Returns what was left out, for the log.
+/// Loads a weights file into parameters. If `replace_head` is set, the `head` parameters may be
+/// missing or have another shape, and keep their initial values. Returns the names of skipped
+/// tensors, for the log.
 pub type LoadWeights = fn(
     &std::path::Path,
     &stillhouse_ops::ParamStore,
