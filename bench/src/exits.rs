@@ -1,6 +1,7 @@
 //! Our side of MKSMT's case: the two training steps of a batch, as the trainer has them.
 
 use candle_core::Tensor;
+use stillhouse_core::data::Target;
 use stillhouse_core::distiller::LossContext;
 use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
@@ -9,14 +10,14 @@ use stillhouse_ops::optim::{Adam, Hyper};
 
 use crate::cases::Case;
 use crate::contender::Run;
-use crate::steps::{CaseModel, add_up, build, images, labels};
+use crate::steps::{CaseModel, add_up, build, device, images, labels};
 
 /// Cross-entropy at the early exit moves what it runs; then cross-entropy at the last one with the
 /// divergence between both moves everything. AdamW, two exits on the case's network.
 pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     let variant = toml::from_str(&format!("backbone = '{}'\ndrop_path = 0.0", case.network))?;
     let net = CaseModel::new("mksmt", variant).build(1)?;
-    let (images, target) = (images(case.batch, case.size)?, labels(case.batch, case.size, false)?);
+    let (images, target) = (images(case.batch, case.size)?, Target::new(labels(case.batch, case.size, false)?, &device())?);
     let first = build("ce", &toml::toml! { tap = "exit3.logits" })?;
     let second = build("self_kl", &toml::Table::new())?;
     let mut tape = Tape::new(&net.params, Mode::Train)?;
@@ -30,17 +31,10 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
             tape.begin(Rng::new(0), step);
             let features = net.model.forward(&images, &mut tape)?;
             let moment = LossContext {
-                student: &features,
-                teacher: &nothing,
-                target: &target,
-                on_host: &target,
-                images: &images,
+                images: Some(&images),
                 ids: &ids,
-                given: &nothing,
-                epoch: 0.0,
                 step,
-                train: true,
-                rng: Rng::new(0),
+                ..LossContext::new(&features, &nothing, &target)
             };
             let total = add_up(method.terms(&moment)?)?.ok_or_else(|| anyhow::anyhow!("no term"))?;
             let gradients = tape.backward(&total)?;

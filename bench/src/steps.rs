@@ -1,7 +1,7 @@
 //! Our side: one step of a case, with the parts that the trainer uses.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{IGNORE_INDEX, Labels, Target, Task};
 use stillhouse_core::distiller::{ADVERSARY, Distiller, FeatureShapes, LossContext, Term};
 use stillhouse_core::model::{Features, Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
@@ -107,29 +107,26 @@ pub(crate) fn images(batch: usize, size: usize) -> anyhow::Result<Tensor> {
 
 /// Four images a class, as a class-balanced batch has, or more where there are not enough classes; masks
 /// of squares, one corner ignored. They lie in the host's memory.
-pub(crate) fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<Target> {
+pub(crate) fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<Labels> {
     if !masks {
         let labels: Vec<u32> = (0..batch as u32).map(|i| i / 4 % CLASSES as u32).collect();
-        return Ok(Target::Classes(Tensor::new(labels, &Device::Cpu)?));
+        return Ok(Labels::Classes(Tensor::new(labels, &Device::Cpu)?));
     }
     let label = |image: usize, y: usize, x: usize| match (y / 16, x / 16) {
-        (0, 0) => 255,
+        (0, 0) => u32::from(IGNORE_INDEX),
         (row, column) => ((image + 3 * row + column) % CLASSES) as u32,
     };
     let pixels = (0..batch * size * size).map(|i| label(i / (size * size), i / size % size, i % size));
     let labels: Vec<u32> = pixels.collect();
-    Ok(Target::Mask(Tensor::from_vec(labels, (batch, size, size), &Device::Cpu)?))
+    Ok(Labels::Mask(Tensor::from_vec(labels, (batch, size, size), &Device::Cpu)?))
 }
 
 /// A training step that can be run again and again: a frozen teacher, the student, the terms, the
 /// gradients, the update, then an adversary's and what a method's state does.
 pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
     let Setting { batch, size, .. } = setting;
-    let (images, on_host) = (images(batch, size)?, labels(batch, size, setting.masks)?);
-    let target = match &on_host {
-        Target::Classes(t) => Target::Classes(t.to_device(&device())?),
-        Target::Mask(t) => Target::Mask(t.to_device(&device())?),
-    };
+    let images = images(batch, size)?;
+    let target = Target::new(labels(batch, size, setting.masks)?, &device())?;
     let student = setting.student.build(1)?;
     let mut methods = Vec::new();
     if let Some(name) = &setting.method {
@@ -187,7 +184,6 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         method.connect(&shapes, &builder.pp(method.name().to_string()))?;
     }
     let mut sgd = Sgd::new(0.9, false);
-    let nothing = Features::default();
     let mut step = 0;
     Ok(Box::new(move || {
         let of_teacher = match &mut teacher {
@@ -201,17 +197,10 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
         let features = student.model.forward(&images, &mut tape)?;
         let ids: Vec<u64> = (0..batch as u64).map(|i| (step * batch as u64 + i) % SAMPLES as u64).collect();
         let moment = LossContext {
-            student: &features,
-            teacher: &of_teacher,
-            target: &target,
-            on_host: &on_host,
-            images: &images,
+            images: Some(&images),
             ids: &ids,
-            given: &nothing,
-            epoch: 0.0,
             step,
-            train: true,
-            rng: Rng::new(0),
+            ..LossContext::new(&features, &of_teacher, &target)
         };
         let hyper = Hyper { lr: 1e-3, weight_decay: 1e-4 };
         let mut terms = Vec::new();

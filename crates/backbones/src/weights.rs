@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use stillhouse_core::data::{IMAGENET_MEAN, IMAGENET_STD};
 use stillhouse_core::fs::sha256_file;
 use stillhouse_core::registry::WeightsInfo;
 use stillhouse_core::{Error as CoreError, Result, config, suggest};
@@ -189,7 +190,7 @@ pub fn weights(arch: &str, variant: &toml::Table, name: &str, roots: &[PathBuf])
     if ENDINGS.iter().any(|ending| name.ends_with(ending)) {
         let path = PathBuf::from(name);
         let sha256 = sha256_file(&path)?;
-        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+        let (mean, std) = (IMAGENET_MEAN, IMAGENET_STD);
         return Ok(WeightsInfo { path, sha256, variant: toml::Table::new(), mean, std });
     }
     let manifest = Manifest::find(&inner(arch, variant), name)?;

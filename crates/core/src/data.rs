@@ -1,6 +1,6 @@
-//! Samples, batches and where they come from.
+//! Samples, batches, datasets and batch sources.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, Rng};
@@ -16,7 +16,7 @@ pub struct Image {
     pub pixels: Vec<u8>,
 }
 
-/// A map of class indices, `height * width` values; 255 is "ignore".
+/// A map of class indices, `height * width` values, with [`IGNORE_INDEX`] for ignored pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
     /// Columns.
@@ -27,7 +27,7 @@ pub struct Mask {
     pub labels: Vec<u8>,
 }
 
-/// What is to be learned of one image.
+/// Annotation of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Label {
     /// One class for the image.
@@ -39,25 +39,34 @@ pub enum Label {
 /// One decoded image with its label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Its index in the dataset.
+    /// Index in the dataset.
     pub id: u64,
     /// The image as decoded, before any transform.
     pub image: Image,
-    /// Its label.
+    /// Annotation of the image.
     pub label: Label,
 }
 
+/// Label of pixels that no loss and no metric counts (the convention of VOC and Cityscapes).
+pub const IGNORE_INDEX: u8 = 255;
+
+/// ImageNet's mean of each channel of images in [0, 1].
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+
+/// ImageNet's standard deviation of each channel of images in [0, 1].
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
 /// Labels of a batch.
 #[derive(Debug, Clone)]
-pub enum Target {
+pub enum Labels {
     /// `[B]`, u32.
     Classes(Tensor),
-    /// `[B, H, W]`, u32; 255 is "ignore".
+    /// `[B, H, W]`, u32, with [`IGNORE_INDEX`] for ignored pixels.
     Mask(Tensor),
 }
 
-impl Target {
-    /// What kind of labels they are.
+impl Labels {
+    /// Kind of the labels.
     pub fn task(&self) -> Task {
         match self {
             Self::Classes(_) => Task::Classification,
@@ -65,39 +74,111 @@ impl Target {
         }
     }
 
-    /// The class labels `[B]`, or an error that names who needs them.
-    pub fn classes(&self, who: &str) -> Result<&Tensor> {
+    /// The tensor of either kind.
+    pub fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Classes(t) | Self::Mask(t) => t,
+        }
+    }
+
+    /// Class labels `[B]`.
+    ///
+    /// # Errors
+    /// If the labels are masks; the error names the component that needs classes.
+    pub fn classes(&self, component: &str) -> Result<&Tensor> {
         match self {
             Self::Classes(t) => Ok(t),
             Self::Mask(_) => {
-                Err(Error::incompatible(who, "needs one class per image, this dataset has masks"))
+                Err(Error::incompatible(component, "expected one class per image, found label masks"))
             }
         }
     }
 
-    /// The label masks `[B, H, W]`, or an error that names who needs them.
-    pub fn mask(&self, who: &str) -> Result<&Tensor> {
+    /// Label masks `[B, H, W]`.
+    ///
+    /// # Errors
+    /// If the labels are classes; the error names the component that needs masks.
+    pub fn mask(&self, component: &str) -> Result<&Tensor> {
         match self {
             Self::Mask(t) => Ok(t),
             Self::Classes(_) => {
-                Err(Error::incompatible(who, "needs label masks, this dataset has one class per image"))
+                Err(Error::incompatible(component, "expected label masks, found one class per image"))
             }
         }
     }
+
+    /// Copies the labels to a device; labels that are already there are shared.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map(|t| t.to_device(device))
+    }
+
+    /// Labels of `len` images from `start`.
+    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
+        self.map(|t| t.narrow(0, start, len))
+    }
+
+    fn map(&self, f: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
+        Ok(match self {
+            Self::Classes(t) => Self::Classes(f(t)?),
+            Self::Mask(t) => Self::Mask(f(t)?),
+        })
+    }
 }
 
-/// Images and labels of one step.
+/// Labels of a training step, on the device and in host memory. Losses that branch on label values
+/// read `host`: reading `device` back would synchronize with the GPU.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Labels on the device of the features.
+    pub device: Labels,
+    /// The same labels in host memory.
+    pub host: Labels,
+}
+
+impl Target {
+    /// Copies labels in host memory to a device.
+    pub fn new(host: Labels, device: &Device) -> Result<Self> {
+        Ok(Self { device: host.to_device(device)?, host })
+    }
+
+    /// Labels of a run on the CPU, where both copies are one.
+    pub fn on_cpu(labels: Labels) -> Self {
+        Self { device: labels.clone(), host: labels }
+    }
+
+    /// Class labels `[B]` on the device; see [`Labels::classes`].
+    pub fn classes(&self, component: &str) -> Result<&Tensor> {
+        self.device.classes(component)
+    }
+
+    /// Label masks `[B, H, W]` on the device; see [`Labels::mask`].
+    pub fn mask(&self, component: &str) -> Result<&Tensor> {
+        self.device.mask(component)
+    }
+
+    /// Class labels `[B]` in host memory; see [`Labels::classes`].
+    pub fn host_classes(&self, component: &str) -> Result<&Tensor> {
+        self.host.classes(component)
+    }
+
+    /// Label masks `[B, H, W]` in host memory; see [`Labels::mask`].
+    pub fn host_mask(&self, component: &str) -> Result<&Tensor> {
+        self.host.mask(component)
+    }
+}
+
+/// Images and labels of one training step.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// `[B, 3, H, W]`, f32, normalized.
     pub images: Tensor,
-    /// Their labels.
-    pub target: Target,
-    /// Their indices in the dataset.
+    /// Labels of the images.
+    pub labels: Labels,
+    /// Dataset indices of the images.
     pub ids: Vec<u64>,
 }
 
-/// What the labels of a dataset are.
+/// Kind of a dataset's labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
@@ -108,18 +189,18 @@ pub enum Task {
     Segmentation,
 }
 
-/// A dataset in words.
+/// Description of a dataset.
 #[derive(Debug, Clone)]
 pub struct DatasetInfo {
     /// Registry name.
     pub name: String,
     /// One line for captions: "UC Merced Land Use, 2100 images" or "scenes (synthetic, procedural)".
     pub title: String,
-    /// Class names; a class's index is its place here.
+    /// Class names in the order of the class indices.
     pub classes: Vec<String>,
-    /// What the labels are.
+    /// Kind of the labels.
     pub task: Task,
-    /// Whether the images are made by the program itself and need no file.
+    /// Whether the program generates the images, so that no file is needed.
     pub synthetic: bool,
 }
 
@@ -129,19 +210,19 @@ pub trait Dataset: Send + Sync {
     fn info(&self) -> &DatasetInfo;
     /// Number of samples.
     fn len(&self) -> usize;
-    /// Whether there are none.
+    /// Whether the dataset has no samples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// A stable, readable name of the sample, such as its path below the dataset's root.
+    /// A stable, readable name of a sample, such as its path relative to the dataset's root.
     fn key(&self, index: usize) -> String;
-    /// The class of the sample without decoding it; `None` for segmentation.
+    /// Class of a sample, without decoding it; `None` for segmentation.
     fn class(&self, index: usize) -> Option<u32>;
     /// Decodes one sample.
     fn sample(&self, index: usize) -> Result<Sample>;
-    /// A hash of what is in the dataset (names and sizes of its files), for run hashes and reports.
+    /// Hash of the dataset's content (names and sizes of its files), for run hashes and reports.
     fn fingerprint(&self) -> Result<String>;
-    /// The official split lists by name, if the dataset has them.
+    /// Indices of an official split by name, if the dataset has it.
     fn official_split(&self, _name: &str) -> Option<Vec<usize>> {
         None
     }
@@ -156,27 +237,27 @@ pub struct Position {
     pub batch: u64,
 }
 
-/// Where batches come from; the loader is one.
+/// A source of batches, such as the loader.
 pub trait BatchSource: Send {
     /// Batches in an epoch.
     fn batches_per_epoch(&self) -> u64;
     /// The next batch of the epoch, or `None` at its end (the next call begins the next epoch).
     fn next_batch(&mut self) -> Result<Option<Batch>>;
-    /// Where the next batch stands.
+    /// Position of the next batch.
     fn position(&self) -> Position;
-    /// Continues there, with the same batches as if it had run up to there.
+    /// Moves to a position; the batches from there on are those of an uninterrupted run.
     fn seek(&mut self, position: Position) -> Result<()>;
-    /// Whether an image has the same pixels in every epoch: no transform is random.
+    /// Whether images have the same pixels in every epoch, that is no transform is random.
     fn is_deterministic(&self) -> bool {
         false
     }
 }
 
-/// How batches are drawn from the samples of a split.
+/// Sampling strategy of batches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Sampler {
-    /// A new order every epoch, all samples once; the uneven last batch is dropped or kept.
+    /// All samples once per epoch, in a new order each epoch.
     Shuffle {
         /// Samples per batch.
         batch: usize,
@@ -192,58 +273,59 @@ pub enum Sampler {
         /// Images per class (K).
         per_class: usize,
     },
-    /// In order, all samples once, for evaluation.
+    /// All samples once, in order, for evaluation.
     Sequential {
         /// Samples per batch.
         batch: usize,
     },
 }
 
-/// What a loader is to do.
+/// Configuration of a loader.
 #[derive(Debug, Clone)]
 pub struct LoaderSpec {
-    /// Dataset indices it draws from.
+    /// Dataset indices to sample from.
     pub indices: Vec<usize>,
-    /// How.
+    /// Sampling strategy.
     pub sampler: Sampler,
     /// Image transforms in order, each a table as the datasets crate defines them.
     pub transforms: Vec<toml::Table>,
-    /// Random numbers for order and transforms.
+    /// Random number stream of order and transforms.
     pub rng: Rng,
-    /// Decoded images are kept in memory up to this many bytes.
+    /// Maximum size of the cache of decoded images, in bytes.
     pub cache_bytes: usize,
 }
 
-/// How a dataset is cut.
+/// Configuration of a split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitSpec {
-    /// Part of the images that trains, in (0, 1); without meaning for an official split.
+    /// Fraction of the training images, in (0, 1); ignored by official splits.
     pub ratio: f64,
-    /// `stratified` (per class `floor(ratio * n + 0.5)`), `global_random` or `official`.
+    /// Splitting strategy.
     #[serde(default)]
     pub mode: SplitMode,
-    /// Seed of the split.
+    /// Random seed.
     pub seed: u64,
-    /// Keep only this many training and test images of each class (smoke runs).
+    /// Maximum number of training and test images of each class (smoke runs).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_class: Option<[usize; 2]>,
 }
 
-/// Whether each class is cut by itself.
+/// Splitting strategy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SplitMode {
-    /// Each class by itself.
+    /// Each class separately: `floor(ratio * n + 0.5)` training images of `n`.
     #[default]
     Stratified,
-    /// All images at once.
+    /// All images together.
     GlobalRandom,
-    /// The dataset's own lists: `train` trains; `test` tests, or `val` where `test` has no labels.
+    /// The dataset's official lists: `train` for training and `test` for testing, or `val` if `test`
+    /// has no labels.
     Official,
 }
 
-/// Indices of a cut dataset, each list in ascending order.
+/// Indices of a split dataset, each list in ascending order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
     /// Training images.

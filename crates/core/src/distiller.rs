@@ -1,6 +1,7 @@
-//! Distillation methods as the trainer sees them.
+//! Distillation methods: required features, connectors and loss terms.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use candle_core::Tensor;
 use stillhouse_ops::{ParamBuilder, ParamStore};
@@ -9,70 +10,89 @@ use crate::data::{Target, Task};
 use crate::model::Features;
 use crate::{Result, Rng};
 
-/// Taps that a method reads.
+/// Names of the features that a method reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequiredFeatures {
-    /// Of the student.
+    /// Features of the student.
     pub student: Vec<String>,
-    /// Of the teacher; empty means that no teacher runs.
+    /// Features of the teacher; empty for methods without a teacher.
     pub teacher: Vec<String>,
 }
 
-/// What a method may know when its connectors are made. FeatureShapes are without the batch:
-/// `[C, H, W]` or `[D]`.
+/// Input of [`Distiller::connect`]. Shapes are without the batch axis: `[C, H, W]` or `[D]`.
 #[derive(Debug, Clone, Default)]
 pub struct FeatureShapes {
-    /// Of the taps that it needs of the student.
+    /// Shapes of the student's required features.
     pub student: BTreeMap<String, Vec<usize>>,
-    /// Of the taps that it needs of the teacher.
+    /// Shapes of the teacher's required features.
     pub teacher: BTreeMap<String, Vec<usize>>,
-    /// What the labels are: classes or masks.
+    /// Kind of the labels.
     pub task: Task,
-    /// Classes of the dataset.
+    /// Number of classes of the dataset.
     pub classes: usize,
-    /// Images of the smallest batch of an epoch, which may be the uneven last one.
+    /// Number of images of the smallest batch of an epoch, which may be the uneven last one.
     pub batch: usize,
-    /// Training images.
+    /// Number of training images.
     pub samples: usize,
 }
 
-/// What a method sees of one training step.
+/// Input of a method in one training step.
+///
+/// [`LossContext::new`] fills in defaults; other fields follow by struct update syntax:
+/// `LossContext { ids: &ids, ..LossContext::new(&student, &teacher, &target) }`.
 #[derive(Debug)]
 pub struct LossContext<'a> {
-    /// The student's taps, with gradients.
+    /// Features of the student, with gradients.
     pub student: &'a Features,
-    /// The teacher's taps, without gradients.
+    /// Features of the teacher, without gradients.
     pub teacher: &'a Features,
-    /// Labels, on the device of the taps.
+    /// Labels of the batch.
     pub target: &'a Target,
-    /// The same in the host's memory, for methods that count with them: to read `target` back would
-    /// wait for a card.
-    pub on_host: &'a Target,
-    /// The batch's images `[B, 3, H, W]` as the student saw them.
-    pub images: &'a Tensor,
+    /// Images `[B, 3, H, W]` as the student's input; `None` if no method reads them.
+    pub images: Option<&'a Tensor>,
     /// Dataset indices of the samples.
     pub ids: &'a [u64],
-    /// Values that replace a method's own random draws, by name; empty in training. Tests compare
-    /// methods that draw (negatives, mixing factors) with stored numbers through them.
-    pub given: &'a Features,
-    /// Epochs done, with fraction.
+    /// Values by name that replace a method's random draws (negatives, mixing factors). Empty in
+    /// training; tests use them to compare such methods with stored values.
+    pub overrides: &'a Features,
+    /// Number of completed epochs, with fraction.
     pub epoch: f64,
-    /// Steps done.
+    /// Number of completed optimizer steps.
     pub step: u64,
     /// Whether batch norms of connectors use batch statistics.
     pub train: bool,
-    /// Random numbers of the method; address them by `step`.
+    /// Random number stream of the method, addressed by `step`.
     pub rng: Rng,
 }
 
-/// One scalar of the loss: the total is the sum of `weight * value`.
+static NO_OVERRIDES: LazyLock<Features> = LazyLock::new(Features::default);
+
+impl<'a> LossContext<'a> {
+    /// The first training step, without images, ids and overrides, and with the seed 0.
+    pub fn new(student: &'a Features, teacher: &'a Features, target: &'a Target) -> Self {
+        Self {
+            student,
+            teacher,
+            target,
+            images: None,
+            ids: &[],
+            overrides: &NO_OVERRIDES,
+            epoch: 0.0,
+            step: 0,
+            train: true,
+            rng: Rng::new(0),
+        }
+    }
+}
+
+/// One scalar of the loss. The total is the sum of `weight * value`.
 #[derive(Debug, Clone)]
 pub struct Term {
     /// Name in logs.
     pub name: String,
     /// Scalar.
     pub value: Tensor,
-    /// Its weight.
+    /// Weight in the total.
     pub weight: f64,
 }
 
@@ -83,34 +103,35 @@ impl Term {
     }
 }
 
-/// Where the parameters of a method's adversary stand: below this name. No other parameter of a
-/// method may.
+/// Name prefix of the parameters of a method's adversary. No other parameter of a method has it.
 pub const ADVERSARY: &str = "d";
 
-/// A distillation method: says what it needs, makes its connectors, gives its terms.
+/// A distillation method: required features, connectors and loss terms.
 pub trait Distiller: Send {
     /// Registry name.
     fn name(&self) -> &str;
-    /// Taps that it reads.
+    /// Features that the method reads.
     fn required_features(&self) -> RequiredFeatures;
-    /// Makes connectors below the builder, or says in words why the two networks do not fit.
+    /// Creates the connectors under the builder's prefix.
+    ///
+    /// # Errors
+    /// If student, teacher and dataset are incompatible.
     fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()>;
-    /// The weighted terms of one step.
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>>;
-    /// The terms of an adversary that is trained against the student (a discriminator): they move
-    /// only the parameters below [`ADVERSARY`] in the method's builder, after the
-    /// student's update, and the terms of [`Distiller::terms`] move all but those. No gradient of
-    /// them may reach the student: its taps enter detached.
-    fn adversary_terms(&self, _step: &LossContext) -> Result<Vec<Term>> {
+    /// Weighted terms of one training step.
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>>;
+    /// Weighted terms of an adversary (a discriminator), applied after the student's update. They
+    /// train only the parameters under [`ADVERSARY`], and [`Distiller::terms`] all others. The
+    /// student's features must be detached.
+    fn adversary_terms(&self, _context: &LossContext) -> Result<Vec<Term>> {
         Ok(Vec::new())
     }
-    /// Moves state that is not trained by gradients (memory banks), after the optimizer's update.
-    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
+    /// Updates state that is not trained by gradients (memory banks), after the optimizer step.
+    fn after_step(&mut self, _context: &LossContext, _params: &ParamStore) -> Result<()> {
         Ok(())
     }
-    /// Names and values of the weights in force, for logs and reports.
+    /// Names and weights of the terms, for logs and reports.
     fn term_weights(&self) -> Vec<(String, f64)>;
 }
 
-/// Makes a method from the hyper-parameters that differ from its defaults.
+/// Builds a method from the settings that differ from its defaults.
 pub type DistillerBuild = fn(&toml::Table) -> Result<Box<dyn Distiller>>;

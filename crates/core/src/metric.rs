@@ -1,11 +1,11 @@
-//! Metrics as the trainer sees them.
+//! Evaluation metrics.
 
 use candle_core::Tensor;
 
 use crate::Result;
-use crate::data::{Target, Task};
+use crate::data::{Labels, Task};
 
-/// A named figure; NaN means "not defined" and is printed as a dash.
+/// A named value. NaN means "not defined" and is printed as a dash.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Score {
     /// Name, for example `top1`.
@@ -14,21 +14,21 @@ pub struct Score {
     pub value: f64,
 }
 
-/// Something counted over an evaluation.
+/// An evaluation metric, accumulated over batches.
 pub trait Metric: Send {
     /// Registry name.
     fn name(&self) -> &str;
-    /// Whether it counts labels of that kind.
+    /// Returns whether the metric applies to labels of that kind.
     fn supports(&self, task: Task) -> bool;
-    /// Counts one batch: `logits [B, N]`, or `[B, N, H, W]` in the size of the masks.
-    fn update(&mut self, logits: &Tensor, target: &Target) -> Result<()>;
-    /// Adds what another one of the same kind has counted.
+    /// Adds one batch: `logits [B, C]`, or `[B, C, H, W]` in the size of the masks.
+    fn update(&mut self, logits: &Tensor, labels: &Labels) -> Result<()>;
+    /// Adds the counts of another metric of the same type.
     fn merge(&mut self, other: &dyn Metric) -> Result<()>;
-    /// The figures so far.
+    /// Returns the scores of all batches so far.
     fn scores(&self) -> Vec<Score>;
-    /// For `merge`.
+    /// Returns `self` for the downcast in [`Metric::merge`].
     fn as_any(&self) -> &dyn std::any::Any;
 }
 
-/// Makes a metric for that many classes.
+/// Creates a metric for a number of classes.
 pub type MetricBuild = fn(classes: usize) -> Box<dyn Metric>;

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Target, Task};
 use stillhouse_core::distiller::{FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Rng};
@@ -76,28 +76,18 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             // Eight classes with eight images each.
             let classes: Vec<u32> = (0..BATCH as u32).map(|i| i / 8).collect();
-            let step = LossContext {
-                student: &student,
-                teacher: &teacher,
-                target: &Target::Classes(Tensor::new(classes.as_slice(), &Device::Cpu)?),
-                on_host: &Target::Classes(Tensor::new(classes, &Device::Cpu)?),
-                images: &Tensor::zeros((BATCH, 3, 64, 64), DType::F32, &Device::Cpu)?,
-                ids: &(0..BATCH as u64).map(|i| (step * 64 + i) % 1680).collect::<Vec<_>>(),
-                given: &Features::default(),
-                epoch: 0.0,
-                step,
-                train: true,
-                rng: Rng::new(0),
-            };
+            let target = Target::on_cpu(Labels::Classes(Tensor::new(classes, &Device::Cpu)?));
+            let ids: Vec<u64> = (0..BATCH as u64).map(|i| (step * 64 + i) % 1680).collect();
+            let context = LossContext { ids: &ids, step, ..LossContext::new(&student, &teacher, &target) };
             let (clock, before) = (Instant::now(), processor().unwrap_or(f64::NAN));
             let mut total = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-            for term in method.terms(&step)? {
+            for term in method.terms(&context)? {
                 total = (total + (term.value * term.weight)?)?;
             }
             let terms = clock.elapsed().as_secs_f64();
             total.backward()?;
             let backward = clock.elapsed().as_secs_f64();
-            method.after_step(&step, &params)?;
+            method.after_step(&context, &params)?;
             let all = clock.elapsed().as_secs_f64();
             let times = [terms, backward - terms, all - backward, all];
             cpu += (processor().unwrap_or(f64::NAN) - before) / STEPS as f64;

@@ -120,9 +120,9 @@ impl Distiller for At {
         self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, ENTRY.name).map(|_| ()))
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let values = self.config.stages.iter().map(|tap| {
-            let (student, teacher) = fit::map_pair(step, tap, ENTRY.name)?;
+            let (student, teacher) = fit::map_pair(context, tap, ENTRY.name)?;
             mean(&(self.attention(&student)? - self.attention(&teacher)?)?.sqr()?)
         });
         let value = sum::stages(ENTRY.name, values)?;

@@ -219,16 +219,16 @@ impl Distiller for Byot {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let deep = step.student.logits()?;
-        let (teacher, feature) = (deep.detach(), step.student.get(&self.config.deep_feature)?.detach());
-        let ce_deep = self.ce.value(deep, step)?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let deep = context.student.logits()?;
+        let (teacher, feature) = (deep.detach(), context.student.get(&self.config.deep_feature)?.detach());
+        let ce_deep = self.ce.value(deep, context)?;
         let zero = Tensor::zeros((), deep.dtype(), deep.device())?;
         let (mut ce, mut soft, mut hint) = (zero.clone(), zero.clone(), zero);
         for exit in &self.config.exits {
-            let [logits, own] = taps(*exit).map(|tap| step.student.get(&tap));
+            let [logits, own] = taps(*exit).map(|tap| context.student.get(&tap));
             let (logits, own) = (logits?, own?);
-            ce = (ce + self.ce.value(logits, step)?)?;
+            ce = (ce + self.ce.value(logits, context)?)?;
             soft = (soft + self.soft(logits, &teacher)?)?;
             hint = (hint + self.hint(own, &feature)?)?;
         }

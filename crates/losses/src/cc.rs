@@ -157,8 +157,8 @@ impl Distiller for Cc {
         ))
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::vector_pair(step, &self.config.tap, ENTRY.name)?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::vector_pair(context, &self.config.tap, ENTRY.name)?;
         let value = match self.config.form {
             Form::Taylor => mean(&(self.correlation(&student)? - self.correlation(&teacher)?)?.sqr()?)?,
             Form::Delta => delta(&(student - teacher)?)?,

@@ -29,7 +29,7 @@
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{IGNORE_INDEX, Labels, Target, Task};
 use stillhouse_core::distiller::{
     Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
 };
@@ -37,7 +37,6 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, Result};
 use stillhouse_ops::graph::{cross_entropy, resize_bilinear};
 
-use crate::labels::IGNORE;
 use crate::softmax::rows;
 use crate::sum::sum;
 use crate::{fit, settings};
@@ -104,15 +103,14 @@ impl Ce {
     }
 
     /// The mean over the labels that count, a scalar.
-    pub(crate) fn value(&self, logits: &Tensor, step: &LossContext) -> Result<Tensor> {
-        self.of_labels(logits, [step.target, step.on_host])
+    pub(crate) fn value(&self, logits: &Tensor, context: &LossContext) -> Result<Tensor> {
+        self.of_labels(logits, context.target)
     }
 
-    /// The labels where the logits are, and in the host's memory.
-    fn of_labels(&self, logits: &Tensor, [target, on_host]: [&Target; 2]) -> Result<Tensor> {
-        let (labels, ignore) = match target {
-            Target::Classes(t) => (t, self.config.ignore_index),
-            Target::Mask(t) => (t, self.config.ignore_index.or(Some(IGNORE))),
+    fn of_labels(&self, logits: &Tensor, target: &Target) -> Result<Tensor> {
+        let (labels, ignore) = match &target.device {
+            Labels::Classes(t) => (t, self.config.ignore_index),
+            Labels::Mask(t) => (t, self.config.ignore_index.or(Some(u32::from(IGNORE_INDEX)))),
         };
         let fits = match (logits.dims(), labels.dims()) {
             ([b, _], [labels]) => b == labels,
@@ -140,7 +138,7 @@ impl Ce {
             None => labels.ones_like()?.to_dtype(DType::U8)?,
         };
         let labels = counts.where_cond(&labels, &labels.zeros_like()?)?;
-        let (largest, classes) = (largest(on_host, ignore)?, logits.dim(1)?);
+        let (largest, classes) = (largest(&target.host, ignore)?, logits.dim(1)?);
         if largest as usize >= classes {
             return Err(Error::incompatible(
                 "ce",
@@ -157,10 +155,9 @@ impl Ce {
     }
 }
 
-/// The largest label that counts, of a target in the host's memory.
-fn largest(on_host: &Target, ignore: Option<u32>) -> Result<u32> {
-    let (Target::Classes(labels) | Target::Mask(labels)) = on_host;
-    let labels = labels.flatten_all()?.to_vec1::<u32>()?;
+/// The largest label that is not ignored.
+fn largest(labels: &Labels, ignore: Option<u32>) -> Result<u32> {
+    let labels = labels.tensor().flatten_all()?.to_vec1::<u32>()?;
     Ok(labels.into_iter().filter(|label| Some(*label) != ignore).max().unwrap_or(0))
 }
 
@@ -190,8 +187,8 @@ impl Distiller for Ce {
         }
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        Ok(vec![Term::new("ce", self.value(step.student.get(self.tap())?, step)?, self.config.weight)])
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        Ok(vec![Term::new("ce", self.value(context.student.get(self.tap())?, context)?, self.config.weight)])
     }
 
     fn term_weights(&self) -> Vec<(String, f64)> {
@@ -211,21 +208,20 @@ mod tests {
     #[test]
     fn ignored_labels_do_not_count() {
         let logits = Tensor::new(&[[0f64, 3f64.ln()], [9., -9.], [0., 0.]], &Device::Cpu).unwrap();
-        let classes = |y: [u32; 3]| Target::Classes(Tensor::new(&y, &Device::Cpu).unwrap());
-        let value = |ce: &Ce, y| ce.of_labels(&logits, [&classes(y); 2]).unwrap().to_scalar::<f64>().unwrap();
+        let classes = |y: [u32; 3]| Target::on_cpu(Labels::Classes(Tensor::new(&y, &Device::Cpu).unwrap()));
+        let value = |ce: &Ce, y| ce.of_labels(&logits, &classes(y)).unwrap().to_scalar::<f64>().unwrap();
         let ignoring = ce(toml::toml! { ignore_index = 7 });
         let want = ((4f64 / 3.0).ln() + 2f64.ln()) / 2.0;
         assert!((value(&ignoring, [1, 7, 0]) - want).abs() < 1e-15);
         assert_eq!(value(&ignoring, [7, 7, 7]), 0.0);
 
         // 255 is a class like any other, unless it stands in a mask.
-        let e =
-            ce(toml::Table::new()).of_labels(&logits, [&classes([1, 255, 0]); 2]).unwrap_err().to_string();
+        let e = ce(toml::Table::new()).of_labels(&logits, &classes([1, 255, 0])).unwrap_err().to_string();
         assert!(e.contains("label 255") && e.contains("2 classes"), "{e}");
         let maps = logits.reshape((3, 2, 1, 1)).unwrap();
-        let mask =
-            Target::Mask(Tensor::new(&[1u32, 255, 0], &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap());
-        let got = ce(toml::Table::new()).of_labels(&maps, [&mask; 2]).unwrap().to_scalar::<f64>().unwrap();
+        let mask = Tensor::new(&[1u32, 255, 0], &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap();
+        let mask = Target::on_cpu(Labels::Mask(mask));
+        let got = ce(toml::Table::new()).of_labels(&maps, &mask).unwrap().to_scalar::<f64>().unwrap();
         assert!((got - want).abs() < 1e-15);
     }
 
@@ -233,19 +229,19 @@ mod tests {
     fn small_maps_grow_to_the_masks() {
         // Two pixels become four: 0, 1/4, 3/4, 1 of the way from one to the other.
         let logits = Tensor::new(&[[[[0f64, 4.]], [[0., 0.]]]], &Device::Cpu).unwrap();
-        let mask = Target::Mask(Tensor::new(&[[[0u32, 255, 1, 0]]], &Device::Cpu).unwrap());
+        let mask = Target::on_cpu(Labels::Mask(Tensor::new(&[[[0u32, 255, 1, 0]]], &Device::Cpu).unwrap()));
         let softplus = |x: f64| (1.0 + x.exp()).ln();
         let want = (softplus(0.0) + softplus(3.0) + softplus(-4.0)) / 3.0;
-        let got = ce(toml::Table::new()).of_labels(&logits, [&mask; 2]).unwrap().to_scalar::<f64>().unwrap();
+        let got = ce(toml::Table::new()).of_labels(&logits, &mask).unwrap().to_scalar::<f64>().unwrap();
         assert!((got - want).abs() < 1e-15, "{got} {want}");
     }
 
     #[test]
     fn misfits_are_told() {
         let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
-        let mask = Target::Mask(zeros(&[1, 4, 4], DType::U32));
+        let mask = Target::on_cpu(Labels::Mask(zeros(&[1, 4, 4], DType::U32)));
         let e = ce(toml::Table::new())
-            .of_labels(&zeros(&[2, 3, 1, 1], DType::F32), [&mask; 2])
+            .of_labels(&zeros(&[2, 3, 1, 1], DType::F32), &mask)
             .unwrap_err()
             .to_string();
         assert!(e.contains("[2, 3, 1, 1]") && e.contains("[1, 4, 4]"), "{e}");

@@ -197,8 +197,8 @@ impl ClassCentric {
     }
 
     /// The loss of one stage before its weight, a scalar.
-    fn stage(&self, stage: &Stage, step: &LossContext, groups: &Groups) -> Result<Tensor> {
-        let (mut student, teacher) = fit::map_pair(step, &stage.tap, ENTRY.name)?;
+    fn stage(&self, stage: &Stage, context: &LossContext, groups: &Groups) -> Result<Tensor> {
+        let (mut student, teacher) = fit::map_pair(context, &stage.tap, ENTRY.name)?;
         if self.config.connector == Connector::Conv1x1Bn {
             let connector = stage.connector.as_ref().ok_or_else(|| {
                 Error::incompatible(
@@ -206,7 +206,7 @@ impl ClassCentric {
                     format!("the connector at `{}` was not made: connect() comes first", stage.tap),
                 )
             })?;
-            student = connector.forward(&student, step.train)?;
+            student = connector.forward(&student, context.train)?;
         }
         let (student, teacher) = (self.points(&student)?, self.points(&teacher)?);
         let values = match self.config.distance {
@@ -268,15 +268,16 @@ impl Distiller for ClassCentric {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let classes = step.on_host.classes(ENTRY.name)?.to_vec1::<u32>()?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let classes = context.target.host_classes(ENTRY.name)?.to_vec1::<u32>()?;
         let groups = Groups::by_id(&classes)?;
-        let values = self.stages.iter().map(|stage| Ok((self.stage(stage, step, &groups)? * stage.weight)?));
+        let values =
+            self.stages.iter().map(|stage| Ok((self.stage(stage, context, &groups)? * stage.weight)?));
         let value = sum::stages(ENTRY.name, values)?;
         Ok(vec![Term::new("class_centric", value, self.config.lambda)])
     }
 
-    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
+    fn after_step(&mut self, _context: &LossContext, _params: &ParamStore) -> Result<()> {
         self.stages.iter().filter_map(|s| s.connector.as_ref()).try_for_each(Conv1x1Bn::after_step)
     }
 

@@ -216,15 +216,15 @@ impl Crd {
     }
 
     /// The rows of the batch's images and, for each image, its own row before its negatives' rows.
-    fn places(&self, step: &LossContext, images: usize) -> Result<(Vec<u32>, Tensor)> {
+    fn places(&self, context: &LossContext, images: usize) -> Result<(Vec<u32>, Tensor)> {
         let parts = self.parts()?;
         let device = parts.params.device();
         let given =
-            |name| step.given.get(name).and_then(|t| Ok(t.to_dtype(DType::U32)?.to_device(device)?));
+            |name| context.overrides.get(name).and_then(|t| Ok(t.to_dtype(DType::U32)?.to_device(device)?));
         if let (Ok(index), Ok(places)) = (given("index"), given("contrast_idx")) {
             return Ok((index.to_vec1()?, places.contiguous()?));
         }
-        let own = parts.rows_of(step.ids)?;
+        let own = parts.rows_of(context.ids)?;
         if own.len() != images {
             let found = own.len();
             return Err(Error::incompatible(
@@ -234,7 +234,7 @@ impl Crd {
         }
         let mut places = Vec::with_capacity(images * (self.config.k + 1));
         for (image, own) in own.iter().enumerate() {
-            let mut draw = step.rng.at(step.step, image as u64);
+            let mut draw = context.rng.at(context.step, image as u64);
             places.push(*own);
             places.extend((0..self.config.k).map(|_| {
                 let other = draw.below(parts.rows as u64 - 1) as u32;
@@ -341,14 +341,14 @@ impl Distiller for Crd {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let parts = self.parts()?;
-        let (student, teacher) = fit::vector_pair(step, "pooled", ENTRY.name)?;
-        let (own, places) = self.places(step, student.dim(0)?)?;
+        let (student, teacher) = fit::vector_pair(context, "pooled", ENTRY.name)?;
+        let (own, places) = self.places(context, student.dim(0)?)?;
         let (student, teacher) = (parts.student.embed(&student)?, parts.teacher.embed(&teacher)?);
         let (of_student, log_z_student) = self.contrast(&student, &parts.student, &parts.teacher, &places)?;
         let (of_teacher, log_z_teacher) = self.contrast(&teacher, &parts.teacher, &parts.student, &places)?;
-        if step.train {
+        if context.train {
             *self.pending.borrow_mut() = Some(Pending {
                 rows: own,
                 embeddings: [student.detach(), teacher.detach()],
@@ -363,7 +363,7 @@ impl Distiller for Crd {
     }
 
     /// Moves the rows of the batch's images and keeps what the first batch has set.
-    fn after_step(&mut self, step: &LossContext, _params: &ParamStore) -> Result<()> {
+    fn after_step(&mut self, context: &LossContext, _params: &ParamStore) -> Result<()> {
         let Some(pending) = self.pending.borrow_mut().take() else { return Ok(()) };
         let parts = self.parts()?;
         let (params, momentum) = (&parts.params, self.config.momentum);
@@ -380,9 +380,9 @@ impl Distiller for Crd {
             }
             params.import(side.log_z, &Tensor::full(log_z, (), params.device())?)?;
         }
-        if step.ids.len() == pending.rows.len() {
+        if context.ids.len() == pending.rows.len() {
             let image = params.get(parts.image);
-            for (id, row) in step.ids.iter().zip(&pending.rows) {
+            for (id, row) in context.ids.iter().zip(&pending.rows) {
                 let id = Tensor::full(*id as f64, 1, params.device())?.to_dtype(params.dtype())?;
                 image.var().slice_set(&id, 0, *row as usize)?;
             }

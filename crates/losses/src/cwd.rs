@@ -143,9 +143,9 @@ impl Distiller for Cwd {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
-        let (mut student, teacher) = fit::maps(step, &self.config.tap, self.name)?;
+        let (mut student, teacher) = fit::maps(context, &self.config.tap, self.name)?;
         if let Some(connector) = &self.connector {
             student = connector.forward(&student)?;
         }

@@ -176,7 +176,13 @@ mod tests {
                 let got = spec.convolve(&x.permute((0, 2, 3, 1)).unwrap(), &weight, &bias).unwrap();
                 let got = got.permute((0, 3, 1, 2)).unwrap();
                 assert_eq!(got.dims(), want.dims());
-                finite_diff::assert_close(&list(&got), &list(&want), 1e-12, 1e-12, &format!("{spec:?} {h} x {w}"));
+                finite_diff::assert_close(
+                    &list(&got),
+                    &list(&want),
+                    1e-12,
+                    1e-12,
+                    &format!("{spec:?} {h} x {w}"),
+                );
             }
         }
     }

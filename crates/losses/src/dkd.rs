@@ -140,11 +140,11 @@ impl Distiller for Dkd {
         }
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let student = step.student.logits()?;
-        let teacher = step.teacher.logits()?.detach().to_dtype(student.dtype())?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let student = context.student.logits()?;
+        let teacher = context.teacher.logits()?.detach().to_dtype(student.dtype())?;
         let (b, n) = student.dims2()?;
-        let labels = fit::labels(step.on_host, (b, n), ENTRY.name)?;
+        let labels = fit::labels(context.target, (b, n), ENTRY.name)?;
         let others: Vec<u32> =
             labels.iter().flat_map(|y| (0..n as u32).filter(move |class| class != y)).collect();
         let own = Tensor::from_vec(labels, (b, 1), student.device())?;

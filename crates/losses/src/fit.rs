@@ -72,9 +72,9 @@ pub(crate) fn same_vectors(shapes: &FeatureShapes, (a, b): (&str, &str), who: &s
 
 /// The vectors `[B, D]` of student and teacher at one tap: the teacher's without gradient and in the
 /// student's dtype.
-pub(crate) fn vector_pair(step: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
-    let student = step.student.get(tap)?;
-    let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
+pub(crate) fn vector_pair(context: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+    let student = context.student.get(tap)?;
+    let teacher = context.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
     match (student.dims(), teacher.dims()) {
         ([s, _], [t, _]) if s == t => Ok((student.clone(), teacher)),
         (s, t) => Err(Error::incompatible(
@@ -217,9 +217,9 @@ pub(crate) fn student_shape<'a>(shapes: &'a FeatureShapes, tap: &str, who: &str)
     shape(&shapes.student, "student", tap, who)
 }
 
-/// The labels of `images` images, each below `classes`; the target is one in the host's memory.
+/// The labels of `images` images, each below `classes`.
 pub(crate) fn labels(target: &Target, (images, classes): (usize, usize), who: &str) -> Result<Vec<u32>> {
-    let labels = target.classes(who)?.to_vec1::<u32>()?;
+    let labels = target.host_classes(who)?.to_vec1::<u32>()?;
     if labels.len() != images {
         let found = labels.len();
         return Err(Error::incompatible(
@@ -237,15 +237,15 @@ pub(crate) fn labels(target: &Target, (images, classes): (usize, usize), who: &s
 
 /// The maps `[B, C, h, w]` of student and teacher at one tap: the teacher's without gradient and in
 /// the student's dtype, the larger one pooled to the smaller height and width.
-pub(crate) fn map_pair(step: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
-    let (student, teacher) = maps(step, tap, who)?;
+pub(crate) fn map_pair(context: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+    let (student, teacher) = maps(context, tap, who)?;
     pool_pair(&student, &teacher)
 }
 
 /// As [`map_pair`], each in its own size.
-pub(crate) fn maps(step: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
-    let student = step.student.get(tap)?;
-    let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
+pub(crate) fn maps(context: &LossContext, tap: &str, who: &str) -> Result<(Tensor, Tensor)> {
+    let student = context.student.get(tap)?;
+    let teacher = context.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
     let (s, t) = (student.dims(), teacher.dims());
     if s.len() != 4 || t.len() != 4 || s[0] != t[0] {
         return Err(Error::incompatible(

@@ -154,8 +154,8 @@ impl Fitnet {
 }
 
 impl Stage {
-    fn value(&self, step: &LossContext) -> Result<Tensor> {
-        let (student, teacher) = fit::map_pair(step, &self.tap, ENTRY.name)?;
+    fn value(&self, context: &LossContext) -> Result<Tensor> {
+        let (student, teacher) = fit::map_pair(context, &self.tap, ENTRY.name)?;
         let mut guess = pixels(&student)?; // [B * H * W, C]
         if let Some((weight, bias)) = &self.conv {
             guess = conv1x1(&guess, weight)?;
@@ -164,7 +164,7 @@ impl Stage {
             }
         }
         if let Some(norm) = &self.norm {
-            guess = relu(&norm.forward(&guess, step.train)?)?;
+            guess = relu(&norm.forward(&guess, context.train)?)?;
         }
         mean(&(guess - pixels(&teacher)?)?.sqr()?)
     }
@@ -185,12 +185,12 @@ impl Distiller for Fitnet {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let value = sum::stages(ENTRY.name, self.stages.iter().map(|stage| stage.value(step)))?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let value = sum::stages(ENTRY.name, self.stages.iter().map(|stage| stage.value(context)))?;
         Ok(vec![Term::new("fitnet", value, self.config.weight)])
     }
 
-    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
+    fn after_step(&mut self, _context: &LossContext, _params: &ParamStore) -> Result<()> {
         self.stages.iter().filter_map(|stage| stage.norm.as_ref()).try_for_each(BatchNorm::after_step)
     }
 

@@ -50,6 +50,7 @@
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
+use stillhouse_core::data::IGNORE_INDEX;
 use stillhouse_core::distiller::{
     Distiller, DistillerBuild, FeatureShapes, LossContext, RequiredFeatures, Term,
 };
@@ -361,7 +362,7 @@ fn boundary(labels: &Tensor) -> Result<Tensor> {
             (column > 0).then(|| at - 1),
             (column + 1 < w).then(|| at + 1),
         ];
-        let other = |near: usize| values[near] != labels::IGNORE && values[near] != values[at];
+        let other = |near: usize| values[near] != u32::from(IGNORE_INDEX) && values[near] != values[at];
         *edge = u8::from(beside.into_iter().flatten().any(other));
     }
     Ok(Tensor::from_vec(edges, (b, 1, h * w), labels.device())?)
@@ -384,16 +385,16 @@ impl Distiller for Frkd {
         fit::same_maps_of_logits(shapes, &self.config.tap, ENTRY.name)
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::maps(step, &self.config.tap, ENTRY.name)?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::maps(context, &self.config.tap, ENTRY.name)?;
         let (b, n, h, w) = student.dims4()?;
-        let mask = step.target.mask(ENTRY.name)?;
+        let mask = context.target.mask(ENTRY.name)?;
         labels::check(mask, b, ENTRY.name)?;
         let (s, t) = (student.flatten_from(2)?.contiguous()?, teacher.flatten_from(2)?.contiguous()?);
         let config = &self.config;
         let refined = Refined::of(&t, config.contribution, config.mask, config.keep, config.rho)?;
         let [here, on_host] =
-            [mask, step.on_host.mask(ENTRY.name)?].map(|mask| labels::at_size(mask, (h, w)));
+            [mask, context.target.host_mask(ENTRY.name)?].map(|mask| labels::at_size(mask, (h, w)));
         let classes = self.classes(&refined, &here?, &on_host?)?;
 
         let of_teacher = self.distances(&t, &refined, &classes, (h, w))?;
@@ -410,7 +411,7 @@ impl Distiller for Frkd {
             Ok(rows.matmul(&rows.transpose(1, 2)?)?) // [B, N, N]
         };
         let similarity = mean(&(gram(&s)? - gram(&t)?)?.sqr()?)?;
-        let values = [self.ce.value(step.student.logits()?, step)?, inter, intra, similarity];
+        let values = [self.ce.value(context.student.logits()?, context)?, inter, intra, similarity];
         let terms = self.weighted().into_iter().zip(values);
         Ok(terms.map(|((name, weight), value)| Term::new(name, value, weight)).collect())
     }

@@ -131,10 +131,10 @@ impl Distiller for Ifvd {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::maps(step, &self.config.tap, ENTRY.name)?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::maps(context, &self.config.tap, ENTRY.name)?;
         let (b, _, h, w) = student.dims4()?;
-        let mask = step.target.mask(ENTRY.name)?;
+        let mask = context.target.mask(ENTRY.name)?;
         labels::check(mask, b, ENTRY.name)?;
         let own = labels::one_hot(&labels::at_size(mask, (h, w))?, self.classes, student.dtype())?;
         let value = mean(&(self.cosines(&student, &own)? - self.cosines(&teacher, &own)?)?.sqr()?)?;

@@ -99,10 +99,10 @@ impl Distiller for Kd {
         fit::same_logits(shapes, ENTRY.name)
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
-        let student = step.student.logits()?;
-        let teacher = step.teacher.logits()?.detach().to_dtype(student.dtype())?;
+        let student = context.student.logits()?;
+        let teacher = context.teacher.logits()?.detach().to_dtype(student.dtype())?;
         let soft = |logits| Ok::<_, stillhouse_core::Error>((rows(logits, ENTRY.name)? / t)?);
         let kl = mean(&kl(&soft(&teacher)?, &soft(student)?)?)?;
         let value = if self.config.t_squared { (kl * (t * t))? } else { kl };
@@ -118,28 +118,18 @@ impl Distiller for Kd {
 mod tests {
     use super::*;
     use candle_core::{DType, Device, Tensor, Var};
-    use stillhouse_core::data::Target;
+    use stillhouse_core::data::{Labels, Target};
     use stillhouse_core::model::Features;
     use stillhouse_core::{ParamStore, Rng};
 
     fn value(student: &Tensor, teacher: &Tensor) -> Tensor {
         let taps = |t: &Tensor| Features::from_iter([("logits".to_string(), t.clone())]);
         let (student, teacher) = (taps(student), taps(teacher));
-        let step = LossContext {
-            student: &student,
-            teacher: &teacher,
-            target: &Target::Classes(Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap()),
-            on_host: &Target::Classes(Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap()),
-            images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu).unwrap(),
-            ids: &[],
-            given: &Features::default(),
-            epoch: 0.0,
-            step: 0,
-            train: true,
-            rng: Rng::new(0),
-        };
+        let labels = Labels::Classes(Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap());
+        let target = Target::on_cpu(labels);
+        let context = LossContext::new(&student, &teacher, &target);
         let kd = Kd::new(KdConfig { temperature: 2.0, ..Default::default() }).unwrap();
-        kd.terms(&step).unwrap().remove(0).value
+        kd.terms(&context).unwrap().remove(0).value
     }
 
     #[test]

@@ -131,8 +131,8 @@ impl Kdsvd {
     }
 
     /// The vectors of a stage, aligned and scaled: the student's and the teacher's, `[B, k, N]`.
-    fn stage(&self, tap: &str, step: &LossContext) -> Result<(Tensor, Tensor)> {
-        let (student, teacher) = fit::maps(step, tap, ENTRY.name)?;
+    fn stage(&self, tap: &str, context: &LossContext) -> Result<(Tensor, Tensor)> {
+        let (student, teacher) = fit::maps(context, tap, ENTRY.name)?;
         let (values, wanted) = svd(&self.config.layout.matrices(&teacher)?, self.config.k)?;
         let largest = wanted.abs()?.argmax_keepdim(2)?;
         let wanted = wanted.broadcast_mul(&wanted.contiguous()?.gather(&largest, 2)?.sign()?)?;
@@ -214,8 +214,8 @@ impl Distiller for Kdsvd {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let stages = self.config.stages.iter().map(|tap| self.stage(tap, step));
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let stages = self.config.stages.iter().map(|tap| self.stage(tap, context));
         let stages = stages.collect::<Result<Vec<_>>>()?; // (student, teacher)
         let values = stages.windows(2).map(|pair| {
             let [shallow, deep] = pair else {

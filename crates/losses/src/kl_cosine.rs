@@ -121,13 +121,13 @@ impl KlCosine {
     }
 
     /// The vectors whose angle counts: the student's and the teacher's, rows of one length.
-    fn vectors(&self, step: &LossContext, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn vectors(&self, context: &LossContext, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
         let t = self.config.temperature;
         Ok(match self.config.cosine_on {
             CosineOn::Logits => (student.clone(), teacher.clone()),
             CosineOn::Softmax => (log_softmax(&(student / t)?)?.exp()?, log_softmax(&(teacher / t)?)?.exp()?),
             CosineOn::Pooled => {
-                let (student, teacher) = fit::vector_pair(step, POOLED, ENTRY.name)?;
+                let (student, teacher) = fit::vector_pair(context, POOLED, ENTRY.name)?;
                 match &self.projector {
                     Some((weight, bias)) => (student.matmul(&weight.t()?)?.broadcast_add(bias)?, teacher),
                     None => (student, teacher),
@@ -163,14 +163,14 @@ impl Distiller for KlCosine {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
-        let student = rows(step.student.logits()?, ENTRY.name)?;
-        let teacher = rows(&step.teacher.logits()?.detach(), ENTRY.name)?.to_dtype(student.dtype())?;
+        let student = rows(context.student.logits()?, ENTRY.name)?;
+        let teacher = rows(&context.teacher.logits()?.detach(), ENTRY.name)?.to_dtype(student.dtype())?;
         let divergence = mean(&kl(&(&teacher / t)?, &(&student / t)?)?)?;
         let divergence = if self.config.t_squared { (divergence * (t * t))? } else { divergence };
 
-        let (a, b) = self.vectors(step, &student, &teacher)?;
+        let (a, b) = self.vectors(context, &student, &teacher)?;
         if a.dims() != b.dims() {
             return Err(Error::incompatible(
                 ENTRY.name,

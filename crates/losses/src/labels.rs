@@ -3,9 +3,6 @@
 use candle_core::{DType, Tensor};
 use stillhouse_core::{Error, Result};
 
-/// The label of pixels that do not count (VOC's and Cityscapes' convention).
-pub(crate) const IGNORE: u32 = 255;
-
 /// Masks `[B, H, W]` at the size of a map, `[B, h, w]`: row i is row `floor(i * H / h)`, columns
 /// likewise.
 pub(crate) fn at_size(mask: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {

@@ -109,9 +109,9 @@ impl Distiller for Nst {
         self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, self.name).map(|_| ()))
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let values = self.config.stages.iter().map(|tap| {
-            let (student, teacher) = fit::map_pair(step, tap, self.name)?;
+            let (student, teacher) = fit::map_pair(context, tap, self.name)?;
             let groups = (self.grouping)(student.dim(0)?)?;
             let points = |map: &Tensor| unit(&map.flatten_from(2)?, EPS); // [B, C, H * W]
             let values = grouped_mmd2(&points(&teacher)?, &points(&student)?, &groups, self.config.kernel)?;

@@ -110,8 +110,8 @@ impl Distiller for Pkt {
         fit::vector_lengths(shapes, &self.config.tap, ENTRY.name).map(|_| ())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::vector_pair(step, &self.config.tap, ENTRY.name)?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::vector_pair(context, &self.config.tap, ENTRY.name)?;
         let (q, p) = (self.probabilities(&student)?, self.probabilities(&teacher)?);
         let ratio = (&p + self.config.eps)?.div(&(q + self.config.eps)?)?;
         let value = mean(&(p * ratio.log()?)?)?;

@@ -162,9 +162,9 @@ impl Fusion {
     }
 
     /// The loss of the stage, and the fused map `[B, M, H, W]` at the teacher's size.
-    fn review(&self, step: &LossContext, deeper: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-        let student = as_map(step.student.get(&self.tap)?)?;
-        let teacher = as_map(step.teacher.get(&self.tap)?)?.detach().to_dtype(student.dtype())?;
+    fn review(&self, context: &LossContext, deeper: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let student = as_map(context.student.get(&self.tap)?)?;
+        let teacher = as_map(context.teacher.get(&self.tap)?)?.detach().to_dtype(student.dtype())?;
         let ((b, _, h, w), (teacher_b, channels, th, tw)) = (student.dims4()?, teacher.dims4()?);
         if b != teacher_b {
             let (s, t) = (student.dims(), teacher.dims());
@@ -175,7 +175,7 @@ impl Fusion {
         }
         let mid = self.conv1.dim(0)?;
         let map = |rows: &Tensor| Ok::<_, Error>(rows.reshape((b, h, w, mid))?.permute((0, 3, 1, 2))?);
-        let mut fused = self.bn1.forward(&conv1x1(&pixels(&student)?, &self.conv1)?, step.train)?;
+        let mut fused = self.bn1.forward(&conv1x1(&pixels(&student)?, &self.conv1)?, context.train)?;
         if let (Some((weight, bias)), Some(deeper)) = (&self.attention, deeper) {
             let deeper = pixels(&nearest(deeper, (h, w))?)?;
             // The convolution of both side by side, without putting them there.
@@ -187,7 +187,7 @@ impl Fusion {
         }
         let fused = nearest(&map(&fused)?, (th, tw))?;
         let out = graph::conv2d(&fused, &self.conv2, ConvSpec::new(mid, channels, 3))?;
-        let out = self.bn2.forward(&pixels(&out)?, step.train)?;
+        let out = self.bn2.forward(&pixels(&out)?, context.train)?;
         let difference = (out - pixels(&teacher)?)?.reshape((b, th, tw, channels))?.permute((0, 3, 1, 2))?;
         Ok((hierarchical(&difference)?, fused))
     }
@@ -239,10 +239,10 @@ impl Distiller for ReviewKd {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let mut deeper: Option<Tensor> = None;
         let values = self.stages.iter().map(|stage| {
-            let (value, fused) = stage.review(step, deeper.as_ref())?;
+            let (value, fused) = stage.review(context, deeper.as_ref())?;
             deeper = Some(fused);
             Ok(value)
         });
@@ -250,7 +250,7 @@ impl Distiller for ReviewKd {
         Ok(vec![Term::new("reviewkd", value, self.config.weight)])
     }
 
-    fn after_step(&mut self, _step: &LossContext, _params: &ParamStore) -> Result<()> {
+    fn after_step(&mut self, _context: &LossContext, _params: &ParamStore) -> Result<()> {
         self.stages.iter().flat_map(|s| [&s.bn1, &s.bn2]).try_for_each(BatchNorm::after_step)
     }
 

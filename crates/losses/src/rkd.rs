@@ -240,8 +240,8 @@ impl Distiller for Rkd {
         fit::vector_lengths(shapes, "pooled", ENTRY.name).map(|_| ())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let (features, teacher) = fit::vector_pair(step, "pooled", ENTRY.name)?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let (features, teacher) = fit::vector_pair(context, "pooled", ENTRY.name)?;
         if features.dim(0)? < 2 {
             return Err(Error::incompatible(
                 ENTRY.name,

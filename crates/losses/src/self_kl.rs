@@ -203,11 +203,11 @@ impl SelfKl {
     }
 
     /// `kl`, with the squared temperature where it is asked for.
-    fn divergence(&self, step: &LossContext) -> Result<Tensor> {
+    fn divergence(&self, context: &LossContext) -> Result<Tensor> {
         let t = self.config.temperature;
-        let deep = step.student.get(&self.config.s4)?;
+        let deep = context.student.get(&self.config.s4)?;
         let one = |tap: &String| {
-            let (shallow, deep) = self.detached(step.student.get(tap)?, deep);
+            let (shallow, deep) = self.detached(context.student.get(tap)?, deep);
             let (shallow, deep) = ((shallow / t)?, (deep / t)?);
             mean(&match self.config.target {
                 Exit::S4 => kl(&deep, &shallow)?,
@@ -245,14 +245,14 @@ impl Distiller for SelfKl {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let (s3, s4) = (step.student.get(&self.config.s3)?, step.student.get(&self.config.s4)?);
-        let (ce_s3, ce_s4) = (self.ce.value(s3, step)?, self.ce.value(s4, step)?);
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let (s3, s4) = (context.student.get(&self.config.s3)?, context.student.get(&self.config.s4)?);
+        let (ce_s3, ce_s4) = (self.ce.value(s3, context)?, self.ce.value(s4, context)?);
         let distilled = match self.config.on {
-            On::Logits => self.divergence(step)?,
+            On::Logits => self.divergence(context)?,
             On::Features => {
-                let (f3, f4) =
-                    self.detached(step.student.get(&self.config.f3)?, step.student.get(&self.config.f4)?);
+                let (f3, f4) = self
+                    .detached(context.student.get(&self.config.f3)?, context.student.get(&self.config.f4)?);
                 mean(&(f3 - f4)?.sqr()?)?
             }
         };
@@ -271,7 +271,7 @@ impl Distiller for SelfKl {
 mod tests {
     use super::*;
     use candle_core::{DType, Device, Var};
-    use stillhouse_core::data::Target;
+    use stillhouse_core::data::{Labels, Target};
     use stillhouse_core::model::Features;
     use stillhouse_core::{ParamStore, Rng};
 
@@ -310,21 +310,10 @@ mod tests {
         let named = taps.iter().zip(&leaves);
         let student: Features =
             named.map(|((n, _), leaf)| (n.to_string(), leaf.as_tensor().clone())).collect();
-        let (nothing, images) = (Features::default(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
-        let step = LossContext {
-            student: &student,
-            teacher: &nothing,
-            target: &Target::Classes(Tensor::new(&[0u32, 1], &Device::Cpu).unwrap()),
-            on_host: &Target::Classes(Tensor::new(&[0u32, 1], &Device::Cpu).unwrap()),
-            images: &images,
-            ids: &[0, 1],
-            given: &nothing,
-            epoch: 0.0,
-            step: 0,
-            train: true,
-            rng: Rng::new(0),
-        };
-        let terms = (ENTRY.build)(&table).unwrap().terms(&step).unwrap();
+        let teacher = Features::default();
+        let target = Target::on_cpu(Labels::Classes(Tensor::new(&[0u32, 1], &Device::Cpu).unwrap()));
+        let context = LossContext::new(&student, &teacher, &target);
+        let terms = (ENTRY.build)(&table).unwrap().terms(&context).unwrap();
         let gradients = terms[1].value.backward().unwrap();
         let reached = |leaf: &Var| {
             gradients

@@ -213,9 +213,9 @@ impl Distiller for SkdAffinity {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         // Pooling first is cheaper and the same: averages pass through a 1x1 convolution.
-        let (student, teacher) = fit::map_pair(step, &self.config.tap, self.name)?;
+        let (student, teacher) = fit::map_pair(context, &self.config.tap, self.name)?;
         let (a, f) = match &self.adapters {
             Some((adapt, affinity)) => (adapt.forward(&student)?, affinity.forward(&student)?),
             None => (student.clone(), student),

@@ -174,7 +174,7 @@ impl SkdHolistic {
     }
 
     /// What the discriminator sees of logits `[B, N, H, W]`.
-    fn view(&self, logits: &Tensor, step: &LossContext) -> Result<Tensor> {
+    fn view(&self, logits: &Tensor, context: &LossContext) -> Result<Tensor> {
         let map = match self.config.preprocess {
             Preprocess::None => logits.clone(),
             Preprocess::Tanh => logits.tanh()?,
@@ -184,7 +184,13 @@ impl SkdHolistic {
             return Ok(map);
         }
         let (b, _, h, w) = map.dims4()?;
-        let images = step.images.detach().to_dtype(map.dtype())?;
+        let images = context.images.ok_or_else(|| {
+            Error::incompatible(
+                ENTRY.name,
+                "expected the images of the batch (`condition = true`), found none",
+            )
+        })?;
+        let images = images.detach().to_dtype(map.dtype())?;
         if images.rank() != 4 || images.dim(0)? != b {
             let found = images.dims();
             let what = format!("needs the images [B, 3, H, W] of {b} maps, got {found:?}");
@@ -193,24 +199,24 @@ impl SkdHolistic {
         Ok(Tensor::cat(&[&resize_bilinear(&images, (h, w), false)?, &map], 1)?)
     }
 
-    fn student_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let verdicts = self.discriminator()?.forward(&self.view(step.student.logits()?, step)?)?;
+    fn student_terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let verdicts = self.discriminator()?.forward(&self.view(context.student.logits()?, context)?)?;
         Ok(vec![Term::new("adversarial", mean(&verdicts)?.neg()?, self.config.weight)])
     }
 
-    fn opponent_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn opponent_terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let d = self.discriminator()?;
-        let (student, teacher) = fit::maps(step, "logits", ENTRY.name)?;
+        let (student, teacher) = fit::maps(context, "logits", ENTRY.name)?;
         let student = student.detach();
-        let of_student = d.forward(&self.view(&student, step)?)?;
-        let of_teacher = d.forward(&self.view(&teacher, step)?)?;
+        let of_student = d.forward(&self.view(&student, context)?)?;
+        let of_teacher = d.forward(&self.view(&teacher, context)?)?;
         let (real, fake) = match self.config.form {
             Form::Wasserstein => (mean(&of_teacher)?.neg()?, mean(&of_student)?),
             Form::Hinge => (mean(&relu(&(1.0 - of_teacher)?)?)?, mean(&relu(&(of_student + 1.0)?)?)?),
         };
         let mut terms = vec![Term::new("real", real, 1.0), Term::new("fake", fake, 1.0)];
         if self.config.gp_weight > 0.0 {
-            let penalty = self.penalty(d, &student, &teacher, step)?;
+            let penalty = self.penalty(d, &student, &teacher, context)?;
             terms.push(Term::new("gradient_penalty", penalty, self.config.gp_weight));
         }
         Ok(terms)
@@ -222,20 +228,20 @@ impl SkdHolistic {
         d: &Discriminator,
         student: &Tensor,
         teacher: &Tensor,
-        step: &LossContext,
+        context: &LossContext,
     ) -> Result<Tensor> {
         let (b, classes, _, _) = student.dims4()?;
-        let a = match step.given.get("gp_mix") {
+        let a = match context.overrides.get("gp_mix") {
             Ok(given) => given.to_dtype(student.dtype())?,
             Err(_) => {
-                let mut draw = step.rng.stream("gp_mix").at(step.step, 0);
+                let mut draw = context.rng.stream("gp_mix").at(context.step, 0);
                 let values: Vec<f64> = (0..b).map(|_| draw.uniform()).collect();
                 let values = Tensor::from_vec(values, (b, 1, 1, 1), student.device())?;
                 values.to_dtype(student.dtype())?
             }
         };
         let mid = (teacher.broadcast_mul(&a)? + student.broadcast_mul(&(1.0 - &a)?)?)?;
-        let g = d.input_gradient(&self.view(&mid, step)?)?;
+        let g = d.input_gradient(&self.view(&mid, context)?)?;
         // Of the map alone, and back through what was done to it.
         let g = g.narrow(1, g.dim(1)? - classes, classes)?;
         let g = match self.config.preprocess {
@@ -280,16 +286,16 @@ impl Distiller for SkdHolistic {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         match self.config.side {
-            Side::Generator => self.student_terms(step),
-            Side::Discriminator => self.opponent_terms(step),
+            Side::Generator => self.student_terms(context),
+            Side::Discriminator => self.opponent_terms(context),
         }
     }
 
-    fn adversary_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn adversary_terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         match self.config.side {
-            Side::Generator => self.opponent_terms(step),
+            Side::Generator => self.opponent_terms(context),
             Side::Discriminator => Ok(Vec::new()),
         }
     }

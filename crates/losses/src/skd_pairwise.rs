@@ -167,8 +167,8 @@ impl Distiller for SkdPairwise {
         self.window(map[1], map[2]).map(|_| ())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let (student, teacher) = fit::maps(step, &self.config.tap, ENTRY.name)?;
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let (student, teacher) = fit::maps(context, &self.config.tap, ENTRY.name)?;
         let (_, _, h, w) = teacher.dims4()?;
         let window = self.window(h, w)?;
         let (student, teacher) = (self.nodes(&student, window)?, self.nodes(&teacher, window)?);

@@ -118,9 +118,9 @@ impl Distiller for SkdPixelwise {
         fit::same_logit_maps(shapes, ENTRY.name).map(|_| ())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let t = self.config.temperature;
-        let (student, teacher) = fit::maps(step, "logits", ENTRY.name)?;
+        let (student, teacher) = fit::maps(context, "logits", ENTRY.name)?;
         let (_, classes, h, w) = student.dims4()?;
         let student = (rows(&student, ENTRY.name)? / t)?; // [B * H * W, N]
         let teacher = (rows(&teacher, ENTRY.name)? / t)?;

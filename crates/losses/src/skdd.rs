@@ -182,16 +182,16 @@ impl Distiller for Skdd {
         self.parts_mut().into_iter().try_for_each(|part| part.connect(shapes, params))
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        self.gather(|part| part.terms(step))
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        self.gather(|part| part.terms(context))
     }
 
-    fn adversary_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        self.gather(|part| part.adversary_terms(step))
+    fn adversary_terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        self.gather(|part| part.adversary_terms(context))
     }
 
-    fn after_step(&mut self, step: &LossContext, params: &ParamStore) -> Result<()> {
-        self.parts_mut().into_iter().try_for_each(|part| part.after_step(step, params))
+    fn after_step(&mut self, context: &LossContext, params: &ParamStore) -> Result<()> {
+        self.parts_mut().into_iter().try_for_each(|part| part.after_step(context, params))
     }
 
     fn term_weights(&self) -> Vec<(String, f64)> {

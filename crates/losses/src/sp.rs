@@ -101,10 +101,10 @@ impl Distiller for Sp {
         self.config.stages.iter().try_for_each(|tap| fit::map_channels(shapes, tap, ENTRY.name).map(|_| ()))
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let values = self.config.stages.iter().map(|tap| {
-            let student = step.student.get(tap)?;
-            let teacher = step.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
+            let student = context.student.get(tap)?;
+            let teacher = context.teacher.get(tap)?.detach().to_dtype(student.dtype())?;
             let batch = student.dim(0)? as f64;
             Ok((sum(&(similarity(&teacher)? - similarity(student)?)?.sqr()?)? / (batch * batch))?)
         });

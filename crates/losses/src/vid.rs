@@ -134,8 +134,8 @@ impl Stage {
     }
 
     /// The loss of the stage, a scalar.
-    fn value(&self, step: &LossContext, eps: f64) -> Result<Tensor> {
-        let (student, teacher) = fit::map_pair(step, &self.tap, ENTRY.name)?;
+    fn value(&self, context: &LossContext, eps: f64) -> Result<Tensor> {
+        let (student, teacher) = fit::map_pair(context, &self.tap, ENTRY.name)?;
         let mut mean = pixels(&student)?; // [B * H * W, C]
         for (i, weight) in self.regressors.iter().enumerate() {
             if i > 0 {
@@ -169,8 +169,8 @@ impl Distiller for Vid {
         Ok(())
     }
 
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let values = self.stages.iter().map(|stage| stage.value(step, self.config.eps));
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let values = self.stages.iter().map(|stage| stage.value(context, self.config.eps));
         let value = sum::stages(ENTRY.name, values)?;
         Ok(vec![Term::new("vid", value, self.config.weight)])
     }

@@ -2,7 +2,7 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Target, Task};
 use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext, Term};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Result, Rng};
@@ -98,25 +98,18 @@ impl Rig {
         };
         method.connect(&shapes, &params.builder(Rng::new(9)))?;
         let images = random(8, "images", &[b, 3, 18, 16], logits.dtype());
-        Ok(Self { method, params, teacher, target: Target::Mask(mask.clone()), images })
+        Ok(Self { method, params, teacher, target: Target::on_cpu(Labels::Mask(mask.clone())), images })
     }
 
     fn terms(&self, student: &Features, adversary: bool) -> Vec<Term> {
-        let given = Features::default();
-        let step = LossContext {
-            student,
-            teacher: &self.teacher,
-            target: &self.target,
-            on_host: &self.target,
-            images: &self.images,
-            ids: &[],
-            given: &given,
-            epoch: 0.0,
+        let context = LossContext {
+            images: Some(&self.images),
             step: 5,
-            train: true,
             rng: Rng::new(4),
+            ..LossContext::new(student, &self.teacher, &self.target)
         };
-        let terms = if adversary { self.method.adversary_terms(&step) } else { self.method.terms(&step) };
+        let terms =
+            if adversary { self.method.adversary_terms(&context) } else { self.method.terms(&context) };
         terms.unwrap()
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::Value;
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Target};
 use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Rng};
@@ -181,9 +181,9 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
             ("student", tap) => student.insert(word(tap), cast()?),
             ("teacher", tap) if !grad => teacher.insert(word(tap), cast()?),
             ("target", "classes") => {
-                target = Some(Target::Classes(tensor.to_dtype(DType::U32).map_err(words)?))
+                target = Some(Labels::Classes(tensor.to_dtype(DType::U32).map_err(words)?))
             }
-            ("target", "mask") => target = Some(Target::Mask(tensor.to_dtype(DType::U32).map_err(words)?)),
+            ("target", "mask") => target = Some(Labels::Mask(tensor.to_dtype(DType::U32).map_err(words)?)),
             ("aux", "image") if !grad => images = Some(cast()?),
             ("aux", name) if !grad && tensor.dtype() == DType::I64 => aux.insert(name, tensor.clone()),
             ("aux", name) if !grad => aux.insert(name, cast()?),
@@ -194,11 +194,11 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     }
     let batch = student.iter().next().map_or(0, |(_, t)| t.dims()[0]);
     // Without labels: any will do.
-    let target =
-        target.unwrap_or(Target::Classes(Tensor::zeros(batch, DType::U32, &Device::Cpu).map_err(words)?));
-    let classes = match (student.iter().find(|(tap, _)| tap.ends_with("logits")), &target) {
+    let labels =
+        target.unwrap_or(Labels::Classes(Tensor::zeros(batch, DType::U32, &Device::Cpu).map_err(words)?));
+    let classes = match (student.iter().find(|(tap, _)| tap.ends_with("logits")), &labels) {
         (Some((_, logits)), _) => logits.dims()[1],
-        (_, Target::Classes(t) | Target::Mask(t)) => {
+        (_, Labels::Classes(t) | Labels::Mask(t)) => {
             let largest = t.flatten_all().and_then(|t| t.max(0)).and_then(|t| t.to_scalar::<u32>());
             largest.map_err(words)? as usize + 1
         }
@@ -206,11 +206,10 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
 
     // Connectors: the case's parameters are exactly the methods' own.
     let params = ParamStore::new(dtype, &Device::Cpu).map_err(words)?;
-    let task = if matches!(target, Target::Mask(_)) { Task::Segmentation } else { Task::Classification };
     let shapes = FeatureShapes {
         student: student.shapes(),
         teacher: teacher.shapes(),
-        task,
+        task: labels.task(),
         classes,
         batch,
         samples: batch,
@@ -238,24 +237,17 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     }
 
     // The step.
-    // Without images: any will do.
-    let images = images.unwrap_or(Tensor::zeros((batch, 3, 1, 1), dtype, &Device::Cpu).map_err(words)?);
-    let step = LossContext {
-        student: &student,
-        teacher: &teacher,
-        target: &target,
-        on_host: &target,
-        images: &images,
-        given: &aux,
-        ids: &(0..batch as u64).collect::<Vec<_>>(),
-        epoch: 0.0,
-        step: 0,
+    let (target, ids) = (Target::on_cpu(labels), (0..batch as u64).collect::<Vec<_>>());
+    let context = LossContext {
+        images: images.as_ref(),
+        ids: &ids,
+        overrides: &aux,
         train,
-        rng: Rng::new(0),
+        ..LossContext::new(&student, &teacher, &target)
     };
     let mut terms = Vec::new();
     for method in &methods {
-        terms.extend(method.terms(&step).map_err(words)?);
+        terms.extend(method.terms(&context).map_err(words)?);
     }
     let told = methods.iter().flat_map(|m| m.term_weights()).collect::<Vec<_>>();
     let got: Vec<(String, f64)> = terms.iter().map(|t| (t.name.clone(), t.weight)).collect();
@@ -274,7 +266,7 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     let grads = total.backward().map_err(words)?;
 
     for method in &mut methods {
-        method.after_step(&step, &params).map_err(words)?;
+        method.after_step(&context, &params).map_err(words)?;
     }
 
     // The comparison.

@@ -2,7 +2,7 @@
 //! that never stopped.
 
 use candle_core::{DType, Device, Tensor, Var};
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Target, Task};
 use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Result, Rng};
@@ -54,20 +54,15 @@ impl Bench {
         let tap = |t: Tensor| Features::from_iter([("pooled".to_string(), t)]);
         let student = tap(own.as_tensor().clone());
         let teacher = tap(random("t", number, &[ids.len(), 7], self.params.dtype()));
-        let step = LossContext {
-            student: &student,
-            teacher: &teacher,
-            target: &Target::Classes(Tensor::zeros(ids.len(), DType::U32, &CPU)?),
-            on_host: &Target::Classes(Tensor::zeros(ids.len(), DType::U32, &CPU)?),
-            images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &CPU)?,
+        let target = Target::on_cpu(Labels::Classes(Tensor::zeros(ids.len(), DType::U32, &CPU)?));
+        let context = LossContext {
             ids,
-            given: &Features::default(),
-            epoch: 0.0,
             step: number,
             train,
             rng: Rng::new(4),
+            ..LossContext::new(&student, &teacher, &target)
         };
-        let terms = self.method.terms(&step)?;
+        let terms = self.method.terms(&context)?;
         let grads = (&terms[0].value + &terms[1].value)?.backward()?;
         let list = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
         let mut gradients = list(grads.get(&own).unwrap())?;
@@ -78,7 +73,7 @@ impl Bench {
         }
         let values =
             terms.iter().map(|t| list(&t.value).map(|v| v[0])).collect::<candle_core::Result<_>>()?;
-        self.method.after_step(&step, &self.params)?;
+        self.method.after_step(&context, &self.params)?;
         Ok((values, gradients))
     }
 }
@@ -171,7 +166,13 @@ fn gradients_are_central_differences() {
     let (_, gradients) = value(&x);
     let at = |v: &[f64]| value(&Tensor::from_slice(v, (2, 5), &CPU).unwrap()).0.iter().sum::<f64>();
     let list: Vec<f64> = x.flatten_all().unwrap().to_vec1().unwrap();
-    finite_diff::assert_close(&gradients[..10], &finite_diff::central_difference(at, &list, 1e-5), 1e-6, 1e-8, "features");
+    finite_diff::assert_close(
+        &gradients[..10],
+        &finite_diff::central_difference(at, &list, 1e-5),
+        1e-6,
+        1e-8,
+        "features",
+    );
     // Both embeddings are trained: two weights and two biases follow.
     assert_eq!(gradients.len(), 10 + 4 * 5 + 4 + 4 * 7 + 4);
     assert!(gradients[10..].iter().filter(|g| g.abs() > 1e-9).count() > 50);

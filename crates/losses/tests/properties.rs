@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Target, Task};
 use stillhouse_core::distiller::{FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Rng};
@@ -50,20 +50,9 @@ fn run(
         samples: y.len(),
     };
     method.connect(&shapes, &params.builder(Rng::new(0))).unwrap();
-    let step = LossContext {
-        student: &features[0],
-        teacher: &features[1],
-        target: &Target::Classes(Tensor::new(y, &CPU).unwrap()),
-        on_host: &Target::Classes(Tensor::new(y, &CPU).unwrap()),
-        images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &CPU).unwrap(),
-        ids: &[],
-        given: &Features::default(),
-        epoch: 0.0,
-        step: 0,
-        train: true,
-        rng: Rng::new(0),
-    };
-    let value = method.terms(&step).unwrap().remove(0).value;
+    let target = Target::on_cpu(Labels::Classes(Tensor::new(y, &CPU).unwrap()));
+    let context = LossContext::new(&features[0], &features[1], &target);
+    let value = method.terms(&context).unwrap().remove(0).value;
     let grads = value.backward().unwrap();
     let gradient = grads.get(&var).map_or_else(|| vec![0.0; student.elem_count()], list);
     (list(&value)[0], gradient)
@@ -260,22 +249,10 @@ fn teachers_are_constants() {
 
     let taps = |v: &Var| Features::from_iter([("F1".to_string(), v.as_tensor().clone())]);
     let (s, t) = (taps(&student), taps(&teacher));
-    let target = Target::Classes(Tensor::new(&[0u32, 0], &CPU).unwrap());
-    let step = LossContext {
-        student: &s,
-        teacher: &t,
-        target: &target,
-        on_host: &target,
-        images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &CPU).unwrap(),
-        ids: &[],
-        given: &Features::default(),
-        epoch: 0.0,
-        step: 0,
-        train: true,
-        rng: Rng::new(0),
-    };
+    let target = Target::on_cpu(Labels::Classes(Tensor::new(&[0u32, 0], &CPU).unwrap()));
+    let context = LossContext::new(&s, &t, &target);
     let method =
         (registry().get("class_centric").unwrap().build)(&toml::toml! { C5_stages = ["F1"] }).unwrap();
-    let grads = method.terms(&step).unwrap()[0].value.backward().unwrap();
+    let grads = method.terms(&context).unwrap()[0].value.backward().unwrap();
     assert!(grads.get(&student).is_some() && grads.get(&teacher).is_none());
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Target, Task};
 use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Result, Rng};
@@ -80,20 +80,10 @@ impl Bench {
         let features: Features = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
         let teacher: Features = teacher.iter().map(|(n, t)| (n.to_string(), (*t).clone())).collect();
         let ids: Vec<u64> = (0..y.len() as u64).map(|i| 7 * i + 1).collect();
-        let step = LossContext {
-            student: &features,
-            teacher: &teacher,
-            target: &Target::Classes(Tensor::new(y, &CPU)?),
-            on_host: &Target::Classes(Tensor::new(y, &CPU)?),
-            images: &Tensor::zeros((1, 3, 1, 1), DType::F32, &CPU)?,
-            ids: &ids,
-            given: &Features::default(),
-            epoch: 0.0,
-            step: 0,
-            train: true,
-            rng: Rng::new(5),
-        };
-        let terms = self.method.terms(&step)?;
+        let target = Target::on_cpu(Labels::Classes(Tensor::new(y, &CPU)?));
+        let context =
+            LossContext { ids: &ids, rng: Rng::new(5), ..LossContext::new(&features, &teacher, &target) };
+        let terms = self.method.terms(&context)?;
         let told: Vec<(String, f64)> = terms.iter().map(|t| (t.name.clone(), t.weight)).collect();
         assert_eq!(told, self.method.term_weights());
         let mut total = Tensor::zeros((), features.iter().next().unwrap().1.dtype(), &CPU)?;

@@ -2,7 +2,7 @@
 //! others are. Below it, what single methods do not notice.
 
 use candle_core::{DType, Device, Tensor, Var};
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Target, Task};
 use stillhouse_core::distiller::{Distiller, DistillerBuild, FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::registry::Entry;
@@ -150,10 +150,10 @@ impl Bench {
         };
         let (student, teacher) = (taps(&needs.student, 0, "student"), taps(&needs.teacher, 2, "teacher"));
         let labels = Tensor::new(batch.labels, &CPU)?;
-        let target = match setting.task {
-            Task::Classification => Target::Classes(labels),
+        let labels = match setting.task {
+            Task::Classification => Labels::Classes(labels),
             Task::Segmentation => {
-                Target::Mask(labels.reshape((images, 1, 1))?.broadcast_as((images, 8, 8))?.contiguous()?)
+                Labels::Mask(labels.reshape((images, 1, 1))?.broadcast_as((images, 8, 8))?.contiguous()?)
             }
         };
         let params = ParamStore::new(dtype, &CPU)?;
@@ -166,26 +166,22 @@ impl Bench {
             samples: SAMPLES,
         };
         method.connect(&shapes, &params.builder(Rng::new(3)))?;
-        Ok(Self { method, student, teacher, target, params })
+        Ok(Self { method, student, teacher, target: Target::on_cpu(labels), params })
     }
 
     fn run(&mut self, step: u64) -> Result<Told> {
         let (student, teacher) = (features(&self.student), features(&self.teacher));
         let images = self.student[0].1.dims()[0];
-        let step = LossContext {
-            student: &student,
-            teacher: &teacher,
-            target: &self.target,
-            on_host: &self.target,
-            images: &Tensor::zeros((images, 3, 8, 8), self.params.dtype(), &CPU)?,
-            ids: &(0..images as u64).map(|i| 3 * i + 1).collect::<Vec<_>>(),
-            given: &Features::default(),
-            epoch: 0.0,
+        let images_of = Tensor::zeros((images, 3, 8, 8), self.params.dtype(), &CPU)?;
+        let ids: Vec<u64> = (0..images as u64).map(|i| 3 * i + 1).collect();
+        let context = LossContext {
+            images: Some(&images_of),
+            ids: &ids,
             step,
-            train: true,
             rng: Rng::new(11),
+            ..LossContext::new(&student, &teacher, &self.target)
         };
-        let terms = self.method.terms(&step)?;
+        let terms = self.method.terms(&context)?;
         let mut total = Tensor::zeros((), self.params.dtype(), &CPU)?;
         for term in &terms {
             total = (total + (&term.value * term.weight)?)?;
@@ -198,8 +194,8 @@ impl Bench {
         let weights: Vec<(String, Var)> = weights.map(|p| (p.name.clone(), p.var().clone())).collect();
         let all = self.student.iter().chain(&weights);
         let gradients = all.filter_map(|(name, var)| Some((name.clone(), list(store.get(var)?)))).collect();
-        let rival = self.method.adversary_terms(&step)?;
-        self.method.after_step(&step, &self.params)?;
+        let rival = self.method.adversary_terms(&context)?;
+        self.method.after_step(&context, &self.params)?;
         let terms =
             terms.iter().chain(&rival).map(|t| (t.name.clone(), list(&t.value)[0], t.weight)).collect();
         Ok(Told { terms, gradients })

@@ -1,11 +1,9 @@
 //! Scores and labels of a batch, sample by sample or pixel by pixel.
 
 use candle_core::{DType, Tensor};
-use stillhouse_core::data::Target;
+use stillhouse_core::data::{IGNORE_INDEX, Labels};
 use stillhouse_core::metric::Metric;
 use stillhouse_core::{Error, Result};
-
-use crate::segmentation::IGNORE;
 
 /// Calls `count` with the scores `[classes]` and the label of every sample of `logits [B, C]`, or
 /// of every pixel of `logits [B, C, H, W]` whose label is not "ignore".
@@ -13,12 +11,12 @@ pub(crate) fn each(
     who: &str,
     classes: usize,
     logits: &Tensor,
-    target: &Target,
+    target: &Labels,
     mut count: impl FnMut(&[f64], u32) -> crate::Result<()>,
 ) -> Result<()> {
     let (labels, ignore) = match target {
-        Target::Classes(t) => (t, None),
-        Target::Mask(t) => (t, Some(IGNORE)),
+        Labels::Classes(t) => (t, None),
+        Labels::Mask(t) => (t, Some(u32::from(IGNORE_INDEX))),
     };
     let mut want = labels.dims().to_vec();
     want.insert(1.min(want.len()), classes);
@@ -71,7 +69,7 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    fn seen(classes: usize, logits: &Tensor, target: &Target) -> Result<Vec<(Vec<f64>, u32)>> {
+    fn seen(classes: usize, logits: &Tensor, target: &Labels) -> Result<Vec<(Vec<f64>, u32)>> {
         let mut all = Vec::new();
         each("test", classes, logits, target, |s, t| {
             all.push((s.to_vec(), t));
@@ -84,10 +82,10 @@ mod tests {
     fn samples_and_pixels() {
         let dev = &Device::Cpu;
         let logits = Tensor::new(&[[1f32, 2.], [3., 4.]], dev).unwrap();
-        let target = Target::Classes(Tensor::new(&[1u32, 0], dev).unwrap());
+        let target = Labels::Classes(Tensor::new(&[1u32, 0], dev).unwrap());
         assert_eq!(seen(2, &logits, &target).unwrap(), [(vec![1., 2.], 1), (vec![3., 4.], 0)]);
         let logits = Tensor::arange(0f32, 12., dev).unwrap().reshape((1, 2, 2, 3)).unwrap();
-        let target = Target::Mask(Tensor::new(&[[[0u32, 255, 1], [255, 255, 0]]], dev).unwrap());
+        let target = Labels::Mask(Tensor::new(&[[[0u32, 255, 1], [255, 255, 0]]], dev).unwrap());
         let want = [(vec![0., 6.], 0), (vec![2., 8.], 1), (vec![5., 11.], 0)];
         assert_eq!(seen(2, &logits, &target).unwrap(), want);
         // the same values through a view that is not contiguous
@@ -99,7 +97,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_named() {
         let dev = &Device::Cpu;
-        let classes = |v: &[u32]| Target::Classes(Tensor::new(v, dev).unwrap());
+        let classes = |v: &[u32]| Labels::Classes(Tensor::new(v, dev).unwrap());
         let logits = Tensor::zeros((2, 3), DType::F32, dev).unwrap();
         assert!(seen(3, &logits, &classes(&[0, 2])).is_ok());
         let e = seen(3, &logits, &classes(&[0, 3])).unwrap_err().to_string();
@@ -108,7 +106,7 @@ mod tests {
             let e = seen(n, &logits, &classes(&labels)).unwrap_err().to_string();
             assert!(e.contains("[2, 3]") && e.contains("test"), "{e}");
         }
-        let mask = Target::Mask(Tensor::zeros((2, 4, 4), DType::U32, dev).unwrap());
+        let mask = Labels::Mask(Tensor::zeros((2, 4, 4), DType::U32, dev).unwrap());
         assert!(seen(3, &logits, &mask).is_err());
         let maps = Tensor::zeros((2, 3, 4, 4), DType::F32, dev).unwrap();
         assert!(seen(3, &maps, &mask).is_ok() && seen(3, &maps, &classes(&[0, 1])).is_err());

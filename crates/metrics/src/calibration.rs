@@ -17,7 +17,7 @@
 use std::any::Any;
 
 use candle_core::Tensor;
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Task};
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::registry::Entry;
 
@@ -203,7 +203,7 @@ impl Metric for Calibration {
         true
     }
 
-    fn update(&mut self, logits: &Tensor, target: &Target) -> stillhouse_core::Result<()> {
+    fn update(&mut self, logits: &Tensor, target: &Labels) -> stillhouse_core::Result<()> {
         batch::each(ENTRY.name, self.classes, logits, target, |scores, label| {
             self.add_logits(scores, label as usize)
         })

@@ -12,7 +12,7 @@
 use std::any::Any;
 
 use candle_core::Tensor;
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Task};
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::registry::Entry;
 
@@ -139,7 +139,7 @@ impl Metric for Accuracy {
         task == Task::Classification
     }
 
-    fn update(&mut self, logits: &Tensor, target: &Target) -> stillhouse_core::Result<()> {
+    fn update(&mut self, logits: &Tensor, target: &Labels) -> stillhouse_core::Result<()> {
         target.classes(ENTRY.name)?;
         let (matrix, ranks) = (&mut self.matrix, &mut self.ranks);
         batch::each(ENTRY.name, matrix.classes(), logits, target, |scores, label| {
@@ -217,7 +217,7 @@ mod tests {
     fn a_diverged_network_is_not_right() {
         let mut metric = Accuracy::new(3);
         let logits = Tensor::full(f32::NAN, (2, 3), &Device::Cpu).unwrap();
-        let target = Target::Classes(Tensor::new(&[1u32, 2], &Device::Cpu).unwrap());
+        let target = Labels::Classes(Tensor::new(&[1u32, 2], &Device::Cpu).unwrap());
         metric.update(&logits, &target).unwrap();
         let score = |name: &str| metric.scores().into_iter().find(|s| s.name == name).unwrap().value;
         assert_eq!((score("top1"), score("right"), score("tested")), (0.0, 0.0, 2.0));
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn masks_are_refused() {
         let logits = Tensor::zeros((1, 3, 2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let mask = Target::Mask(Tensor::zeros((1, 2, 2), candle_core::DType::U32, &Device::Cpu).unwrap());
+        let mask = Labels::Mask(Tensor::zeros((1, 2, 2), candle_core::DType::U32, &Device::Cpu).unwrap());
         let e = Accuracy::new(3).update(&logits, &mask).unwrap_err().to_string();
         assert!(e.contains("accuracy") && e.contains("one class per image"), "{e}");
     }

@@ -13,7 +13,7 @@
 use std::any::Any;
 
 use candle_core::Tensor;
-use stillhouse_core::data::{Target, Task};
+use stillhouse_core::data::{Labels, Task};
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::registry::Entry;
 
@@ -21,9 +21,6 @@ use crate::error::same_length;
 use crate::numeric::{mean, mean_defined, mean_zero, ratio};
 use crate::topk::best;
 use crate::{ConfusionMatrix, Result, batch};
-
-/// The label of pixels that do not count.
-pub const IGNORE: u32 = 255;
 
 /// The row of [`Segmentation`].
 pub const ENTRY: Entry<MetricBuild> = Entry {
@@ -118,7 +115,7 @@ impl Metric for Segmentation {
         task == Task::Segmentation
     }
 
-    fn update(&mut self, logits: &Tensor, target: &Target) -> stillhouse_core::Result<()> {
+    fn update(&mut self, logits: &Tensor, target: &Labels) -> stillhouse_core::Result<()> {
         target.mask(ENTRY.name)?;
         let matrix = &mut self.0;
         batch::each(ENTRY.name, matrix.classes(), logits, target, |scores, label| {
@@ -189,11 +186,11 @@ mod tests {
         let dev = &Device::Cpu;
         // [1, 2, 1, 3]: predictions 0, 1, 0 (equal scores: the lower index)
         let logits = Tensor::new(&[[[[2f32, 0., 1.]], [[1., 5., 1.]]]], dev).unwrap();
-        let target = Target::Mask(Tensor::new(&[[[0u32, 0, 255]]], dev).unwrap());
+        let target = Labels::Mask(Tensor::new(&[[[0u32, 0, 255]]], dev).unwrap());
         let mut metric = Segmentation::new(2);
         metric.update(&logits, &target).unwrap();
         assert_eq!(metric.matrix().counts(), [1, 1, 0, 0]);
-        let classes = Target::Classes(Tensor::new(&[0u32], dev).unwrap());
+        let classes = Labels::Classes(Tensor::new(&[0u32], dev).unwrap());
         let e = metric.update(&logits, &classes).unwrap_err().to_string();
         assert!(e.contains("label masks"), "{e}");
     }

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use stillhouse_core::data::Target;
+use stillhouse_core::data::Labels;
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::registry::Entry;
 use stillhouse_metrics::registry;
@@ -18,11 +18,11 @@ struct Data {
 }
 
 impl Data {
-    fn target(&self) -> Target {
+    fn target(&self) -> Labels {
         if self.target.rank() == 1 {
-            Target::Classes(self.target.clone())
+            Labels::Classes(self.target.clone())
         } else {
-            Target::Mask(self.target.clone())
+            Labels::Mask(self.target.clone())
         }
     }
     fn part(&self, from: usize, to: usize) -> Self {
@@ -133,8 +133,8 @@ fn nothing_counted_is_not_defined() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let logits = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
-    let classes = |v: &[u32]| Target::Classes(Tensor::new(v, &Device::Cpu).unwrap());
-    let map = |v: u32| Target::Mask(Tensor::full(v, (1, 2, 2), &Device::Cpu).unwrap());
+    let classes = |v: &[u32]| Labels::Classes(Tensor::new(v, &Device::Cpu).unwrap());
+    let map = |v: u32| Labels::Mask(Tensor::full(v, (1, 2, 2), &Device::Cpu).unwrap());
     for row in registry().entries() {
         let refused = [
             (logits(&[2, CLASSES + 1]), classes(&[0, 1])),

@@ -4,7 +4,7 @@ mod check;
 mod optimizer;
 
 use serde::{Deserialize, Serialize};
-use stillhouse_core::data::{Sampler, SplitMode, SplitSpec};
+use stillhouse_core::data::{IMAGENET_MEAN, IMAGENET_STD, Sampler, SplitMode, SplitSpec};
 use toml::Table;
 
 use crate::schedule::Schedule;
@@ -76,11 +76,11 @@ pub struct DataConfig {
 }
 
 fn imagenet_mean() -> [f32; 3] {
-    [0.485, 0.456, 0.406]
+    IMAGENET_MEAN
 }
 
 fn imagenet_std() -> [f32; 3] {
-    [0.229, 0.224, 0.225]
+    IMAGENET_STD
 }
 
 /// The shortest decimals of the values: 0.485, not the 0.48500001430511475 that f32 makes of it.

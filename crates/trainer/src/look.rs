@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
 use stillhouse_core::Rng;
-use stillhouse_core::data::{BatchSource, LoaderSpec, Sampler, Target};
+use stillhouse_core::data::{BatchSource, Labels, LoaderSpec, Sampler};
 use stillhouse_ops::graph::resize_bilinear;
 use stillhouse_ops::{Mode, Tape};
 
@@ -82,7 +82,7 @@ pub fn features(folder: &Path, tap: &str, most: usize, context: &Context) -> Res
         tape.begin(Rng::new(0), 0);
         let found = network.model.forward(&batch.images.to_device(&context.device)?, &mut tape)?;
         looked.features.extend(found.get(tap)?.to_device(&Device::Cpu)?.to_vec2::<f32>()?);
-        looked.labels.extend(batch.target.classes("features")?.to_vec1::<u32>()?);
+        looked.labels.extend(batch.labels.classes("features")?.to_vec1::<u32>()?);
         looked.ids.extend(batch.ids);
     }
     Ok(looked)
@@ -105,7 +105,7 @@ pub fn grad_cam(folder: &Path, most: usize, context: &Context) -> Result<(RunInf
     tape.select_features(&[taps, &["logits"]].concat());
     let mut all = Vec::new();
     while let Some(batch) = loader.next_batch()? {
-        let Target::Classes(label) = &batch.target else { break };
+        let Labels::Classes(label) = &batch.labels else { break };
         tape.begin(Rng::new(0), 0);
         let images = batch.images.to_device(&context.device)?;
         let found = network.model.forward(&images, &mut tape)?;
@@ -167,7 +167,7 @@ pub fn label_maps(folder: &Path, most: usize, context: &Context) -> Result<(RunI
         if context.stopped() {
             return Err(Error::Interrupted { step: 0, folder: folder.to_path_buf() });
         }
-        let truth = batch.target.mask("label maps")?.flatten_all()?.to_vec1::<u32>()?;
+        let truth = batch.labels.mask("label maps")?.flatten_all()?.to_vec1::<u32>()?;
         let (_, _, height, width) = batch.images.dims4()?;
         all.push(Mapped {
             id: batch.ids[0],

@@ -1,7 +1,6 @@
 //! One batch: teacher, student, terms, gradients, update.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
 
 use candle_core::Tensor;
 use stillhouse_core::data::{Batch, Target};
@@ -164,20 +163,18 @@ impl Learner {
         let mut parts = Vec::new();
         for start in (0..images).step_by(size) {
             let len = size.min(images - start);
-            let target = match &batch.target {
-                Target::Classes(t) => Target::Classes(t.narrow(0, start, len)?),
-                Target::Mask(t) => Target::Mask(t.narrow(0, start, len)?),
-            };
+            let host = batch.labels.narrow(start, len)?;
             let ids = batch.ids[start..start + len].to_vec();
             let images_of = batch.images.narrow(0, start, len)?;
-            let on_host = target.clone();
-            let batch = to_device(Batch { images: images_of, target, ids }, self.student.params.device())?;
+            let labels = host.clone();
+            let batch = to_device(Batch { images: images_of, labels, ids }, self.student.params.device())?;
+            let target = Target { device: batch.labels.clone(), host };
             let place = Place::new(at.step, &batch);
             let teacher = match &mut self.teacher {
                 Some(teacher) => teacher.forward(&batch)?,
                 None => Features::default(),
             };
-            parts.push(Part { batch, on_host, place, teacher, share: len as f64 / images as f64 });
+            parts.push(Part { batch, target, place, teacher, share: len as f64 / images as f64 });
         }
         Ok(parts)
     }
@@ -216,7 +213,7 @@ impl Learner {
             let gradients = self.tape.backward(&total)?;
             self.readings.finite(&part.place, &gradients)?;
             sum = Some(added(sum, gradients)?);
-            if counting && let Some(count) = right(student.logits()?, &part.batch.target)? {
+            if counting && let Some(count) = right(student.logits()?, &part.batch.labels)? {
                 self.readings.right(&count)?;
             }
             features.push(student);
@@ -308,8 +305,7 @@ impl Learner {
 /// A part of a batch; most often the whole.
 struct Part {
     batch: Batch,
-    /// Its labels in the host's memory.
-    on_host: Target,
+    target: Target,
     place: Place,
     /// What the teacher makes of it.
     teacher: Features,
@@ -320,17 +316,12 @@ struct Part {
 impl Part {
     fn step<'a>(&'a self, student: &'a Features, at: Moment, rng: Rng) -> LossContext<'a> {
         LossContext {
-            student,
-            teacher: &self.teacher,
-            target: &self.batch.target,
-            on_host: &self.on_host,
-            images: &self.batch.images,
+            images: Some(&self.batch.images),
             ids: &self.batch.ids,
-            given: &NOTHING,
             epoch: at.step as f64 / at.per_epoch as f64,
             step: at.step,
-            train: true,
             rng,
+            ..LossContext::new(student, &self.teacher, &self.target)
         }
     }
 
@@ -339,9 +330,6 @@ impl Part {
         Ok(if self.share == 1.0 { total } else { (total * self.share)? })
     }
 }
-
-/// No value replaces a method's own draws in training.
-static NOTHING: LazyLock<Features> = LazyLock::new(Features::default);
 
 /// The gradients of one part more.
 fn added(sum: Option<Gradients>, gradients: Gradients) -> Result<Gradients> {

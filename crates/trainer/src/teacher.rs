@@ -116,7 +116,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use candle_core::{DType, Device};
-    use stillhouse_core::data::Target;
+    use stillhouse_core::data::Labels;
     use stillhouse_core::model::{FeatureInfo, Model};
     use stillhouse_core::{ParamBuilder, ParamStore};
     use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Mode};
@@ -177,8 +177,8 @@ mod tests {
         let value = |id: u64, i: u64| ((id * 1009 + i * 37) % 101) as f32 / 50.0 - 1.0;
         let values: Vec<f32> = ids.iter().flat_map(|id| (0..108).map(move |i| value(*id, i))).collect();
         let images = Tensor::from_vec(values, (ids.len(), 3, 6, 6), &Device::Cpu).unwrap();
-        let target = Target::Classes(Tensor::zeros(ids.len(), DType::U32, &Device::Cpu).unwrap());
-        Batch { images, target, ids: ids.to_vec() }
+        let labels = Labels::Classes(Tensor::zeros(ids.len(), DType::U32, &Device::Cpu).unwrap());
+        Batch { images, labels, ids: ids.to_vec() }
     }
 
     fn bits(features: &Features) -> Vec<(String, Vec<usize>, Vec<u32>)> {

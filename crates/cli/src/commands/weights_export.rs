@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use stillhouse_backbones::weights_file::WeightsFile;
 use stillhouse_backbones::{Card, Precision, export, load_weights, onnx, usual_size};
+use stillhouse_core::data::{IMAGENET_MEAN, IMAGENET_STD};
 use stillhouse_core::model::Model;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_trainer::{CellResult, Network as Trained, RunInfo};
@@ -170,8 +171,8 @@ fn of_file(args: &Args) -> Result<(Box<dyn Model>, ParamStore, Card), CliError> 
         arch: request.name,
         variant: request.variant,
         class_count: request.classes,
-        mean: [0.485, 0.456, 0.406],
-        std: [0.229, 0.224, 0.225],
+        mean: IMAGENET_MEAN,
+        std: IMAGENET_STD,
         ..Card::default()
     };
     Ok((network, params, card))

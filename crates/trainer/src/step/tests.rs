@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_core::ParamBuilder;
-use stillhouse_core::data::{Batch, Target};
+use stillhouse_core::data::{Batch, Labels};
 use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext, RequiredFeatures, Term};
 use stillhouse_core::model::{FeatureInfo, Features, Model};
 use stillhouse_ops::optim::Optimizer;
@@ -154,8 +154,8 @@ fn batch(images: usize) -> Batch {
     let values: Vec<f32> = (0..images * 3 * SIZE * SIZE).map(value).collect();
     let images_of = Tensor::from_vec(values, (images, 3, SIZE, SIZE), &Device::Cpu).unwrap();
     let labels: Vec<u32> = (0..images).map(|i| (i % CLASSES) as u32).collect();
-    let target = Target::Classes(Tensor::new(labels, &Device::Cpu).unwrap());
-    Batch { images: images_of, target, ids: (0..images as u64).collect() }
+    let labels = Labels::Classes(Tensor::new(labels, &Device::Cpu).unwrap());
+    Batch { images: images_of, labels, ids: (0..images as u64).collect() }
 }
 
 const AT: Moment = Moment { step: 0, per_epoch: 10, lr: 0.1 };

@@ -89,8 +89,8 @@ impl Metric for Pixels {
     fn supports(&self, task: Task) -> bool {
         task == Task::Segmentation
     }
-    fn update(&mut self, logits: &Tensor, target: &Target) -> Result<()> {
-        let mask = target.mask("pixels")?;
+    fn update(&mut self, logits: &Tensor, labels: &Labels) -> Result<()> {
+        let mask = labels.mask("pixels")?;
         let found = logits.argmax(1)?;
         assert_eq!(found.dims(), mask.dims(), "in the size of the masks");
         let found = found.flatten_all()?.to_vec1::<u32>()?;

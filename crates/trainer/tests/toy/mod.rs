@@ -135,11 +135,11 @@ impl BatchSource for Loader {
         self.at.batch += 1;
         let images = Tensor::from_vec(values, (ids.len(), 3, SIZE, SIZE), &Device::Cpu)?;
         let labels = Tensor::new(labels, &Device::Cpu)?;
-        let target = match masks {
-            true => Target::Mask(labels.reshape((ids.len(), SIZE, SIZE))?),
-            false => Target::Classes(labels),
+        let labels = match masks {
+            true => Labels::Mask(labels.reshape((ids.len(), SIZE, SIZE))?),
+            false => Labels::Classes(labels),
         };
-        Ok(Some(Batch { images, target, ids: ids.iter().map(|i| *i as u64).collect() }))
+        Ok(Some(Batch { images, labels, ids: ids.iter().map(|i| *i as u64).collect() }))
     }
     fn position(&self) -> Position {
         self.at
@@ -232,7 +232,7 @@ impl Distiller for Ce {
 
 fn cross_entropy(step: &LossContext) -> Result<Tensor> {
     let logits = step.student.logits()?;
-    if let Target::Mask(mask) = step.target {
+    if let Labels::Mask(mask) = &step.target.device {
         return dense::cross_entropy(logits, mask);
     }
     let max = logits.max_keepdim(1)?.detach();
@@ -485,7 +485,7 @@ impl Metric for Count {
     fn supports(&self, task: Task) -> bool {
         task == Task::Classification
     }
-    fn update(&mut self, logits: &Tensor, _target: &Target) -> Result<()> {
+    fn update(&mut self, logits: &Tensor, _labels: &Labels) -> Result<()> {
         self.0 += logits.dims()[0] as u64;
         Ok(())
     }
