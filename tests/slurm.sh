@@ -57,14 +57,14 @@ grid=(table3 --profile smoke
   --set 'data.per_class=[4, 2]' --set data.image_size=32
   --set "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]"
   --set "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]"
-  --set teacher.backbone=resnet18 --set teacher.train.epochs=2 --set train.epochs=4
+  --set teacher.model=resnet18 --set teacher.train.epochs=2 --set train.epochs=4
   --set "train.checkpoint='1 steps'" --set "teacher.train.checkpoint='1 steps'"
   --set "matrix.method=['baseline', 'kd', 'class_centric', 'sp']" --set "matrix.student=['mobilenetv2_100']")
 if [ "${2:-small}" = whole ]; then grid=(table3 --profile smoke); fi
 echo "-- in one process"
 "$program" reproduce "${grid[@]}" --threads 1 --runs one >one.txt
 echo "-- through Slurm; the first student that runs is killed"
-"$program" submit slurm "${grid[@]}" --runs many --most 2
+"$program" submit slurm "${grid[@]}" --runs many --max-tasks 2
 killed=
 for _ in $(seq 12000); do
   # A student that has written a checkpoint, and a task of students that runs.
@@ -79,11 +79,11 @@ while [ -n "$(squeue -h)" ]; do sleep 0.5; done
 open=$("$program" reproduce "${grid[@]}" --runs many --plan --json | grep -c '"pending"' || true)
 echo "cells that are not finished now: $open"
 echo "-- submitted again"
-"$program" submit slurm "${grid[@]}" --runs many --most 2 --wait
+"$program" submit slurm "${grid[@]}" --runs many --max-tasks 2 --wait
 python3 - <<'CHECK'
 import json, pathlib
 def cells(root):
-    return [{k: c[k] for k in ("method", "student", "dataset", "ratio", "state", "mean", "right", "tested")}
+    return [{k: c[k] for k in ("method", "student", "dataset", "ratio", "state", "mean", "correct", "total")}
             for c in json.loads(pathlib.Path(root, "table3/smoke/table.json").read_text())["cells"]]
 def hashes(root):
     return {p.parent.name: json.loads(p.read_text())["student_sha256"] for p in sorted(pathlib.Path(root).rglob("result.json"))}

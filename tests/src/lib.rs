@@ -1,26 +1,25 @@
-//! What the end-to-end tests share: they run the binary as a person would.
+//! Helpers of the end-to-end tests, which run the binary.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// The binary: the one that `STILLHOUSE_TEST_BINARY` names, or else built once by cargo in the
-/// profile that this test was built in.
+/// Returns the binary: `STILLHOUSE_TEST_BINARY`, or one built by cargo in the profile of this test.
 ///
 /// # Panics
 /// If it cannot be built.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        // `make test` has built it with the whole workspace; alone it has other features of
-        // dependencies, and half of the tree would be built again.
+        // `make test` builds it with the whole workspace. A build of the package alone unifies features
+        // differently and would rebuild half of the dependencies.
         if let Some(built) = std::env::var_os("STILLHOUSE_TEST_BINARY").map(PathBuf::from) {
-            assert!(built.is_file(), "STILLHOUSE_TEST_BINARY: {} is not there", built.display());
+            assert!(built.is_file(), "STILLHOUSE_TEST_BINARY: {} does not exist", built.display());
             return built;
         }
         // target/<profile>/deps/<test>
@@ -38,7 +37,7 @@ pub fn binary() -> &'static Path {
     })
 }
 
-/// A command of the binary in a folder, in an environment of its own.
+/// Returns a command of the binary in a folder, without inherited `STILLHOUSE_*` variables.
 pub fn stillhouse(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder).args(args);
@@ -51,18 +50,18 @@ pub fn stillhouse(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// What a command said and how it ended.
+/// Exit code and output of a command.
 #[derive(Debug, Clone)]
-pub struct Said {
-    /// Its exit code; none where a signal ended it.
+pub struct CmdOutput {
+    /// Exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// Its results.
+    /// Standard output.
     pub stdout: String,
-    /// Its talk.
+    /// Standard error.
     pub stderr: String,
 }
 
-impl From<Output> for Said {
+impl From<Output> for CmdOutput {
     fn from(output: Output) -> Self {
         Self {
             code: output.status.code(),
@@ -72,13 +71,13 @@ impl From<Output> for Said {
     }
 }
 
-impl Said {
-    /// Refuses any other exit code, panics and backtraces.
+impl CmdOutput {
+    /// Asserts the exit code, and that the program did not panic.
     ///
     /// # Panics
-    /// With all that was said.
+    /// With the whole output.
     #[track_caller]
-    pub fn code(self, expected: i32) -> Self {
+    pub fn expect_code(self, expected: i32) -> Self {
         assert_eq!(self.code, Some(expected), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         for word in ["panicked", "internal error", "stack backtrace"] {
             assert!(!self.stderr.contains(word), "`{word}` in\n{}", self.stderr);
@@ -86,39 +85,39 @@ impl Said {
         self
     }
 
-    /// Refuses an error message without all of these words.
+    /// Asserts that stderr contains all words.
     ///
     /// # Panics
-    /// With the message.
+    /// With stderr.
     #[track_caller]
-    pub fn tells(self, words: &[&str]) -> Self {
+    pub fn expect_stderr(self, words: &[&str]) -> Self {
         for word in words {
             assert!(self.stderr.contains(word), "no `{word}` in\n{}", self.stderr);
         }
         self
     }
 
-    /// The results as JSON.
+    /// Parses stdout as JSON.
     ///
     /// # Panics
-    /// If they are none.
+    /// If it is not JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e} in\n{}", self.stdout))
     }
 }
 
-/// Runs a command of the binary to its end.
+/// Runs a command of the binary.
 ///
 /// # Panics
 /// If it cannot be started.
 #[track_caller]
-pub fn run(folder: &Path, args: &[&str]) -> Said {
+pub fn run(folder: &Path, args: &[&str]) -> CmdOutput {
     stillhouse(folder, args).output().expect("the binary can be started").into()
 }
 
-/// A run of seconds that needs no file: a student with its teacher on embedded images. `more` is
-/// laid on as further lines.
+/// Returns an experiment that takes seconds and needs no files: teacher and student on synthetic images,
+/// with additional lines.
 pub fn tiny(more: &str) -> String {
     format!(
         r#"
@@ -131,7 +130,7 @@ image_size = 32
 train_transforms = [{{ op = "resize", width = 32, height = 32 }}, {{ op = "hflip" }}]
 test_transforms = [{{ op = "resize", width = 32, height = 32 }}]
 [teacher]
-backbone = "mobilenetv2_100"
+model = "mobilenetv2_100"
 [teacher.train]
 epochs = 1
 sampler = {{ kind = "shuffle", batch = 14 }}
@@ -139,7 +138,7 @@ optimizer = {{ kind = "sgd", lr = 0.01, momentum = 0.9 }}
 schedule = {{ kind = "constant" }}
 checkpoint = "1 step"
 [student]
-backbone = "mobilenetv2_100"
+model = "mobilenetv2_100"
 [[loss]]
 method = "kd"
 [train]
@@ -153,7 +152,7 @@ checkpoint = "1 step"
     )
 }
 
-/// A folder of two classes with a few small images each, JPEG and PNG.
+/// Creates a folder of two classes with a few small images each, JPEG and PNG.
 ///
 /// # Panics
 /// If files cannot be copied.
@@ -179,7 +178,7 @@ pub fn images(folder: &Path) {
     }
 }
 
-/// An experiment on such a folder, without a teacher.
+/// Returns an experiment on a folder of images, without a teacher.
 pub fn on_images(folder: &Path) -> String {
     format!(
         r#"
@@ -191,7 +190,7 @@ image_size = 64
 train_transforms = [{{ op = "resize", width = 64, height = 64 }}]
 test_transforms = [{{ op = "resize", width = 64, height = 64 }}]
 [student]
-backbone = "mobilenetv2_100"
+model = "mobilenetv2_100"
 [train]
 epochs = 2
 sampler = {{ kind = "shuffle", batch = 2, drop_last = true }}
@@ -202,7 +201,7 @@ checkpoint = "1 step"
     )
 }
 
-/// Writes a file in a folder and gives its name.
+/// Writes a file in a folder; returns its path.
 ///
 /// # Panics
 /// If it cannot be written.

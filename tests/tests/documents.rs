@@ -1,4 +1,4 @@
-//! The pages say what is so: files that they name exist, and so do targets and commands.
+//! Documentation: files, links and make targets that it names exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,47 +17,46 @@ fn pages() -> Vec<(PathBuf, String)> {
     pages.map(|p| (p.clone(), fs::read_to_string(&p).unwrap())).collect()
 }
 
-/// Words between backticks.
+/// Text in backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
 #[test]
-fn files_that_pages_name_exist() {
+fn paths_and_links_in_docs_exist() {
     for (page, text) in pages() {
         for word in quoted(&text) {
             let folder =
                 ["crates/", "docs/", "experiments/", "tests/tests/"].iter().any(|f| word.starts_with(f));
-            // Names of things to come, patterns and commands are no files.
+            // Skip placeholders, patterns and commands.
             if folder && !word.contains(['*', ' ', '<']) && !word.contains("/my_") {
                 let exists = root().join(word).exists();
-                assert!(exists, "{}: `{word}` is not there", page.display());
+                assert!(exists, "{}: `{word}` does not exist", page.display());
             }
         }
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if !link.starts_with("http") {
                 let path = page.parent().unwrap_or(Path::new(".")).join(link);
-                assert!(path.exists(), "{}: the link {link} leads nowhere", page.display());
+                assert!(path.exists(), "{}: broken link {link}", page.display());
             }
         }
     }
 }
 
 #[test]
-fn targets_that_pages_name_exist() {
+fn make_targets_in_docs_exist() {
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
     for (page, text) in pages() {
         for word in quoted(&text).chain(text.lines()) {
             let Some(rest) = word.strip_prefix("make ") else { continue };
             let target = rest.split_whitespace().next().unwrap_or_default();
-            assert!(makefile.contains(&format!("\n{target}:")), "{}: no target {target}", page.display());
+            assert!(makefile.contains(&format!("\n{target}:")), "{}: unknown make target {target}", page.display());
         }
     }
 }
 
-/// The table of ARCHITECTURE.md has a row for every crate.
 #[test]
-fn the_map_is_complete() {
+fn architecture_lists_every_crate() {
     let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     for entry in fs::read_dir(root().join("crates")).unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -67,9 +66,8 @@ fn the_map_is_complete() {
     }
 }
 
-/// README and CONTRIBUTING are read before anything else is: no line of a list is out of order.
 #[test]
-fn steps_are_numbered_in_order() {
+fn contributing_steps_are_numbered_in_order() {
     let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
     let mut expected = 1;
     for line in text.lines() {

@@ -1,6 +1,6 @@
-//! Runs that are killed at random moments and started again end with the same bytes.
+//! Runs that are killed at random moments resume to the same bytes.
 //!
-//! `STILLHOUSE_KILLS` sets how many kills there are: 5 where it is not set.
+//! `STILLHOUSE_KILLS` sets the number of kills (default 5).
 
 use std::fs;
 use std::path::Path;
@@ -12,34 +12,34 @@ use stillhouse_tests::{binary, run, stillhouse, tiny, write};
 const ARGS: [&str; 4] = ["train", "x.toml", "--output", "out"];
 
 #[test]
-fn killed_runs_end_with_the_same_bytes() {
+fn killed_runs_resume_to_the_same_bytes() {
     let kills: u32 = std::env::var("STILLHOUSE_KILLS").map_or(5, |text| text.parse().unwrap());
     binary();
     let whole = tempfile::tempdir().unwrap();
     write(whole.path(), "x.toml", &tiny(""));
     let begun = Instant::now();
-    run(whole.path(), &ARGS).code(0);
+    run(whole.path(), &ARGS).expect_code(0);
     let length = begun.elapsed();
     println!("uninterrupted: {:.1} s, student {}", length.as_secs_f64(), sha256(whole.path()));
 
     let mut random = Random::new();
     let (mut done, mut rounds) = (0, 0);
     while done < kills {
-        // A fresh folder, killed until it is finished or the kills are used up.
+        // A new folder, killed until it finishes or the kills are used up.
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "x.toml", &tiny(""));
         while done < kills {
             let mut child = start(folder.path());
-            // Shorter than the run, so that most runs are killed more than once.
+            // Shorter than the run: most runs are killed more than once.
             std::thread::sleep(length.mul_f64(0.6 * random.next()));
             if child.try_wait().unwrap().is_some() {
-                break; // it was faster
+                break; // finished before the kill
             }
             child.kill().unwrap();
             child.wait().unwrap();
             done += 1;
         }
-        run(folder.path(), &ARGS).code(0);
+        run(folder.path(), &ARGS).expect_code(0);
         rounds += 1;
         let (expected, found) = (sha256(whole.path()), sha256(folder.path()));
         assert_eq!(found, expected, "after {done} kills (seed {})", random.seed);
@@ -53,12 +53,12 @@ fn killed_runs_end_with_the_same_bytes() {
 }
 
 #[test]
-fn ctrl_c_stops_and_the_same_command_goes_on() {
+fn ctrl_c_writes_a_checkpoint_and_the_run_resumes() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "x.toml", &tiny(""));
     let mut child = start(folder.path());
     let config = folder.path().join("out/config.toml");
-    // The teacher is done, the student has begun.
+    // The teacher has finished, the student has started.
     for _ in 0..2400 {
         if config.exists() || child.try_wait().unwrap().is_some() {
             break;
@@ -67,10 +67,10 @@ fn ctrl_c_stops_and_the_same_command_goes_on() {
     }
     let pid = child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let said: stillhouse_tests::Said = child.wait_with_output().unwrap().into();
-    said.code(130).tells(&["stopping", "same command again"]);
+    let said: stillhouse_tests::CmdOutput = child.wait_with_output().unwrap().into();
+    said.expect_code(130).expect_stderr(&["stopping", "same command"]);
     assert!(!folder.path().join("out/result.json").exists());
-    run(folder.path(), &ARGS).code(0);
+    run(folder.path(), &ARGS).expect_code(0);
     assert!(folder.path().join("out/result.json").exists());
 }
 
@@ -84,7 +84,7 @@ fn sha256(folder: &Path) -> String {
     result["student_sha256"].as_str().unwrap().to_string()
 }
 
-/// Numbers in [0, 1) from a seed that is printed where a test fails.
+/// Random numbers in [0, 1); the seed is printed on failure.
 struct Random {
     seed: u64,
     state: u64,

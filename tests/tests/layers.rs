@@ -1,20 +1,21 @@
-//! The layer rule: which crate of the workspace may know which.
+//! Layering: which crate of the workspace may depend on which.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
 use stillhouse_tests::root;
 
-/// Crates and the crates of the workspace that they may use. ARCHITECTURE.md has the same table.
-const RULE: &[(&str, &[&str])] = &[
+/// Allowed dependencies inside the workspace; ARCHITECTURE.md has the same table.
+const ALLOWED: &[(&str, &[&str])] = &[
     ("stillhouse-ops", &[]),
     ("stillhouse-core", &["stillhouse-ops"]),
     ("stillhouse-datasets", &["stillhouse-core"]),
     ("stillhouse-backbones", &["stillhouse-core", "stillhouse-ops"]),
     ("stillhouse-losses", &["stillhouse-core", "stillhouse-ops"]),
     ("stillhouse-metrics", &["stillhouse-core"]),
-    ("stillhouse-trainer", &["stillhouse-core", "stillhouse-ops"]),
-    ("stillhouse-report", &["stillhouse-core", "stillhouse-metrics"]),
+    ("stillhouse-runs", &["stillhouse-core"]),
+    ("stillhouse-trainer", &["stillhouse-core", "stillhouse-ops", "stillhouse-runs"]),
+    ("stillhouse-report", &["stillhouse-core", "stillhouse-metrics", "stillhouse-runs"]),
     (
         "stillhouse-cli",
         &[
@@ -24,6 +25,7 @@ const RULE: &[(&str, &[&str])] = &[
             "stillhouse-backbones",
             "stillhouse-losses",
             "stillhouse-metrics",
+            "stillhouse-runs",
             "stillhouse-trainer",
             "stillhouse-report",
         ],
@@ -38,12 +40,13 @@ const RULE: &[(&str, &[&str])] = &[
             "stillhouse-datasets",
             "stillhouse-backbones",
             "stillhouse-losses",
+            "stillhouse-trainer",
         ],
     ),
 ];
 
 #[test]
-fn arrows_point_as_the_table_says() {
+fn crate_dependencies_follow_the_layer_table() {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .current_dir(root())
@@ -51,12 +54,12 @@ fn arrows_point_as_the_table_says() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let rule: BTreeMap<&str, &[&str]> = RULE.iter().copied().collect();
+    let rule: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
     let mut seen = Vec::new();
     for package in metadata["packages"].as_array().unwrap() {
         let name = package["name"].as_str().unwrap();
         seen.push(name);
-        let allowed = rule.get(name).unwrap_or_else(|| panic!("`{name}` has no row in the layer rule"));
+        let allowed = rule.get(name).unwrap_or_else(|| panic!("`{name}` is missing from the layer table"));
         for dependency in package["dependencies"].as_array().unwrap() {
             let on = dependency["name"].as_str().unwrap();
             if !on.starts_with("stillhouse-") {
@@ -70,14 +73,14 @@ fn arrows_point_as_the_table_says() {
             assert!(ok, "`{name}` may not have `{on}` as a {kind} dependency; allowed: {allowed:?}");
         }
     }
-    for (name, _) in RULE {
-        assert!(seen.contains(name), "`{name}` is in the rule and not in the workspace");
+    for (name, _) in ALLOWED {
+        assert!(seen.contains(name), "`{name}` is in the layer table but not in the workspace");
     }
 }
 
-/// Concrete parts meet in one file of the binary.
+/// Concrete components meet in one file of the binary.
 #[test]
-fn only_parts_rs_names_all_parts() {
+fn only_registries_rs_names_concrete_components() {
     let mut found = Vec::new();
     for file in rust_files(&root().join("crates/cli/src")) {
         let text = std::fs::read_to_string(&file).unwrap();
@@ -85,7 +88,7 @@ fn only_parts_rs_names_all_parts() {
             found.push(file.file_name().unwrap().to_string_lossy().into_owned());
         }
     }
-    assert_eq!(found, ["parts.rs"]);
+    assert_eq!(found, ["registries.rs"]);
 }
 
 fn rust_files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

@@ -1,4 +1,4 @@
-//! Table 3 from nothing to `table.json`, as small as it can be made.
+//! Table 3 from scratch to `table.json`, with tiny settings.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,33 +8,33 @@ use std::time::Duration;
 
 use stillhouse_tests::{run, stillhouse};
 
-/// The command of a tiny table with further settings.
-fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    const ENTRIES: [&str; 8] = [
+/// Returns the command of a tiny table with additional settings.
+fn tiny_table<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    const SETTINGS: [&str; 8] = [
         "data.per_class=[2, 1]",
         "data.image_size=32",
         "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]",
         "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]",
         "teacher.train.epochs=1",
-        "teacher.backbone=resnet18",
+        "teacher.model=resnet18",
         "matrix.student=['mobilenetv2_100']",
         "matrix.ratio=[80]",
     ];
-    let sets = ENTRIES.iter().chain(more).flat_map(|set| ["--set", *set]);
+    let sets = SETTINGS.iter().chain(more).flat_map(|set| ["--set", *set]);
     ["reproduce", "table3", "--profile", "smoke"].into_iter().chain(sets).collect()
 }
 
 #[test]
-fn a_tiny_table_3() {
+fn table3_end_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let methods = "matrix.method=['baseline', 'kd', 'class_centric', 'sp', 'baseline_plain']";
-    let args = tiny(&["train.epochs=1", methods]);
+    let args = tiny_table(&["train.epochs=1", methods]);
     let list: Vec<&str> = args.iter().copied().chain(["--list"]).collect();
-    let listed = run(folder.path(), &list).code(0).stdout;
+    let listed = run(folder.path(), &list).expect_code(0).stdout;
     assert!(listed.contains("pending"), "{listed}");
     assert!(!folder.path().join("runs").exists(), "--list runs nothing");
 
-    let said = run(folder.path(), &args).code(0);
+    let said = run(folder.path(), &args).expect_code(0);
     assert!(said.stdout.contains("SMOKE RUN"), "{}", said.stdout);
     let table = folder.path().join("runs/table3/smoke");
     let markdown = fs::read_to_string(table.join("table.md")).unwrap();
@@ -63,7 +63,7 @@ fn a_tiny_table_3() {
     let test = json["tests"].as_array().unwrap().iter().find(|t| t["method"] == "kd").unwrap();
     assert_eq!(test["seeds"].as_array().unwrap().len(), 1, "paired on the same images: {test}");
 
-    // The page stands alone: it loads nothing and runs nothing.
+    // The page is self-contained: no scripts, no external resources.
     let page = fs::read_to_string(table.join("report.html")).unwrap();
     for part in
         ["SMOKE RUN", "<svg", "Confusion matrices", "(teacher)", "class_centric", "revision", "McNemar"]
@@ -74,16 +74,16 @@ fn a_tiny_table_3() {
         assert!(!page.contains(part), "`{part}` on the page");
     }
 
-    // Nothing is left to do, and the table is the same; so it is from the run folders alone.
-    run(folder.path(), &args).code(0);
+    // Running it again changes nothing; neither does rebuilding it from the run folders.
+    run(folder.path(), &args).expect_code(0);
     assert_eq!(fs::read_to_string(table.join("table.json")).unwrap(), text);
     fs::remove_file(table.join("report.html")).unwrap();
-    run(folder.path(), &["report", "runs/table3/smoke"]).code(0);
+    run(folder.path(), &["report", "runs/table3/smoke"]).expect_code(0);
     assert_eq!(fs::read_to_string(table.join("table.json")).unwrap(), text);
     assert_eq!(fs::read_to_string(table.join("report.html")).unwrap(), page);
-    // Without the plan the caption is read off the runs; the numbers are the same.
+    // Without plan.json the caption is derived from the runs; the numbers are the same.
     fs::remove_file(table.join("plan.json")).unwrap();
-    let said = run(folder.path(), &["report", "runs/table3/smoke", "--output", "again", "--json"]).code(0);
+    let said = run(folder.path(), &["report", "runs/table3/smoke", "--output", "again", "--json"]).expect_code(0);
     let again = said.json();
     let means = |json: &serde_json::Value| -> Vec<(String, String)> {
         let cells = json["cells"].as_array().unwrap().iter().filter(|c| c["state"] == "done");
@@ -91,12 +91,12 @@ fn a_tiny_table_3() {
     };
     assert_eq!(means(&again), means(&json));
 
-    looking_around(folder.path(), &args);
+    inspect_runs(folder.path(), &args);
 }
 
-/// Lists, differences and single cells of what has run.
-fn looking_around(folder: &Path, args: &[&str]) {
-    let all = run(folder, &["runs", "ls", "--json"]).code(0).json();
+/// Lists and compares finished runs, runs single cells and writes cluster jobs.
+fn inspect_runs(folder: &Path, args: &[&str]) {
+    let all = run(folder, &["runs", "ls", "--json"]).expect_code(0).json();
     let all = all.as_array().unwrap();
     assert_eq!(all.len(), 6, "a teacher and five students: {all:?}");
     let path = |method: &str| {
@@ -106,84 +106,83 @@ fn looking_around(folder: &Path, args: &[&str]) {
     };
     let (a, b) = (path("kd"), path("class_centric"));
     let events = folder.join(&a).join("events/events.out.tfevents.0.stillhouse");
-    assert!(fs::read(events).unwrap().windows(10).any(|w| w == b"train/loss"), "no scalar for TensorBoard");
-    let shown = run(folder, &["runs", "show", &a]).code(0).stdout;
+    assert!(fs::read(events).unwrap().windows(10).any(|w| w == b"train/loss"), "no TensorBoard scalar");
+    let shown = run(folder, &["runs", "show", &a]).expect_code(0).stdout;
     assert!(shown.contains("train.epochs") && shown.contains("accuracy, %"), "{shown}");
-    let different = run(folder, &["runs", "diff", &a, &b, "--json"]).code(0).json();
+    let different = run(folder, &["runs", "diff", &a, &b, "--json"]).expect_code(0).json();
     let names: Vec<&str> =
         different.as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"loss.1.method") && !names.contains(&"train.epochs"), "{names:?}");
-    run(folder, &["runs", "show", "nowhere"]).code(2).tells(&["nowhere", "config.toml"]);
+    run(folder, &["runs", "show", "nowhere"]).expect_code(2).expect_stderr(&["nowhere", "config.toml"]);
 
     let with = |more: &[&str]| -> Vec<String> { args.iter().chain(more).map(|a| (*a).to_string()).collect() };
     let call = |more: &[&str]| {
         let args = with(more);
         run(folder, &args.iter().map(String::as_str).collect::<Vec<_>>())
     };
-    let plan = call(&["--plan", "--json"]).code(0).json();
+    let plan = call(&["--plan", "--json"]).expect_code(0).json();
     let cells = plan["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 6);
     let kd = cells.iter().find(|c| c["method"] == "kd").unwrap();
     let teacher = &cells[kd["needs"].as_u64().unwrap() as usize - 1];
     assert_eq!(teacher["role"], "teacher");
-    let said = call(&["--cell", &format!("{}/6", kd["cell"])]).code(0);
+    let said = call(&["--cell", &format!("{}/6", kd["cell"])]).expect_code(0);
     assert!(said.stdout.contains("done (before)"), "{}", said.stdout);
-    call(&["--cell", "1/7"]).code(2).tells(&["the plan has 6 cells"]);
-    call(&["--cell", "0/6"]).code(2);
+    call(&["--cell", "1/7"]).expect_code(2).expect_stderr(&["the plan has 6 cells"]);
+    call(&["--cell", "0/6"]).expect_code(2);
 
-    // The jobs of a cluster: nothing is left, until a student is taken away.
+    // Cluster jobs: none, until a result is removed.
     let submit: Vec<String> = with(&["--dry-run"]).into_iter().skip(1).collect();
     let submit: Vec<&str> =
         ["submit", "slurm"].into_iter().chain(submit.iter().map(String::as_str)).collect();
-    run(folder, &submit).code(0).tells(&["all cells are finished"]);
+    run(folder, &submit).expect_code(0).expect_stderr(&["all cells are already finished"]);
     fs::remove_file(folder.join(&a).join("result.json")).unwrap();
-    let scripts = run(folder, &submit).code(0).stdout;
+    let scripts = run(folder, &submit).expect_code(0).stdout;
     let script = fs::read_to_string(Path::new(scripts.trim()).join("students.sh")).unwrap();
-    assert!(script.contains(&format!("CELLS=({})", kd["cell"])), "its teacher is done: {script}");
+    assert!(script.contains(&format!("CELLS=({})", kd["cell"])), "{script}");
     assert!(script.contains("#SBATCH --array=1-1%8") && script.contains("--cell \"$CELL/6\""), "{script}");
 }
 
-/// Ctrl-C in the middle of a table, and the same command again: what was finished stays as it is, the
-/// run under way goes on where it was, and the table is the one of an undisturbed run.
+/// An interrupted table keeps its finished runs, resumes the current one and ends with the same table.
 #[test]
-fn an_interrupted_table_ends_as_the_same_table() {
-    let args = tiny(&[
+fn interrupted_table_resumes_to_the_same_table() {
+    let args = tiny_table(&[
         "train.epochs=4",
         "train.checkpoint=1 step",
         "matrix.method=['baseline', 'kd', 'class_centric']",
     ]);
     let whole = tempfile::tempdir().unwrap();
-    run(whole.path(), &args).code(0);
+    run(whole.path(), &args).expect_code(0);
 
     let folder = tempfile::tempdir().unwrap();
     let mut child =
         stillhouse(folder.path(), &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    // Until the second student has steps behind it: `kd` stands before `class_centric`.
-    let under_way = || {
+    // Wait until the second student, `kd`, has made some steps.
+    let second_student_runs = || {
         let runs = fs::read_dir(folder.path().join("runs/table3/smoke")).into_iter().flatten().flatten();
         let mut kd = runs.map(|r| r.path()).filter(|p| p.to_string_lossy().contains("-kd-"));
         kd.any(|p| (2..9).any(|step| p.join(format!("checkpoint-{step}/state.json")).exists()))
     };
-    while !under_way() && child.try_wait().unwrap().is_none() {
+    while !second_student_runs() && child.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_millis(2));
     }
     let pid = child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let said: stillhouse_tests::Said = child.wait_with_output().unwrap().into();
-    said.code(130).tells(&["same command again"]);
+    let said: stillhouse_tests::CmdOutput = child.wait_with_output().unwrap().into();
+    said.expect_code(130).expect_stderr(&["same command again"]);
     let stopped = results(folder.path());
-    // The baseline and the teacher; `kd` too, where it was faster than the signal.
+    // The baseline and the teacher; also `kd` if it finished before the signal.
     assert!((2..=3).contains(&stopped.len()), "{:?}", stopped.keys());
 
-    run(folder.path(), &args).code(0);
-    let (undisturbed, ended) = (results(whole.path()), results(folder.path()));
-    assert_eq!(ended.len(), 4);
-    for (name, result) in &ended {
+    run(folder.path(), &args).expect_code(0);
+    let (uninterrupted, resumed) = (results(whole.path()), results(folder.path()));
+    assert_eq!(resumed.len(), 4);
+    for (name, result) in &resumed {
         if let Some(before) = stopped.get(name) {
-            assert_eq!(result, before, "{name} was finished, and ran again");
+            assert_eq!(result, before, "{name} was finished but ran again");
         }
         for part in ["student_sha256", "right", "tested"] {
-            assert_eq!(result[part], undisturbed[name][part], "{part} of {name}");
+            assert_eq!(result[part], uninterrupted[name][part], "{part} of {name}");
         }
     }
     let cells = |folder: &Path| {
@@ -193,7 +192,7 @@ fn an_interrupted_table_ends_as_the_same_table() {
     assert_eq!(cells(folder.path()), cells(whole.path()));
 }
 
-/// What the finished runs say, teachers included, by the name of their folder.
+/// Reads the results of all finished runs, teachers included, by folder name.
 fn results(folder: &Path) -> BTreeMap<String, serde_json::Value> {
     let mut found = BTreeMap::new();
     for of in ["runs/table3/smoke", "runs/teachers"] {
