@@ -47,7 +47,7 @@ fn frkdnet_ablation_end_to_end() {
     }
     let cells = json["cells"].as_array().unwrap();
     let states: Vec<_> =
-        cells.iter().map(|c| (c["method"].as_str().unwrap(), &c["state"], &c["tested"])).collect();
+        cells.iter().map(|c| (c["method"].as_str().unwrap(), &c["state"], &c["total"])).collect();
     for method in ["baseline", "frkd_refine", "frkd"] {
         assert!(states.contains(&(method, &"done".into(), &serde_json::json!([2]))), "{states:?}");
     }
@@ -118,11 +118,11 @@ fn segmentation_with_odd_image_sizes() {
     run(folder, &["train", "own.toml", "--output", "out"]).expect_code(0);
     let text = fs::read_to_string(folder.join("out/result.json")).unwrap();
     let result: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!((&result["tested"], &result["right"]), (&4.into(), &serde_json::Value::Null));
+    assert_eq!((&result["total"], &result["correct"]), (&4.into(), &serde_json::Value::Null));
     let miou = result["scores"]["miou"].as_f64().unwrap();
     assert!((0.0..=1.0).contains(&miou) && result["loss"]["ce"].as_f64().unwrap() > 0.0, "{text}");
     let pixels: usize = [33 * 64, 37, 61 * 29].iter().sum();
-    assert_eq!(result["scores"]["tested"].as_f64(), Some(pixels as f64), "ignored ones do not count");
+    assert_eq!(result["scores"]["total"].as_f64(), Some(pixels as f64), "ignored ones do not count");
 
     // Whole images at their own size.
     let args = ["predict", "out", "set/image0.png", "set/image4.png", "--json", "--output", "masks"];

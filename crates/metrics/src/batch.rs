@@ -1,18 +1,18 @@
-//! Scores and labels of a batch, sample by sample or pixel by pixel.
+//! Iteration over the samples or pixels of a batch.
 
 use candle_core::{DType, Tensor};
 use stillhouse_core::data::{IGNORE_INDEX, Labels};
 use stillhouse_core::metric::Metric;
 use stillhouse_core::{Error, Result};
 
-/// Calls `count` with the scores `[classes]` and the label of every sample of `logits [B, C]`, or
-/// of every pixel of `logits [B, C, H, W]` whose label is not "ignore".
-pub(crate) fn each(
-    who: &str,
+/// Calls `f` with the scores `[C]` and the label of every sample of `logits [B, C]`, or of every pixel
+/// of `logits [B, C, H, W]` without the ignore label.
+pub(crate) fn for_each(
+    metric: &str,
     classes: usize,
     logits: &Tensor,
     target: &Labels,
-    mut count: impl FnMut(&[f64], u32) -> crate::Result<()>,
+    mut f: impl FnMut(&[f64], u32) -> crate::Result<()>,
 ) -> Result<()> {
     let (labels, ignore) = match target {
         Labels::Classes(t) => (t, None),
@@ -23,11 +23,11 @@ pub(crate) fn each(
     let rank = if ignore.is_some() { 4 } else { 2 };
     if logits.dims() != want || want.len() != rank {
         return Err(Error::incompatible(
-            who,
+            metric,
             format!(
-                "logits {:?} do not fit labels {:?}: expected {want:?} for {classes} classes",
-                logits.dims(),
-                labels.dims()
+                "logits do not match labels of shape {:?} and {classes} classes: expected {want:?}, found {:?}",
+                labels.dims(),
+                logits.dims()
             ),
         ));
     }
@@ -36,32 +36,33 @@ pub(crate) fn each(
         // [C] or [C, H, W], class by class
         let values: Vec<f64> = logits.get(image)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
         let labels: Vec<u32> = labels.get(image)?.flatten_all()?.to_vec1()?;
-        let places = labels.len();
-        for (place, &label) in labels.iter().enumerate() {
+        let pixels = labels.len();
+        for (pixel, &label) in labels.iter().enumerate() {
             if Some(label) == ignore {
                 continue;
             }
             if label as usize >= classes {
                 return Err(Error::incompatible(
-                    who,
-                    format!("label {label} in image {image} of the batch: expected below {classes}"),
+                    metric,
+                    format!(
+                        "label out of range in image {image} of the batch: expected less than {classes}, found {label}"
+                    ),
                 ));
             }
             for (class, score) in scores.iter_mut().enumerate() {
-                *score = values[class * places + place];
+                *score = values[class * pixels + pixel];
             }
-            count(&scores, label)?;
+            f(&scores, label)?;
         }
     }
     Ok(())
 }
 
-/// The other metric as the same type, for merging.
-pub(crate) fn same_kind<'a, M: Metric + 'static>(mine: &M, other: &'a dyn Metric) -> Result<&'a M> {
-    other
-        .as_any()
-        .downcast_ref()
-        .ok_or_else(|| Error::incompatible(mine.name(), format!("cannot be merged with `{}`", other.name())))
+/// Downcasts another metric to the same type, for merging.
+pub(crate) fn same_kind<'a, M: Metric + 'static>(metric: &M, other: &'a dyn Metric) -> Result<&'a M> {
+    other.as_any().downcast_ref().ok_or_else(|| {
+        Error::incompatible(metric.name(), format!("cannot merge with the metric `{}`", other.name()))
+    })
 }
 
 #[cfg(test)]
@@ -71,7 +72,7 @@ mod tests {
 
     fn seen(classes: usize, logits: &Tensor, target: &Labels) -> Result<Vec<(Vec<f64>, u32)>> {
         let mut all = Vec::new();
-        each("test", classes, logits, target, |s, t| {
+        for_each("test", classes, logits, target, |s, t| {
             all.push((s.to_vec(), t));
             Ok(())
         })?;
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_and_pixels() {
+    fn visits_samples_and_pixels() {
         let dev = &Device::Cpu;
         let logits = Tensor::new(&[[1f32, 2.], [3., 4.]], dev).unwrap();
         let target = Labels::Classes(Tensor::new(&[1u32, 0], dev).unwrap());
@@ -95,13 +96,13 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn rejects_mismatched_logits_and_labels() {
         let dev = &Device::Cpu;
         let classes = |v: &[u32]| Labels::Classes(Tensor::new(v, dev).unwrap());
         let logits = Tensor::zeros((2, 3), DType::F32, dev).unwrap();
         assert!(seen(3, &logits, &classes(&[0, 2])).is_ok());
         let e = seen(3, &logits, &classes(&[0, 3])).unwrap_err().to_string();
-        assert!(e.contains("label 3 in image 1"), "{e}");
+        assert!(e.contains("image 1 of the batch: expected less than 3, found 3"), "{e}");
         for (n, labels) in [(4, vec![0, 1]), (3, vec![0]), (3, vec![0, 1, 2])] {
             let e = seen(n, &logits, &classes(&labels)).unwrap_err().to_string();
             assert!(e.contains("[2, 3]") && e.contains("test"), "{e}");

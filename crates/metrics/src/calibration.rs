@@ -1,7 +1,7 @@
-//! Whether probabilities are as good as they say.
+//! Calibration metrics.
 //!
 //! *Equation.* The confidence of a sample is its largest probability, its prediction the lowest
-//! index that has it. With `M` bins `(b/M, (b+1)/M]` (0 goes into the first), `acc_b` and `conf_b`
+//! index with that probability. With `M` bins `(b/M, (b+1)/M]` (0 belongs to the first), `acc_b` and `conf_b`
 //! the accuracy and mean confidence of the `n_b` samples in bin `b`:
 //!
 //! - `ECE = sum_b n_b / n |acc_b - conf_b|`, `MCE = max_b |acc_b - conf_b|` (Naeini et al. 2015; Guo
@@ -10,9 +10,8 @@
 //!   `[2^-52, 1 - 2^-52]`
 //! - Brier score `mean_i sum_c (p_ic - [c = y_i])^2` in 0..2 (Brier 1950)
 //!
-//! Sums are kept in fixed point (64 fractional bits), so the figures do not depend on the order
-//! of the samples or on how they were cut into batches. Logits that give no probabilities (NaN,
-//! +inf) make the figures NaN.
+//! Sums are kept in fixed point (64 fractional bits), so that the scores depend neither on the order
+//! of the samples nor on the batches. Logits without probabilities (NaN, +inf) make the scores NaN.
 
 use std::any::Any;
 
@@ -23,16 +22,16 @@ use stillhouse_core::registry::Entry;
 
 use crate::error::same_length;
 use crate::numeric::{Sum, ratio};
-use crate::topk::best;
+use crate::topk::argmax;
 use crate::{Error, Result, batch};
 
-/// Bins of the registered metric.
+/// Number of bins of the registered metric.
 pub const BINS: usize = 15;
 
-/// The row of [`Calibration`].
+/// Registry entry of [`Calibration`].
 pub const ENTRY: Entry<MetricBuild> = Entry {
     name: "calibration",
-    summary: "expected and largest calibration error, negative log-likelihood, Brier score",
+    summary: "expected and maximum calibration error, negative log-likelihood, Brier score",
     source: "Guo et al., On calibration of modern neural networks (2017), section 2; Brier (1950)",
     defaults: || format!("bins = {BINS}  # Guo et al. 2017, section 4; fixed\n"),
     build: |classes| Box::new(Calibration::with_classes(classes)),
@@ -41,13 +40,13 @@ pub const ENTRY: Entry<MetricBuild> = Entry {
 #[derive(Debug, Clone, Copy, Default)]
 struct Bin {
     count: u64,
-    hits: u64,
+    correct: u64,
     confidence: Sum,
 }
 
 impl Bin {
     fn accuracy(&self) -> f64 {
-        ratio(self.hits as f64, self.count as f64)
+        ratio(self.correct as f64, self.count as f64)
     }
 
     fn mean_confidence(&self) -> f64 {
@@ -59,9 +58,9 @@ impl Bin {
     }
 }
 
-/// Counts confidences, by sample or by pixel that is not "ignore".
+/// Calibration metric of an evaluation, over samples or over pixels without the ignore label.
 ///
-/// Scores: `ece`, `mce`, `nll`, `brier`, `mean_confidence`, and the raw count `tested`.
+/// Scores: `ece`, `mce`, `nll`, `brier`, `mean_confidence`, and the count `total`.
 ///
 /// ```
 /// use stillhouse_metrics::calibration::Calibration;
@@ -69,12 +68,12 @@ impl Bin {
 /// let mut c = Calibration::new(10)?;
 /// c.add_probabilities(&[0.9, 0.1], 0)?;
 /// c.add_probabilities(&[0.9, 0.1], 1)?;
-/// assert!((c.ece() - 0.4).abs() < 1e-12); // says 90 %, is right in 50 %
+/// assert!((c.ece() - 0.4).abs() < 1e-12); // confidence 90 %, accuracy 50 %
 /// # Ok::<(), stillhouse_metrics::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Calibration {
-    /// Of the logits that [`Metric::update`] takes; the other ways in need none.
+    /// Number of classes of the logits of [`Metric::update`].
     classes: usize,
     bins: Vec<Bin>,
     nll: Sum,
@@ -82,7 +81,10 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Nothing counted yet. Error: no bins.
+    /// Creates a metric without counts.
+    ///
+    /// # Errors
+    /// No bins.
     pub fn new(bins: usize) -> Result<Self> {
         if bins == 0 {
             return Err(Error::Setting { what: "bins", found: "0".into(), expected: "at least 1" });
@@ -94,7 +96,10 @@ impl Calibration {
         Self { classes, bins: vec![Bin::default(); BINS], nll: Sum::default(), brier: Sum::default() }
     }
 
-    /// Counts one sample by its logits `[C]`. Error: a class that there is not.
+    /// Adds one sample by its logits `[C]`.
+    ///
+    /// # Errors
+    /// A class out of range.
     pub fn add_logits(&mut self, logits: &[f64], target: usize) -> Result<()> {
         let largest = logits.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
         let log_sum = logits.iter().map(|z| (z - largest).exp()).sum::<f64>().ln();
@@ -103,21 +108,24 @@ impl Calibration {
         self.add(&p, target, |_| -log_p[target])
     }
 
-    /// Counts one sample by its probabilities `[C]`. Error: a class that there is not.
+    /// Adds one sample by its probabilities `[C]`.
+    ///
+    /// # Errors
+    /// A class out of range.
     pub fn add_probabilities(&mut self, probabilities: &[f64], target: usize) -> Result<()> {
         self.add(probabilities, target, |p| -p.clamp(f64::EPSILON, 1.0 - f64::EPSILON).ln())
     }
 
     fn add(&mut self, p: &[f64], target: usize, nll: impl FnOnce(f64) -> f64) -> Result<()> {
-        let (Some(predicted), Some(&own)) = (best(p), p.get(target)) else {
+        let (Some(predicted), Some(&own)) = (argmax(p), p.get(target)) else {
             return Err(Error::OutOfRange { what: "true class", found: target as u64, limit: p.len() });
         };
         let m = self.bins.len();
-        // The last bin takes what is above all edges, NaN too.
+        // The last bin takes values above all edges, and NaN.
         let inside = |b: &usize| p[predicted] <= (*b + 1) as f64 / m as f64;
         let bin = &mut self.bins[(0..m).find(inside).unwrap_or(m - 1)];
         bin.count += 1;
-        bin.hits += u64::from(predicted == target);
+        bin.correct += u64::from(predicted == target);
         bin.confidence.add(p[predicted]);
         self.nll.add(nll(own));
         let one = |c: usize| f64::from(u8::from(c == target));
@@ -127,58 +135,58 @@ impl Calibration {
 
     fn add_all(&mut self, other: &Self) -> Result<()> {
         same_length("bins of two calibrations", self.bins.len(), other.bins.len())?;
-        for (mine, theirs) in self.bins.iter_mut().zip(&other.bins) {
-            mine.count += theirs.count;
-            mine.hits += theirs.hits;
-            mine.confidence.merge(&theirs.confidence);
+        for (bin, other) in self.bins.iter_mut().zip(&other.bins) {
+            bin.count += other.count;
+            bin.correct += other.correct;
+            bin.confidence.merge(&other.confidence);
         }
         self.nll.merge(&other.nll);
         self.brier.merge(&other.brier);
         Ok(())
     }
 
-    /// Samples.
-    pub fn tested(&self) -> u64 {
+    /// Returns the number of samples.
+    pub fn total(&self) -> u64 {
         self.bins.iter().map(|b| b.count).sum()
     }
 
-    /// Samples by bin.
+    /// Returns the number of samples by bin.
     pub fn bin_count(&self) -> Vec<u64> {
         self.bins.iter().map(|b| b.count).collect()
     }
 
-    /// Share of right predictions by bin; NaN for an empty one.
+    /// Returns the accuracy by bin; NaN for an empty bin.
     pub fn bin_accuracy(&self) -> Vec<f64> {
         self.bins.iter().map(Bin::accuracy).collect()
     }
 
-    /// Mean confidence by bin; NaN for an empty one.
+    /// Returns the mean confidence by bin; NaN for an empty bin.
     pub fn bin_confidence(&self) -> Vec<f64> {
         self.bins.iter().map(Bin::mean_confidence).collect()
     }
 
-    /// Expected calibration error; NaN without samples.
+    /// Returns the expected calibration error; NaN without samples.
     pub fn ece(&self) -> f64 {
         self.mean(self.filled().map(|b| b.gap() * b.count as f64).sum())
     }
 
-    /// Largest calibration error of a bin; NaN without samples.
+    /// Returns the maximum calibration error; NaN without samples.
     pub fn mce(&self) -> f64 {
         let larger = |a: f64, b: f64| if b > a || b.is_nan() { b } else { a };
         self.filled().map(Bin::gap).reduce(larger).unwrap_or(f64::NAN)
     }
 
-    /// Mean negative log-likelihood, in nats; NaN without samples.
+    /// Returns the mean negative log-likelihood, in nats; NaN without samples.
     pub fn nll(&self) -> f64 {
         self.mean(self.nll.value())
     }
 
-    /// Brier score; NaN without samples.
+    /// Returns the Brier score; NaN without samples.
     pub fn brier(&self) -> f64 {
         self.mean(self.brier.value())
     }
 
-    /// Mean confidence; NaN without samples.
+    /// Returns the mean confidence; NaN without samples.
     pub fn mean_confidence(&self) -> f64 {
         let mut sum = Sum::default();
         self.bins.iter().for_each(|b| sum.merge(&b.confidence));
@@ -190,7 +198,7 @@ impl Calibration {
     }
 
     fn mean(&self, sum: f64) -> f64 {
-        ratio(sum, self.tested() as f64)
+        ratio(sum, self.total() as f64)
     }
 }
 
@@ -204,7 +212,7 @@ impl Metric for Calibration {
     }
 
     fn update(&mut self, logits: &Tensor, target: &Labels) -> stillhouse_core::Result<()> {
-        batch::each(ENTRY.name, self.classes, logits, target, |scores, label| {
+        batch::for_each(ENTRY.name, self.classes, logits, target, |scores, label| {
             self.add_logits(scores, label as usize)
         })
     }
@@ -222,7 +230,7 @@ impl Metric for Calibration {
             ("nll", self.nll()),
             ("brier", self.brier()),
             ("mean_confidence", self.mean_confidence()),
-            ("tested", self.tested() as f64),
+            ("total", self.total() as f64),
         ]
         .map(|(name, value)| Score { name: name.to_string(), value })
         .into()
@@ -238,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn edges_belong_to_the_lower_bin() {
+    fn assigns_edges_to_the_lower_bin() {
         let mut c = Calibration::new(4).unwrap();
         for p in [0.0, 0.25, 0.25f64.next_up(), 0.5, 1.0] {
             c.add_probabilities(&[p], 0).unwrap();
@@ -248,21 +256,21 @@ mod tests {
     }
 
     #[test]
-    fn huge_logits_stay_finite() {
+    fn stays_finite_for_huge_logits() {
         let mut c = Calibration::new(15).unwrap();
         c.add_logits(&[1e4, -1e4], 1).unwrap();
         assert_eq!((c.nll(), c.brier(), c.ece(), c.mce()), (2e4, 2.0, 1.0, 1.0));
     }
 
     #[test]
-    fn a_probability_of_zero_is_clipped() {
+    fn clips_a_probability_of_zero() {
         let mut c = Calibration::new(15).unwrap();
         c.add_probabilities(&[0.0, 1.0], 0).unwrap();
         assert!((c.nll() - 52.0 * std::f64::consts::LN_2).abs() < 1e-12);
     }
 
     #[test]
-    fn a_diverged_network_has_no_calibration() {
+    fn propagates_nan_logits() {
         let mut c = Calibration::new(15).unwrap();
         c.add_logits(&[1.0, 2.0], 0).unwrap();
         assert!(c.ece().is_finite() && c.mce().is_finite());
@@ -270,16 +278,16 @@ mod tests {
         for value in [c.ece(), c.mce(), c.nll(), c.brier(), c.mean_confidence()] {
             assert!(value.is_nan(), "{value}");
         }
-        assert_eq!(c.tested(), 2);
+        assert_eq!(c.total(), 2);
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn rejects_invalid_bins_and_classes() {
         assert!(Calibration::new(0).is_err());
         let mut c = Calibration::new(3).unwrap();
         assert!(c.add_logits(&[1.0, 2.0], 2).is_err());
         assert!(c.add_probabilities(&[], 0).is_err());
-        assert_eq!(c.tested(), 0);
+        assert_eq!(c.total(), 0);
         assert!(c.merge(&Calibration::new(4).unwrap()).is_err());
         assert!(c.ece().is_nan() && c.mce().is_nan() && c.nll().is_nan());
     }

@@ -1,36 +1,36 @@
-//! What can be wrong with what is counted.
+//! Errors of the metrics.
 
-/// Values that do not fit together. "Not defined" is no error: it is NaN.
+/// Invalid inputs. An undefined score is NaN, not an error.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// Two lists that belong together have different lengths.
-    #[error("{what}: {left} values against {right}; both lists must be of one length")]
+    /// Paired lists of different lengths.
+    #[error("different lengths: {what}: {left} and {right}")]
     Lengths {
-        /// Which lists.
+        /// Names of the lists.
         what: &'static str,
         /// Length of the first.
         left: usize,
         /// Length of the second.
         right: usize,
     },
-    /// An index that is not below its limit.
-    #[error("{what} {found}: expected below {limit}")]
+    /// An index out of range.
+    #[error("{what} out of range: expected less than {limit}, found {found}")]
     OutOfRange {
-        /// What the index is.
+        /// Kind of the index.
         what: &'static str,
         /// The index.
         found: u64,
-        /// What it must be below.
+        /// Exclusive upper bound.
         limit: usize,
     },
-    /// A setting outside its range.
-    #[error("{what} is {found}: expected {expected}")]
+    /// A setting out of range.
+    #[error("invalid {what}: expected {expected}, found {found}")]
     Setting {
         /// The setting.
         what: &'static str,
-        /// Its value.
+        /// Value of the setting.
         found: String,
-        /// What is allowed.
+        /// Allowed values.
         expected: &'static str,
     },
 }
@@ -44,7 +44,7 @@ impl From<Error> for stillhouse_core::Error {
     }
 }
 
-/// Refuses lists of different lengths.
+/// Returns an error for lists of different lengths.
 pub(crate) fn same_length(what: &'static str, left: usize, right: usize) -> Result<()> {
     if left == right { Ok(()) } else { Err(Error::Lengths { what, left, right }) }
 }

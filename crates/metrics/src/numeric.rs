@@ -1,29 +1,29 @@
-//! Quotients and means where nothing is NaN, and a sum that does not depend on the order.
+//! Ratios and means with NaN for "not defined", and an order-independent sum.
 
-/// `a / b`; NaN where `b` is 0.
+/// Returns `a / b`; NaN if `b` is 0.
 pub(crate) fn ratio(a: f64, b: f64) -> f64 {
     if b == 0.0 { f64::NAN } else { a / b }
 }
 
-/// The mean; NaN of nothing.
+/// Returns the mean; NaN without values.
 pub(crate) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, n) = values.into_iter().fold((0.0, 0u64), |(sum, n), v| (sum + v, n + 1));
     ratio(sum, n as f64)
 }
 
-/// The mean of the values that are defined; NaN if none is.
+/// Returns the mean of the defined values; NaN if none is.
 pub(crate) fn mean_defined(values: &[f64]) -> f64 {
     mean(values.iter().copied().filter(|v| !v.is_nan()))
 }
 
-/// The mean with undefined values as 0; NaN of nothing.
+/// Returns the mean with undefined values as 0; NaN without values.
 pub(crate) fn mean_zero(values: &[f64]) -> f64 {
     mean(values.iter().map(|v| if v.is_nan() { 0.0 } else { *v }))
 }
 
-/// A sum in fixed point with 64 fractional bits: the same bits in whatever order and in however
-/// many parts its values come. A value is cut to a multiple of 2^-64; infinities, NaN and values
-/// of 2^40 and more are added apart, as f64.
+/// A sum in fixed point with 64 fractional bits, which does not depend on the order or grouping of
+/// its values. Values are truncated to multiples of 2^-64; infinities, NaN and values of 2^40 and
+/// more are summed separately as f64.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sum {
     fixed: i128,
@@ -56,14 +56,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_not_zero() {
+    fn is_undefined_without_values() {
         assert!(ratio(1.0, 0.0).is_nan() && mean([]).is_nan() && mean_defined(&[f64::NAN]).is_nan());
         assert_eq!(mean_defined(&[1.0, f64::NAN, 3.0]), 2.0);
         assert_eq!(mean_zero(&[1.0, f64::NAN, 2.0]), 1.0);
     }
 
     #[test]
-    fn the_order_does_not_matter() {
+    fn sums_in_any_order() {
         let values: Vec<f64> = (0..1000).map(|i| (f64::from(i) * 0.37).sin() / 3.0).collect();
         let sum = |v: &mut dyn Iterator<Item = &f64>| {
             let mut s = Sum::default();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_stays_so() {
+    fn propagates_infinity_and_nan() {
         let mut s = Sum::default();
         s.add(1.5);
         s.add(1e300);

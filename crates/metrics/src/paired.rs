@@ -1,20 +1,23 @@
-//! Two methods on the same seeds (or the same samples): is the difference more than chance?
+//! Tests of paired values: two methods on the same seeds or the same samples.
 //!
-//! Both tests are two-sided and look at the differences `d = a - b`.
+//! Both tests are two-sided and act on the differences `d = a - b`.
 
 use crate::Result;
 use crate::error::same_length;
 use crate::numeric::mean;
-use crate::seeds::Summary;
-use crate::special::{erfc, student_t_two_sided};
+use crate::seeds::SeedSummary;
+use crate::special_functions::{erfc, student_t_two_sided};
 
-/// `a - b`, pair by pair. Error: different lengths.
+/// Returns `a - b`, pair by pair.
+///
+/// # Errors
+/// Lists of different lengths.
 pub fn differences(a: &[f64], b: &[f64]) -> Result<Vec<f64>> {
     same_length("paired values", a.len(), b.len())?;
     Ok(a.iter().zip(b).map(|(a, b)| a - b).collect())
 }
 
-/// Student's t-test of paired values (Student 1908): `t = mean(d) / (std(d) / sqrt(n))` with
+/// Result of Student's paired t-test (Student 1908): `t = mean(d) / (std(d) / sqrt(n))` with
 /// `n - 1` degrees of freedom.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TTest {
@@ -22,13 +25,16 @@ pub struct TTest {
     pub pairs: u64,
     /// Mean of `a - b`; NaN without pairs.
     pub mean_difference: f64,
-    /// The statistic; NaN below two pairs and where all differences are equal.
+    /// Statistic; NaN below two pairs and if all differences are equal.
     pub t: f64,
-    /// Its two-sided p-value; NaN where the statistic is.
+    /// Two-sided p-value; NaN if the statistic is.
     pub p: f64,
 }
 
-/// Student's t-test of paired values. Error: different lengths.
+/// Runs Student's paired t-test.
+///
+/// # Errors
+/// Lists of different lengths.
 ///
 /// ```
 /// let test = stillhouse_metrics::paired::t_test(&[97.1, 96.9, 97.4], &[95.2, 95.9, 95.5])?;
@@ -36,39 +42,42 @@ pub struct TTest {
 /// # Ok::<(), stillhouse_metrics::Error>(())
 /// ```
 pub fn t_test(a: &[f64], b: &[f64]) -> Result<TTest> {
-    let d = Summary::of(&differences(a, b)?);
+    let d = SeedSummary::new(&differences(a, b)?);
     let t = if d.std > 0.0 { d.mean / d.sem } else { f64::NAN };
     let p = student_t_two_sided(t, d.count as f64 - 1.0);
     Ok(TTest { pairs: d.count, mean_difference: d.mean, t, p })
 }
 
-/// How the p-value of [`wilcoxon`] is found.
+/// Null distribution of [`wilcoxon`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distribution {
-    /// All `2^n` sign patterns of the ranks, with ties as they are. Cubic in the number of pairs.
+    /// All `2^n` sign patterns of the ranks, including ties. Cubic in the number of pairs.
     Exact,
     /// The normal approximation with variance `n(n+1)(2n+1)/24 - sum(t^3 - t)/48` over groups of
     /// `t` tied differences, without continuity correction.
     Normal,
 }
 
-/// Wilcoxon's signed-rank test (Wilcoxon 1945).
+/// Result of Wilcoxon's signed-rank test (Wilcoxon 1945).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Wilcoxon {
     /// Number of pairs.
     pub pairs: u64,
-    /// Pairs whose difference is not 0; the others are dropped.
+    /// Number of pairs with a nonzero difference; the others are dropped.
     pub nonzero_pairs: u64,
     /// Mean of `a - b`; NaN without pairs.
     pub mean_difference: f64,
-    /// The smaller of the rank sums of positive and negative differences, mean ranks for ties; NaN
-    /// where no pair is left.
+    /// Smaller of the rank sums of positive and negative differences, with mean ranks for ties; NaN
+    /// if no pair is left.
     pub statistic: f64,
-    /// Its two-sided p-value; NaN where the statistic is.
+    /// Two-sided p-value; NaN if the statistic is.
     pub p: f64,
 }
 
-/// Wilcoxon's signed-rank test of paired values. Error: different lengths.
+/// Runs Wilcoxon's signed-rank test.
+///
+/// # Errors
+/// Lists of different lengths.
 pub fn wilcoxon(a: &[f64], b: &[f64], distribution: Distribution) -> Result<Wilcoxon> {
     let mut d = differences(a, b)?;
     let (pairs, mean_difference) = (d.len() as u64, mean(d.iter().copied()));
@@ -91,8 +100,8 @@ pub fn wilcoxon(a: &[f64], b: &[f64], distribution: Distribution) -> Result<Wilc
     Ok(test)
 }
 
-/// Twice the mean rank, from 1, of each value; the values are sorted by magnitude. Doubled ranks
-/// are integers even for ties.
+/// Returns twice the mean rank, from 1, of each value, an integer even for ties. The values must be
+/// sorted by magnitude.
 fn doubled_ranks(sorted: &[f64]) -> Vec<usize> {
     let mut ranks = Vec::with_capacity(sorted.len());
     for group in sorted.chunk_by(|x, y| x.abs() == y.abs()) {
@@ -102,8 +111,8 @@ fn doubled_ranks(sorted: &[f64]) -> Vec<usize> {
     ranks
 }
 
-/// `min(1, 2 P(W <= w))` with every rank's sign a fair coin: the distribution of the sum, built
-/// rank by rank up to `w`.
+/// Computes `min(1, 2 P(W <= w))` for independent, equally likely signs: the distribution of the sum
+/// is convolved rank by rank up to `w`.
 fn exact_p(doubled_ranks: &[usize], doubled: usize) -> f64 {
     let mut probability = vec![0.0; doubled + 1];
     probability[0] = 1.0;
@@ -129,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn t_by_hand() {
+    fn t_test_matches_known_values() {
         // d = 1, 2, 3: mean 2, std 1, t = 2 sqrt 3 with 2 degrees of freedom
         let test = t_test(&[2.0, 4.0, 6.0], &[1.0, 2.0, 3.0]).unwrap();
         assert_eq!((test.pairs, test.mean_difference), (3, 2.0));
@@ -139,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_test() {
+    fn is_undefined_without_differences() {
         for (a, b) in [(vec![], vec![]), (vec![1.0], vec![0.5]), (vec![0.3; 3], vec![0.1; 3])] {
             let test = t_test(&a, &b).unwrap();
             assert!(test.t.is_nan() && test.p.is_nan());
@@ -151,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_by_hand() {
+    fn exact_wilcoxon_matches_known_values() {
         // ranks 1..5, all positive: the smaller sum is 0, reached by 1 of 32 patterns
         let test = wilcoxon(&[1.0, 2.0, 3.0, 4.0, 5.0], &[0.0; 5], Distribution::Exact).unwrap();
         assert_eq!((test.statistic, test.p), (0.0, 2.0 / 32.0));
@@ -161,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_share_their_rank() {
+    fn ties_share_their_mean_rank() {
         assert_eq!(doubled_ranks(&[0.5, -1.0, 1.0, 1.0, 2.0]), [2, 6, 6, 6, 10]);
         // magnitudes 1, 1, 2; only one 1 is negative: rank sum 1.5; patterns with a sum below or
         // at 1.5: none, {1}, {1'}: 3 of 8
@@ -170,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_is_not_hidden() {
+    fn propagates_nan() {
         let test = wilcoxon(&[1.0, f64::NAN], &[0.0; 2], Distribution::Normal).unwrap();
         assert!(test.statistic.is_nan() && test.p.is_nan());
         assert!(t_test(&[1.0, f64::NAN, 2.0], &[0.0; 3]).unwrap().p.is_nan());

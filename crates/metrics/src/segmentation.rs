@@ -1,14 +1,14 @@
-//! Agreement of label maps, from one confusion matrix over all pixels of all images (never a mean
-//! over images). Pixels whose truth is "ignore" do not count at all.
+//! Segmentation metrics, from one confusion matrix over all pixels of all images (never a mean over
+//! images). Pixels with the ignore label are not counted.
 //!
-//! *Equation.* `IoU_c = tp_c / (support_c + called_c - tp_c)`; its mean is paper 2, equation 11
-//! (over all classes, background among them), Everingham et al. (PASCAL VOC, 2010) and Long,
-//! Shelhamer and Darrell (2015), section 5. Three means are in use, which agree where every class
+//! *Equation.* `IoU_c = tp_c / (support_c + predicted_c - tp_c)`; its mean is paper 2, equation 11
+//! (over all classes, including background), Everingham et al. (PASCAL VOC, 2010) and Long,
+//! Shelhamer and Darrell (2015), section 5. Three means are in use, which agree if every class
 //! occurs in the truth:
 //!
-//! - over the classes in truth or prediction: [`Scores::miou_union`], the headline here
+//! - over the classes in truth or prediction: [`Scores::miou_union`], reported as `miou`
 //! - over the classes in the truth: [`Scores::miou_truth`]
-//! - over all classes, an absent one as 0: [`Scores::miou_zero`], as public Cityscapes code
+//! - over all classes, with 0 for absent classes: [`Scores::miou_zero`], as public Cityscapes code
 
 use std::any::Any;
 
@@ -19,10 +19,10 @@ use stillhouse_core::registry::Entry;
 
 use crate::error::same_length;
 use crate::numeric::{mean, mean_defined, mean_zero, ratio};
-use crate::topk::best;
+use crate::topk::argmax;
 use crate::{ConfusionMatrix, Result, batch};
 
-/// The row of [`Segmentation`].
+/// Registry entry of [`Segmentation`].
 pub const ENTRY: Entry<MetricBuild> = Entry {
     name: "segmentation",
     summary: "mean IoU (three conventions), pixel and class accuracy, IoU of each class",
@@ -31,8 +31,10 @@ pub const ENTRY: Entry<MetricBuild> = Entry {
     build: |classes| Box::new(Segmentation::new(classes)),
 };
 
-/// Counts the pixels of label maps whose truth is not `ignore`. Errors: different lengths, a class
-/// that there is not.
+/// Counts the pixels of label masks whose truth is not `ignore`.
+///
+/// # Errors
+/// Masks of different lengths, or a class out of range.
 pub fn confusion(classes: usize, ignore: u32, truth: &[u32], predicted: &[u32]) -> Result<ConfusionMatrix> {
     same_length("pixels of truth and prediction", truth.len(), predicted.len())?;
     let mut matrix = ConfusionMatrix::new(classes);
@@ -42,14 +44,14 @@ pub fn confusion(classes: usize, ignore: u32, truth: &[u32], predicted: &[u32]) 
     Ok(matrix)
 }
 
-/// Everything that follows from the counts of a segmentation.
+/// Scores of a segmentation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// Share of right pixels; NaN without pixels.
+    /// Fraction of correct pixels; NaN without pixels.
     pub pixel_accuracy: f64,
-    /// Share of right pixels by true class; NaN for a class without pixels.
+    /// Fraction of correct pixels by true class; NaN for a class without pixels.
     pub class_accuracy: Vec<f64>,
-    /// Mean of those that are defined.
+    /// Mean of the defined class accuracies.
     pub mean_class_accuracy: f64,
     /// Intersection over union by class; NaN for a class in neither truth nor prediction.
     pub iou: Vec<f64>,
@@ -57,24 +59,24 @@ pub struct Scores {
     pub miou_union: f64,
     /// Mean IoU of the classes in the truth.
     pub miou_truth: f64,
-    /// Mean IoU of all classes, an absent one as 0.
+    /// Mean IoU of all classes, with 0 for absent classes.
     pub miou_zero: f64,
-    /// IoU weighted by the class's share of the true pixels.
+    /// IoU weighted by the class's fraction of the true pixels.
     pub frequency_weighted_iou: f64,
 }
 
 impl Scores {
-    /// Computes them.
-    pub fn of(matrix: &ConfusionMatrix) -> Self {
-        let (support, called, hits) = (matrix.support(), matrix.called(), matrix.hits());
+    /// Computes the scores from a confusion matrix.
+    pub fn new(matrix: &ConfusionMatrix) -> Self {
+        let (support, predicted, tp) = (matrix.support(), matrix.predicted(), matrix.true_positives());
         let n = matrix.total() as f64;
         let classes = || 0..matrix.classes();
-        let class_accuracy: Vec<f64> = classes().map(|c| ratio(hits[c] as f64, support[c] as f64)).collect();
+        let class_accuracy: Vec<f64> = classes().map(|c| ratio(tp[c] as f64, support[c] as f64)).collect();
         let iou: Vec<f64> =
-            classes().map(|c| ratio(hits[c] as f64, (support[c] + called[c] - hits[c]) as f64)).collect();
+            classes().map(|c| ratio(tp[c] as f64, (support[c] + predicted[c] - tp[c]) as f64)).collect();
         let present = || classes().filter(|&c| support[c] > 0);
         Self {
-            pixel_accuracy: ratio(matrix.right() as f64, n),
+            pixel_accuracy: ratio(matrix.correct() as f64, n),
             mean_class_accuracy: mean_defined(&class_accuracy),
             miou_union: mean_defined(&iou),
             miou_truth: mean(present().map(|c| iou[c])),
@@ -86,21 +88,21 @@ impl Scores {
     }
 }
 
-/// Counts an evaluation of label maps.
+/// Segmentation metric of an evaluation.
 ///
 /// Scores: `miou` (over the classes in truth or prediction), `miou_truth`, `pixel_accuracy`,
-/// `mean_class_accuracy`, `frequency_weighted_iou`, the raw counts of pixels `right` and `tested`,
-/// and `iou.<class>` for each class.
+/// `mean_class_accuracy`, `frequency_weighted_iou`, the pixel counts `correct` and `total`, and
+/// `iou.<class>` for each class.
 #[derive(Debug, Clone)]
 pub struct Segmentation(ConfusionMatrix);
 
 impl Segmentation {
-    /// Nothing counted yet.
+    /// Creates a metric without counts.
     pub fn new(classes: usize) -> Self {
         Self(ConfusionMatrix::new(classes))
     }
 
-    /// The counts so far.
+    /// Returns the counts so far.
     pub fn matrix(&self) -> &ConfusionMatrix {
         &self.0
     }
@@ -118,8 +120,8 @@ impl Metric for Segmentation {
     fn update(&mut self, logits: &Tensor, target: &Labels) -> stillhouse_core::Result<()> {
         target.mask(ENTRY.name)?;
         let matrix = &mut self.0;
-        batch::each(ENTRY.name, matrix.classes(), logits, target, |scores, label| {
-            best(scores).map_or(Ok(()), |predicted| matrix.add(label, predicted as u32))
+        batch::for_each(ENTRY.name, matrix.classes(), logits, target, |scores, label| {
+            argmax(scores).map_or(Ok(()), |predicted| matrix.add(label, predicted as u32))
         })
     }
 
@@ -129,15 +131,15 @@ impl Metric for Segmentation {
     }
 
     fn scores(&self) -> Vec<Score> {
-        let scores = Scores::of(&self.0);
+        let scores = Scores::new(&self.0);
         let named = [
             ("miou", scores.miou_union),
             ("miou_truth", scores.miou_truth),
             ("pixel_accuracy", scores.pixel_accuracy),
             ("mean_class_accuracy", scores.mean_class_accuracy),
             ("frequency_weighted_iou", scores.frequency_weighted_iou),
-            ("right", self.0.right() as f64),
-            ("tested", self.0.total() as f64),
+            ("correct", self.0.correct() as f64),
+            ("total", self.0.total() as f64),
         ];
         let named = named.map(|(name, value)| Score { name: name.to_string(), value });
         let classes = scores.iou.iter().enumerate();
@@ -156,11 +158,11 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     #[test]
-    fn by_hand() {
-        // class 0: tp 1, support 2, called 1; class 1: tp 1, support 1, called 2; class 2 only called
+    fn matches_known_values() {
+        // class 0: tp 1, support 2, predicted 1; class 1: tp 1, support 1, predicted 2; class 2 only predicted
         let m = confusion(4, 255, &[0, 0, 1, 255, 255, 0], &[0, 1, 1, 3, 0, 2]).unwrap();
         assert_eq!(m.total(), 4);
-        let s = Scores::of(&m);
+        let s = Scores::new(&m);
         assert_eq!((s.iou[0], s.iou[1], s.iou[2]), (1.0 / 3.0, 0.5, 0.0));
         assert!(s.iou[3].is_nan());
         assert_eq!(s.miou_union, (1.0 / 3.0 + 0.5) / 3.0);
@@ -171,18 +173,18 @@ mod tests {
     }
 
     #[test]
-    fn ignored_pixels_may_be_predicted_anything() {
+    fn skips_ignored_pixels() {
         assert_eq!(confusion(2, 255, &[255], &[77]).unwrap().total(), 0);
         assert!(confusion(2, 255, &[1], &[77]).is_err());
         assert!(confusion(2, 255, &[7], &[0]).is_err());
         assert!(confusion(2, 0, &[0, 1], &[0]).is_err());
-        let s = Scores::of(&confusion(2, 255, &[255; 3], &[0; 3]).unwrap());
+        let s = Scores::new(&confusion(2, 255, &[255; 3], &[0; 3]).unwrap());
         assert!(s.pixel_accuracy.is_nan() && s.miou_union.is_nan() && s.miou_truth.is_nan());
         assert_eq!(s.miou_zero, 0.0);
     }
 
     #[test]
-    fn the_metric_takes_the_highest_score() {
+    fn predicts_the_highest_score() {
         let dev = &Device::Cpu;
         // [1, 2, 1, 3]: predictions 0, 1, 0 (equal scores: the lower index)
         let logits = Tensor::new(&[[[[2f32, 0., 1.]], [[1., 5., 1.]]]], dev).unwrap();

@@ -1,34 +1,33 @@
 //! Top-k accuracy.
 //!
 //! *Equation.* The rank of the true class `y` in scores `s` is
-//! `#{j : s_j > s_y} + #{j < y : s_j = s_y}` (equal scores: the lower index ranks first), and
-//! `top-k = #{samples with rank < k} / n`. With fewer than `k` classes it is 1.
+//! `#{j : s_j > s_y} + #{j < y : s_j = s_y}` (the lower index ranks first among equal scores), and
+//! `top-k = #{samples with rank < k} / n`; 1 with fewer than `k` classes.
 //!
-//! A score that is NaN ranks below every number, so a network that has diverged is not right by
-//! accident.
+//! NaN ranks below every number, so that a diverged model is not correct by accident.
 
 use crate::error::same_length;
 use crate::numeric::ratio;
 use crate::{Error, Result};
 
-/// Whether score `a` stands above score `b`.
+/// Returns whether score `a` ranks above score `b`.
 fn above(a: f64, b: f64) -> bool {
     a > b || (b.is_nan() && !a.is_nan())
 }
 
-/// The class of the highest score, the lowest index among equal ones; `None` without scores.
-pub fn best(scores: &[f64]) -> Option<usize> {
+/// Returns the class of the highest score, the lowest index among equal scores; `None` without scores.
+pub fn argmax(scores: &[f64]) -> Option<usize> {
     (0..scores.len()).reduce(|best, i| if above(scores[i], scores[best]) { i } else { best })
 }
 
-/// How many classes rank before `target`; `None` if there is no such class.
+/// Returns the number of classes that rank before `target`; `None` if the class is out of range.
 pub fn rank(scores: &[f64], target: usize) -> Option<usize> {
     let own = *scores.get(target)?;
     let before = |(i, &s): (usize, &f64)| above(s, own) || (i < target && !above(own, s));
     Some(scores.iter().enumerate().filter(|&(i, s)| i != target && before((i, s))).count())
 }
 
-/// Counts of samples by the rank of their true class, from which top-k follows for every `k`.
+/// Number of samples by the rank of their true class, which gives top-k for every `k`.
 ///
 /// ```
 /// use stillhouse_metrics::topk::{RankCounts, rank};
@@ -43,12 +42,15 @@ pub fn rank(scores: &[f64], target: usize) -> Option<usize> {
 pub struct RankCounts(Vec<u64>);
 
 impl RankCounts {
-    /// All counts 0.
+    /// Creates counts of zero.
     pub fn new(classes: usize) -> Self {
         Self(vec![0; classes])
     }
 
-    /// Counts one sample. Error: a rank that no class can have.
+    /// Counts one sample.
+    ///
+    /// # Errors
+    /// A rank out of range.
     pub fn add(&mut self, rank: usize) -> Result<()> {
         let limit = self.0.len();
         let count = self.0.get_mut(rank);
@@ -56,14 +58,17 @@ impl RankCounts {
         Ok(())
     }
 
-    /// Adds the counts of another. Error: another number of classes.
+    /// Adds other counts.
+    ///
+    /// # Errors
+    /// A different number of classes.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         same_length("classes of two rank counts", self.0.len(), other.0.len())?;
-        self.0.iter_mut().zip(&other.0).for_each(|(mine, theirs)| *mine += theirs);
+        self.0.iter_mut().zip(&other.0).for_each(|(count, other)| *count += other);
         Ok(())
     }
 
-    /// Share of the samples whose true class is among the `k` best; NaN without samples.
+    /// Returns the fraction of samples whose true class is among the `k` best; NaN without samples.
     pub fn top(&self, k: usize) -> f64 {
         let within: u64 = self.0.iter().take(k).sum();
         let all: u64 = self.0.iter().sum();
@@ -76,24 +81,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_scores_rank_by_index() {
+    fn ranks_equal_scores_by_index() {
         let s = [2.0, 5.0, 2.0, 5.0];
         assert_eq!((0..4).map(|t| rank(&s, t).unwrap()).collect::<Vec<_>>(), [2, 0, 3, 1]);
-        assert_eq!(best(&s), Some(1));
+        assert_eq!(argmax(&s), Some(1));
         assert_eq!(rank(&s, 4), None);
-        assert_eq!(best(&[]), None);
+        assert_eq!(argmax(&[]), None);
     }
 
     #[test]
-    fn nan_is_never_better() {
+    fn ranks_nan_last() {
         let s = [f64::NAN, -1.0, f64::NAN, f64::NEG_INFINITY];
         assert_eq!((0..4).map(|t| rank(&s, t).unwrap()).collect::<Vec<_>>(), [2, 0, 3, 1]);
-        assert_eq!(best(&s), Some(1));
-        assert_eq!(best(&[f64::NAN, f64::NAN]), Some(0));
+        assert_eq!(argmax(&s), Some(1));
+        assert_eq!(argmax(&[f64::NAN, f64::NAN]), Some(0));
     }
 
     #[test]
-    fn nothing_counted() {
+    fn is_undefined_without_samples() {
         assert!(RankCounts::new(4).top(5).is_nan());
         assert!(RankCounts::new(4).add(4).is_err());
         assert!(RankCounts::new(4).merge(&RankCounts::new(3)).is_err());

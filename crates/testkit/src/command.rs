@@ -29,7 +29,7 @@ impl CmdOutput {
     /// # Panics
     /// If the command cannot be started.
     #[track_caller]
-    pub fn of(command: &mut Command) -> Self {
+    pub fn run(command: &mut Command) -> Self {
         command.output().unwrap_or_else(|e| panic!("{command:?}: {e}")).into()
     }
 
@@ -89,7 +89,7 @@ mod tests {
     fn counts_the_tests_of_a_child() {
         let child = |filter: &str| {
             let mut command = Command::new(std::env::current_exe().unwrap());
-            CmdOutput::of(command.args(["--exact", filter])).tests_passed()
+            CmdOutput::run(command.args(["--exact", filter])).tests_passed()
         };
         assert_eq!(child("generator::tests::rejects_names_without_a_rule"), 1);
         assert_eq!(child("no_such_test"), 0);

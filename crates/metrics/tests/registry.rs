@@ -1,4 +1,4 @@
-//! What every registered metric must do; a new row is tested by being registered.
+//! Requirements of every registered metric.
 
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ use stillhouse_metrics::registry;
 
 const CLASSES: usize = 6;
 
-/// A batch of one class per image, or of label maps with some pixels to ignore.
+/// A batch with one class per image, or with label masks that have some ignored pixels.
 #[derive(Debug, Clone)]
 struct Data {
     logits: Tensor,
@@ -25,7 +25,7 @@ impl Data {
             Labels::Mask(self.target.clone())
         }
     }
-    fn part(&self, from: usize, to: usize) -> Self {
+    fn slice(&self, from: usize, to: usize) -> Self {
         let cut = |t: &Tensor| t.narrow(0, from, to - from).unwrap();
         Self { logits: cut(&self.logits), target: cut(&self.target) }
     }
@@ -55,20 +55,20 @@ fn data(maps: bool) -> impl Strategy<Value = Data> {
     })
 }
 
-fn fresh(row: &Entry<MetricBuild>) -> Box<dyn Metric> {
-    (row.build)(CLASSES)
+fn new_metric(entry: &Entry<MetricBuild>) -> Box<dyn Metric> {
+    (entry.build)(CLASSES)
 }
 
-/// The scores after the data, or `None` if the metric refuses such data.
-fn scores(row: &Entry<MetricBuild>, parts: &[Data]) -> Option<Vec<Score>> {
-    let mut metric = fresh(row);
-    for part in parts {
-        metric.update(&part.logits, &part.target()).ok()?;
+/// Returns the scores of the batches, or `None` if the metric rejects them.
+fn scores(entry: &Entry<MetricBuild>, batches: &[Data]) -> Option<Vec<Score>> {
+    let mut metric = new_metric(entry);
+    for batch in batches {
+        metric.update(&batch.logits, &batch.target()).ok()?;
     }
     Some(metric.scores())
 }
 
-/// Equal to the bit, NaN included.
+/// Returns whether the scores are bitwise equal, including NaN.
 fn same(a: &[Score], b: &[Score]) -> bool {
     a.len() == b.len()
         && a.iter()
@@ -76,92 +76,100 @@ fn same(a: &[Score], b: &[Score]) -> bool {
             .all(|(a, b)| a.name == b.name && (a.value == b.value || (a.value.is_nan() && b.value.is_nan())))
 }
 
-/// Failing values are kept in a file beside this one.
+/// Stores failing inputs in a file next to this one.
 fn config() -> ProptestConfig {
-    let beside = FileFailurePersistence::WithSource("regressions");
-    ProptestConfig { failure_persistence: Some(Box::new(beside)), ..ProptestConfig::default() }
+    let regressions = FileFailurePersistence::WithSource("regressions");
+    ProptestConfig { failure_persistence: Some(Box::new(regressions)), ..ProptestConfig::default() }
 }
 
 proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn parts_are_the_whole(images in data(false), maps in data(true), cut in 1usize..8) {
-        for row in registry().entries() {
+    fn scores_are_independent_of_order_and_batches(images in data(false), maps in data(true), cut in 1usize..8) {
+        for entry in registry().entries() {
             let mut accepted = 0;
             for all in [&images, &maps] {
-                let whole = scores(row, std::slice::from_ref(all));
-                prop_assert_eq!(whole.is_some(), fresh(row).supports(all.target().task()), "{}", row.name);
+                let whole = scores(entry, std::slice::from_ref(all));
+                prop_assert_eq!(whole.is_some(), new_metric(entry).supports(all.target().task()), "{}", entry.name);
                 let Some(whole) = whole else { continue };
                 accepted += 1;
-                prop_assert!(whole.iter().any(|s| s.value.is_finite()), "{}: nothing counted", row.name);
+                prop_assert!(whole.iter().any(|s| s.value.is_finite()), "{}: nothing counted", entry.name);
                 let n = all.target.dims()[0];
                 let cut = cut.min(n - 1);
-                let (a, b) = (all.part(0, cut), all.part(cut, n));
-                let parts = scores(row, &[a.clone(), b.clone()]).unwrap();
-                prop_assert!(same(&whole, &parts), "{}: batches: {whole:?} {parts:?}", row.name);
-                let turned = scores(row, &[all.reversed()]).unwrap();
-                prop_assert!(same(&whole, &turned), "{}: order: {whole:?} {turned:?}", row.name);
-                let (mut left, mut right) = (fresh(row), fresh(row));
+                let (a, b) = (all.slice(0, cut), all.slice(cut, n));
+                let parts = scores(entry, &[a.clone(), b.clone()]).unwrap();
+                prop_assert!(same(&whole, &parts), "{}: batches: {whole:?} {parts:?}", entry.name);
+                let turned = scores(entry, &[all.reversed()]).unwrap();
+                prop_assert!(same(&whole, &turned), "{}: order: {whole:?} {turned:?}", entry.name);
+                let (mut left, mut right) = (new_metric(entry), new_metric(entry));
                 left.update(&a.logits, &a.target()).unwrap();
                 right.update(&b.logits, &b.target()).unwrap();
                 right.merge(left.as_ref()).unwrap();
-                right.merge(fresh(row).as_ref()).unwrap();
-                prop_assert!(same(&whole, &right.scores()), "{}: merged: {whole:?}", row.name);
+                right.merge(new_metric(entry).as_ref()).unwrap();
+                prop_assert!(same(&whole, &right.scores()), "{}: merged: {whole:?}", entry.name);
             }
-            prop_assert!(accepted > 0, "{} accepts neither images nor maps", row.name);
+            prop_assert!(accepted > 0, "{} accepts neither images nor maps", entry.name);
         }
     }
 }
 
 #[test]
-fn nothing_counted_is_not_defined() {
-    for row in registry().entries() {
-        let scores = fresh(row).scores();
-        assert!(!scores.is_empty(), "{}", row.name);
+fn scores_are_undefined_without_samples() {
+    for entry in registry().entries() {
+        let scores = new_metric(entry).scores();
+        assert!(!scores.is_empty(), "{}", entry.name);
         for score in &scores {
-            let count = ["right", "tested"].contains(&score.name.as_str());
-            assert!(if count { score.value == 0.0 } else { score.value.is_nan() }, "{}: {score:?}", row.name);
+            let count = ["correct", "total"].contains(&score.name.as_str());
+            assert!(
+                if count { score.value == 0.0 } else { score.value.is_nan() },
+                "{}: {score:?}",
+                entry.name
+            );
         }
         let mut names: Vec<&str> = scores.iter().map(|s| s.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), scores.len(), "{}: a name stands twice", row.name);
+        assert_eq!(names.len(), scores.len(), "{}: duplicate score name", entry.name);
     }
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn rejects_mismatched_inputs() {
     let logits = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
     let classes = |v: &[u32]| Labels::Classes(Tensor::new(v, &Device::Cpu).unwrap());
     let map = |v: u32| Labels::Mask(Tensor::full(v, (1, 2, 2), &Device::Cpu).unwrap());
-    for row in registry().entries() {
-        let refused = [
+    for entry in registry().entries() {
+        let invalid = [
             (logits(&[2, CLASSES + 1]), classes(&[0, 1])),
             (logits(&[2, CLASSES]), classes(&[0])),
             (logits(&[2, CLASSES]), classes(&[0, CLASSES as u32])),
             (logits(&[1, CLASSES, 2, 3]), map(0)),
             (logits(&[1, CLASSES, 2, 2]), map(CLASSES as u32)),
         ];
-        for (logits, target) in refused {
-            let error = fresh(row).update(&logits, &target).unwrap_err().to_string();
-            assert!(error.contains(row.name), "{}: {error}", row.name);
+        for (logits, target) in invalid {
+            let error = new_metric(entry).update(&logits, &target).unwrap_err().to_string();
+            assert!(error.contains(entry.name), "{}: {error}", entry.name);
         }
-        for other in registry().entries().iter().filter(|r| r.name != row.name) {
-            let error = fresh(row).merge(fresh(other).as_ref()).unwrap_err().to_string();
-            assert!(error.contains(row.name) && error.contains(other.name), "{error}");
+        for other in registry().entries().iter().filter(|r| r.name != entry.name) {
+            let error = new_metric(entry).merge(new_metric(other).as_ref()).unwrap_err().to_string();
+            assert!(error.contains(entry.name) && error.contains(other.name), "{error}");
         }
-        let more = (row.build)(CLASSES + 1);
-        assert!(fresh(row).merge(more.as_ref()).is_err(), "{}: another number of classes", row.name);
+        let more = (entry.build)(CLASSES + 1);
+        assert!(
+            new_metric(entry).merge(more.as_ref()).is_err(),
+            "{}: a different number of classes",
+            entry.name
+        );
     }
 }
 
 #[test]
-fn rows_are_in_order() {
+fn entries_are_complete() {
     let all = registry();
-    for row in all.entries() {
-        assert_eq!(fresh(row).name(), row.name);
-        assert!(!row.summary.is_empty() && !row.source.is_empty(), "{}", row.name);
+    for entry in all.entries() {
+        assert_eq!(new_metric(entry).name(), entry.name);
+        assert!(!entry.summary.is_empty() && !entry.source.is_empty(), "{}", entry.name);
     }
     let error = all.get("acuracy").unwrap_err().to_string();
     assert!(error.contains("did you mean `accuracy`"), "{error}");
