@@ -200,8 +200,8 @@ fn train_eval_predict() {
     images(&folder.path().join("own"));
     write(folder.path(), "x.toml", &on_images(&folder.path().join("own")));
     let done = run(folder.path(), &["train", "x.toml", "--output", "out", "--json"]).expect_code(0).json();
-    let (right, tested) = (&done["result"]["right"], &done["result"]["tested"]);
-    assert_eq!(tested, 4);
+    let (correct, total) = (&done["result"]["correct"], &done["result"]["total"]);
+    assert_eq!(total, 4);
     for file in ["config.toml", "log.jsonl", "student.safetensors", "predictions.safetensors", "result.json"]
     {
         assert!(folder.path().join("out").join(file).is_file(), "{file}");
@@ -212,8 +212,8 @@ fn train_eval_predict() {
     let again = run(folder.path(), &["train", "x.toml", "--output", "out"]).expect_code(0);
     assert!(again.stdout.contains("already finished"), "{}", again.stdout);
 
-    let tested_again = run(folder.path(), &["eval", "out", "--json"]).expect_code(0).json();
-    assert_eq!((&tested_again["right"], &tested_again["tested"]), (right, tested));
+    let again = run(folder.path(), &["eval", "out", "--json"]).expect_code(0).json();
+    assert_eq!((&again["correct"], &again["total"]), (correct, total));
 
     let image = folder.path().join("own/meadow/jpeg_420.input.jpg");
     let image = image.to_str().unwrap();
@@ -231,7 +231,7 @@ fn train_eval_predict() {
         assert!(folder.path().join("exported").join(file).is_file(), "{file}");
     }
     let card = fs::read_to_string(folder.path().join("exported/README.md")).unwrap();
-    assert!(card.contains("meadow, quarry") && card.contains("4 test images right"), "{card}");
+    assert!(card.contains("meadow, quarry") && card.contains("4 test images correct"), "{card}");
     weights(&export).expect_code(2).expect_stderr(&["is there already"]);
     let (half, whole) = ("exported/model.safetensors", "out/student.safetensors");
     let import = ["import", half, "--arch", "mobilenetv2_100", "--output", "back.safetensors", "--json"];
@@ -263,7 +263,7 @@ fn graph_engine_trains_like_the_kernels() {
         CmdOutput::from(said).expect_code(0);
         let log = fs::read_to_string(folder.path().join(runs).join("out/log.jsonl")).unwrap();
         let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        lines.map(|line| line["total"].as_f64().unwrap()).collect()
+        lines.map(|line| line["loss"].as_f64().unwrap()).collect()
     };
     let (kernels, graph, low) = (totals("kernels", "f32"), totals("graph", "f32"), totals("graph", "bf16"));
     assert_eq!(kernels.len(), 3);

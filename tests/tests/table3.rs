@@ -51,7 +51,7 @@ fn table3_end_to_end() {
     for method in ["baseline", "kd", "class_centric", "baseline_plain"] {
         let cell = cell(method);
         assert_eq!((&cell["state"], &cell["n"]), (&"done".into(), &1.into()), "{cell}");
-        assert_eq!(cell["tested"], serde_json::json!([21]));
+        assert_eq!(cell["total"], serde_json::json!([21]));
         assert_eq!((&cell["student"], &cell["ratio"]), (&"mobilenetv2_100".into(), &80.into()));
     }
     assert_eq!(cell("class_centric")["published"], 94.76);
@@ -87,7 +87,7 @@ fn table3_end_to_end() {
     let again = said.json();
     let means = |json: &serde_json::Value| -> Vec<(String, String)> {
         let cells = json["cells"].as_array().unwrap().iter().filter(|c| c["state"] == "done");
-        cells.map(|c| (c["method"].to_string(), c["right"].to_string())).collect()
+        cells.map(|c| (c["method"].to_string(), c["correct"].to_string())).collect()
     };
     assert_eq!(means(&again), means(&json));
 
@@ -181,7 +181,7 @@ fn interrupted_table_resumes_to_the_same_table() {
         if let Some(before) = stopped.get(name) {
             assert_eq!(result, before, "{name} was finished but ran again");
         }
-        for part in ["student_sha256", "right", "tested"] {
+        for part in ["student_sha256", "correct", "total"] {
             assert_eq!(result[part], uninterrupted[name][part], "{part} of {name}");
         }
     }

@@ -6,7 +6,8 @@ mod print;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stillhouse_metrics::seeds::Summary;
+use stillhouse_metrics::seeds::SeedSummary;
+use stillhouse_runs::RunDir;
 
 pub(crate) use self::print::TESTS;
 use self::print::place;
@@ -17,9 +18,7 @@ use crate::caption::Caption;
 use crate::compare::{Comparison, Seed, against_best};
 use crate::exits::ExitRow;
 use crate::networks::NetworkRow;
-use crate::record::Predictions;
-use crate::run::{self, Measure, RunResult, State};
-use crate::{Error, Result, facts};
+use crate::{Error, Measure, Result, RunStatus, facts};
 
 /// The student alone with plain shuffling: stands below the table.
 pub const BELOW: &str = "baseline_plain";
@@ -54,7 +53,7 @@ pub struct Cell {
     /// Training part in percent.
     pub ratio: u64,
     /// Where it stands.
-    pub state: State,
+    pub state: RunStatus,
     /// Mean accuracy, or mean IoU, of the finished seeds in percent.
     pub mean: Option<f64>,
     /// Standard deviation (n - 1) in percentage points; none for a single seed.
@@ -63,10 +62,10 @@ pub struct Cell {
     pub published: Option<f64>,
     /// Finished seeds.
     pub n: usize,
-    /// Test images classified rightly, by seed; empty for label masks.
-    pub right: Vec<u64>,
+    /// Test images classified correctly, by seed; empty for label masks.
+    pub correct: Vec<u64>,
     /// Test images, by seed.
-    pub tested: Vec<u64>,
+    pub total: Vec<u64>,
     /// The figure in percent, by seed.
     pub values: Vec<f64>,
     /// IoU of each class in percent, mean over the seeds; none where a seed has none.
@@ -189,8 +188,8 @@ impl AccuracyTable {
             let paper = published.teacher(&t.dataset);
             let paper = paper.map_or_else(String::new, |v| format!(", paper {v:.2}"));
             let counts = t
-                .right
-                .map_or_else(|| format!("{} images", t.tested), |right| format!("{right}/{}", t.tested));
+                .correct
+                .map_or_else(|| format!("{} images", t.total), |correct| format!("{correct}/{}", t.total));
             format!("{of}{} seed {}: {:.2} ({counts}{paper})", part_words(t.ratio), t.seed, t.percent)
         });
         let known: Vec<String> = known.collect();
@@ -209,16 +208,17 @@ impl AccuracyTable {
 
     fn note_failures(&mut self, cell: &Cell, runs: &[&Planned]) {
         for run in runs {
-            if run::state(&run.folder) == State::Failed {
-                let why = std::fs::read_to_string(run.folder.join(run::FAILURE)).unwrap_or_default();
-                self.notes.push(format!("{} failed: {}", place(cell, Some(run.seed)), why.trim()));
+            let dir = RunDir::new(&run.folder);
+            if dir.status() == RunStatus::Failed {
+                let error = dir.failure().unwrap_or_default();
+                self.notes.push(format!("{} failed: {error}", place(cell, Some(run.seed))));
             }
         }
     }
 
     /// Whether any cell failed.
     pub fn failed(&self) -> bool {
-        self.cells.iter().any(|c| c.state == State::Failed)
+        self.cells.iter().any(|c| c.state == RunStatus::Failed)
     }
 
     /// The table as JSON.
@@ -286,8 +286,8 @@ pub(crate) fn part_words(ratio: u64) -> String {
 /// A finished run of a cell.
 struct Finished {
     measure: Measure,
-    right: Option<u64>,
-    tested: u64,
+    correct: Option<u64>,
+    total: u64,
     class_iou: Vec<Option<f64>>,
     seed: Seed,
 }
@@ -296,23 +296,24 @@ struct Finished {
 fn finished(runs: &[&Planned], teachers: &mut Vec<Teacher>) -> Result<Vec<Finished>> {
     let mut all = Vec::new();
     for run in runs {
-        let Some(result) = RunResult::read(&run.folder)? else { continue };
+        let dir = RunDir::new(&run.folder);
+        let Some(result) = dir.result()? else { continue };
         let Some(percent) = result.percent() else {
             let path = run.folder.display().to_string();
             let message = "a run on label masks without a mean IoU, which this table shows; \
                            count it with eval.metrics = [\"segmentation\"]";
             return Err(Error::Unreadable { path, message: message.into() });
         };
-        let images = Predictions::read(&run.folder)?.map(|p| (p.indices.clone(), p.right()));
+        let images = dir.predictions()?.map(|p| (p.indices.clone(), p.correct()));
         let seed = Seed { seed: run.seed, percent, images };
         all.push(Finished {
             measure: result.measure(),
-            right: result.right,
-            tested: result.tested,
+            correct: result.correct,
+            total: result.total,
             class_iou: result.class_iou(),
             seed,
         });
-        let teacher = result.facts.and_then(|f| f.teacher);
+        let teacher = result.summary.teacher;
         if let Some((teacher, percent)) = teacher.and_then(|t| Some((t.clone(), t.percent()?))) {
             teachers.push(Teacher {
                 dataset: run.dataset.clone(),
@@ -321,8 +322,8 @@ fn finished(runs: &[&Planned], teachers: &mut Vec<Teacher>) -> Result<Vec<Finish
                 model: teacher.model,
                 init: teacher.init,
                 cell: teacher.cell,
-                right: teacher.right,
-                tested: teacher.tested,
+                correct: teacher.correct,
+                total: teacher.total,
                 percent,
             });
         }
@@ -339,22 +340,22 @@ fn cell(
     finished: &[Finished],
     published: Option<&Beside>,
 ) -> Cell {
-    let states: Vec<State> = runs.iter().map(|run| run::state(&run.folder)).collect();
+    let states: Vec<RunStatus> = runs.iter().map(|run| RunDir::new(&run.folder).status()).collect();
     let percents: Vec<f64> = finished.iter().map(|f| f.seed.percent).collect();
-    let summary = Summary::of(&percents);
+    let summary = SeedSummary::new(&percents);
     let defined = |value: f64| value.is_finite().then_some(value);
     Cell {
         method: method.to_string(),
         student: student.to_string(),
         dataset: column.dataset.clone(),
         ratio: column.ratio,
-        state: if exists { together(&states) } else { State::NotBuilt },
+        state: if exists { together(&states) } else { RunStatus::UnknownMethod },
         mean: defined(summary.mean),
         std: defined(summary.std),
         published: published.and_then(|p| p.number(method, student, &column.dataset, column.ratio)),
         n: finished.len(),
-        right: finished.iter().filter_map(|f| f.right).collect(),
-        tested: finished.iter().map(|f| f.tested).collect(),
+        correct: finished.iter().filter_map(|f| f.correct).collect(),
+        total: finished.iter().map(|f| f.total).collect(),
         class_iou: mean_by_class(finished),
         values: percents,
     }
@@ -371,9 +372,9 @@ fn mean_by_class(finished: &[Finished]) -> Vec<Option<f64>> {
 }
 
 /// Failed beats running beats pending beats done.
-fn together(states: &[State]) -> State {
-    [State::Failed, State::Running, State::Pending]
+fn together(states: &[RunStatus]) -> RunStatus {
+    [RunStatus::Failed, RunStatus::Running, RunStatus::Pending]
         .into_iter()
         .find(|s| states.contains(s))
-        .unwrap_or(if states.is_empty() { State::Pending } else { State::Done })
+        .unwrap_or(if states.is_empty() { RunStatus::Pending } else { RunStatus::Done })
 }

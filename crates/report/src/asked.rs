@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use stillhouse_runs::{Role, RunDir, RunInfo, RunSummary};
 
 use crate::caption;
-use crate::record::{About, Record};
-use crate::run::{Facts, RunResult};
+use crate::record::Record;
 use crate::{
     AccuracyTable, Beside, Caption, Error, Planned, Result, by_class, confusion_rows, exits, frkdnet, mksmt,
     networks, page,
@@ -115,23 +115,24 @@ impl Asked {
     /// Makes up from run folders what was asked: of each experiment and profile one table. Folders
     /// are runs themselves or hold runs; `published` tells an experiment's printed table.
     pub fn from_runs(folders: &[PathBuf], published: impl Fn(&str) -> Option<String>) -> Result<Vec<Self>> {
-        type Runs = Vec<(Planned, toml::Table, Option<Facts>)>;
+        type Runs = Vec<(Planned, toml::Table, Option<RunSummary>)>;
         let mut found: BTreeMap<(String, String), Runs> = BTreeMap::new();
         for folder in run_folders(folders)? {
-            let Some((about, _)) = About::read(&folder)? else { continue };
-            if about.role != "student" {
+            let dir = RunDir::new(&folder);
+            let info: RunInfo = dir.info()?;
+            if info.role != Role::Student {
                 continue;
             }
-            let facts = RunResult::read(&folder)?.and_then(|r| r.facts);
+            let summary = dir.result()?.map(|r| r.summary);
             let run = Planned {
-                method: about.method.clone(),
-                student: about.body(),
-                dataset: about.dataset(),
-                ratio: about.ratio(),
-                seed: about.seed(),
+                method: info.method.clone(),
+                student: info.backbone(),
+                dataset: info.dataset(),
+                ratio: info.ratio(),
+                seed: info.seed(),
                 folder,
             };
-            found.entry((about.experiment, about.profile)).or_default().push((run, about.run, facts));
+            found.entry((info.experiment, info.profile)).or_default().push((run, info.run, summary));
         }
         let tables = found.into_iter().map(|((experiment, profile), runs)| {
             let caption = caption_of(&experiment, profile, &runs);
@@ -146,14 +147,14 @@ impl Asked {
 fn run_folders(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut runs = Vec::new();
     for folder in folders {
-        if folder.join("config.toml").is_file() {
+        if RunDir::new(folder).is_run() {
             runs.push(folder.clone());
             continue;
         }
         let entries = std::fs::read_dir(folder).map_err(stillhouse_core::Error::io(folder))?;
         for entry in entries {
             let path = entry.map_err(stillhouse_core::Error::io(folder))?.path();
-            if path.join("config.toml").is_file() {
+            if RunDir::new(&path).is_run() {
                 runs.push(path);
             }
         }
@@ -163,9 +164,13 @@ fn run_folders(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(runs)
 }
 
-fn caption_of(experiment: &str, profile: String, runs: &[(Planned, toml::Table, Option<Facts>)]) -> Caption {
-    let facts: Vec<&Facts> = runs.iter().filter_map(|(.., facts)| facts.as_ref()).collect();
-    let all = |value: &dyn Fn(&Facts) -> String| {
+fn caption_of(
+    experiment: &str,
+    profile: String,
+    runs: &[(Planned, toml::Table, Option<RunSummary>)],
+) -> Caption {
+    let facts: Vec<&RunSummary> = runs.iter().filter_map(|(.., facts)| facts.as_ref()).collect();
+    let all = |value: &dyn Fn(&RunSummary) -> String| {
         let mut values: Vec<String> = facts.iter().map(|f| value(f)).collect();
         values.sort();
         values.dedup();

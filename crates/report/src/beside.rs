@@ -129,10 +129,10 @@ pub struct Teacher {
     pub init: String,
     /// Its folder below the folder of teachers.
     pub cell: String,
-    /// Test images right; none for label masks.
-    pub right: Option<u64>,
+    /// Test images classified correctly; none for label masks.
+    pub correct: Option<u64>,
     /// Test images.
-    pub tested: u64,
+    pub total: u64,
     /// Images right, or mean IoU, in percent.
     pub percent: f64,
 }

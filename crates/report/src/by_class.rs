@@ -41,7 +41,7 @@ pub(crate) fn tables(cells: &[Cell], runs: &[(Planned, Record)]) -> Vec<ByClass>
             student: cell.student.clone(),
             dataset: cell.dataset.clone(),
             ratio: cell.ratio,
-            classes: record.about.classes.clone(),
+            classes: record.info.classes.clone(),
             methods: vec![row],
         });
     }

@@ -67,7 +67,7 @@ fn compare(a: &[Seed], b: &[Seed]) -> Option<Figures> {
         if at != other_at {
             return None;
         }
-        let test = McNemar::of(right, other_right).ok()?;
+        let test = McNemar::new(right, other_right).ok()?;
         Some(SeedTest { seed: x.seed, only_method: test.only_a, only_other: test.only_b, p: test.p })
     });
     let finite = |v: f64| v.is_finite().then_some(v);

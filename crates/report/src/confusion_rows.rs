@@ -58,11 +58,10 @@ pub(crate) fn lines(runs: &[(Planned, Record)], teachers: &[Record]) -> Result<V
 /// Part of a class that is classified rightly, in percent; none if there is no such class.
 fn right_of(record: &Record, class: &str) -> Result<Option<f64>> {
     let plain = |name: &str| name.to_lowercase().replace(['_', '-'], " ");
-    let Some(at) = record.about.classes.iter().position(|c| plain(c) == plain(class)) else {
+    let Some(at) = record.info.classes.iter().position(|c| plain(c) == plain(class)) else {
         return Ok(None);
     };
-    let Some(predictions) = &record.predictions else { return Ok(None) };
-    let matrix = predictions.confusion()?;
-    let (hit, of) = (matrix.hits()[at], matrix.support()[at]);
+    let Some(matrix) = record.confusion()? else { return Ok(None) };
+    let (hit, of) = (matrix.true_positives()[at], matrix.support()[at]);
     Ok((of > 0).then(|| 100.0 * hit as f64 / of as f64))
 }

@@ -11,6 +11,9 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A run folder that cannot be read.
+    #[error(transparent)]
+    Run(#[from] stillhouse_runs::Error),
     /// A file operation or configuration.
     #[error(transparent)]
     Core(#[from] stillhouse_core::Error),

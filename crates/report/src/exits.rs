@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use stillhouse_metrics::seeds::Summary;
+use stillhouse_metrics::seeds::SeedSummary;
 
 use crate::text::{Align, Grid};
 use crate::{Planned, Record, mksmt};
@@ -59,7 +59,7 @@ pub fn rows(runs: &[(Planned, Record)], page: Option<&str>) -> Vec<ExitRow> {
         let (method, dataset, ratio) = (planned.method.as_str(), planned.dataset.as_str(), planned.ratio);
         for exit in exits(&records) {
             let Some(all) = percents(&records, "", &exit) else { continue };
-            let (summary, mean) = (Summary::of(&all), |v: Option<Vec<f64>>| v.map(|v| Summary::of(&v).mean));
+            let (summary, mean) = (SeedSummary::new(&all), |v: Option<Vec<f64>>| v.map(|v| SeedSummary::new(&v).mean));
             rows.push(ExitRow {
                 method: method.to_string(),
                 dataset: dataset.to_string(),

@@ -151,19 +151,19 @@ pub(crate) fn ours(printed: &PublishedCell, cells: &[Cell], teachers: &[Teacher]
 pub(crate) fn measured(lines: &mut [Line], networks: &[NetworkRow], runs: &[(Planned, Record)]) {
     let network = || networks.iter().find(|n| n.network == RESNET);
     let of = |dataset: &str| runs.iter().find(|(p, _)| p.dataset == dataset).map(|(_, record)| record);
-    let facts = |dataset: &str| of(dataset)?.result.facts.as_ref();
+    let summary = |dataset: &str| Some(&of(dataset)?.result.summary);
     for line in lines.iter_mut().filter(|l| l.table == "p2.text") {
         let found = match (line.row.as_str(), line.col.as_str()) {
             ("student ResNet18", "parameters") => network().map(|n| n.parameters as f64 / 1e6),
             ("student ResNet18", "FLOPs") => network().map(|n| 2.0 * n.macs as f64 / 1e9),
-            ("Cityscapes train", _) => facts(CITYSCAPES).map(|f| f.train_images as f64),
-            ("Cityscapes val", _) => facts(CITYSCAPES).map(|f| f.test_images as f64),
-            ("VOC train", _) => facts(VOC).map(|f| f.train_images as f64),
-            ("VOC val", _) => facts(VOC).map(|f| f.test_images as f64),
-            ("Cityscapes", "classes") => of(CITYSCAPES).map(|record| record.about.classes.len() as f64),
-            ("initial learning rate", _) => runs.first().and_then(|(_, record)| {
-                record.about.run.get("train")?.get("optimizer")?.get("lr")?.as_float()
-            }),
+            ("Cityscapes train", _) => summary(CITYSCAPES).map(|f| f.train_images as f64),
+            ("Cityscapes val", _) => summary(CITYSCAPES).map(|f| f.test_images as f64),
+            ("VOC train", _) => summary(VOC).map(|f| f.train_images as f64),
+            ("VOC val", _) => summary(VOC).map(|f| f.test_images as f64),
+            ("Cityscapes", "classes") => of(CITYSCAPES).map(|record| record.info.classes.len() as f64),
+            ("initial learning rate", _) => {
+                runs.first().and_then(|(_, record)| record.info.get("train.optimizer.lr")?.as_float())
+            }
             _ => None,
         };
         line.ours = line.ours.or(found);

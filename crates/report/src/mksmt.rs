@@ -100,9 +100,9 @@ fn ours(page: &str, cell: &PublishedCell, exits: &[ExitRow], runs: &[(Planned, R
             setting(of(&method)?, "temperature")
         }
         (stage, "blocks") => blocks(of(OURS)?, stage),
-        (_, "classes") => Some(of(OURS)?.about.classes.len() as f64),
+        (_, "classes") => Some(of(OURS)?.info.classes.len() as f64),
         (_, "images") => {
-            let facts = of(OURS)?.result.facts.as_ref()?;
+            let facts = &of(OURS)?.result.summary;
             Some((facts.train_images + facts.test_images) as f64)
         }
         (row, col) => {
@@ -175,7 +175,7 @@ pub fn sizes_terminal(rows: &[SizeRow]) -> String {
 
 /// A hyper-parameter of the run's self-distillation.
 fn setting(run: &Record, key: &str) -> Option<f64> {
-    let losses = run.about.run.get("loss")?.as_array()?;
+    let losses = run.info.get("loss")?.as_array()?;
     let own =
         losses.iter().find(|l| l.get("method").and_then(|m| m.as_str()) == Some("self_kl"))?.get(key)?;
     own.as_float().or(own.as_integer().map(|i| i as f64))
@@ -183,7 +183,7 @@ fn setting(run: &Record, key: &str) -> Option<f64> {
 
 /// Blocks of a stage, `S1 blocks` to `S4 blocks`, of a Swin Transformer by its size.
 fn blocks(run: &Record, stage: &str) -> Option<f64> {
-    let body = run.about.body();
+    let body = run.info.backbone();
     let size = body.strip_prefix("swin_")?.split('_').next()?;
     let third = match size {
         "tiny" => 6.0,

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use stillhouse_runs::format_size;
 
 use crate::accuracy::network_title;
-use crate::run::size_words;
 use crate::text::{Align, Grid};
 use crate::{Planned, Record};
 
@@ -15,10 +15,10 @@ pub struct NetworkRow {
     /// Registry id.
     pub network: String,
     /// Side of the training images in pixels; rows where `image_width` is given.
-    pub image_size: u64,
+    pub image_size: usize,
     /// Columns, where they are no squares.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_width: Option<u64>,
+    pub image_width: Option<usize>,
     /// Trainable values.
     pub parameters: u64,
     /// Parameters in percent of the teacher's; none without a teacher.
@@ -34,12 +34,11 @@ pub struct NetworkRow {
 /// The networks of these runs and teachers, the largest first.
 pub fn rows(runs: &[(Planned, Record)], teachers: &[Record]) -> Vec<NetworkRow> {
     // By network and rows and columns of its training images.
-    type Key = (String, u64, Option<u64>);
+    type Key = (String, usize, Option<usize>);
     let mut found: BTreeMap<Key, Vec<&Record>> = BTreeMap::new();
     for record in teachers.iter().chain(runs.iter().map(|(_, record)| record)) {
-        let (rows, columns) =
-            record.result.facts.as_ref().map_or((0, None), |f| (f.image_size, f.image_width));
-        found.entry((record.about.student(), rows, columns)).or_default().push(record);
+        let (rows, columns) = (record.result.summary.image_size, record.result.summary.image_width);
+        found.entry((record.info.student(), rows, columns)).or_default().push(record);
     }
     let largest = teachers.iter().map(|t| t.result.parameters).max().filter(|p| *p > 0);
     let row = |((network, image_size, image_width), records): (Key, Vec<&Record>)| {
@@ -85,7 +84,7 @@ pub fn grid(rows: &[NetworkRow]) -> Grid {
     for row in rows {
         grid.row([
             network_title(&row.network).to_string(),
-            size_words(row.image_size, row.image_width),
+            format_size(row.image_size, row.image_width),
             format!("{:.2}", row.parameters as f64 / 1e6),
             some(row.of_the_teacher, 2),
             format!("{:.3}", row.macs as f64 / 1e9),

@@ -1,13 +1,16 @@
 //! Tables of accuracy from run folders made by hand.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use stillhouse_core::fs::FolderLock;
 use stillhouse_report::beside::page_of;
 use stillhouse_report::published::PublishedCell;
-use stillhouse_report::run::FAILURE;
-use stillhouse_report::{AccuracyTable, Asked, Beside, Caption, Measure, Planned, Published, State, mksmt};
+use stillhouse_report::{
+    AccuracyTable, Asked, Beside, Caption, Measure, Planned, Published, RunStatus, mksmt,
+};
+use stillhouse_runs::{CellResult, RunDir, RunInfo, RunSummary, TeacherSummary};
 
 fn caption() -> Caption {
     Caption {
@@ -34,13 +37,27 @@ fn run(root: &Path, method: &str, student: &str, ratio: u64, seed: u64) -> Plann
     Planned { method: method.into(), student: student.into(), dataset: "ucm".into(), ratio, seed, folder }
 }
 
-fn finish(run: &Planned, right: u64, tested: u64) {
-    fs::create_dir_all(&run.folder).unwrap();
-    fs::write(
-        run.folder.join("result.json"),
-        format!("{{\"format\": 1, \"right\": {right}, \"tested\": {tested}}}"),
-    )
-    .unwrap();
+fn finish(run: &Planned, correct: u64, total: u64) {
+    write(run, &CellResult { correct: Some(correct), total, ..Default::default() });
+}
+
+fn write(run: &Planned, result: &CellResult) {
+    RunDir::new(&run.folder).write_result(result).unwrap();
+}
+
+/// Writes the `config.toml` of a run.
+fn write_info(run: &Planned, classes: &[String], settings: &str) {
+    let info = RunInfo {
+        experiment: "x".into(),
+        profile: "p".into(),
+        cell: run.method.clone(),
+        hash: "h".into(),
+        method: run.method.clone(),
+        classes: classes.to_vec(),
+        run: toml::from_str(settings).unwrap(),
+        ..RunInfo::<toml::Table>::default()
+    };
+    RunDir::new(&run.folder).write_info(&info).unwrap();
 }
 
 fn grid(root: &Path) -> Vec<Planned> {
@@ -73,7 +90,7 @@ fn ours_beside_the_papers() {
     finish(&find("baseline_plain", "resnet18", 80, 0), 391, 420);
     let failing = find("class_centric", "resnet18", 60, 1);
     fs::create_dir_all(&failing.folder).unwrap();
-    fs::write(failing.folder.join(FAILURE), "term `class_centric` is NaN at step 3\n").unwrap();
+    fs::write(failing.folder.join("failure.txt"), "term `class_centric` is NaN at step 3\n").unwrap();
     let running = find("class_centric", "mobilenetv2_100", 80, 0);
     let lock = FolderLock::take(&running.folder).unwrap();
 
@@ -86,15 +103,15 @@ fn ours_beside_the_papers() {
         table.cells.iter().find(|c| c.method == method && c.student == student && c.ratio == ratio).unwrap()
     };
     let kd = cell("kd", "resnet18", 80);
-    assert_eq!((kd.state, kd.n, kd.published), (State::Done, 2, Some(95.48)));
+    assert_eq!((kd.state, kd.n, kd.published), (RunStatus::Done, 2, Some(95.48)));
     assert!((kd.mean.unwrap() - 100.0 * 401.0 / 420.0).abs() < 1e-9);
     assert!((kd.std.unwrap() - 200.0 / 420.0 / 2f64.sqrt()).abs() < 1e-9);
-    assert_eq!((kd.right.as_slice(), kd.tested.as_slice()), ([400, 402].as_slice(), [420, 420].as_slice()));
+    assert_eq!((kd.correct.as_slice(), kd.total.as_slice()), ([400, 402].as_slice(), [420, 420].as_slice()));
     let half = cell("baseline", "resnet18", 80);
-    assert_eq!((half.state, half.n, half.std), (State::Pending, 1, None));
-    assert_eq!(cell("class_centric", "resnet18", 60).state, State::Failed);
-    assert_eq!(cell("class_centric", "mobilenetv2_100", 80).state, State::Running);
-    assert_eq!(cell("sp", "mobilenetv2_100", 60).state, State::NotBuilt);
+    assert_eq!((half.state, half.n, half.std), (RunStatus::Pending, 1, None));
+    assert_eq!(cell("class_centric", "resnet18", 60).state, RunStatus::Failed);
+    assert_eq!(cell("class_centric", "mobilenetv2_100", 80).state, RunStatus::Running);
+    assert_eq!(cell("sp", "mobilenetv2_100", 60).state, RunStatus::UnknownMethod);
     assert_eq!(cell("sp", "mobilenetv2_100", 60).published, Some(59.05));
     assert_eq!(cell("baseline_plain", "resnet18", 80).published, None);
 
@@ -112,7 +129,7 @@ fn ours_beside_the_papers() {
         "93.10 (pending) (391/420, n = 1)",
         "kd resnet18 ucm 80 %: 400/420 402/420",
         "class_centric resnet18 ucm 60 % seed 1 failed: term `class_centric` is NaN",
-        "28 not built",
+        "28 unknown method",
     ] {
         assert!(flat.contains(part), "no `{part}` in\n{text}");
     }
@@ -130,23 +147,23 @@ fn ours_beside_the_papers() {
     assert_eq!(
         fields,
         [
+            "correct",
             "dataset",
             "mean",
             "method",
             "n",
             "published",
             "ratio",
-            "right",
             "state",
             "std",
             "student",
-            "tested",
+            "total",
             "values"
         ]
     );
     let states: Vec<&str> =
         json["cells"].as_array().unwrap().iter().map(|c| c["state"].as_str().unwrap()).collect();
-    assert!(states.contains(&"not built") && states.contains(&"done") && states.contains(&"pending"));
+    assert!(states.contains(&"unknown_method") && states.contains(&"done") && states.contains(&"pending"));
     assert_eq!(json["cells"][43]["method"], "baseline_plain");
     assert_eq!(fs::read_dir(&out).unwrap().count(), 2, "no temporary file stays");
 }
@@ -260,13 +277,16 @@ fn every_printed_number_of_papers_1_and_4_has_a_page() {
                     for ratio in ratios {
                         let like = run(&root.path().join(page).join(dataset), method, student, *ratio, 0);
                         let planned = Planned { dataset: (*dataset).into(), ..like };
-                        fs::create_dir_all(&planned.folder).unwrap();
-                        let text = r#"{"format": 1, "right": 90, "tested": 100, "facts": {"title": "x",
-                            "synthetic": false, "train_images": 1, "test_images": 100, "image_size": 64, "epochs": 1,
-                            "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0",
-                            "teacher": {"model": "resnet50", "cell": "t", "init": "scratch", "epochs": 1,
-                            "right": 80, "tested": 100}}}"#;
-                        fs::write(planned.folder.join("result.json"), text).unwrap();
+                        let teacher = TeacherSummary {
+                            model: "resnet50".into(),
+                            cell: "t".into(),
+                            correct: Some(80),
+                            total: 100,
+                            ..Default::default()
+                        };
+                        let summary = RunSummary { teacher: Some(teacher), ..Default::default() };
+                        let (correct, total) = (Some(90), 100);
+                        write(&planned, &CellResult { correct, total, summary, ..Default::default() });
                         runs.push(planned);
                     }
                 }
@@ -298,7 +318,6 @@ fn every_printed_number_of_papers_1_and_4_has_a_page() {
 /// A finished run on label masks, of classes whose IoU is `miou` and, of the 13th and 19th, 1 and 2
 /// points more.
 fn finish_masks(planned: &Planned, miou: f64) {
-    fs::create_dir_all(&planned.folder).unwrap();
     let classes: Vec<String> = (0..19).map(|c| format!("c{c}")).collect();
     let iou = |c: usize| {
         miou + if c == 12 {
@@ -309,24 +328,31 @@ fn finish_masks(planned: &Planned, miou: f64) {
             0.0
         }
     };
-    let iou: Vec<String> = (0..19).map(|c| format!("\"iou.{c}\": {}", iou(c))).collect();
-    let text = format!(
-        r#"{{"format": 1, "right": null, "tested": 35, "scores": {{"miou": {miou}, {}}},
-            "parameters": 16610000, "macs": 60000000000, "facts": {{"title": "x", "synthetic": false,
-            "train_images": 60, "test_images": 35, "image_size": 512, "image_width": 1024, "epochs": 1,
-            "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0",
-            "teacher": {{"model": "deeplabv3plus_resnet101", "cell": "t", "init": "scratch", "epochs": 1,
-            "right": null, "tested": 35, "scores": {{"miou": 0.8}}}}}}}}"#,
-        iou.join(", ")
+    let mut scores: BTreeMap<String, Option<f64>> =
+        (0..19).map(|c| (format!("iou.{c}"), Some(iou(c)))).collect();
+    scores.insert("miou".into(), Some(miou));
+    let teacher = TeacherSummary {
+        model: "deeplabv3plus_resnet101".into(),
+        cell: "t".into(),
+        total: 35,
+        scores: BTreeMap::from([("miou".into(), Some(0.8))]),
+        ..Default::default()
+    };
+    let summary = RunSummary {
+        train_images: 60,
+        test_images: 35,
+        image_size: 512,
+        image_width: Some(1024),
+        teacher: Some(teacher),
+        ..Default::default()
+    };
+    let (parameters, macs) = (16610000, 60000000000);
+    write(planned, &CellResult { total: 35, scores, parameters, macs, summary, ..Default::default() });
+    let settings = format!(
+        "[student]\nmodel = '{}'\n[data]\ndataset = '{}'\n[train]\nseed = {}\noptimizer = {{ lr = 0.002 }}",
+        planned.student, planned.dataset, planned.seed
     );
-    fs::write(planned.folder.join("result.json"), text).unwrap();
-    let config = format!(
-        "experiment = 'x'\nprofile = 'paper'\ncell = 'c'\nhash = 'h'\nrole = 'student'\nmethod = '{}'\n\
-         classes = {classes:?}\n[run.student]\nbackbone = '{}'\n[run.data]\ndataset = '{}'\n\
-         [run.train]\nseed = {}\n[run.train.optimizer]\nlr = 0.002\n",
-        planned.method, planned.student, planned.dataset, planned.seed
-    );
-    fs::write(planned.folder.join("config.toml"), config).unwrap();
+    write_info(planned, &classes, &settings);
 }
 
 /// Paper 2: every number stands on one of three pages, and with all runs done each has ours beside it,
@@ -419,14 +445,13 @@ fn every_printed_number_of_paper_2_has_a_page() {
 fn masks_need_their_figure() {
     let root = tempfile::tempdir().unwrap();
     let planned = run(root.path(), "frkd", "deeplabv3plus_resnet18", 0, 0);
-    fs::create_dir_all(&planned.folder).unwrap();
-    let write = |scores: &str| {
-        let text = format!("{{\"format\": 1, \"right\": null, \"tested\": 2, \"scores\": {{{scores}}}}}");
-        fs::write(planned.folder.join("result.json"), text).unwrap();
+    let collect = |scores: &[(&str, Option<f64>)]| {
+        let scores = scores.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
+        write(&planned, &CellResult { total: 2, scores, ..Default::default() });
         AccuracyTable::collect(&caption(), std::slice::from_ref(&planned), |_| true, None)
     };
-    assert!(write("").unwrap_err().to_string().contains("eval.metrics = [\"segmentation\"]"));
-    let table = write("\"miou\": 0.25, \"iou.0\": 0.25, \"iou.1\": null").unwrap();
+    assert!(collect(&[]).unwrap_err().to_string().contains("eval.metrics = [\"segmentation\"]"));
+    let table = collect(&[("miou", Some(0.25)), ("iou.0", Some(0.25)), ("iou.1", None)]).unwrap();
     assert_eq!(
         (table.cells[0].mean, table.cells[0].class_iou.as_slice()),
         (Some(25.0), &[Some(25.0), None][..])
@@ -434,33 +459,24 @@ fn masks_need_their_figure() {
 }
 
 /// A finished run of a network with exits, as its folder tells it.
-fn finish_exits(run: &Planned, classes: usize, right: u64, scores: &str) {
-    fs::create_dir_all(&run.folder).unwrap();
+fn finish_exits(run: &Planned, classes: usize, correct: u64, scores: &[(&str, f64)]) {
     let temperature = run.method.strip_prefix('t').and_then(|t| t.parse().ok()).unwrap_or(1.0);
-    let names: Vec<String> = (0..classes).map(|c| format!("'c{c}'")).collect();
+    let names: Vec<String> = (0..classes).map(|c| format!("c{c}")).collect();
     let alone = run.method == "baseline";
     let (network, variant) = match alone {
         true => (run.student.as_str(), String::new()),
         false => ("mksmt", format!("variant = {{ backbone = '{}' }}", run.student)),
     };
-    let config = format!(
-        "experiment = 'x'\nprofile = 'p'\ncell = '{0}'\nhash = 'h'\nrole = 'student'\nmethod = '{0}'\n\
-         classes = [{1}]\n[run.student]\nbackbone = '{network}'\n{variant}\n[run.data]\ndataset = '{2}'\nratio = 0\n\
-         [run.train]\nseed = {3}\n[[run.loss]]\nmethod = 'self_kl'\nlambda1 = 1.0\nlambda2 = 1.0\ntemperature = {temperature:?}\n",
-        run.method,
-        names.join(","),
-        run.dataset,
-        run.seed
+    let settings = format!(
+        "[student]\nmodel = '{network}'\n{variant}\n[data]\ndataset = '{}'\nratio = 0\n[train]\nseed = {}\n\
+         [[loss]]\nmethod = 'self_kl'\nlambda1 = 1.0\nlambda2 = 1.0\ntemperature = {temperature:?}\n",
+        run.dataset, run.seed
     );
-    fs::write(run.folder.join("config.toml"), config).unwrap();
-    fs::write(run.folder.join("log.jsonl"), "").unwrap();
-    let parameters = if alone { 100_000 } else { 101_080 };
-    let result = format!(
-        r#"{{"format": 1, "right": {right}, "tested": 1000, "parameters": {parameters}, "scores": {{{scores}}}, "facts":
-        {{"title": "x", "synthetic": false, "train_images": 400, "test_images": 600, "image_size": 64, "epochs": 1,
-        "schedule": "", "sampler": "", "device": "cpu", "init": "scratch", "version": "0"}}}}"#
-    );
-    fs::write(run.folder.join("result.json"), result).unwrap();
+    write_info(run, &names, &settings);
+    let scores = scores.iter().map(|(name, value)| ((*name).to_string(), Some(*value))).collect();
+    let summary = RunSummary { train_images: 400, test_images: 600, image_size: 64, ..Default::default() };
+    let (correct, parameters) = (Some(correct), if alone { 100_000 } else { 101_080 });
+    write(run, &CellResult { correct, total: 1000, parameters, scores, summary, ..Default::default() });
 }
 
 /// Every number that the text of paper 3 prints stands on the page of an experiment, beside ours where
@@ -496,10 +512,12 @@ fn every_printed_number_of_paper_3_stands_beside_ours() {
             for seed in 0..2 {
                 let like = run(&root.path().join(page), method, "swin_large_patch4_window12_384", 0, seed);
                 let run = Planned { dataset: dataset.into(), ..like };
-                let right = 900 + 2 * i as u64 + seed;
-                let views = "\"hflip.accuracy\": 0.9, \"vflip.accuracy\": 0.8, \"top1\": 0.5";
-                let early = if *method == "baseline" { "" } else { ", \"exit3.accuracy\": 0.85" };
-                finish_exits(&run, 12, right, &format!("{views}{early}"));
+                let correct = 900 + 2 * i as u64 + seed;
+                let mut scores = vec![("hflip.accuracy", 0.9), ("vflip.accuracy", 0.8), ("top1", 0.5)];
+                if *method != "baseline" {
+                    scores.push(("exit3.accuracy", 0.85));
+                }
+                finish_exits(&run, 12, correct, &scores);
                 runs.push(run);
             }
         }

@@ -7,10 +7,10 @@ use stillhouse_core::data::{Dataset, Split};
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::Ema;
 use stillhouse_ops::{Kind, Mode, Param};
+use stillhouse_runs::{RunDir, TeacherSummary};
 
 use crate::config::{CellConfig, Precision};
 use crate::connect::connect;
-use crate::folder::Folder;
 use crate::groups::Groups;
 use crate::plan::teacher_folder;
 use crate::readings::Readings;
@@ -18,7 +18,7 @@ use crate::schedule::Course;
 use crate::step::{Learner, Method, is_own};
 use crate::steps;
 use crate::teacher::Teacher;
-use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo, TeacherFacts, losses};
+use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo, losses};
 
 /// Builds student, teacher, methods and optimizer.
 pub(crate) fn learner(
@@ -29,7 +29,7 @@ pub(crate) fn learner(
     split: &Split,
     root: Rng,
     observer: &mut dyn Observer,
-) -> Result<(Learner, Option<TeacherFacts>)> {
+) -> Result<(Learner, Option<TeacherSummary>)> {
     let classes = dataset.info().classes.len();
     let student = Network::new(context, &config.student, classes, root.stream("init"))?;
     let fresh = student.start(context, &config.student)?;
@@ -114,19 +114,19 @@ fn teacher(
     config: &CellConfig,
     context: &Context,
     classes: usize,
-) -> Result<Option<(Teacher, TeacherFacts)>> {
+) -> Result<Option<(Teacher, TeacherSummary)>> {
     let Some(reference) = &config.teacher else { return Ok(None) };
-    let folder = Folder(teacher_folder(context, reference));
-    let Some(result) = folder.finished()? else {
+    let run = RunDir::new(teacher_folder(context, reference));
+    let Some(result) = run.result()? else {
         return Err(Error::NoTeacher {
             cell: cell.name.clone(),
             teacher: reference.cell.clone(),
-            why: format!("{} is not there; run the teacher's cell first", folder.result().display()),
+            why: format!("{} is not there; run the teacher's cell first", run.result_path().display()),
         });
     };
-    let info = RunInfo::read(&folder.config())?;
+    let info: RunInfo = run.info()?;
     let network = Network::new(context, &info.run.student, classes, Rng::new(0))?;
-    network.load(context, &folder.student())?;
+    network.load(context, &run.student_path())?;
     let (own, his) = (&config.data, &info.run.data);
     let renormalize = if (own.mean, own.std) == (his.mean, his.std) {
         None
@@ -137,13 +137,13 @@ fn teacher(
         let tensor = |values| Tensor::from_vec(values, (1, 3, 1, 1), &context.device);
         Some((tensor(factor)?, tensor(summand)?))
     };
-    let facts = TeacherFacts {
+    let facts = TeacherSummary {
         model: reference.model.clone(),
         cell: reference.cell.clone(),
         init: info.run.student.init.clone(),
         epochs: result.epochs,
-        right: result.right,
-        tested: result.tested,
+        correct: result.correct,
+        total: result.total,
         scores: result.scores,
     };
     let mut tape = Tape::new(&network.params, Mode::Inference)?;

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use stillhouse_core::Error as CoreError;
 use stillhouse_core::data::Position;
 
-use crate::result::{Best, Seconds};
-use crate::{Error, Result, tensors};
+use stillhouse_runs::{Best, CHECKPOINT_PREFIX, Seconds, tensors};
+
+use crate::{Error, Result};
 
 const FORMAT: u32 = 1;
 const KEPT: usize = 2;
-pub(crate) const PREFIX: &str = "checkpoint-";
 
 /// Where a run stands, besides its tensors. Random numbers are addressed by step and need nothing
 /// else.
@@ -103,7 +103,7 @@ pub(crate) type Tensors = Vec<(String, Tensor)>;
 pub(crate) type Group<'a> = (&'static str, &'a dyn Fn() -> Result<Tensors>);
 
 /// Writes tensors to a file; gives its SHA-256.
-type Write = fn(&Path, &[(String, Tensor)]) -> Result<String>;
+type Write = fn(&Path, &[(String, Tensor)]) -> stillhouse_runs::Result<String>;
 
 /// A checkpoint that was read back.
 pub(crate) struct Loaded {
@@ -134,8 +134,8 @@ impl Checkpoints {
     /// Writes `checkpoint-<step>/` and removes all but the newest two. After an error the earlier
     /// checkpoints are as they were.
     pub(crate) fn save(&self, state: &State, groups: &[Group]) -> Result<()> {
-        let target = self.folder.join(format!("{PREFIX}{}", state.step));
-        let part = self.folder.join(format!("{PREFIX}{}.part", state.step));
+        let target = self.folder.join(format!("{CHECKPOINT_PREFIX}{}", state.step));
+        let part = self.folder.join(format!("{CHECKPOINT_PREFIX}{}.part", state.step));
         if let Err(source) = self.save_to(&part, &target, state, groups) {
             let _ = fs::remove_dir_all(&part);
             let (folder, step, source) = (self.folder.clone(), state.step, Box::new(source));
@@ -204,7 +204,7 @@ impl Checkpoints {
         let mut all: Vec<(u64, PathBuf)> = entries(&self.folder)?
             .into_iter()
             .filter_map(|path| {
-                let step = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+                let step = path.file_name()?.to_str()?.strip_prefix(CHECKPOINT_PREFIX)?.parse().ok()?;
                 Some((step, path))
             })
             .collect();

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::Device;
 use stillhouse_core::registry::Registries;
 
-use crate::{Cell, EpochLog, Outcome};
+use stillhouse_runs::EpochLog;
+
+use crate::{Cell, Outcome};
 
 /// Where runs take place: the registries, the folders, the device, and the wish to stop.
 #[derive(Clone)]

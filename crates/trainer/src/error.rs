@@ -59,14 +59,6 @@ pub enum Error {
         /// What the system said.
         source: Box<Error>,
     },
-    /// A run folder that holds something else, or less, than it should.
-    #[error("{}: {what}", path.display())]
-    Folder {
-        /// The folder or file.
-        path: PathBuf,
-        /// What is wrong, and what to do.
-        what: String,
-    },
     /// A cell whose teacher has not been trained, or has failed.
     #[error("`{cell}` needs the teacher `{teacher}`, which is not finished: {why}")]
     NoTeacher {
@@ -80,6 +72,9 @@ pub enum Error {
     /// A method that has no registry row.
     #[error("method `{0}` is not built yet")]
     NotBuilt(String),
+    /// A run folder with unexpected content.
+    #[error(transparent)]
+    Run(#[from] stillhouse_runs::Error),
     /// An error of the contracts, or of a part behind them.
     #[error(transparent)]
     Core(#[from] stillhouse_core::Error),
@@ -96,8 +91,9 @@ impl Error {
         Self::Core(stillhouse_core::Error::config(origin, message))
     }
 
-    pub(crate) fn folder(path: impl Into<PathBuf>, what: impl ToString) -> Self {
-        Self::Folder { path: path.into(), what: what.to_string() }
+    /// A file or folder with unexpected content.
+    pub(crate) fn folder(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
+        Self::Run(stillhouse_runs::Error::invalid(path, reason))
     }
 
     /// Whether the run only stopped because it was asked to.

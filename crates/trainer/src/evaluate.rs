@@ -6,22 +6,23 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 use stillhouse_core::Rng;
-use stillhouse_core::data::{Batch, BatchSource, Dataset, LoaderSpec, Sampler, Split, Target, Task};
+use stillhouse_core::data::{Batch, BatchSource, Dataset, Labels, LoaderSpec, Sampler, Split, Task};
 use stillhouse_core::metric::{Metric, Score};
 use stillhouse_core::model::Features;
 use stillhouse_ops::{Mode, Tape};
+use stillhouse_runs::Predictions;
 
 use crate::config::{CellConfig, View};
 use crate::plan::open_dataset;
-use crate::{Context, Error, Network, Result, RunInfo, dense, open_run, tensors};
+use crate::{Context, Error, Network, Result, RunInfo, dense, open_run};
 
 /// What a network makes of the test images.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
     /// Images.
-    pub tested: u64,
-    /// Images classified right; none for label masks.
-    pub right: Option<u64>,
+    pub total: u64,
+    /// Images classified correctly; none for label masks.
+    pub correct: Option<u64>,
     /// Figures of the metrics.
     pub scores: Vec<Score>,
     /// `[n, classes]`; none for label masks.
@@ -35,11 +36,7 @@ pub struct Evaluation {
 impl Evaluation {
     /// Writes logits, labels and dataset indices.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let ids: Vec<i64> = self.ids.iter().map(|i| *i as i64).collect();
-        let mut all = vec![("indices".to_string(), Tensor::new(ids, &Device::Cpu)?)];
-        all.extend(self.logits.iter().map(|t| ("logits".to_string(), t.clone())));
-        all.extend(self.labels.iter().map(|t| ("labels".to_string(), t.clone())));
-        tensors::write(path, &all)?;
+        Predictions::write(path, &self.ids, self.logits.as_ref(), self.labels.as_ref())?;
         Ok(())
     }
 
@@ -110,23 +107,20 @@ fn on_host(features: Features) -> Result<Features> {
 
 /// The batch on the device of the run.
 pub(crate) fn to_device(batch: Batch, device: &Device) -> Result<Batch> {
-    let target = match batch.target {
-        Target::Classes(t) => Target::Classes(t.to_device(device)?),
-        Target::Mask(t) => Target::Mask(t.to_device(device)?),
-    };
-    Ok(Batch { images: batch.images.to_device(device)?, target, ids: batch.ids })
+    let labels = batch.labels.to_device(device)?;
+    Ok(Batch { images: batch.images.to_device(device)?, labels, ids: batch.ids })
 }
 
 /// How many of the batch are classified right; none for label masks.
-fn count_right(logits: &Tensor, target: &Target) -> Result<Option<u64>> {
-    let count = right(logits, target)?.map(|count| count.to_scalar::<f64>()).transpose()?;
+fn count_right(logits: &Tensor, labels: &Labels) -> Result<Option<u64>> {
+    let count = right(logits, labels)?.map(|count| count.to_scalar::<f64>()).transpose()?;
     Ok(count.map(|count| count as u64))
 }
 
 /// The same as an f64 scalar where the logits are; on a card nothing waits for it.
-pub(crate) fn right(logits: &Tensor, target: &Target) -> Result<Option<Tensor>> {
-    let Target::Classes(labels) = target else { return Ok(None) };
-    let right = logits.detach().argmax(D::Minus1)?.eq(labels)?;
+pub(crate) fn right(logits: &Tensor, labels: &Labels) -> Result<Option<Tensor>> {
+    let Labels::Classes(classes) = labels else { return Ok(None) };
+    let right = logits.detach().argmax(D::Minus1)?.eq(classes)?;
     Ok(Some(right.to_dtype(DType::F64)?.sum_all()?))
 }
 
@@ -245,19 +239,19 @@ pub(crate) fn test(
         on_host(network.model.forward(images, tape)?)
     };
     run(0, None, &mut |tape, batch| {
-        match &batch.target {
-            Target::Classes(classes) => {
+        match &batch.labels {
+            Labels::Classes(classes) => {
                 let features = look(tape, &batch.images)?;
-                right = right.zip(count_right(features.logits()?, &batch.target)?).map(|(a, b)| a + b);
-                count_taps(&features, &batch.target, taps, &mut of_taps)?;
+                right = right.zip(count_right(features.logits()?, &batch.labels)?).map(|(a, b)| a + b);
+                count_taps(&features, &batch.labels, taps, &mut of_taps)?;
                 for metric in &mut metrics {
-                    metric.update(features.logits()?, &batch.target)?;
+                    metric.update(features.logits()?, &batch.labels)?;
                 }
                 // Copied: the tape uses the memory of its outputs again.
                 logits.push(features.logits()?.copy()?);
                 labels.push(classes.clone());
             }
-            Target::Mask(mask) => {
+            Labels::Mask(mask) => {
                 right = None;
                 let (_, _, h, w) = batch.images.dims4()?;
                 if mask.dims() != [batch.ids.len(), h, w] {
@@ -266,9 +260,9 @@ pub(crate) fn test(
                 }
                 dense::logits_by_part(network, tape, &batch.images, |images, tile, logits| {
                     let own = mask.narrow(0, images.start, images.len())?;
-                    let target = Target::Mask(dense::part(&own, &tile.taken)?.contiguous()?);
+                    let labels = Labels::Mask(dense::part(&own, &tile.taken)?.contiguous()?);
                     let logits = logits.to_device(&Device::Cpu)?;
-                    metrics.iter_mut().try_for_each(|metric| Ok(metric.update(&logits, &target)?))
+                    metrics.iter_mut().try_for_each(|metric| Ok(metric.update(&logits, &labels)?))
                 })?;
             }
         }
@@ -286,8 +280,8 @@ pub(crate) fn test(
         let (mut right, mut of_taps) = (0, vec![0; taps.len()]);
         run(i + 1, Some(*view), &mut |tape, batch| {
             let features = look(tape, &batch.images)?;
-            right += count_right(features.logits()?, &batch.target)?.unwrap_or(0);
-            count_taps(&features, &batch.target, taps, &mut of_taps)
+            right += count_right(features.logits()?, &batch.labels)?.unwrap_or(0);
+            count_taps(&features, &batch.labels, taps, &mut of_taps)
         })?;
         tell(format!("{}.accuracy", view.name()), right);
         for (tap, right) in taps.iter().zip(&of_taps) {
@@ -295,7 +289,7 @@ pub(crate) fn test(
         }
     }
     let cat = |all: &[Tensor]| if all.is_empty() { Ok(None) } else { Tensor::cat(all, 0).map(Some) };
-    Ok(Evaluation { tested: total as u64, right, scores, logits: cat(&logits)?, labels: cat(&labels)?, ids })
+    Ok(Evaluation { total: total as u64, correct: right, scores, logits: cat(&logits)?, labels: cat(&labels)?, ids })
 }
 
 /// The images `[B, C, H, W]` of a view.
@@ -308,9 +302,9 @@ fn seen_as(view: Option<View>, images: &Tensor) -> Result<Tensor> {
 }
 
 /// Adds how many of the batch are classified right by each tap.
-fn count_taps(features: &Features, target: &Target, taps: &[String], sums: &mut [u64]) -> Result<()> {
+fn count_taps(features: &Features, labels: &Labels, taps: &[String], sums: &mut [u64]) -> Result<()> {
     for (tap, sum) in taps.iter().zip(sums) {
-        *sum += count_right(features.get(tap)?, target)?.unwrap_or(0);
+        *sum += count_right(features.get(tap)?, labels)?.unwrap_or(0);
     }
     Ok(())
 }

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use stillhouse_core::Error as CoreError;
 
-use crate::{EpochLog, Result};
+use stillhouse_runs::EpochLog;
+
+use crate::Result;
 
 /// Its name in the run folder; the readers look for `tfevents`.
 const FILE: &str = "events/events.out.tfevents.0.stillhouse";
@@ -52,10 +54,10 @@ pub(crate) fn now() -> f64 {
 /// The scalars of an epoch: `train/loss`, `train/<term>`, `train/accuracy`, `test/accuracy`,
 /// `test/<figure>`, `lr`.
 fn epoch(line: &EpochLog, tested: u64) -> Vec<u8> {
-    let mut scalars = vec![("train/loss".to_string(), line.total), ("lr".to_string(), line.lr)];
+    let mut scalars = vec![("train/loss".to_string(), line.loss), ("lr".to_string(), line.lr)];
     scalars.extend(line.terms.iter().map(|(name, value)| (format!("train/{name}"), *value)));
     scalars.extend(line.train_accuracy.map(|a| ("train/accuracy".to_string(), a)));
-    let right = line.test_right.filter(|_| tested > 0);
+    let right = line.test_correct.filter(|_| tested > 0);
     scalars.extend(right.map(|r| ("test/accuracy".to_string(), r as f64 / tested as f64)));
     let figures = line.scores.iter().filter_map(|(name, value)| Some((format!("test/{name}"), (*value)?)));
     scalars.extend(figures);

@@ -21,21 +21,18 @@ mod evaluate;
 mod events;
 mod experiment;
 mod extends;
-mod folder;
 mod groups;
 mod look;
 mod losses;
 mod network;
 mod plan;
 mod readings;
-mod result;
 mod run;
 mod schedule;
 mod speed;
 mod step;
 mod steps;
 mod teacher;
-mod tensors;
 
 pub use config::{
     AdamConfig, CellConfig, DataConfig, EvalConfig, Every, LossConfig, LrScale, NetworkConfig,
@@ -46,11 +43,11 @@ pub use dense::{MOST_PIXELS, label_map};
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use experiment::Experiment;
-pub use folder::{RunInfo, open_run};
 pub use look::{Looked, Mapped, Seen, features, grad_cam, label_maps};
-pub use network::Network;
+pub use network::{Network, open_run};
 pub use plan::{Cell, Plan, plan, plan_single};
-pub use result::{Best, CellResult, EpochLog, Facts, RESULT_FORMAT, Role, Seconds, TeacherFacts};
 pub use run::{Outcome, run_cell, run_plan};
 pub use schedule::Schedule;
-pub use speed::Speed;
+
+/// `config.toml` of a run folder with its typed configuration.
+pub type RunInfo = stillhouse_runs::RunInfo<CellConfig>;

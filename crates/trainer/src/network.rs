@@ -4,9 +4,10 @@ use std::path::Path;
 
 use stillhouse_core::model::{Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng};
+use stillhouse_runs::RunDir;
 
 use crate::config::NetworkConfig;
-use crate::{Context, Error, Result};
+use crate::{Context, Error, Result, RunInfo};
 
 /// A network and its parameters.
 pub struct Network {
@@ -57,4 +58,16 @@ impl Network {
         (context.registries.load_weights)(path, &self.params, &self.model.head(), false)?;
         Ok(())
     }
+}
+
+/// Opens a finished run folder: its `config.toml`, and its network with the trained weights.
+pub fn open_run(folder: &Path, context: &Context) -> Result<(RunInfo, Network)> {
+    let run = RunDir::new(folder);
+    let info: RunInfo = run.info()?;
+    if !run.student_path().is_file() {
+        return Err(Error::folder(folder, "the run is not finished: no student.safetensors"));
+    }
+    let network = Network::new(context, &info.run.student, info.classes.len(), Rng::new(0))?;
+    network.load(context, &run.student_path())?;
+    Ok((info, network))
 }

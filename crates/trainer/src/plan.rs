@@ -8,14 +8,13 @@ use serde::Serialize;
 use stillhouse_core::Error as CoreError;
 use stillhouse_core::data::{Dataset, Sampler};
 use stillhouse_core::registry::DatasetRequest;
+use stillhouse_runs::{Role, RunDir, RunStatus, TEACHERS_DIR};
 use toml::Table;
 
 use crate::config::{CellConfig, DataConfig, NetworkConfig, Precision, TeacherRef, merge};
 use crate::experiment::Written;
-use crate::{Context, Error, Experiment, Result, Role, RunInfo, losses};
+use crate::{Context, Error, Experiment, Result, RunInfo, losses};
 
-/// Name of the folder of teachers below the folder of all runs.
-const TEACHERS: &str = "teachers";
 /// Grows when the same configuration would give other numbers.
 const HASH_FORMAT: u32 = 1;
 
@@ -69,9 +68,9 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Whether its `result.json` is there.
-    pub fn is_done(&self) -> bool {
-        self.folder.join("result.json").is_file()
+    /// Returns the status of its run.
+    pub fn status(&self) -> RunStatus {
+        if self.is_built() { RunDir::new(&self.folder).status() } else { RunStatus::UnknownMethod }
     }
 
     /// Whether the method has a registry row.
@@ -198,7 +197,7 @@ impl Planner<'_> {
 
     /// A finished run as the teacher; its classes are those of the dataset.
     fn given(&self, run: &Path, precision: Precision, found: &Found) -> Result<TeacherRef> {
-        let info = RunInfo::read(&run.join("config.toml"))?;
+        let info: RunInfo = RunDir::new(run).info()?;
         if info.classes != found.classes {
             let other = info.classes.iter().zip(&found.classes).find(|(a, b)| a != b);
             let first =
@@ -243,7 +242,7 @@ impl Planner<'_> {
             None => String::new(),
         };
         let folder = match role {
-            Role::Teacher => self.context.runs.join(TEACHERS),
+            Role::Teacher => self.context.runs.join(TEACHERS_DIR),
             Role::Student => self.folder.clone(),
         };
         let folder = folder.join(if hash.is_empty() { name.clone() } else { format!("{name}-{hash}") });
@@ -334,7 +333,7 @@ fn first_found<T>(
 
 /// The run folder of a teacher.
 pub(crate) fn teacher_folder(context: &Context, teacher: &TeacherRef) -> PathBuf {
-    teacher.run.clone().unwrap_or_else(|| context.runs.join(TEACHERS).join(&teacher.cell))
+    teacher.run.clone().unwrap_or_else(|| context.runs.join(TEACHERS_DIR).join(&teacher.cell))
 }
 
 /// Opens the dataset of a resolved configuration.

@@ -7,23 +7,19 @@ use std::time::Instant;
 use candle_core::Tensor;
 use stillhouse_core::Rng;
 use stillhouse_core::data::{BatchSource, Dataset, LoaderSpec, Position, Sampler, Split};
-use stillhouse_core::fs::FolderLock;
 use stillhouse_ops::Kind;
+use stillhouse_runs::{Best, CellResult, EpochLog, RunDir, RunSummary, TeacherSummary};
 
 use crate::assemble::learner;
 use crate::checkpoint::{Checkpoints, Group, State, Tally};
 use crate::config::{CellConfig, Every};
 use crate::evaluate::{Asked, named, test, test_loader};
 use crate::events::{Events, now};
-use crate::folder::Folder;
 use crate::plan::open_dataset;
 use crate::readings::Told;
 use crate::speed::speed;
 use crate::step::{Learner, Moment, is_own};
-use crate::{
-    Best, Cell, CellResult, Context, EpochLog, Error, Evaluation, Facts, Observer, Plan, RESULT_FORMAT,
-    Result, RunInfo, TeacherFacts,
-};
+use crate::{Cell, Context, Error, Evaluation, Observer, Plan, Result, RunInfo};
 
 /// How a cell ended.
 #[derive(Debug, Clone)]
@@ -83,15 +79,15 @@ pub fn run_plan(plan: &Plan, context: &Context, observer: &mut dyn Observer) -> 
 /// failed, if it did, is also in the folder's `failure.txt`, which a new start removes.
 pub fn run_cell(cell: &Cell, context: &Context, observer: &mut dyn Observer) -> Result<Outcome> {
     let Some(config) = &cell.config else { return Ok(Outcome::NotBuilt) };
-    let folder = Folder(cell.folder.clone());
-    let _lock = FolderLock::take(&folder.0)?;
-    folder.claim(cell)?;
+    let folder = RunDir::new(&cell.folder);
+    let _lock = folder.lock()?;
+    folder.claim(&cell.name, &cell.hash)?;
     let result = run_claimed(cell, config, context, &folder, observer);
     if let Err(e) = &result
         && !e.is_interrupted()
     {
         // Only a note for tables: a disk too full for it is in the error already.
-        let _ = stillhouse_core::fs::write_atomic(&folder.failure(), format!("{e}\n").as_bytes());
+        let _ = folder.write_failure(e);
     }
     result
 }
@@ -100,17 +96,17 @@ fn run_claimed(
     cell: &Cell,
     config: &CellConfig,
     context: &Context,
-    folder: &Folder,
+    folder: &RunDir,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    if let Some(result) = folder.finished()? {
+    if let Some(result) = folder.result()? {
         // A process may have been killed between the result and the end of its checkpoints.
-        Checkpoints::new(&folder.0, &cell.hash).clear()?;
+        Checkpoints::new(folder.path(), &cell.hash).clear()?;
         return Ok(Outcome::Finished(Box::new(result)));
     }
-    folder.forget_failure()?;
+    folder.clear_failure()?;
     let dataset = open_dataset(context, &config.data)?;
-    folder.describe(&RunInfo::new(cell, config, &dataset.info().classes))?;
+    folder.write_info(&info(cell, config, &dataset.info().classes))?;
     let mut run = Run::prepare(cell, config, context, folder.clone(), dataset, observer)?;
     let result = run.train(observer)?;
     Ok(Outcome::Trained(Box::new(result)))
@@ -120,13 +116,13 @@ struct Run<'a> {
     cell: &'a Cell,
     config: &'a CellConfig,
     context: &'a Context,
-    folder: Folder,
+    folder: RunDir,
     checkpoints: Checkpoints,
     dataset: Arc<dyn Dataset>,
     split: Split,
     loader: Box<dyn BatchSource>,
     learner: Learner,
-    teacher: Option<TeacherFacts>,
+    teacher: Option<TeacherSummary>,
     state: State,
     events: Events,
     /// Warnings that this process has told; the log has them in every epoch.
@@ -141,7 +137,7 @@ impl<'a> Run<'a> {
         cell: &'a Cell,
         config: &'a CellConfig,
         context: &'a Context,
-        folder: Folder,
+        folder: RunDir,
         dataset: Arc<dyn Dataset>,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
@@ -149,7 +145,7 @@ impl<'a> Run<'a> {
         if fingerprint != cell.fingerprint {
             let what =
                 format!("data changed since the plan was made: {} is now {fingerprint}", cell.fingerprint);
-            return Err(Error::folder(&folder.0, what));
+            return Err(Error::folder(folder.path(), what));
         }
         let root = Rng::new(config.train.seed);
         let split = (context.registries.split)(dataset.as_ref(), &config.data.split_spec(config.train.seed))?;
@@ -171,7 +167,7 @@ impl<'a> Run<'a> {
                 split.train.len(),
                 config.train.batch_size()
             );
-            return Err(Error::folder(&folder.0, what));
+            return Err(Error::folder(folder.path(), what));
         }
         let (mut learner, teacher) = learner(cell, config, context, &dataset, &split, root, observer)?;
         if let Some(teacher) = &mut learner.teacher
@@ -179,8 +175,8 @@ impl<'a> Run<'a> {
         {
             teacher.keep(config.data.cache_mib << 20);
         }
-        let checkpoints = Checkpoints::new(&folder.0, &cell.hash);
-        let events = Events::open(&folder.0, &[], 0)?;
+        let checkpoints = Checkpoints::new(folder.path(), &cell.hash);
+        let events = Events::open(folder.path(), &[], 0)?;
         let mut run = Self {
             cell,
             config,
@@ -214,7 +210,7 @@ impl<'a> Run<'a> {
             for (name, value) in values {
                 let Some(id) = params.id(name) else {
                     return Err(Error::folder(
-                        &self.folder.0,
+                        self.folder.path(),
                         format!("checkpoint has the unknown `{name}`"),
                     ));
                 };
@@ -223,7 +219,7 @@ impl<'a> Run<'a> {
             }
             if count != params.len() {
                 let what = format!("checkpoint has {count} parameters, the network {}", params.len());
-                return Err(Error::folder(&self.folder.0, what));
+                return Err(Error::folder(self.folder.path(), what));
             }
             self.learner.rule.load_state(params, loaded.group("optimizer"))?;
             if let Some(average) = &mut self.learner.average {
@@ -237,7 +233,7 @@ impl<'a> Run<'a> {
             self.state.computed_on.push(here);
         }
         let lines = self.folder.rewind_log(self.state.step)?;
-        self.events = Events::open(&self.folder.0, &lines, self.split.test.len() as u64)?;
+        self.events = Events::open(self.folder.path(), &lines, self.split.test.len() as u64)?;
         self.loader.seek(self.state.position)?;
         Ok(())
     }
@@ -271,7 +267,7 @@ impl<'a> Run<'a> {
 
     fn interrupt(&mut self, observer: &mut dyn Observer) -> Result<CellResult> {
         self.save(observer)?;
-        Err(Error::Interrupted { step: self.state.step, folder: self.folder.0.clone() })
+        Err(Error::Interrupted { step: self.state.step, folder: self.folder.path().to_path_buf() })
     }
 
     fn train_batch(&mut self, total: u64, observer: &mut dyn Observer) -> Result<()> {
@@ -365,10 +361,10 @@ impl<'a> Run<'a> {
                 test(&learner.student, loader.as_mut(), asked, count, context, &mut progress)
             })?;
             self.state.seconds.test += begun.elapsed().as_secs_f64();
-            if let Some(right) = tested.right
-                && self.state.best.is_none_or(|best| right > best.right)
+            if let Some(correct) = tested.correct
+                && self.state.best.is_none_or(|best| correct > best.correct)
             {
-                self.state.best = Some(Best { epoch, right });
+                self.state.best = Some(Best { epoch, correct });
             }
             evaluation = Some(tested);
         }
@@ -389,9 +385,9 @@ impl<'a> Run<'a> {
             );
             observer.message(self.cell, &what);
         }
-        let test_right = evaluation.as_ref().and_then(|e| e.right);
+        let test_correct = evaluation.as_ref().and_then(|e| e.correct);
         let scores = evaluation.as_ref().map(Evaluation::score_map).unwrap_or_default();
-        let line = EpochLog { warnings, test_right, scores, ..tally.line(epoch, self.state.step, lr) };
+        let line = EpochLog { warnings, test_correct, scores, ..tally.line(epoch, self.state.step, lr) };
         self.folder.append_log(&line)?;
         self.events.add(&line, self.split.test.len() as u64)?;
         observer.epoch(self.cell, &line);
@@ -406,11 +402,11 @@ impl<'a> Run<'a> {
         })?;
         let params = &self.learner.student.params;
         let student_sha256 = self.folder.write_student(&own)?;
-        evaluation.write(&self.folder.predictions())?;
+        evaluation.write(&self.folder.predictions_path())?;
         let (cell, config, (height, width)) = (self.cell, self.config, self.config.data.size());
         let weights = params.all().into_iter().filter(|p| p.kind == Kind::Weight && is_own(&p.name));
         let result = CellResult {
-            format: RESULT_FORMAT,
+            format: CellResult::FORMAT,
             experiment: cell.experiment.clone(),
             profile: cell.profile.clone(),
             cell: cell.name.clone(),
@@ -420,11 +416,11 @@ impl<'a> Run<'a> {
             student: cell.student.clone(),
             ratio: cell.ratio,
             seed: cell.seed,
-            right: evaluation.right,
-            tested: evaluation.tested,
+            correct: evaluation.correct,
+            total: evaluation.total,
             scores: evaluation.score_map(),
             best: self.state.best,
-            loss: line.terms.clone(),
+            terms: line.terms.clone(),
             weights: self.learner.weights(),
             epochs: config.train.epochs,
             steps: self.state.step,
@@ -433,14 +429,14 @@ impl<'a> Run<'a> {
             macs: self.learner.student.model.macs(height, width)?,
             speed: speed(&self.learner.student, height, self.dataset.info().task, self.context)?,
             student_sha256,
-            facts: self.facts(),
+            summary: self.summary(),
         };
-        result.write(&self.folder.result())?;
+        self.folder.write_result(&result)?;
         self.checkpoints.clear()?;
         Ok(result)
     }
 
-    fn facts(&self) -> Facts {
+    fn summary(&self) -> RunSummary {
         let (config, info) = (self.config, self.dataset.info());
         let train = &config.train;
         let sampler = match &train.sampler {
@@ -450,7 +446,7 @@ impl<'a> Run<'a> {
                 format!("{classes} classes x {per_class} images")
             }
         };
-        Facts {
+        RunSummary {
             dataset: info.name.clone(),
             title: info.title.clone(),
             synthetic: info.synthetic,
@@ -496,15 +492,32 @@ impl Tally {
             lr,
             terms: self.terms.into_iter().map(|(name, sum)| (name, sum / steps)).collect(),
             weights: self.weights,
-            total: self.total / steps,
+            loss: self.total / steps,
             train_accuracy: self.right.map(|r| r as f64 / images),
-            test_right: None,
+            test_correct: None,
             scores: BTreeMap::new(),
             images_per_second: if self.seconds > 0.0 { images / self.seconds } else { 0.0 },
             seconds: self.seconds,
-            waited: self.waited,
+            data_seconds: self.waited,
             time: now(),
             warnings: Vec::new(),
         }
+    }
+}
+
+/// Returns the contents of a cell's `config.toml`.
+fn info(cell: &Cell, config: &CellConfig, classes: &[String]) -> RunInfo {
+    RunInfo {
+        format: RunInfo::FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        experiment: cell.experiment.clone(),
+        profile: cell.profile.clone(),
+        cell: cell.name.clone(),
+        hash: cell.hash.clone(),
+        role: cell.role,
+        method: cell.method.clone(),
+        fingerprint: cell.fingerprint.clone(),
+        classes: classes.to_vec(),
+        run: config.clone(),
     }
 }

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
 use stillhouse_core::Rng;
 use stillhouse_core::data::Task;
 use stillhouse_ops::{Mode, Tape};
+use stillhouse_runs::Speed;
 
 use crate::{Context, Network, Result};
 
@@ -15,15 +15,6 @@ const BATCH: usize = 32;
 /// Passes of which the median counts, and the seconds after which no more are begun.
 const PASSES: usize = 7;
 const SECONDS: f64 = 1.0;
-
-/// Time of a pass without gradients, on the machine and the threads of the run.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Speed {
-    /// Milliseconds for one image alone, the median of several passes.
-    pub latency_ms: f64,
-    /// Images per second in batches of 32.
-    pub images_per_second: f64,
-}
 
 /// Measures a network on images `[3, size, size]`; nothing for label masks, whose batches of 32 may be
 /// too large for the machine.

@@ -5,8 +5,9 @@ mod toy;
 use std::fs;
 
 use stillhouse_core::fs::FolderLock;
+use stillhouse_runs::{Role, RunDir};
 use stillhouse_trainer::{
-    CellResult, Context, Error, Experiment, Outcome, Plan, Role, evaluate, plan, plan_single, run_cell,
+    Context, Error, Experiment, Outcome, Plan, evaluate, plan, plan_single, run_cell,
     run_plan,
 };
 
@@ -98,11 +99,11 @@ fn a_plan_runs_once() {
         match (first, again) {
             (Outcome::NotBuilt, Outcome::NotBuilt) => assert_eq!(cell.method, "later"),
             (Outcome::Trained(a), Outcome::Finished(b)) => {
-                let written = CellResult::read(&cell.folder.join("result.json")).unwrap();
+                let written = RunDir::new(&cell.folder).result().unwrap().unwrap();
                 assert_eq!((&written, &a.student_sha256), (b.as_ref(), &b.student_sha256));
-                assert_eq!((a.tested, a.scores["count"], a.scores["undefined"]), (8, Some(8.0), None));
-                assert_eq!(a.facts.teacher.is_some(), cell.method == "memory");
-                assert!(a.right.unwrap() <= 8 && a.parameters > 0);
+                assert_eq!((a.total, a.scores["count"], a.scores["undefined"]), (8, Some(8.0), None));
+                assert_eq!(a.summary.teacher.is_some(), cell.method == "memory");
+                assert!(a.correct.unwrap() <= 8 && a.parameters > 0);
             }
             other => panic!("{}: {other:?}", cell.name),
         }
@@ -115,7 +116,7 @@ fn a_plan_runs_once() {
     assert!(config.contains("mean = [0.485, 0.456, 0.406]"), "{config}");
     let (info, evaluation) = evaluate(folder, &["count".into()], &context, |_, _| {}).unwrap();
     assert_eq!(info.classes, ["c0", "c1", "c2"]);
-    assert_eq!(evaluation.right, first[2].result().unwrap().right);
+    assert_eq!(evaluation.correct, first[2].result().unwrap().correct);
     let saved =
         candle_core::safetensors::load(folder.join("predictions.safetensors"), &candle_core::Device::Cpu)
             .unwrap();
@@ -228,9 +229,9 @@ fn the_first_that_is_found_is_taken_and_broken_is_not_missing() {
     assert_eq!((config.student.init.as_str(), config.data.mean), ("imagenet", [0.5; 3]));
     assert_ne!(with.cells[0].hash, without.cells[0].hash);
     let outcomes = run_plan(&with, &context, &mut ()).unwrap();
-    let facts = &outcomes[1].result().unwrap().facts;
-    assert_eq!(facts.teacher.as_ref().unwrap().init, "imagenet");
-    assert_eq!(facts.init, "scratch");
+    let summary = &outcomes[1].result().unwrap().summary;
+    assert_eq!(summary.teacher.as_ref().unwrap().init, "imagenet");
+    assert_eq!(summary.init, "scratch");
 }
 
 #[test]
@@ -269,7 +270,7 @@ fn exits_and_views_are_tested() {
     let outcome = with(&["eval.views=['hflip', 'vflip']"]).unwrap();
     let result = outcome.result().unwrap();
     let accuracy = |name: &str| result.scores[name].unwrap();
-    let share = result.right.unwrap() as f64 / result.tested as f64;
+    let share = result.correct.unwrap() as f64 / result.total as f64;
     assert_eq!(accuracy("exit2.accuracy"), share, "the last exit is the network's own");
     let names: Vec<&str> = result.scores.keys().map(String::as_str).filter(|n| n.contains('.')).collect();
     let expected =

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Device};
 use stillhouse_testkit::device;
-use stillhouse_trainer::{Cell, CellResult, Context, EpochLog, Error, Observer, Plan, plan, run_cell};
+use stillhouse_runs::{CellResult, EpochLog};
+use stillhouse_trainer::{Cell, Context, Error, Observer, Plan, plan, run_cell};
 use toy::{log, trained};
 
 /// Steps and losses as they were told; asks to stop after one of them.
@@ -105,7 +106,7 @@ fn later_is_the_same() {
                 (&expected.0, &expected.1, &expected.3),
                 "{sets:?} {together}"
             );
-            let of = |r: &CellResult| (r.right, r.best, r.scores.clone(), r.loss.clone(), r.steps);
+            let of = |r: &CellResult| (r.correct, r.best, r.scores.clone(), r.terms.clone(), r.steps);
             assert_eq!(of(&result), of(&expected.2), "{sets:?} {together}");
         }
     }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use stillhouse_testkit::corruption;
+use stillhouse_runs::{CellResult, EpochLog, RunStatus};
 use stillhouse_trainer::{
-    Cell, CellResult, Context, EpochLog, Error, Observer, Outcome, Plan, evaluate, plan, run_cell,
+    Cell, Context, Error, Observer, Outcome, Plan, evaluate, plan, run_cell,
 };
 use toy::{log, trained};
 
@@ -104,8 +105,8 @@ impl Bench {
         let bytes = stillhouse_core::fs::sha256_file(&cell.folder.join("student.safetensors")).unwrap();
         assert_eq!(bytes, self.expected.student_sha256);
         assert_eq!(log(&cell.folder), self.log);
-        assert_eq!((result.right, result.best, &result.scores), {
-            (self.expected.right, self.expected.best, &self.expected.scores)
+        assert_eq!((result.correct, result.best, &result.scores), {
+            (self.expected.correct, self.expected.best, &self.expected.scores)
         });
         assert!(checkpoints(&cell.folder).is_empty(), "a finished run keeps no checkpoint");
         let rest: Vec<_> = names(&cell.folder).into_iter().filter(|n| n.ends_with(".part")).collect();
@@ -141,7 +142,7 @@ fn stopped_after_every_step() {
             Err(Error::Interrupted { step: told, .. }) => assert_eq!(told, step),
             other => panic!("expected an interruption after {step}, got {other:?}"),
         }
-        assert!(!cell.is_done());
+        assert!(cell.status() != RunStatus::Done);
         let at = bench.finish(&cell);
         assert_eq!(at.steps.first().copied().unwrap_or(total + 1), step + 1, "no step twice, none left out");
     }
@@ -151,14 +152,14 @@ fn stopped_after_every_step() {
 #[test]
 fn continued_on_another_device_it_says_so() {
     let mut bench = Bench::new(&[]);
-    assert_eq!(bench.expected.facts.device, "cpu");
+    assert_eq!(bench.expected.summary.device, "cpu");
     let cell = bench.cell("elsewhere");
     bench.context.environment.insert("precision".into(), "bf16".into());
     let mut at = At { stop: Some((4, bench.context.stop.clone())), ..At::default() };
     assert!(bench.run(&cell, &mut at).is_err());
     bench.context.environment.remove("precision");
     let result = trained(bench.run(&cell, &mut At::default()).unwrap());
-    assert_eq!(result.facts.device, "cpu, bf16; then cpu");
+    assert_eq!(result.summary.device, "cpu, bf16; then cpu");
 }
 
 /// Means, squares and counts of Adam and AdamW are part of a checkpoint.
@@ -191,7 +192,7 @@ fn averages_go_on_alike() {
     let plain = Bench::new(&[]);
     let bench = Bench::new(&["train.ema=0.5"]);
     assert_ne!(bench.expected.student_sha256, plain.expected.student_sha256);
-    let losses = |bench: &Bench| bench.log.iter().map(|line| line.total).collect::<Vec<_>>();
+    let losses = |bench: &Bench| bench.log.iter().map(|line| line.loss).collect::<Vec<_>>();
     assert_eq!(losses(&bench), losses(&plain), "an average moves no weight");
     for step in [1, 8, 17] {
         let cell = bench.cell(&format!("kill-{step}"));
@@ -285,11 +286,11 @@ fn student_and_opponent_move_apart() {
     let bench = Bench::new(&["loss=[{ method = 'rival' }]"]);
     let [first, third] = [1, 3].map(|step| adversary(&bench, step));
     assert!(first.iter().zip(&third).all(|(a, b)| a != b), "{first:?} {third:?}");
-    let terms: Vec<&str> = bench.expected.loss.keys().map(String::as_str).collect();
+    let terms: Vec<&str> = bench.expected.terms.keys().map(String::as_str).collect();
     assert_eq!(terms, ["adversarial", "ce", "fake", "real"]);
     let line = bench.log.last().unwrap();
     let total = line.terms["ce"] + 0.1 * line.terms["adversarial"];
-    assert!((line.total - total).abs() < 1e-9, "the total is the student's alone: {} {total}", line.total);
+    assert!((line.loss - total).abs() < 1e-9, "the total is the student's alone: {} {total}", line.loss);
 
     // The student's terms do not move it.
     let asleep = Bench::new(&["loss=[{ method = 'rival', asleep = 1 }]"]);
@@ -320,12 +321,12 @@ fn label_masks_train_test_and_resume() {
     ];
     let bench = Bench::new(&dense);
     let result = &bench.expected;
-    assert_eq!((result.right, result.best, result.tested), (None, None, 8));
+    assert_eq!((result.correct, result.best, result.total), (None, None, 8));
     let of_epoch: Vec<f64> = bench.log.iter().map(|line| line.scores["pixels"].unwrap()).collect();
     assert_eq!(of_epoch.last().copied(), result.scores["pixels"]);
     assert!(of_epoch[2] > 0.9, "three classes are learned: {of_epoch:?}");
     assert!(bench.log[2].terms["ce"] < 0.7 * bench.log[0].terms["ce"], "{:?}", bench.log);
-    assert!(bench.log.iter().all(|line| line.train_accuracy.is_none() && line.test_right.is_none()));
+    assert!(bench.log.iter().all(|line| line.train_accuracy.is_none() && line.test_correct.is_none()));
 
     for step in [3, 7, 16] {
         let cell = bench.cell(&format!("kill-{step}"));
@@ -383,7 +384,7 @@ const TWO_STEPS: [&str; 4] = [
 fn killed_between_the_two_steps_of_a_batch() {
     let bench = Bench::new(&TWO_STEPS);
     assert_eq!(bench.expected.steps, 18, "batches are counted, not steps");
-    let terms: Vec<&str> = bench.expected.loss.keys().map(String::as_str).collect();
+    let terms: Vec<&str> = bench.expected.terms.keys().map(String::as_str).collect();
     assert_eq!(terms, ["step1-ce_exit", "step2-ce", "step2-fuse", "step2-memory"]);
     assert!(bench.log[2].train_accuracy.unwrap() > bench.log[0].train_accuracy.unwrap(), "{:?}", bench.log);
     for step in [0, 1, 8, 17] {

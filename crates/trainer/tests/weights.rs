@@ -2,7 +2,8 @@
 
 mod toy;
 
-use stillhouse_trainer::{Cell, Context, EpochLog, Observer, plan, run_cell};
+use stillhouse_runs::EpochLog;
+use stillhouse_trainer::{Cell, Context, Observer, plan, run_cell};
 
 #[derive(Default)]
 struct Heard {
@@ -42,7 +43,7 @@ fn weights_grow_fall_and_are_logged() {
     assert_eq!(warnings, [0, 0, 1], "a connector of a term that is over is not told besides");
     assert!(heard.lines[2].warnings[0].contains("`memory` did not run: its weight has decayed to 0"));
     let last = &heard.lines[2];
-    assert!((last.total - last.terms["ce"]).abs() < 1e-12 && last.terms["memory"] > 0.0);
+    assert!((last.loss - last.terms["ce"]).abs() < 1e-12 && last.terms["memory"] > 0.0);
 }
 
 #[test]

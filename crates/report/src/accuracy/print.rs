@@ -3,9 +3,8 @@
 use super::{AccuracyTable, BELOW, Cell, Column, distinct, part_words};
 use crate::beside::{Line, STUDENTS, title};
 use crate::compare::Comparison;
-use crate::run::{Measure, State};
 use crate::text::{Align, Grid, wrap};
-use crate::{exits, facts, networks};
+use crate::{Measure, RunStatus, exits, facts, networks};
 
 impl AccuracyTable {
     /// The table for a terminal of that many columns.
@@ -185,7 +184,7 @@ impl AccuracyTable {
     /// The head of the column of counts.
     fn counts(&self) -> &'static str {
         match self.measure {
-            Measure::Accuracy => "right/tested",
+            Measure::Accuracy => "correct/total",
             Measure::MeanIou => "images",
         }
     }
@@ -224,7 +223,7 @@ impl AccuracyTable {
         let mut lines = vec![
             match self.measure {
                 Measure::Accuracy => {
-                    "Ours: mean over n seeds (± standard deviation, n - 1); right/tested are sums over the \
+                    "Ours: mean over n seeds (± standard deviation, n - 1); correct/total are sums over the \
                      seeds. Paper: single printed numbers."
                 }
                 Measure::MeanIou => {
@@ -242,7 +241,7 @@ impl AccuracyTable {
             .map(|c| {
                 let counts: Vec<String> = match self.measure {
                     Measure::Accuracy => {
-                        c.right.iter().zip(&c.tested).map(|(r, t)| format!("{r}/{t}")).collect()
+                        c.correct.iter().zip(&c.total).map(|(r, t)| format!("{r}/{t}")).collect()
                     }
                     Measure::MeanIou => c.values.iter().map(|v| format!("{v:.2}")).collect(),
                 };
@@ -251,20 +250,21 @@ impl AccuracyTable {
             .collect();
         if !several.is_empty() {
             let what = match self.measure {
-                Measure::Accuracy => "Images right of images tested",
+                Measure::Accuracy => "Correct of all test images",
                 Measure::MeanIou => "Mean IoU",
             };
             lines.push(format!("{what}, by seed: {}.", several.join("; ")));
         }
         let count = |state| self.cells.iter().filter(|c| c.state == state).count();
-        let open: Vec<String> = [State::Pending, State::Running, State::Failed, State::NotBuilt]
-            .into_iter()
-            .filter(|s| count(*s) > 0)
-            .map(|s| format!("{} {s}", count(s)))
-            .collect();
+        let open: Vec<String> =
+            [RunStatus::Pending, RunStatus::Running, RunStatus::Failed, RunStatus::UnknownMethod]
+                .into_iter()
+                .filter(|s| count(*s) > 0)
+                .map(|s| format!("{} {s}", count(s)))
+                .collect();
         lines.push(match open.is_empty() {
             true => format!("All {} cells are done.", self.cells.len()),
-            false => format!("{} cells done, {}.", count(State::Done), open.join(", ")),
+            false => format!("{} cells done, {}.", count(RunStatus::Done), open.join(", ")),
         });
         lines.extend(self.notes.iter().cloned());
         lines
@@ -277,13 +277,17 @@ fn columns_of(cell: &Cell) -> [String; 4] {
         (Some(mean), None) => format!("{mean:.2}"),
         (None, _) => cell.state.to_string(),
     };
-    let open =
-        if cell.n > 0 && cell.state != State::Done { format!(" ({})", cell.state) } else { String::new() };
+    let open = if cell.n > 0 && cell.state != RunStatus::Done {
+        format!(" ({})", cell.state)
+    } else {
+        String::new()
+    };
     let (counts, n) = match cell.n {
         0 => (String::new(), String::new()),
         n => {
-            let (right, tested) = (cell.right.iter().sum::<u64>(), cell.tested.iter().sum::<u64>());
-            let counts = if cell.right.is_empty() { tested.to_string() } else { format!("{right}/{tested}") };
+            let (correct, total) = (cell.correct.iter().sum::<u64>(), cell.total.iter().sum::<u64>());
+            let counts =
+                if cell.correct.is_empty() { total.to_string() } else { format!("{correct}/{total}") };
             (counts, n.to_string())
         }
     };

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::{Deserialize, Serialize};
+use stillhouse_runs::TEACHERS_DIR;
 
 use crate::record::Record;
 use crate::svg::{Group, points};
@@ -70,13 +71,13 @@ pub struct Sample {
 pub fn teachers(runs: &[(Planned, Record)]) -> Result<Vec<Record>> {
     let mut found: BTreeMap<String, Record> = BTreeMap::new();
     for (_, record) in runs {
-        let Some(teacher) = record.result.facts.as_ref().and_then(|f| f.teacher.as_ref()) else { continue };
+        let Some(teacher) = &record.result.summary.teacher else { continue };
         if found.contains_key(&teacher.cell) || teacher.cell.contains(['/', '\\']) || teacher.cell == ".." {
             continue;
         }
         // A finished run that teaches as it is says where it lies.
-        let given = record.about.run.get("teacher").and_then(|t| t.get("run")?.as_str()).map(PathBuf::from);
-        let folders = record.folder.ancestors().map(|a| a.join("teachers").join(&teacher.cell));
+        let given = record.info.get("teacher.run").and_then(|run| run.as_str()).map(PathBuf::from);
+        let folders = record.dir.path().ancestors().map(|a| a.join(TEACHERS_DIR).join(&teacher.cell));
         for folder in given.into_iter().chain(folders) {
             if let Some(record) = Record::read(&folder)? {
                 found.insert(teacher.cell.clone(), record);
@@ -207,7 +208,7 @@ impl Page<'_> {
             h2 { "Resolved settings" }
             @for record in self.teachers.iter().chain(self.runs.iter().map(|(_, record)| record)) {
                 details {
-                    summary { (record.about.cell) " " span.soft { (record.about.hash) } }
+                    summary { (record.info.cell) " " span.soft { (record.info.hash) } }
                     pre { (record.config) }
                 }
             }
@@ -217,9 +218,9 @@ impl Page<'_> {
     fn environment(&self) -> Markup {
         let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (_, record) in self.runs {
-            let Some(facts) = &record.result.facts else { continue };
-            let all = facts.environment.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-            for (name, value) in all.chain([("version", facts.version.as_str())]) {
+            let summary = &record.result.summary;
+            let all = summary.environment.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            for (name, value) in all.chain([("version", summary.version.as_str())]) {
                 let known = values.entry(name).or_default();
                 if !known.contains(&value) {
                     known.push(value);

@@ -1,12 +1,12 @@
 //! The figures of a page that come from logs and predictions.
 
 use maud::{Markup, html};
+use stillhouse_runs::{EpochLog, Measure, mean_iou};
 
 use super::{Page, grid};
+use crate::Record;
 use crate::accuracy::{BELOW, network_title};
 use crate::frkdnet::gamma;
-use crate::record::{Epoch, Record};
-use crate::run::{Measure, mean_iou};
 use crate::svg::{Line, Series, bars, heat_map, lines};
 
 /// Errors under training, a figure for each student and column.
@@ -36,7 +36,7 @@ pub(super) fn curves(page: &Page) -> Markup {
 }
 
 /// A figure of an epoch of a run.
-type Value = fn(&Record, &Epoch) -> Option<f64>;
+type Value = fn(&Record, &EpochLog) -> Option<f64>;
 
 /// The curves that there are for such figures: title, axis, value.
 fn curves_of(measure: Measure) -> [(&'static str, &'static str, Value); 2] {
@@ -48,7 +48,7 @@ fn curves_of(measure: Measure) -> [(&'static str, &'static str, Value); 2] {
         // The weighted sums of two methods are sums of different things, yet each tells how it falls.
         Measure::MeanIou => [
             ("mean IoU on test images", "mean IoU, %", |_, epoch| mean_iou(&epoch.scores)),
-            ("weighted loss", "loss", |_, epoch| Some(epoch.total)),
+            ("weighted loss", "loss", |_, epoch| Some(epoch.loss)),
         ],
     }
 }
@@ -71,11 +71,11 @@ fn of_methods(page: &Page, at: (&str, &str, u64), value: Value) -> Vec<Line> {
     lines.filter(|l| !l.points.is_empty()).collect()
 }
 
-fn test_error(run: &Record, epoch: &Epoch) -> Option<f64> {
-    epoch.test_right.map(|right| 100.0 - 100.0 * right as f64 / run.result.tested as f64)
+fn test_error(run: &Record, epoch: &EpochLog) -> Option<f64> {
+    epoch.test_correct.map(|correct| 100.0 - 100.0 * correct as f64 / run.result.total as f64)
 }
 
-fn train_error(_: &Record, epoch: &Epoch) -> Option<f64> {
+fn train_error(_: &Record, epoch: &EpochLog) -> Option<f64> {
     epoch.train_accuracy.map(|a| 100.0 - 100.0 * a)
 }
 
@@ -83,11 +83,11 @@ fn train_error(_: &Record, epoch: &Epoch) -> Option<f64> {
 pub(super) fn confusions(page: &Page) -> Markup {
     let mut figures: Vec<Markup> = Vec::new();
     let map = |title: String, record: &Record| {
-        let matrix = record.predictions.as_ref()?.confusion().ok()?;
-        Some(heat_map(&title, &record.about.classes, &matrix))
+        let matrix = record.confusion().ok()??;
+        Some(heat_map(&title, &record.info.classes, &matrix))
     };
     for teacher in page.teachers.iter().take(4) {
-        let about = &teacher.about;
+        let about = &teacher.info;
         let whose = format!(
             "{} (teacher), {}",
             network_title(&about.student()),
@@ -110,10 +110,10 @@ pub(super) fn confusions(page: &Page) -> Markup {
     }
 }
 
-/// `seed 0, 392/420 right`.
+/// `seed 0, 392/420 correct`.
 fn words(record: &Record) -> String {
-    let right = record.result.right.unwrap_or_default();
-    format!("seed {}, {right}/{} right", record.about.seed(), record.result.tested)
+    let correct = record.result.correct.unwrap_or_default();
+    format!("seed {}, {correct}/{} correct", record.info.seed(), record.result.total)
 }
 
 /// Mean IoU over the values of a sweep, a figure for all columns of a student.
@@ -171,11 +171,11 @@ pub(super) fn by_class(page: &Page) -> Markup {
         for method in page.chosen(at).into_iter().filter(|m| *m != BELOW) {
             let runs = page.runs_of(at, method);
             let record = runs.first()?;
-            let matrix = record.predictions.as_ref()?.confusion().ok()?;
-            let by_class = matrix.hits().into_iter().zip(matrix.support());
+            let matrix = record.confusion().ok()??;
+            let by_class = matrix.true_positives().into_iter().zip(matrix.support());
             let values = by_class.map(|(hit, of)| (of > 0).then(|| 100.0 * hit as f64 / of as f64));
             series.push(Series { name: method.to_string(), values: values.collect() });
-            classes = Some(&record.about.classes);
+            classes = Some(&record.info.classes);
         }
         Some(bars(&page.place(at), classes?, &series))
     };

@@ -4,8 +4,8 @@ use maud::{Markup, html};
 
 use super::{Page, grid};
 use crate::accuracy::{BELOW, Cell, lines_grid, part_words};
-use crate::run::{Measure, State};
 use crate::{AccuracyTable, exits, networks};
+use crate::{Measure, RunStatus};
 
 /// A table for each student: mean, counts, difference from the student alone, and the printed number.
 pub(super) fn tables(page: &Page) -> Markup {
@@ -22,7 +22,7 @@ pub(super) fn tables(page: &Page) -> Markup {
         p.small {
             (match table.measure {
                 Measure::Accuracy => "Percent of the test images classified rightly by the network of the last epoch: mean \
-                    over n seeds ± standard deviation (n - 1); below it images right of images tested, summed over the seeds.",
+                    over n seeds ± standard deviation (n - 1); below it correct of all test images, summed over the seeds.",
                 Measure::MeanIou => "Mean IoU in percent of the network of the last epoch, from one confusion matrix over all \
                     pixels of the test images: mean over n seeds ± standard deviation (n - 1); below it test images, summed \
                     over the seeds.",
@@ -48,7 +48,7 @@ pub(super) fn exits(page: &Page) -> Markup {
 
 fn open(table: &AccuracyTable) -> String {
     let count = |state| table.cells.iter().filter(|c| c.state == state).count();
-    let open = [State::Pending, State::Running, State::Failed, State::NotBuilt];
+    let open = [RunStatus::Pending, RunStatus::Running, RunStatus::Failed, RunStatus::UnknownMethod];
     let open: Vec<String> =
         open.into_iter().filter(|s| count(*s) > 0).map(|s| format!("{} {s}", count(s))).collect();
     if open.is_empty() { String::new() } else { format!("Not all cells are done: {}.", open.join(", ")) }
@@ -111,7 +111,7 @@ fn best(cells: &[&Cell], (dataset, ratio): (&str, u64)) -> Option<f64> {
 
 fn sampler(page: &Page, student: &str, method: &str) -> Option<String> {
     let (_, record) = page.runs.iter().find(|(p, _)| p.student == student && p.method == method)?;
-    Some(record.result.facts.as_ref()?.sampler.clone())
+    Some(record.result.summary.sampler.clone())
 }
 
 fn four(
@@ -138,11 +138,11 @@ fn four(
                     @if let Some(std) = cell.std { " ± " (format!("{std:.2}")) }
                     br;
                     small {
-                        @if !cell.right.is_empty() { (cell.right.iter().sum::<u64>()) "/" }
-                        (cell.tested.iter().sum::<u64>())
-                        @if cell.right.is_empty() { " images" }
+                        @if !cell.correct.is_empty() { (cell.correct.iter().sum::<u64>()) "/" }
+                        (cell.total.iter().sum::<u64>())
+                        @if cell.correct.is_empty() { " images" }
                         ", n = " (cell.n)
-                        @if cell.state != State::Done { ", " (cell.state) }
+                        @if cell.state != RunStatus::Done { ", " (cell.state) }
                     }
                 },
                 None => (cell.state),

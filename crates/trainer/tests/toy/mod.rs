@@ -18,7 +18,8 @@ use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec
 use stillhouse_core::registry::*;
 use stillhouse_core::{Error, ParamBuilder, ParamStore, Result, Rng, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, ParamId};
-use stillhouse_trainer::{CellResult, Context, EpochLog, Experiment, Outcome};
+use stillhouse_runs::{CellResult, EpochLog};
+use stillhouse_trainer::{Context, Experiment, Outcome};
 
 pub const SIZE: usize = 6;
 pub const CLASSES: usize = 3;
@@ -628,7 +629,7 @@ pub fn log(folder: &Path) -> Vec<EpochLog> {
     let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
     let line = |l: &str| EpochLog {
         seconds: 0.0,
-        waited: 0.0,
+        data_seconds: 0.0,
         time: 0.0,
         images_per_second: 0.0,
         ..serde_json::from_str(l).unwrap()
