@@ -1,16 +1,15 @@
-"""PyTorch's side of `make bench`: runs steps as told through the standard input.
+"""PyTorch worker of `make bench`.
 
     python torch_step.py NETWORK WORK LAYOUT BATCH SIZE THREADS [DEVICE [PRECISION]]
 
-WORK is `train`, `frozen`, `load`, `mksmt` or a distillation method (`kd`,
-`class_centric`; `cd` between two DeepLabV3+). Reads a count a line and
-answers `wall seconds, CPU seconds, peak KiB, KiB of the libraries alone`. Written as the public
-collections write their loops, with what makes PyTorch fast on a CPU: `inference_mode` for the
-teacher, gradients set to none, the layout that is asked for.
+WORK is `train`, `frozen`, `load`, `mksmt` or a distillation method (`kd`, `class_centric`; `cd` between
+two DeepLabV3+). Reads step counts from stdin, one per line, and answers each with `wall seconds, CPU
+seconds, peak KiB, KiB of loaded libraries`. Training loops follow public code, with PyTorch's CPU
+optimizations: `inference_mode` for the teacher, gradients set to None, LAYOUT `contiguous` or
+`channels_last`.
 
-DEVICE is `cpu`, or `cuda`: then with cuDNN's search for algorithms and in PRECISION, `bf16` (autocast),
-`tf32` or `f32`; a card is waited for when all steps are queued, and memory is the most that was
-allocated on it.
+DEVICE is `cpu` or `cuda`. On CUDA, cuDNN benchmarks its algorithms, PRECISION is `bf16` (autocast), `tf32`
+or `f32`, all steps of a count are queued before synchronizing, and memory is the peak allocated on the GPU.
 """
 
 import os
@@ -29,7 +28,7 @@ def status(key):
         return next((line.split()[1] for line in file if line.startswith(key)), "0")
 
 
-def taps(model, x):
+def forward_features(model, x):
     """F1..F4 and logits of a torchvision ResNet or MobileNetV2."""
     features = []
     if hasattr(model, "layer1"):
@@ -38,15 +37,15 @@ def taps(model, x):
             x = layer(x)
             features.append(x)
         return features, model.fc(torch.flatten(model.avgpool(x), 1))
-    for place, layer in enumerate(model.features):
+    for index, layer in enumerate(model.features):
         x = layer(x)
-        if place in (3, 6, 13, 17):
+        if index in (3, 6, 13, 17):
             features.append(x)
     return features, model.classifier(x.mean((2, 3)))
 
 
 class DeepLabV3Plus(nn.Module):
-    """On a ResNet of timm at output stride 16, as `crates/backbones/src/deeplabv3plus.rs`."""
+    """On timm's ResNet with output stride 16, as `crates/backbones/src/deeplabv3plus.rs`."""
 
     def __init__(self, classes, backbone="resnet18"):
         super().__init__()
@@ -85,7 +84,7 @@ def make_network(name):
 
 
 class TwoExits(nn.Module):
-    """timm's Swin with MKSMT's exits at the third and the fourth stage, as `crates/backbones/src/exits.rs`."""
+    """timm's Swin with MKSMT's exits after stages 3 and 4, as `crates/backbones/src/exits.rs`."""
 
     def __init__(self, name, classes, k=896):
         super().__init__()
@@ -109,9 +108,9 @@ class TwoExits(nn.Module):
         return (third, self.exit(1, self.backbone.layers[3](x))) if last else (third, None)
 
 
-def two_steps(network, images, labels):
-    """Labels at the early exit, an update of what that has run; labels at the last one and the divergence
-    between both, an update of everything. What has no gradient is not moved."""
+def two_phases(network, images, labels):
+    """Phase 1: cross-entropy at the early exit. Phase 2: cross-entropy at the last exit and the divergence
+    between both. Each phase updates the parameters with a gradient."""
     model = TwoExits(network, 21).train()
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=5e-4)
 
@@ -135,14 +134,14 @@ def kd(student, teacher, temperature=4.0):
 
 
 def cd(student, teacher, temperature=4.0):
-    """Channel-wise distillation (Shu et al. 2021) as the authors write it: a softmax over the positions."""
+    """Channel-wise distillation (Shu et al. 2021) as in the authors' code: a softmax over positions."""
     student, teacher = (x.flatten(2).flatten(0, 1) / temperature for x in (student, teacher))
     loss = F.kl_div(F.log_softmax(student, 1), F.softmax(teacher, 1), reduction="sum")
     return 3.0 * temperature**2 * loss / student.shape[0]
 
 
 def mmd(student, teacher):
-    """NST's loss of one distribution: `[vectors, pixels]` with the kernel (x.y)^2."""
+    """NST's loss with the kernel (x.y)^2; inputs are `[vectors, pixels]`."""
     student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
     k = lambda a, b: (a @ b.t()).pow(2).mean()
     return k(teacher, teacher) + k(student, student) - 2 * k(student, teacher)
@@ -160,7 +159,7 @@ def class_centric(student, teacher, labels, stages=(0, 1, 2, 3)):
 
 
 class Files(torch.utils.data.Dataset):
-    """JPEG files below a folder, transformed as torchvision's v2 does it fastest: on tensors."""
+    """JPEG files of a folder, with torchvision's v2 transforms on tensors, their fastest mode."""
 
     def __init__(self, folder, size):
         from torchvision.transforms import v2
@@ -184,8 +183,8 @@ class Files(torch.utils.data.Dataset):
 
 
 def load(folder, batch, size, workers):
-    """A step of 8 batches. One worker reads in this process, so that its CPU time counts; several
-    live on from step to step and have nothing left to do at the end of one."""
+    """Returns a step of 8 batches. A single worker runs in this process, so that its CPU time counts;
+    several persist between steps and are idle at the end of one."""
     files = Files(Path(os.environ["STILLHOUSE_BENCH_IMAGES"]) / folder, size)
     sampler = torch.utils.data.RandomSampler(files, replacement=True, num_samples=8 * batch)
     workers = workers if workers > 1 else 0
@@ -201,15 +200,15 @@ def load(folder, batch, size, workers):
 
 
 def main():
-    network, work, layout, batch, size, threads, *card = sys.argv[1:]
+    network, work, layout, batch, size, threads, *gpu = sys.argv[1:]
     batch, size = int(batch), int(size)
-    device, precision = card[0] if card else "cpu", card[1] if len(card) > 1 else "bf16"
-    on_card = device == "cuda"
-    if on_card:
-        prepare(precision, work)
+    device, precision = gpu[0] if gpu else "cpu", gpu[1] if len(gpu) > 1 else "bf16"
+    on_gpu = device == "cuda"
+    if on_gpu:
+        set_up_gpu(precision, work)
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    libraries = "0" if on_card else status("VmRSS:")
+    libraries = "0" if on_gpu else status("VmRSS:")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     if work == "load":
         serve(load(network, batch, size, int(threads)), libraries)
@@ -217,12 +216,11 @@ def main():
     make = lambda name: make_network(name).to(device, memory_format=memory_format)
     images = torch.randn(batch, 3, size, size).to(device, memory_format=memory_format)
     labels = (torch.arange(batch) // 4 % 21).to(device)
-    halved = lambda enabled: torch.autocast(device, torch.bfloat16, enabled=enabled)
-    half = on_card and precision == "bf16"
+    autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=on_gpu and precision == "bf16")
     if network == "deeplabv3plus":
         labels = labels[:, None, None].expand(batch, size, size).contiguous()
     if work == "mksmt":
-        serve(two_steps(network, images, labels), libraries)
+        serve(two_phases(network, images, labels), libraries)
         return
     model = make(network)
 
@@ -230,13 +228,13 @@ def main():
         model.eval()
 
         def step():
-            with torch.inference_mode(), halved(half):
+            with torch.inference_mode(), autocast():
                 return model(images)
 
     else:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # as on the other side
+                module.p = 0.0  # as in stillhouse
         model.train()
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
         teacher = None
@@ -246,7 +244,7 @@ def main():
             teacher = make("resnet50").eval()
 
         def step():
-            with halved(half):
+            with autocast():
                 loss = loss_of()
             loss.backward()
             sgd.step()
@@ -254,7 +252,7 @@ def main():
         def loss_of():
             if teacher is not None:
                 with torch.inference_mode():
-                    maps, soft = (None, teacher.low_logits(images)) if work == "cd" else taps(teacher, images)
+                    maps, soft = (None, teacher.low_logits(images)) if work == "cd" else forward_features(teacher, images)
             sgd.zero_grad()
             if teacher is None:
                 return F.cross_entropy(model(images), labels)
@@ -262,38 +260,38 @@ def main():
                 low = model.low_logits(images)
                 logits = F.interpolate(low, images.shape[2:], mode="bilinear", align_corners=False)
                 return F.cross_entropy(logits, labels) + cd(low, soft)
-            features, logits = taps(model, images)
+            features, logits = forward_features(model, images)
             loss = F.cross_entropy(logits, labels)
             if work == "kd":
                 return loss + kd(logits, soft)
             if work == "class_centric":
                 return loss + class_centric(features, maps, labels)
-            raise SystemExit(f"unknown work {work}")
+            raise SystemExit(f"unknown work: {work}")
 
-    serve(step, libraries, on_card)
+    serve(step, libraries, on_gpu)
 
 
-def prepare(precision, work):
-    """What makes PyTorch fast on a card, or what it lacks for it."""
+def set_up_gpu(precision, work):
+    """Checks the arguments and applies PyTorch's GPU optimizations."""
     if precision not in ("f32", "tf32", "bf16"):
-        raise SystemExit(f"unknown precision {precision}; expected f32, tf32 or bf16")
+        raise SystemExit(f"unknown precision: {precision}; expected f32, tf32 or bf16")
     if work not in ("train", "frozen", "kd", "class_centric"):
-        raise SystemExit(f"{work} is not timed on a card")
+        raise SystemExit(f"unsupported work on the GPU: {work}; expected train, frozen, kd or class_centric")
     if not torch.cuda.is_available():
-        raise SystemExit("this PyTorch finds no CUDA device; install one that is built for CUDA, see `nvidia-smi`")
+        raise SystemExit("PyTorch finds no CUDA device; install a CUDA build of PyTorch and check `nvidia-smi`")
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "f32"
 
 
-def serve(step, libraries, on_card=False):
+def serve(step, libraries, on_gpu=False):
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             step()
-        if on_card:
+        if on_gpu:
             torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        peak = torch.cuda.max_memory_allocated() / 1024 if on_card else status("VmHWM:")
+        peak = torch.cuda.max_memory_allocated() / 1024 if on_gpu else status("VmHWM:")
         print(wall, cpu, peak, libraries, flush=True)
 
 

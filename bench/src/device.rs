@@ -1,4 +1,4 @@
-//! Where our side computes, and how: chosen once, before anything is made.
+//! Device and precision of this process, set once at startup.
 
 use std::sync::OnceLock;
 
@@ -6,26 +6,26 @@ use candle_core::Device;
 use clap::ValueEnum;
 use stillhouse_core::Tape;
 
-/// What `--device` takes.
+/// Value of `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Choice {
-    /// The processor
+pub(crate) enum DeviceArg {
+    /// CPU
     Cpu,
-    /// An NVIDIA card, the first
+    /// First NVIDIA GPU
     Cuda,
 }
 
-/// What `--precision` takes: how a card multiplies.
+/// Value of `--precision`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
     F32,
-    /// f32 whose factors are rounded to 10 bits in products
+    /// f32 with products rounded to 10 bits of mantissa
     Tf32,
     Bf16,
 }
 
 impl Precision {
-    /// As it is written.
+    /// Returns the name as given on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -35,77 +35,77 @@ impl Precision {
     }
 }
 
-struct Chosen {
+struct Selected {
     device: Device,
     precision: Precision,
-    /// Bytes of the card that were in use before we made anything.
-    before: u64,
+    /// Bytes of GPU memory in use before this process allocated any.
+    baseline: u64,
 }
 
-static CHOSEN: OnceLock<Chosen> = OnceLock::new();
+static SELECTED: OnceLock<Selected> = OnceLock::new();
 
-/// Opens the card for the whole program; without that it computes on the processor in f32.
+/// Selects the first GPU for the whole process; the default is the CPU in f32.
 ///
 /// # Errors
-/// No support in this build, or no card.
-pub(crate) fn open_card(precision: Precision) -> anyhow::Result<()> {
-    let device = card()?;
+/// The build has no CUDA support, or there is no GPU.
+pub(crate) fn open_gpu(precision: Precision) -> anyhow::Result<()> {
+    let device = first_gpu()?;
     #[cfg(feature = "cuda")]
     stillhouse_ops::allow_tf32(precision == Precision::Tf32);
-    let before = in_use(&device).unwrap_or(0);
-    let _ = CHOSEN.set(Chosen { device, precision, before }); // the program chooses once
+    let baseline = memory_in_use(&device).unwrap_or(0);
+    let _ = SELECTED.set(Selected { device, precision, baseline }); // called once
     Ok(())
 }
 
-/// The first card, or what to do for want of it.
+/// Opens the first GPU.
 #[cfg(feature = "cuda")]
-pub(crate) fn card() -> anyhow::Result<Device> {
+pub(crate) fn first_gpu() -> anyhow::Result<Device> {
     Device::new_cuda(0).map_err(|e| {
-        // Behind the first line candle may have put a backtrace.
+        // candle may append a backtrace after the first line.
         let e = e.to_string();
         anyhow::anyhow!(
-            "no CUDA device can be used: {}; see what `nvidia-smi` says, or leave `--device cuda` out",
+            "cannot open a CUDA device: {}\n\nhint: check `nvidia-smi`, or run without `--device cuda`",
             e.lines().next().unwrap_or_default()
         )
     })
 }
 
-/// The first card, or what to do for want of it.
+/// Opens the first GPU.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn card() -> anyhow::Result<Device> {
+pub(crate) fn first_gpu() -> anyhow::Result<Device> {
     anyhow::bail!(
-        "this build has no CUDA support; on a machine with a card, the CUDA toolkit and cuDNN take \
-         `make bench ARGS=\"--device cuda\"`, which builds it with `--features cuda` (docs/cuda.md)"
+        "this build has no CUDA support\n\nhint: on a machine with an NVIDIA GPU, the CUDA toolkit and cuDNN, \
+         `make bench ARGS=\"--device cuda\"` builds with `--features cuda` (docs/cuda.md)"
     )
 }
 
-/// The device of the program.
+/// Returns the device of the process.
 pub(crate) fn device() -> Device {
-    CHOSEN.get().map_or(Device::Cpu, |chosen| chosen.device.clone())
+    SELECTED.get().map_or(Device::Cpu, |selected| selected.device.clone())
 }
 
-/// Lets a tape of a card compute as `--precision` says.
+/// Sets the precision of a tape on the GPU.
 ///
 /// # Errors
-/// What the network or the build lacks for bf16.
+/// The network or the build does not support bf16.
 pub(crate) fn set_precision(tape: &mut Tape) -> anyhow::Result<()> {
-    if CHOSEN.get().is_some_and(|chosen| chosen.precision == Precision::Bf16) {
+    if SELECTED.get().is_some_and(|selected| selected.precision == Precision::Bf16) {
         tape.set_precision(stillhouse_ops::Precision::Bf16)?;
     }
     Ok(())
 }
 
-/// KiB of the card that came to be in use since it was opened; none on the processor.
-pub(crate) fn taken() -> Option<f64> {
-    let chosen = CHOSEN.get()?;
-    Some(in_use(&chosen.device)?.saturating_sub(chosen.before) as f64 / 1024.0)
+/// Returns the growth of GPU memory in use since [`open_gpu`] in KiB; `None` on the CPU.
+pub(crate) fn gpu_memory_used() -> Option<f64> {
+    let selected = SELECTED.get()?;
+    Some(memory_in_use(&selected.device)?.saturating_sub(selected.baseline) as f64 / 1024.0)
 }
 
-/// Bytes of a card that are in use, by whomever.
-fn in_use(device: &Device) -> Option<u64> {
+/// Returns the bytes of GPU memory in use by all processes.
+fn memory_in_use(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]
-    if let Device::Cuda(card) = device {
-        let (free, total) = card.cuda_stream().context().mem_get_info().ok()?;
+    if let Device::Cuda(gpu) = device {
+        let (free, total) = gpu.cuda_stream().context().mem_get_info().ok()?;
         return Some(total.saturating_sub(free) as u64);
     }
     let _ = device;

@@ -9,15 +9,17 @@ use stillhouse_ops::Mode;
 use stillhouse_ops::optim::{Adam, Hyper};
 
 use crate::cases::Case;
-use crate::contender::Run;
-use crate::steps::{CaseModel, add_up, build, device, images, labels};
+use crate::device::device;
+use crate::steps::{CaseModel, add_up, build, images, labels};
+use crate::worker::StepFn;
 
 /// Cross-entropy at the early exit moves what it runs; then cross-entropy at the last one with the
 /// divergence between both moves everything. AdamW, two exits on the case's network.
-pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
+pub(crate) fn make(case: &Case) -> anyhow::Result<StepFn> {
     let variant = toml::from_str(&format!("backbone = '{}'\ndrop_path = 0.0", case.network))?;
     let net = CaseModel::new("mksmt", variant).build(1)?;
-    let (images, target) = (images(case.batch, case.size)?, Target::new(labels(case.batch, case.size, false)?, &device())?);
+    let (images, target) =
+        (images(case.batch, case.size)?, Target::new(labels(case.batch, case.size, false)?, &device())?);
     let first = build("ce", &toml::toml! { tap = "exit3.logits" })?;
     let second = build("self_kl", &toml::Table::new())?;
     let mut tape = Tape::new(&net.params, Mode::Train)?;

@@ -1,136 +1,137 @@
-//! Times steps of stillhouse and of PyTorch in turn, in one run: `make bench`.
+//! Times training steps of stillhouse and PyTorch, interleaved in one run: `make bench`.
 //!
-//! Every contender is a process of its own that stays alive and runs steps when it is told to, so
-//! that the rounds interleave and whatever else the machine does falls on all alike.
+//! Each side is a worker process that lives through all rounds, so that other load on the machine affects
+//! both alike.
 
 mod cases;
-mod contender;
 mod device;
 mod exits;
 mod layers;
-mod load;
+mod loader;
 mod methods;
 mod steps;
 mod summary;
+mod worker;
 
 use std::path::PathBuf;
 
 use clap::Parser;
 
-use cases::{CARD_CASES, CASES, Case, Work};
-use contender::{Contender, clock};
-use device::{Choice, Precision};
-use summary::{Line, median};
+use cases::{CASES, Case, GPU_CASES, Work};
+use device::{DeviceArg, Precision};
+use summary::{CaseResult, median};
+use worker::{Worker, clock};
 
-/// Time our steps and PyTorch's side by side
+/// Time training steps of stillhouse and PyTorch
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only cases whose name begins so (all of them without)
+    /// Run only cases whose name has this prefix
     #[arg(long)]
     case: Option<String>,
-    /// Rounds; some steps of every contender in each
+    /// Rounds; each runs some steps of every worker
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Where both sides compute; a card has cases of its own
-    #[arg(long, value_enum, default_value_t = Choice::Cpu)]
-    device: Choice,
-    /// How our side multiplies on a card
+    /// Device of both sides; the GPU has its own cases
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
+    /// Numeric precision of stillhouse on the GPU
     #[arg(long, value_enum, default_value_t = Precision::Bf16)]
     precision: Precision,
-    /// How PyTorch multiplies on a card; bf16 is autocast
+    /// Numeric precision of PyTorch on the GPU; bf16 uses autocast
     #[arg(long, value_enum, default_value_t = Precision::Bf16)]
     torch_precision: Precision,
-    /// Steps that a card is given before it is waited for, in each round
+    /// Steps per round on the GPU, queued before synchronizing
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// Threads: wall clock counts with 2 and more, CPU time with 1; not on a card
+    /// CPU thread counts; wall-clock time with 2 or more, CPU time with 1
     #[arg(long, value_delimiter = ',', default_values_t = [2, 1])]
     threads: Vec<usize>,
-    /// Python with torch and torchvision (else STILLHOUSE_PYTHON); without one only we are timed
+    /// Python with torch and torchvision [default: STILLHOUSE_PYTHON]; without one, only stillhouse is timed
     #[arg(long)]
     python: Option<PathBuf>,
-    /// Where the summary is written
+    /// Output file
     #[arg(long, default_value = "target/bench/summary.json")]
     output: PathBuf,
-    /// Print where the time of a step of this case goes, layer by layer
+    /// Print a per-layer profile of a case
     #[arg(long, value_name = "CASE")]
     layers: Option<String>,
     /// List the cases
     #[arg(long)]
     list: bool,
-    /// Run as a contender: steps of this case, told through the standard input
+    /// Run as a worker: read step counts from stdin
     #[arg(long, hide = true)]
-    serve: Option<String>,
+    worker: Option<String>,
 }
 
 fn main() -> anyhow::Result<()> {
-    // As the binary of the command line does.
+    // As the `stillhouse` binary does.
     stillhouse_ops::disable_trim();
     stillhouse_ops::init_thread_pool(None)?;
     let mut args = Args::parse();
     args.python = args.python.or_else(|| std::env::var_os("STILLHOUSE_PYTHON").map(PathBuf::from));
-    let on_card = args.device == Choice::Cuda;
-    if let Some(name) = &args.serve {
-        if on_card {
-            device::open_card(args.precision)?;
+    let on_gpu = args.device == DeviceArg::Cuda;
+    if let Some(name) = &args.worker {
+        if on_gpu {
+            device::open_gpu(args.precision)?;
         }
         if name.starts_with(methods::PREFIX) {
-            return contender::serve(|| steps::train(methods::setting(name)?));
+            return worker::serve(|| steps::train(methods::setting(name)?));
         }
         let case = cases::find(name)?;
-        return contender::serve(|| steps::make(case));
+        return worker::serve(|| steps::make(case));
     }
-    let cases = if on_card { CARD_CASES } else { CASES };
-    let wanted = args.case.as_deref().unwrap_or_default();
+    let cases = if on_gpu { GPU_CASES } else { CASES };
+    let prefix = args.case.as_deref().unwrap_or_default();
     anyhow::ensure!(
-        !on_card || args.layers.is_none() && !wanted.starts_with(methods::PREFIX),
-        "--layers and CASE=methods are of the processor; leave `--device cuda` out"
+        !on_gpu || args.layers.is_none() && !prefix.starts_with(methods::PREFIX),
+        "--layers and CASE=methods run on the CPU only; omit `--device cuda`"
     );
     if let Some(name) = &args.layers {
         return layers::print(cases::find(name)?, args.rounds);
     }
     if args.list {
-        cases.iter().for_each(|case| println!("{:28} {}", case.name, case.what()));
-        if on_card {
+        cases.iter().for_each(|case| println!("{:30} {}", case.name, case.description()));
+        if on_gpu {
             return Ok(());
         }
-        let beside = "beside cross-entropy alone and kd, only where it is asked for";
-        methods::names().iter().for_each(|name| println!("{name:28} {beside}"));
+        let compared = "compared with ce and kd; runs only with CASE=methods";
+        methods::names().iter().for_each(|name| println!("{name:30} {compared}"));
         return Ok(());
     }
-    if wanted.starts_with(methods::PREFIX) {
+    if prefix.starts_with(methods::PREFIX) {
         return methods::measure(&args);
     }
-    let chosen: Vec<&Case> = cases.iter().filter(|case| case.name.starts_with(wanted)).collect();
-    anyhow::ensure!(!chosen.is_empty(), "no case begins with `{wanted}`; --list shows them");
-    if on_card {
-        // What is missing is told once, before any contender starts. The card is theirs alone.
-        device::card().map(|_| ())?;
+    let selected: Vec<&Case> = cases.iter().filter(|case| case.name.starts_with(prefix)).collect();
+    anyhow::ensure!(!selected.is_empty(), "unknown case prefix `{prefix}`; --list prints all cases");
+    if on_gpu {
+        // Checked once, before spawning workers. The device is dropped: the GPU is the workers' alone.
+        device::first_gpu().map(|_| ())?;
         args.threads = vec![std::thread::available_parallelism().map_or(1, usize::from)];
     }
     if args.python.is_none() {
-        eprintln!("no STILLHOUSE_PYTHON: PyTorch is not timed (bench/README.md tells how to get one)");
+        eprintln!("warning: STILLHOUSE_PYTHON is not set, PyTorch is not timed (see bench/README.md)");
     }
-    let (chosen, unread): (Vec<&Case>, Vec<&Case>) = chosen
+    let (selected, skipped): (Vec<&Case>, Vec<&Case>) = selected
         .into_iter()
-        .partition(|case| case.work != Work::Load || load::folder(case).is_ok_and(|f| f.is_dir()));
-    for case in unread {
-        let why = load::folder(case).map_or_else(|e| e.to_string(), |f| format!("no {}", f.display()));
-        eprintln!("{why}: {} is left out (bench/README.md tells how to make the images)", case.name);
+        .partition(|case| case.work != Work::Load || loader::image_dir(case).is_ok_and(|d| d.is_dir()));
+    for case in skipped {
+        let reason =
+            loader::image_dir(case).map_or_else(|e| e.to_string(), |d| format!("no folder {}", d.display()));
+        eprintln!("warning: {} skipped: {reason} (bench/make_images.py makes the images)", case.name);
     }
-    let mut lines = summary::read(&args.output);
-    summary::head();
-    for case in chosen {
+    let mut results = summary::read(&args.output);
+    summary::print_header();
+    for case in selected {
         for &threads in &args.threads {
-            let line = measure(case, threads, &args)?;
-            println!("{line}");
-            let key = |l: &Line| (l.case.clone(), l.threads, l.device.clone());
-            lines.retain(|l| key(l) != key(&line));
-            lines.push(line);
-            summary::write(&args.output, &lines)?;
+            let result = measure(case, threads, &args)?;
+            println!("{result}");
+            let key = |r: &CaseResult| (r.case.clone(), r.threads, r.device.clone());
+            results.retain(|r| key(r) != key(&result));
+            results.push(result);
+            summary::write(&args.output, &results)?;
         }
         if args.threads.len() > 1
-            && let Some(scaling) = summary::scaling(&lines, case.name)
+            && let Some(scaling) = summary::scaling(&results, case.name)
         {
             println!("{scaling}");
         }
@@ -138,53 +139,55 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds of our steps in a round, and the most steps: all contenders run as many.
-const ENOUGH_MS: f64 = 400.0;
-const MOST_STEPS: usize = 10;
+/// Minimum duration of a worker's steps in a round, in milliseconds.
+const MIN_ROUND_MS: f64 = 400.0;
+/// Maximum number of steps in a round on the CPU.
+const MAX_STEPS: usize = 10;
 
-/// All rounds of one case.
-fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<Line> {
-    let on_card = args.device == Choice::Cuda;
-    let precisions = [args.precision, args.torch_precision].map(|p| on_card.then_some(p));
-    let mut ours = Contender::ours(case.name, threads, precisions[0])?;
-    // Warm up: buffers are made, threads started, algorithms chosen. On a card it comes before the
-    // others start: what is taken of the card then is ours.
-    ours.steps(3)?;
+/// Runs all rounds of one case.
+fn measure(case: &Case, threads: usize, args: &Args) -> anyhow::Result<CaseResult> {
+    let on_gpu = args.device == DeviceArg::Cuda;
+    let precisions = [args.precision, args.torch_precision].map(|p| on_gpu.then_some(p));
+    let mut ours = Worker::spawn_ours(case.name, threads, precisions[0])?;
+    // The warm-up fills buffers, starts threads and selects algorithms. On a GPU it comes before PyTorch
+    // starts, so that all GPU memory used until then is ours.
+    ours.run_steps(3)?;
     let memory = ours.memory();
-    let mut theirs = Vec::new();
+    let mut torch_workers = Vec::new();
     if let Some(python) = &args.python {
         let layouts: &[&str] = match case.work {
-            Work::Load => &["contiguous"], // files have no layout
-            _ if on_card => &["channels_last"],
+            Work::Load => &["contiguous"], // reads files: no layout to choose
+            _ if on_gpu => &["channels_last"],
             _ => &["contiguous", "channels_last"],
         };
         for layout in layouts.iter().copied() {
-            let mut torch = Contender::torch(python, case, threads, layout, precisions[1])?;
-            torch.steps(3)?;
-            theirs.push((layout, torch));
+            let mut torch = Worker::spawn_torch(python, case, threads, layout, precisions[1])?;
+            torch.run_steps(3)?;
+            torch_workers.push((layout, torch));
         }
     }
-    let (clock, steps) = if on_card {
+    let (clock, steps) = if on_gpu {
         ("wall", args.steps.max(1))
     } else {
-        // A short step right after a pause is one of cold caches and sleeping cores.
-        let one = ours.steps(1)?.of("wall").max(1.0);
-        (clock(threads), ((ENOUGH_MS / one).ceil() as usize).clamp(1, MOST_STEPS))
+        // Several short steps per round: the first after a pause runs on cold caches and sleeping cores.
+        let one = ours.run_steps(1)?.ms("wall").max(1.0);
+        (clock(threads), ((MIN_ROUND_MS / one).ceil() as usize).clamp(1, MAX_STEPS))
     };
-    let (mut mine, mut other) = (Vec::new(), vec![Vec::new(); theirs.len()]);
+    let (mut our_times, mut torch_times) = (Vec::new(), vec![Vec::new(); torch_workers.len()]);
     for _ in 0..args.rounds {
-        mine.push(ours.steps(steps)?.of(clock) / steps as f64);
-        for ((_, torch), times) in theirs.iter_mut().zip(&mut other) {
-            times.push(torch.steps(steps)?.of(clock) / steps as f64);
+        our_times.push(ours.run_steps(steps)?.ms(clock) / steps as f64);
+        for ((_, torch), times) in torch_workers.iter_mut().zip(&mut torch_times) {
+            times.push(torch.run_steps(steps)?.ms(clock) / steps as f64);
         }
     }
-    let best = (0..theirs.len()).min_by(|a, b| median(&other[*a]).total_cmp(&median(&other[*b])));
-    let torch = best.map(|i| (theirs[i].0, &other[i][..]));
-    let memory = if on_card { memory } else { ours.memory() };
-    let device = match on_card {
+    let best =
+        (0..torch_workers.len()).min_by(|a, b| median(&torch_times[*a]).total_cmp(&median(&torch_times[*b])));
+    let torch = best.map(|i| (torch_workers[i].0, &torch_times[i][..]));
+    let memory = if on_gpu { memory } else { ours.memory() };
+    let device = match on_gpu {
         true => format!("cuda, {}, {}", args.precision.name(), args.torch_precision.name()),
         false => "cpu".into(),
     };
-    let memory = (memory, best.map(|i| theirs[i].1.memory()));
-    Ok(Line::new(case, (&device, threads, clock), &mine, torch, memory))
+    let memory = (memory, best.map(|i| torch_workers[i].1.memory()));
+    Ok(CaseResult::new(case, (&device, threads, clock), &our_times, torch, memory))
 }

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use stillhouse_losses::{card, registry};
 
 use crate::Args;
-use crate::contender::{Contender, clock};
 use crate::steps::{CaseModel, Setting};
 use crate::summary::{median, write};
+use crate::worker::{Worker, clock};
 
 /// Beginning of the names of these cases: `methods-NAME`.
 pub(crate) const PREFIX: &str = "methods";
@@ -160,13 +160,13 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<()> {
                 continue;
             }
             let alone = format!("{PREFIX}-{}-alone", carrier.name());
-            let mut ce = Contender::ours(&alone, threads, None)?;
+            let mut ce = Worker::spawn_ours(&alone, threads, None)?;
             let mut kd = match carrier.kd() {
-                Some(name) => Some(Contender::ours(&format!("{PREFIX}-{name}"), threads, None)?),
+                Some(name) => Some(Worker::spawn_ours(&format!("{PREFIX}-{name}"), threads, None)?),
                 None => None,
             };
-            for contender in [&mut ce].into_iter().chain(&mut kd) {
-                contender.steps(WARM_UP)?;
+            for worker in [&mut ce].into_iter().chain(&mut kd) {
+                worker.run_steps(WARM_UP)?;
             }
             for method in methods {
                 let line = against(&method, carrier, &mut ce, kd.as_mut(), threads, args.rounds)
@@ -186,19 +186,19 @@ const WARM_UP: usize = 2;
 fn against(
     method: &str,
     carrier: Carrier,
-    ce: &mut Contender,
-    mut kd: Option<&mut Contender>,
+    ce: &mut Worker,
+    mut kd: Option<&mut Worker>,
     threads: usize,
     rounds: usize,
 ) -> anyhow::Result<Line> {
-    let mut own = Contender::ours(&format!("{PREFIX}-{method}"), threads, None)?;
-    own.steps(WARM_UP)?;
+    let mut own = Worker::spawn_ours(&format!("{PREFIX}-{method}"), threads, None)?;
+    own.run_steps(WARM_UP)?;
     let clock = clock(threads);
     let (mut times, mut over_ce, mut over_kd) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let of_ce = ce.steps(1)?.of(clock);
-        let of_kd = kd.as_mut().map(|kd| kd.steps(1)).transpose()?.map(|took| took.of(clock));
-        let time = own.steps(1)?.of(clock);
+        let of_ce = ce.run_steps(1)?.ms(clock);
+        let of_kd = kd.as_mut().map(|kd| kd.run_steps(1)).transpose()?.map(|elapsed| elapsed.ms(clock));
+        let time = own.run_steps(1)?.ms(clock);
         over_ce.push(time / of_ce);
         over_kd.extend(of_kd.map(|of_kd| time / of_kd));
         times.push(time);

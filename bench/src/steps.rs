@@ -9,8 +9,8 @@ use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{Gradients, Mode, Param};
 
 use crate::cases::{Case, Work};
-use crate::contender::Run;
 use crate::device::{device, set_precision};
+use crate::worker::StepFn;
 
 /// Classes of the heads (UC Merced's).
 const CLASSES: usize = 21;
@@ -58,7 +58,7 @@ pub(crate) struct Setting {
 }
 
 /// A step of a case that can be run again and again.
-pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
+pub(crate) fn make(case: &Case) -> anyhow::Result<StepFn> {
     // Nothing is dropped, on either side.
     let variant = match case.network {
         "deeplabv3plus" => toml::from_str("dropout = 0.0")?,
@@ -68,8 +68,8 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
     let student = CaseModel::new(case.network, variant.clone());
     let mut options = toml::Table::new();
     let (method, teacher) = match case.work {
-        Work::Load => return crate::load::make(case),
-        Work::TwoSteps => return crate::exits::make(case),
+        Work::Load => return crate::loader::build_step(case),
+        Work::TwoPhases => return crate::exits::make(case),
         Work::Frozen => {
             let images = images(case.batch, case.size)?;
             let net = student.build(1)?;
@@ -83,14 +83,14 @@ pub(crate) fn make(case: &Case) -> anyhow::Result<Run> {
             }));
         }
         Work::Train => (None, None),
-        Work::Distil(method) if case.is_dense() => {
+        Work::Distill(method) if case.is_dense() => {
             // Logits before the upsampling, as in FRKDNet's tables.
             options.insert("tap".into(), "logits_low".into());
             let mut variant = variant;
             variant.insert("backbone".into(), "resnet50".into());
             (Some(method.to_string()), Some(CaseModel::new(case.network, variant)))
         }
-        Work::Distil(method) => {
+        Work::Distill(method) => {
             (Some(method.to_string()), Some(CaseModel::new("resnet50", toml::Table::new())))
         }
     };
@@ -123,7 +123,7 @@ pub(crate) fn labels(batch: usize, size: usize, masks: bool) -> anyhow::Result<L
 
 /// A training step that can be run again and again: a frozen teacher, the student, the terms, the
 /// gradients, the update, then an adversary's and what a method's state does.
-pub(crate) fn train(setting: Setting) -> anyhow::Result<Run> {
+pub(crate) fn train(setting: Setting) -> anyhow::Result<StepFn> {
     let Setting { batch, size, .. } = setting;
     let images = images(batch, size)?;
     let target = Target::new(labels(batch, size, setting.masks)?, &device())?;
