@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize miri cuda-check gpu gpu-check clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize miri cuda-check gpu gpu-check book clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -149,6 +149,13 @@ gpu-check: cargo gpu ## Test layers and optimizers on the first NVIDIA GPU, then
 	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-trainer --features cuda \
 	  --test later -- later_ --test-threads=1
 	$(MAKE) bench ARGS="--device cuda --rounds 5 $(ARGS)"
+
+book: ## Build the documentation as a book in target/book (needs mdbook)
+	@command -v mdbook >/dev/null 2>&1 || { \
+	  echo "error: mdbook was not found"; echo; \
+	  echo "hint: cargo install mdbook --locked"; \
+	  exit 2; }
+	mdbook build
 
 clean: ## Remove build artifacts; runs, data and weights stay
 	$(CARGO) clean
