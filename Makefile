@@ -130,7 +130,7 @@ miri: cargo ## Run the small layer tests in Miri with the scalar kernels (needs 
 	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows -Zmiri-ignore-leaks" RAYON_NUM_THREADS=2 \
 	RUSTUP_TOOLCHAIN=nightly \
 	$(CARGO) miri test --locked --target-dir target/miri -p stillhouse-ops --lib --test layers -- \
-	  given_up a_block_is_turned rounds_to_nearest_even misuse max_pool_takes what_needs_no
+	  released_weight transposes_a_block rejects_misuse max_pool_uses frozen_parameters
 
 cuda-check: cargo ## Type-check the CUDA build (needs neither toolkit nor GPU)
 	crates/ops/cuda/check.sh
@@ -144,7 +144,7 @@ gpu:
 
 gpu-check: cargo gpu ## Test layers and optimizers on the first NVIDIA GPU, then time steps (needs the CUDA toolkit and cuDNN)
 	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-ops --features cuda \
-	  --lib --test layers --test maps --test optim --test pytorch --test graph_conv --test bf16 --test svd \
+	  --lib --test layers --test map_layers --test optim --test pytorch --test graph_conv --test bf16 --test svd \
 	  -- --skip kernels_ --test-threads=1
 	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-trainer --features cuda \
 	  --test later -- later_ --test-threads=1

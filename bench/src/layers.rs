@@ -22,7 +22,7 @@ pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
     let mut rates = vec![matmul_gflops()?];
     for round in 0..rounds + 1 {
         if round == 1 {
-            tape.measure(true);
+            tape.set_profiling(true);
         }
         tape.begin(Rng::new(0), 0);
         let logits = net.model.forward(&images, &mut tape)?.logits()?.clone();
@@ -33,7 +33,7 @@ pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
     }
     rates.sort_by(f64::total_cmp);
     let rate = *rates.get(rates.len() / 2).context("no rate was measured")?;
-    let mut layers = tape.spent();
+    let mut layers = tape.layer_timings();
     layers.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     println!("{}: {rounds} steps; 1024 x 1024 matrix product: {rate:.0} GFLOP/s", case.description());
     println!("{:>9} {:>6} {:>10} {:>6}  layer", "ms/step", "calls", "GFLOP/s", "share");
@@ -47,7 +47,7 @@ pub(crate) fn print(case: &Case, rounds: usize) -> anyhow::Result<()> {
                 (format!("{speed:.0}"), format!("{:.0} %", 100.0 * speed / rate))
             }
         };
-        println!("{ms:9.2} {calls:6} {speed:>10} {share:>6}  {}", layer.work);
+        println!("{ms:9.2} {calls:6} {speed:>10} {share:>6}  {}", layer.name);
     }
     Ok(())
 }

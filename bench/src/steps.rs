@@ -215,7 +215,7 @@ pub(crate) fn train(setting: Setting) -> anyhow::Result<StepFn> {
             terms.extend(method.adversary_terms(&moment)?);
         }
         if let Some(total) = add_up(terms)? {
-            let gradients = Gradients::of_graph(&student.params, &total)?;
+            let gradients = Gradients::from_graph(&student.params, &total)?;
             // It stays as it is: against a teacher of random weights, whose logits are huge, it would
             // run away. The step costs the same.
             let hyper = Hyper { lr: 0.0, ..hyper };

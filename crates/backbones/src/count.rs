@@ -61,7 +61,7 @@ pub fn count(request: &ModelSpec, height: usize, width: usize) -> Result<Counts>
     network.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
     let trace = tape.take_trace().unwrap_or_default();
     Ok(Counts {
-        kept_values: trace.kept_values(),
+        kept_values: trace.saved_values(),
         parameters: params.count_weights(),
         macs: work.macs,
         attention_macs: work.attention_macs,

@@ -215,7 +215,7 @@ impl DeepLabV3Plus {
         ];
         let init = Init::fan_in_uniform(WIDTH);
         let spec = ConvSpec::new(WIDTH, request.classes, 1);
-        let classifier = ConvBnAct::biased(spec, "classifier", None, Activation::None, (init, init), p)?;
+        let classifier = ConvBnAct::with_bias(spec, "classifier", None, Activation::None, (init, init), p)?;
         let mut taps = body.features().to_vec();
         taps.push(FeatureInfo::map("aspp", LOW + WIDTH, 4));
         taps.push(FeatureInfo::map("decoder", WIDTH, 4));

@@ -136,7 +136,7 @@ pub fn usual_size(name: &str) -> usize {
 /// A convolution without bias, batch norm and activation, He-normal over its outputs (He et al.
 /// 2015) as torchvision initializes it.
 fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Activation, p: &ParamBuilder) -> Result<ConvBnAct> {
-    let init = Init::kaiming_out(&[spec.outputs, spec.inputs / spec.groups, spec.kernel, spec.kernel]);
+    let init = Init::kaiming_fan_out(&[spec.outputs, spec.inputs / spec.groups, spec.kernel, spec.kernel]);
     Ok(ConvBnAct::new(spec, conv, bn, act, init, p)?)
 }
 

@@ -76,16 +76,16 @@ pub fn model(
         shapes: HashMap::new(),
         count: 0,
     };
-    let lacks = |step: &TraceNode| matches!(step.op, Op::WindowAttention | Op::MergePatches | Op::Outside);
-    if trace.steps.iter().any(lacks) {
+    let lacks = |step: &TraceNode| matches!(step.op, Op::WindowAttention | Op::MergePatches | Op::Opaque);
+    if trace.nodes.iter().any(lacks) {
         return Err(not_in_onnx(network.name()));
     }
-    for step in &trace.steps {
+    for step in &trace.nodes {
         graph.step(step)?;
     }
     let mut message = Message::new();
     let mut outputs = Vec::new();
-    for (tap, number) in &trace.taps {
+    for (tap, number) in &trace.features {
         let from = graph.value(*number)?;
         graph.node("Identity", &[&from], tap, &[]);
         outputs.push(value_info(tap, &graph.shapes[number]));
@@ -296,7 +296,7 @@ impl Graph<'_> {
                 let product = self.apply("Mul", &[&x, &sum], &[]);
                 self.apply("Mul", &[&product, &half], &[])
             }
-            Op::WindowAttention | Op::MergePatches | Op::Outside => return Err(not_in_onnx(self.who)),
+            Op::WindowAttention | Op::MergePatches | Op::Opaque => return Err(not_in_onnx(self.who)),
         };
         self.values.insert(step.output, result);
         let shape = if step.flat { vec![channels] } else { vec![channels, height, width] };

@@ -163,7 +163,7 @@ impl Block {
 
     /// The sum before the ReLU.
     fn sum(&self, x: Node, tape: &mut Tape) -> Result<Node> {
-        self.ending(&self.last.activated(Activation::None), x, tape)
+        self.ending(&self.last.with_activation(Activation::None), x, tape)
     }
 
     fn ending(&self, last: &ConvBnAct, x: Node, tape: &mut Tape) -> Result<Node> {

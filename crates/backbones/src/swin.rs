@@ -275,7 +275,7 @@ impl Stages {
         let fan_in = Init::fan_in_uniform(3 * PATCH * PATCH);
         let spec = ConvSpec::new(3, size.width, PATCH).stride(PATCH).padding(Padding::Symmetric(0));
         let patches =
-            ConvBnAct::biased(spec, "patch_embed.proj", None, Activation::None, (fan_in, fan_in), p)?;
+            ConvBnAct::with_bias(spec, "patch_embed.proj", None, Activation::None, (fan_in, fan_in), p)?;
         let norm = LayerNorm::new(size.width, "patch_embed.norm", p)?;
         let (mut stages, mut taps) = (Vec::new(), Vec::new());
         let (mut done, all) = (0, size.depths.iter().sum::<usize>());
@@ -333,7 +333,7 @@ impl Backbone for Stages {
             }
             for block in &stage.blocks {
                 let block = Arc::clone(block);
-                x = tape.checkpoint(&x, move |x, tape| block.forward(x, tape))?;
+                x = tape.gradient_checkpoint(&x, move |x, tape| block.forward(x, tape))?;
             }
             tape.mark_feature(F[i], &x)?;
             see(i, &x);

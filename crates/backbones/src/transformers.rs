@@ -28,7 +28,7 @@ use stillhouse_core::config::from_table;
 use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, ParamStore, Result, Tape};
-use stillhouse_ops::{Init, Kind, Linear};
+use stillhouse_ops::{Init, ParamKind, Linear};
 
 use crate::count::Work;
 use crate::{NoVariant, check_classes};
@@ -246,7 +246,7 @@ impl Model for Frozen {
                 let value = found.as_mut().and_then(|found| found.remove(&tap.name));
                 value.ok_or_else(|| candle_core::Error::Msg(format!("candle's model gave no {}", tap.name)))
             };
-            let node = tape.outside(&shape, compute)?;
+            let node = tape.opaque_op(&shape, compute)?;
             tape.mark_feature(&tap.name, &node)?;
             if tap.name == "embedding" {
                 embedding = Some(node);
@@ -305,15 +305,15 @@ impl Store {
         if self.params().id(&self.builder.full(name)).is_some() {
             return Ok(());
         }
-        let kind = if name.contains(".running_") { Kind::Buffer } else { Kind::Weight };
+        let kind = if name.contains(".running_") { ParamKind::Buffer } else { ParamKind::Weight };
         let init = match hint {
             candle_nn::Init::Const(value) if shape.len() == 1 => Init::Constant(value),
             _ if shape.len() == 1 => Init::Constant(0.0),
             _ => Init::Normal(0.02),
         };
         let made = match kind {
-            Kind::Buffer => self.builder.buffer(name, shape, init),
-            Kind::Weight => self.builder.weight(name, shape, init),
+            ParamKind::Buffer => self.builder.buffer(name, shape, init),
+            ParamKind::Weight => self.builder.weight(name, shape, init),
         };
         made.map(|_| ()).map_err(candle_core::Error::wrap)
     }

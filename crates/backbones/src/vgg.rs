@@ -120,8 +120,8 @@ impl Convs {
 
 /// A convolution with bias, batch norm if it has a name, ReLU.
 fn layer(spec: ConvSpec, name: &str, bn: Option<&str>, p: &ParamBuilder) -> Result<ConvBnAct> {
-    let init = (Init::kaiming_out(&spec.weight_shape()), Init::Constant(0.0));
-    Ok(ConvBnAct::biased(spec, name, bn, Activation::Relu, init, p)?)
+    let init = (Init::kaiming_fan_out(&spec.weight_shape()), Init::Constant(0.0));
+    Ok(ConvBnAct::with_bias(spec, name, bn, Activation::Relu, init, p)?)
 }
 
 /// A map before a 2x2 max pool that cannot take it.

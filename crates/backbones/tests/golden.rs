@@ -17,7 +17,7 @@ use stillhouse_backbones::{count, registry};
 use stillhouse_core::model::{Features, Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
-use stillhouse_ops::{Gradients, Kind, Mode, ParamId};
+use stillhouse_ops::{Gradients, ParamKind, Mode, ParamId};
 use stillhouse_testkit::generator;
 use stillhouse_testkit::golden::{self, Case};
 
@@ -234,7 +234,7 @@ fn structures() {
     for case in &cases {
         let params = ParamStore::meta();
         let net = build(case, &params);
-        let ours = |kind: Kind| -> Vec<(String, Vec<usize>)> {
+        let ours = |kind: ParamKind| -> Vec<(String, Vec<usize>)> {
             params.all().into_iter().filter(|p| p.kind == kind).map(|p| (p.name, p.shape)).collect()
         };
         let theirs = |key: &str| -> Vec<(String, Vec<usize>)> {
@@ -242,8 +242,8 @@ fn structures() {
         };
         let (counters, buffers): (Vec<_>, Vec<_>) =
             theirs("buffers").into_iter().partition(|(name, _)| name.ends_with("num_batches_tracked"));
-        assert_eq!(ours(Kind::Weight), theirs("params"), "{case}");
-        assert_eq!(ours(Kind::Buffer), buffers, "{case}");
+        assert_eq!(ours(ParamKind::Weight), theirs("params"), "{case}");
+        assert_eq!(ours(ParamKind::Buffer), buffers, "{case}");
         assert_eq!(params.count_weights() as f64, real(&case.meta["param_count"]), "{case}");
         let held: usize = buffers.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         assert_eq!((held + counters.len()) as f64, real(&case.meta["buffer_count"]), "{case}");
@@ -494,7 +494,7 @@ fn train(case: &Case, dtype: DType) {
         if step == 0 {
             let none: Vec<&str> = list(&case.meta["no_grad"]).iter().map(text).collect();
             let with: HashSet<ParamId> = grads.ids().collect();
-            for param in t.params.all().into_iter().filter(|p| p.kind == Kind::Weight) {
+            for param in t.params.all().into_iter().filter(|p| p.kind == ParamKind::Weight) {
                 let (name, expected) = (param.name.as_str(), !none.contains(&param.name.as_str()));
                 let found = t.params.id(name).is_some_and(|id| with.contains(&id));
                 assert_eq!(found, expected, "{case}: gradient of {name}");

@@ -5,7 +5,7 @@ use stillhouse_backbones::{count, is_frozen, registry, usual_size};
 use stillhouse_core::model::{Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
-use stillhouse_ops::{Engine, Kind, Mode};
+use stillhouse_ops::{Engine, ParamKind, Mode};
 use stillhouse_testkit::finite_diff::{assert_close, central_difference};
 
 fn request(name: &str, variant: &str) -> ModelSpec {
@@ -77,7 +77,7 @@ fn battery(request: &ModelSpec, size: usize) {
             (loss + (logits.sqr().unwrap() + logits.powf(3.0).unwrap()).unwrap().sum_all().unwrap()).unwrap();
     }
     let grads = tape.backward(&loss).unwrap();
-    for param in params.all().into_iter().filter(|p| p.kind == Kind::Weight) {
+    for param in params.all().into_iter().filter(|p| p.kind == ParamKind::Weight) {
         let grad = grads
             .param(&param.name)
             .unwrap()
@@ -293,7 +293,7 @@ fn output_modules_equal_plain_loops() {
         assert_close(&flat(features.get("exit1.feat").unwrap()), &want, 0.0, 1e-10, form);
 
         let gradients = tape.backward(&total).unwrap();
-        let own = params.all().into_iter().filter(|p| p.name.starts_with("opm1.") && p.kind == Kind::Weight);
+        let own = params.all().into_iter().filter(|p| p.name.starts_with("opm1.") && p.kind == ParamKind::Weight);
         for param in own.filter(|p| !before_batch_norm(&p.name, &params)) {
             let id = params.id(&param.name).unwrap();
             let start = flat(&params.export(id).unwrap());
@@ -493,7 +493,7 @@ fn one_batch_is_overfitted() {
         let images = several_images(4, 64);
         let mut adam = Adam::new([0.9, 0.99], 1e-8);
         // Without batch norm the first steps must be small.
-        let lr = if params.all().iter().any(|p| p.kind == Kind::Buffer) { 1e-3 } else { 1e-4 };
+        let lr = if params.all().iter().any(|p| p.kind == ParamKind::Buffer) { 1e-3 } else { 1e-4 };
         let mut losses = Vec::new();
         for step in 0..8 {
             tape.begin(Rng::new(0), step);
@@ -523,7 +523,7 @@ fn exit_gradients(checkpointing: bool) -> (Vec<(String, Vec<f32>)>, usize) {
     let (net, params) =
         build(&request("mksmt", "backbone = 'swin_tiny_patch4_window7_224'\nimg_size = 64\nk = 16"));
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
-    tape.set_checkpointing(checkpointing);
+    tape.set_gradient_checkpointing(checkpointing);
     tape.select_features(&["exit3.logits", "logits"]);
     tape.begin(Rng::new(2), 5);
     let features = net.forward(&several_images(8, 64), &mut tape).unwrap();
@@ -559,7 +559,7 @@ fn peak() -> Option<f64> {
 fn swin_large_trains_at_384_within_24_gib() {
     let (net, params) = build(&ModelSpec { name: "mksmt".into(), classes: 200, ..Default::default() });
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
-    tape.set_checkpointing(true);
+    tape.set_gradient_checkpointing(true);
     let mut rule = Adam::decoupled([0.9, 0.999], 1e-8);
     let images = images(384);
     for taps in [&["exit3.logits"][..], &["exit3.logits", "exit4.logits"]] {
@@ -575,7 +575,7 @@ fn swin_large_trains_at_384_within_24_gib() {
         assert!(gradients.first_non_finite().unwrap().is_none());
         let ids: Vec<_> = gradients.ids().collect();
         assert_eq!(
-            ids.len() == params.all().iter().filter(|p| p.kind == Kind::Weight).count(),
+            ids.len() == params.all().iter().filter(|p| p.kind == ParamKind::Weight).count(),
             taps.len() == 2
         );
         rule.step(&params, &gradients, |_| Some(Hyper { lr: 5e-6, weight_decay: 5e-4 })).unwrap();

@@ -7,7 +7,7 @@ use stillhouse_backbones::{count, is_frozen, load_weights, onnx, registry, save,
 use stillhouse_core::model::{Features, Model, ModelSpec};
 use stillhouse_core::{ParamStore, Result, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
-use stillhouse_ops::{Kind, Mode};
+use stillhouse_ops::{ParamKind, Mode};
 use stillhouse_testkit::generator;
 
 fn request(name: &str) -> ModelSpec {
@@ -228,7 +228,7 @@ fn files_load_strictly() {
     let (net, params) = network("tf_efficientnet_b0");
     fill(&params);
     save(&params, &path, &Default::default()).unwrap();
-    let statistics = params.all().into_iter().filter(|p| p.kind == Kind::Buffer).count();
+    let statistics = params.all().into_iter().filter(|p| p.kind == ParamKind::Buffer).count();
     assert_eq!(statistics, 2 * 49);
 
     let (other, fresh) = network("tf_efficientnet_b0");

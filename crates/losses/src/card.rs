@@ -7,7 +7,7 @@ use stillhouse_core::data::Task;
 use stillhouse_core::distiller::{DistillerBuild, FeatureShapes};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{ParamStore, Result, Rng};
-use stillhouse_ops::Kind;
+use stillhouse_ops::ParamKind;
 
 /// A method with its defaults, between ResNet50 as teacher and ResNet18 as student at 224 px.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,7 +57,7 @@ pub fn card(row: &Entry<DistillerBuild>) -> Result<Card> {
     let (mut connectors, mut state) = (Vec::new(), Vec::new());
     for param in params.all() {
         let name = part(&param.name, &needs.student);
-        let list = if param.kind == Kind::Weight { &mut connectors } else { &mut state };
+        let list = if param.kind == ParamKind::Weight { &mut connectors } else { &mut state };
         if !list.contains(&name) {
             list.push(name);
         }

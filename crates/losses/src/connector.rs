@@ -66,7 +66,7 @@ impl BatchNorm {
     /// `[M, C] -> [M, C]`; with the batch's statistics when training, else with the running ones.
     pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         if train {
-            let graph::BatchNormed { y, mean, variance } =
+            let graph::BatchNormOutput { y, mean, variance } =
                 graph::batch_norm(x, &self.gamma, &self.beta, self.eps)?;
             let count = x.dim(0)? as f64;
             let unbiased = ((variance * count)? / (count - 1.0).max(1.0))?;

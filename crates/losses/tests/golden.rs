@@ -12,7 +12,7 @@ use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext};
 use stillhouse_core::model::Features;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_losses::registry;
-use stillhouse_ops::Kind;
+use stillhouse_ops::ParamKind;
 use stillhouse_testkit::golden::{Case, require};
 
 /// Settings that may be `null`: the key is then left out.
@@ -187,8 +187,8 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
             ("aux", "image") if !grad => images = Some(cast()?),
             ("aux", name) if !grad && tensor.dtype() == DType::I64 => aux.insert(name, tensor.clone()),
             ("aux", name) if !grad => aux.insert(name, cast()?),
-            ("param", own) if grad => stored.push((Kind::Weight, own, cast()?)),
-            ("buffer", own) if !grad => stored.push((Kind::Buffer, own, cast()?)),
+            ("param", own) if grad => stored.push((ParamKind::Weight, own, cast()?)),
+            ("buffer", own) if !grad => stored.push((ParamKind::Buffer, own, cast()?)),
             _ => return Err(format!("unknown input `{name}` (grad: {grad})")),
         }
     }
@@ -227,11 +227,11 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     let given: BTreeSet<&str> = stored.iter().map(|(_, name, _)| *name).collect();
     for param in params.all() {
         // Running statistics are only read in evaluation.
-        let read = param.kind == Kind::Weight || !train;
+        let read = param.kind == ParamKind::Weight || !train;
         if read && !given.contains(param.name.as_str()) {
             return Err(format!("the case has no value for `{}`", param.name));
         }
-        if param.kind == Kind::Weight {
+        if param.kind == ParamKind::Weight {
             leaves.push((format!("param.{}", param.name), param.var().clone()));
         }
     }

@@ -249,7 +249,7 @@ fn all_connectors_train() {
     ] {
         let bench = Bench::new(name, settings, student, teacher).unwrap();
         let told = bench.run(student, teacher, &[0, 1, 2]).unwrap();
-        for param in bench.params.all().iter().filter(|p| p.kind == stillhouse_ops::Kind::Weight) {
+        for param in bench.params.all().iter().filter(|p| p.kind == stillhouse_ops::ParamKind::Weight) {
             let some = told.gradients[&param.name].iter().any(|g| g.abs() > 1e-9);
             assert!(some, "{name}: `{}` gets no gradient", param.name);
         }

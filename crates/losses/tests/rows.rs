@@ -190,7 +190,7 @@ impl Bench {
         for (tap, var) in &self.teacher {
             assert!(store.get(var).is_none(), "{}: the teacher's `{tap}` has a gradient", self.method.name());
         }
-        let weights = self.params.all().into_iter().filter(|p| p.kind == stillhouse_ops::Kind::Weight);
+        let weights = self.params.all().into_iter().filter(|p| p.kind == stillhouse_ops::ParamKind::Weight);
         let weights: Vec<(String, Var)> = weights.map(|p| (p.name.clone(), p.var().clone())).collect();
         let all = self.student.iter().chain(&weights);
         let gradients = all.filter_map(|(name, var)| Some((name.clone(), list(store.get(var)?)))).collect();
@@ -272,7 +272,7 @@ fn gradients_reach_student_and_connectors() {
     for row in carried() {
         let mut bench = Bench::new(&row, "", &PLAIN, CLASSIFIER, DType::F64).unwrap();
         let told = bench.run(0).unwrap();
-        let weights = bench.params.all().into_iter().filter(|p| p.kind == stillhouse_ops::Kind::Weight);
+        let weights = bench.params.all().into_iter().filter(|p| p.kind == stillhouse_ops::ParamKind::Weight);
         let taps = bench.student.iter().map(|(tap, _)| tap.clone());
         // The deepest feature only teaches in self-distillation; elsewhere every tap is read to learn.
         let teaches = |tap: &String| bench.teacher.is_empty() && tap == "embedding";
@@ -291,7 +291,7 @@ fn a_student_that_is_its_teacher_is_done() {
     let mut compared = 0;
     for row in carried() {
         let mut bench = Bench::new(&row, "", &SAME, CLASSIFIER, DType::F64).unwrap();
-        let connected = bench.params.all().iter().any(|p| p.kind == stillhouse_ops::Kind::Weight);
+        let connected = bench.params.all().iter().any(|p| p.kind == stillhouse_ops::ParamKind::Weight);
         if bench.teacher.is_empty() || connected {
             continue;
         }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Type-checks the feature `cuda` on a machine without CUDA: no toolkit, no driver, no card.
+# Type-checks the feature `cuda` on a machine without CUDA: no toolkit, no driver, no GPU.
 set -euo pipefail
 cd "$(dirname "$0")"
 stub=$PWD

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes libraries of the names that cudarc calls, each of which only fails: a build with CUDA links and
-# starts with them, and finds no card. `stubs.sh FOLDER` writes them there; it takes a C compiler.
+# Builds stub libraries of all functions that cudarc calls, each of which fails: a build with CUDA links
+# and starts with them, and finds no GPU. `stubs.sh FOLDER` writes them there; requires a C compiler.
 set -euo pipefail
 folder=${1:?a folder for the libraries}
 sources=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/cudarc-0.*/src | sort -V | tail -1)
 mkdir -p "$folder"
-# library, source, soname, what its calls return (100: no device)
+# library, source, soname, return value of its functions (100: no device)
 while read -r name source soname code; do
   grep -hoE 'fn (cu[A-Za-z]|nvrtc|nccl)[A-Za-z0-9_]*' "$sources/$source/sys/mod.rs" | awk '{print $2}' |
     sort -u | sed "s/.*/int &(void) { return $code; }/" > "$folder/$name.c"

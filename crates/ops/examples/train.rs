@@ -1,4 +1,5 @@
-//! Trains a small network to tell bright from dark halves: `cargo run --release --example train`.
+//! Trains a small network to classify which half of an image is bright: `cargo run --release --example
+//! train`.
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Hyper, Sgd};
@@ -8,8 +9,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let params = ParamStore::new(DType::F32, &Device::Cpu)?;
     let p = params.builder(Rng::new(1));
     let spec = ConvSpec::new(3, 16, 3).stride(2);
-    let conv =
-        ConvBnAct::new(spec, "conv", "bn", Activation::Relu, Init::kaiming_out(&spec.weight_shape()), &p)?;
+    let conv = ConvBnAct::new(
+        spec,
+        "conv",
+        "bn",
+        Activation::Relu,
+        Init::kaiming_fan_out(&spec.weight_shape()),
+        &p,
+    )?;
     let fc = Linear::new(16, 2, "fc", Init::fan_in_uniform(16), Some(Init::Constant(0.0)), &p)?;
     let (mut tape, mut sgd) = (Tape::new(&params, Mode::Train)?, Sgd::new(0.9, false));
     let data = Rng::new(2).stream("data");

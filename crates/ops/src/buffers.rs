@@ -1,19 +1,19 @@
-//! Memory that is used again.
+//! Buffer pool: memory that is reused from pass to pass.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut, Range, RangeBounds};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
 
-/// Smallest size that is told apart.
-const SMALLEST: usize = 64;
+/// Smallest size class.
+const MIN_SIZE: usize = 64;
 
-/// Free memory by size, in powers of two: maps of different layers take turns in one buffer. A forward
-/// and backward pass of the same shapes finds all its memory here after the first time. What of a buffer
-/// was never asked for is never touched, so the system need not find memory for it.
+/// Free memory in size classes of powers of two, so that maps of different layers share a buffer. After
+/// the first forward and backward pass, later passes of the same shapes allocate nothing. The unused tail
+/// of a buffer is never touched, so it takes no physical memory.
 #[derive(Debug, Default)]
 pub(crate) struct Pool<T> {
     free: Mutex<BTreeMap<usize, Vec<Vec<T>>>>,
@@ -22,26 +22,27 @@ pub(crate) struct Pool<T> {
 }
 
 fn size(len: usize) -> usize {
-    len.next_power_of_two().max(SMALLEST)
+    len.next_power_of_two().max(MIN_SIZE)
 }
 
 impl<T: Copy + Default> Pool<T> {
-    /// A buffer of that length with unspecified (but initialized) values. It begins with a line of the
-    /// cache: a vector or a row of a tile that lies across two lines is read in twice the time.
+    /// Returns a buffer of `len` unspecified (but initialized) values, aligned to a cache line: a vector
+    /// load that crosses two lines takes twice as long.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buf<T> {
         self.take_of(len, size(len)..=size(len))
     }
 
-    /// The same in a larger size, if only there is one free: for what goes back before long, such as the
-    /// maps of a network that records nothing. What stays would keep it from larger maps.
+    /// Like [`Self::take`], but accepts a free buffer of a larger size class. For short-lived buffers
+    /// only, such as the maps of a network without a backward pass: a long-lived one would keep the
+    /// memory from larger maps.
     pub(crate) fn borrow(self: &Arc<Self>, len: usize) -> Buf<T> {
         self.take_of(len, size(len)..)
     }
 
-    /// Zeros for what stays, such as weights: of just that length, so that it fits where another one
-    /// was given up. It does not come back: none of the sizes here is its own.
+    /// Returns zeros in a buffer of exactly `len` values, for long-lived data such as weights. It does
+    /// not return to the pool, since its capacity is no size class.
     pub(crate) fn keep(self: &Arc<Self>, len: usize) -> Buf<T> {
-        self.aligned(len, None, Vec::with_capacity(len + LINE / size_of::<T>()))
+        self.aligned(len, None, Vec::with_capacity(len + CACHE_LINE / size_of::<T>()))
     }
 
     fn take_of(self: &Arc<Self>, len: usize, sizes: impl RangeBounds<usize>) -> Buf<T> {
@@ -50,45 +51,36 @@ impl<T: Copy + Default> Pool<T> {
         });
         let (size, values) = found.unwrap_or_else(|| {
             let size = size(len);
-            (size, Vec::with_capacity(size + LINE / size_of::<T>()))
+            (size, Vec::with_capacity(size + CACHE_LINE / size_of::<T>()))
         });
         self.aligned(len, Some(size), values)
     }
 
     fn aligned(self: &Arc<Self>, len: usize, size: Option<usize>, mut values: Vec<T>) -> Buf<T> {
-        let line = LINE / size_of::<T>();
-        // A line more wherever the vector begins, so that the count does not depend on it.
+        let line = CACHE_LINE / size_of::<T>();
+        // Always counts one extra line, so that the total does not depend on where the vector begins.
         if values.len() < len + line {
             self.owned.fetch_add(len + line - values.len(), Ordering::Relaxed);
             values.resize(len + line, T::default());
         }
-        let first = values.as_ptr().align_offset(LINE);
+        let first = values.as_ptr().align_offset(CACHE_LINE);
         Buf { values, range: first..first + len, size, pool: Arc::clone(self) }
     }
 }
 
 impl<T> Pool<T> {
-    /// Gives all free memory back to the system.
-    pub(crate) fn clear(&self) {
-        if let Ok(mut free) = self.free.lock() {
-            let values = free.values().flatten().map(Vec::len).sum();
-            self.owned.fetch_sub(values, Ordering::Relaxed);
-            free.clear();
-        }
-    }
-
-    /// Bytes of all vectors, in use and free.
+    /// Returns the bytes of all vectors, in use and free.
     pub(crate) fn bytes(&self) -> usize {
         self.owned.load(Ordering::Relaxed) * size_of::<T>()
     }
 }
 
-/// A vector that returns to its pool.
+/// A vector that returns to its pool when dropped.
 #[derive(Debug)]
 pub(crate) struct Buf<T> {
     values: Vec<T>,
     range: Range<usize>,
-    /// The size under which it is kept when it is free, if it is.
+    /// Size class to which it returns; `None` for a buffer that is freed.
     size: Option<usize>,
     pool: Arc<Pool<T>>,
 }
@@ -124,43 +116,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_begin_with_a_line_and_come_back() {
+    fn buffers_are_aligned_and_reused() {
         let pool = Arc::new(Pool::<f32>::default());
         for len in [0, 1, 15, 16, 17, 4096, 1 << 20] {
             let (first, second) = (pool.take(len), pool.take(len));
             for buffer in [&first, &second] {
-                assert_eq!((buffer.len(), buffer.as_ptr().align_offset(LINE)), (len, 0));
+                assert_eq!((buffer.len(), buffer.as_ptr().align_offset(CACHE_LINE)), (len, 0));
             }
-            let place = second.as_ptr();
+            let address = second.as_ptr();
             drop(second);
-            assert_eq!(pool.take(len).as_ptr(), place);
+            assert_eq!(pool.take(len).as_ptr(), address);
         }
     }
 
     #[test]
-    fn what_fits_the_same_size_takes_turns() {
+    fn same_size_class_shares_a_buffer() {
         let pool = Arc::new(Pool::<f64>::default());
-        let place = pool.take(700).as_ptr();
+        let address = pool.take(700).as_ptr();
         let held = pool.bytes();
         let longer = pool.take(1024);
-        assert_eq!(longer.as_ptr(), place);
+        assert_eq!(longer.as_ptr(), address);
         assert!(longer.iter().all(|x| *x == 0.0));
-        assert!(pool.bytes() > held && pool.bytes() < 8 * 1024 + 2 * LINE, "{}", pool.bytes());
-        assert_ne!(pool.take(700).as_ptr(), place, "it is in use");
+        assert!(pool.bytes() > held && pool.bytes() < 8 * 1024 + 2 * CACHE_LINE, "{}", pool.bytes());
+        assert_ne!(pool.take(700).as_ptr(), address, "in use");
         drop(longer);
-        assert_ne!(pool.take(100).as_ptr(), place, "only what is lent may be larger");
-        let lent = pool.borrow(70);
-        assert_ne!(lent.as_ptr(), place, "the smallest that will do");
+        assert_ne!(pool.take(100).as_ptr(), address, "only a borrowed buffer may be larger");
+        let borrowed = pool.borrow(70);
+        assert_ne!(borrowed.as_ptr(), address, "the smallest size class that fits");
         let second = pool.borrow(70);
-        assert_eq!((second.len(), second.as_ptr()), (70, place), "the next larger one");
+        assert_eq!((second.len(), second.as_ptr()), (70, address), "the next larger size class");
         drop(second);
-        assert_eq!(pool.take(1000).as_ptr(), place, "it is kept under its own size");
-        drop(lent);
-        // Weights that are folded anew after each epoch leave nothing behind.
+        assert_eq!(pool.take(1000).as_ptr(), address, "it returns to its own size class");
+        drop(borrowed);
+        // Weights that are refolded after each epoch leave nothing behind.
         let held = pool.bytes();
         drop(pool.keep(70));
-        assert_eq!((pool.bytes(), pool.take(1000).as_ptr()), (held, place));
-        pool.clear();
-        assert_eq!(pool.take(1).len(), 1);
+        assert_eq!((pool.bytes(), pool.take(1000).as_ptr()), (held, address));
     }
 }

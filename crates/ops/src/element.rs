@@ -1,13 +1,13 @@
-//! The element types of the tape and the choice of the instruction set.
+//! Element types of the tape and selection of the instruction set.
 
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, DType, Tensor};
 
-use crate::kernels::special;
+use crate::kernels::math;
 use crate::simd::{Avx2, Avx512, Kernel, Scalar};
 
-/// Instruction set that the `f32` kernels run on.
+/// Instruction set of the `f32` kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// No explicit vectors.
@@ -41,8 +41,8 @@ fn best() -> Isa {
     Isa::Scalar
 }
 
-/// The instruction set in use: the best that the machine has, or the lower one that the
-/// environment variable `STILLHOUSE_ISA` names (`scalar`, `avx2`, `avx512`). Read once.
+/// Returns the instruction set in use: the best one of the machine, or a lower one named by the
+/// environment variable `STILLHOUSE_ISA` (`scalar`, `avx2`, `avx512`). Read once.
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
@@ -55,7 +55,7 @@ pub fn isa() -> Isa {
     })
 }
 
-/// Calls a generic method by the element type of a tape or a store.
+/// Dispatches a generic call on the element type of a tape or a parameter store.
 macro_rules! dispatch_dtype {
     ($of:expr, $T:ident => $call:expr) => {
         match $of.dtype() {
@@ -72,7 +72,7 @@ macro_rules! dispatch_dtype {
 }
 pub(crate) use dispatch_dtype;
 
-/// `f32` or `f64`: what a tape can compute in.
+/// Element type of a tape: `f32` or `f64`.
 pub(crate) trait Float:
     Copy
     + Default
@@ -94,46 +94,46 @@ pub(crate) trait Float:
 {
     /// Zero.
     const ZERO: Self;
-    /// candle's name of the type.
+    /// The corresponding candle dtype.
     const TYPE: DType;
-    /// Rounds from f64.
-    fn of(x: f64) -> Self;
-    /// Widens to f64.
-    fn wide(self) -> f64;
+    /// Converts from f64, rounding to nearest.
+    fn narrow(x: f64) -> Self;
+    /// Converts to f64.
+    fn widen(self) -> f64;
     /// Square root.
-    fn root(self) -> Self;
-    /// e to this power.
-    fn power_of_e(self) -> Self;
-    /// Distribution function and density of the standard normal.
-    fn normal(self) -> (Self, Self);
-    /// The values of a CPU storage of this type.
+    fn sqrt(self) -> Self;
+    /// Exponential function; a vectorizable approximation for `f32`.
+    fn fast_exp(self) -> Self;
+    /// Cumulative distribution function and density of the standard normal.
+    fn normal_cdf_pdf(self) -> (Self, Self);
+    /// Returns the values of a CPU storage of this type.
     fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]>;
-    /// The values of a CPU storage of this type, to change.
+    /// Returns the values of a CPU storage of this type for writing.
     fn slice_mut(storage: &mut CpuStorage) -> candle_core::Result<&mut [Self]>;
-    /// Runs a kernel on the instruction set in use (`f64`: always the plain simd).
+    /// Runs a kernel on the instruction set in use (`f64`: always [`Scalar`]).
     fn run<K: Kernel<Self>>(kernel: K) -> K::Out;
 }
 
 impl Float for f32 {
     const ZERO: Self = 0.0;
     const TYPE: DType = DType::F32;
-    fn of(x: f64) -> Self {
+    fn narrow(x: f64) -> Self {
         x as f32
     }
-    fn wide(self) -> f64 {
+    fn widen(self) -> f64 {
         f64::from(self)
     }
     #[inline(always)]
-    fn root(self) -> Self {
+    fn sqrt(self) -> Self {
         self.sqrt()
     }
     #[inline(always)]
-    fn power_of_e(self) -> Self {
-        special::exp32(self)
+    fn fast_exp(self) -> Self {
+        math::exp32(self)
     }
     #[inline(always)]
-    fn normal(self) -> (Self, Self) {
-        special::normal32(self)
+    fn normal_cdf_pdf(self) -> (Self, Self) {
+        math::normal32(self)
     }
     fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]> {
         storage.as_slice::<f32>()
@@ -156,21 +156,21 @@ impl Float for f32 {
 impl Float for f64 {
     const ZERO: Self = 0.0;
     const TYPE: DType = DType::F64;
-    fn of(x: f64) -> Self {
+    fn narrow(x: f64) -> Self {
         x
     }
-    fn wide(self) -> f64 {
+    fn widen(self) -> f64 {
         self
     }
     #[inline(always)]
-    fn root(self) -> Self {
+    fn sqrt(self) -> Self {
         self.sqrt()
     }
-    fn power_of_e(self) -> Self {
+    fn fast_exp(self) -> Self {
         self.exp()
     }
-    fn normal(self) -> (Self, Self) {
-        special::normal64(self)
+    fn normal_cdf_pdf(self) -> (Self, Self) {
+        math::normal64(self)
     }
     fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]> {
         storage.as_slice::<f64>()
@@ -186,7 +186,7 @@ impl Float for f64 {
     }
 }
 
-/// The values of a contiguous CPU tensor, without a copy where it is contiguous.
+/// Calls `f` with the values of a CPU tensor; copies them only if the tensor is not contiguous.
 pub(crate) fn with_values<T: Float, R>(t: &Tensor, f: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
     let t = t.contiguous()?;
     let (storage, layout) = t.storage_and_layout();

@@ -1,46 +1,46 @@
-//! The one error type of the crate.
+//! The crate's error type.
 
-/// What can go wrong in an operation.
+/// Error of an operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Shapes that do not fit an operation.
-    #[error("{op}: expected {expected}, got {got}")]
+    /// Incompatible shapes.
+    #[error("{op}: expected {expected}, found {found}")]
     Shape {
-        /// The operation that refused.
+        /// The operation that failed.
         op: &'static str,
-        /// What it can take.
+        /// Expected shape or property.
         expected: String,
-        /// What it was given.
-        got: String,
+        /// Shape or value found.
+        found: String,
     },
-    /// A parameter name that is taken, missing, or of another shape.
+    /// A parameter name that is duplicated, unknown, or of another shape.
     #[error("parameter `{name}`: {what}")]
     Param {
         /// Full name of the parameter.
         name: String,
-        /// What is wrong with it.
+        /// Description of the error.
         what: String,
     },
-    /// A call in the wrong order, for example a backward pass without a recorded forward pass.
+    /// An invalid call, for example a backward pass without a recorded forward pass.
     #[error("{op}: {what}")]
     Usage {
-        /// The call that refused.
+        /// The call that failed.
         op: &'static str,
-        /// Why.
+        /// Reason.
         what: String,
     },
-    /// An error from candle, passed on.
+    /// An error from candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
 
 impl Error {
-    /// A shape error with displayable sides.
-    pub fn shape(op: &'static str, expected: impl ToString, got: impl std::fmt::Debug) -> Self {
-        Self::Shape { op, expected: expected.to_string(), got: format!("{got:?}") }
+    /// Builds a shape error.
+    pub fn shape(op: &'static str, expected: impl ToString, found: impl std::fmt::Debug) -> Self {
+        Self::Shape { op, expected: expected.to_string(), found: format!("{found:?}") }
     }
 
-    /// A usage error.
+    /// Builds a usage error.
     pub fn usage(op: &'static str, what: impl ToString) -> Self {
         Self::Usage { op, what: what.to_string() }
     }

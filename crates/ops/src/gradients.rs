@@ -1,4 +1,4 @@
-//! What a backward pass returns.
+//! Result of a backward pass.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use crate::buffers::Buf;
 use crate::element::{Float, with_values};
 use crate::kernels::elementwise;
-use crate::params::{Kind, Layout, Param, ParamStore};
+use crate::params::{Layout, Param, ParamKind, ParamStore};
 use crate::{Error, ParamId, Result};
 
-/// One gradient, laid out as the stored values of its parameter.
+/// One gradient, in the storage order of its parameter.
 #[derive(Debug)]
 pub(crate) enum Grad {
     F32(Buf<f32>),
@@ -20,32 +20,32 @@ pub(crate) enum Grad {
     Tensor(Tensor),
 }
 
-/// Gradients by parameter, and of the taps where the mode records them.
+/// Gradients by parameter and, in modes that record them, of features.
 #[derive(Debug)]
 pub struct Gradients {
     params: ParamStore,
     pub(crate) values: BTreeMap<ParamId, Grad>,
-    pub(crate) taps: Vec<(String, Tensor)>,
+    pub(crate) features: Vec<(String, Tensor)>,
 }
 
 impl Gradients {
     pub(crate) fn new(params: &ParamStore) -> Self {
-        Self { params: params.clone(), values: BTreeMap::new(), taps: Vec::new() }
+        Self { params: params.clone(), values: BTreeMap::new(), features: Vec::new() }
     }
 
-    /// Gradients of a scalar that is a candle graph alone, without a tape: of the parameters of the
-    /// store that it is made of.
-    pub fn of_graph(params: &ParamStore, loss: &Tensor) -> Result<Self> {
+    /// Computes the gradients of a scalar candle expression that does not involve a tape, for the
+    /// parameters of the store that it depends on.
+    pub fn from_graph(params: &ParamStore, loss: &Tensor) -> Result<Self> {
         let mut gradients = Self::new(params);
         gradients.collect(&loss.backward()?)?;
         Ok(gradients)
     }
 
-    /// Takes the gradients that candle has for parameters of candle graphs.
+    /// Collects the gradients that candle computed for parameters.
     pub(crate) fn collect(&mut self, store: &GradStore) -> Result<()> {
         for (i, param) in self.params.all().iter().enumerate() {
             if param.trainable
-                && param.kind == Kind::Weight
+                && param.kind == ParamKind::Weight
                 && let Some(g) = store.get(param.var())
             {
                 self.insert(ParamId(i), Grad::Tensor(g.contiguous()?))?;
@@ -54,7 +54,7 @@ impl Gradients {
         Ok(())
     }
 
-    /// Adds a gradient to what is there.
+    /// Adds a gradient to the accumulated one.
     pub(crate) fn insert(&mut self, id: ParamId, grad: Grad) -> Result<()> {
         let sum = match (self.values.remove(&id), grad) {
             (None, grad) => grad,
@@ -75,13 +75,13 @@ impl Gradients {
                 with_values::<f64, _>(&t, |t| elementwise::add_to(&mut a, t))?;
                 Grad::F64(a)
             }
-            _ => return Err(Error::usage("backward", "gradients of two element types")),
+            _ => return Err(Error::usage("backward", "gradients of different dtypes")),
         };
         self.values.insert(id, sum);
         Ok(())
     }
 
-    /// Adds the gradients of another pass of the same parameters; those of taps stay as they are.
+    /// Adds the parameter gradients of another pass; feature gradients are not changed.
     pub fn add(&mut self, other: Self) -> Result<()> {
         for (id, grad) in other.values {
             self.insert(id, grad)?;
@@ -89,25 +89,25 @@ impl Gradients {
         Ok(())
     }
 
-    /// The parameters that got a gradient.
+    /// Returns the parameters that have a gradient.
     pub fn ids(&self) -> impl Iterator<Item = ParamId> + '_ {
         self.values.keys().copied()
     }
 
-    /// Their names, in the same order.
+    /// Returns their names, in the same order.
     pub fn names(&self) -> Vec<String> {
         self.ids().map(|id| self.params.get(id).name).collect()
     }
 
-    /// The gradient of a parameter in PyTorch's shape and order, copied.
+    /// Returns a copy of a parameter's gradient in PyTorch's shape and order.
     pub fn param(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(id) = self.params.id(name) else {
-            return Err(Error::Param { name: name.into(), what: "not in the store".into() });
+            return Err(Error::Param { name: name.into(), what: "unknown".into() });
         };
         let param = self.params.get(id);
         let plain = |values: &[f64]| match &param.layout {
             Layout::Plain => values.to_vec(),
-            Layout::Panels(panels) => panels.unpack(values),
+            Layout::Packed(packing) => packing.unpack(values),
         };
         let dtype = self.params.dtype();
         self.values
@@ -119,67 +119,72 @@ impl Gradients {
             .transpose()
     }
 
-    /// Total gradient of a tap ([`Mode::EvalWithGrad`](crate::Mode::EvalWithGrad) only): `[B, C, H, W]` or `[B, D]`.
+    /// Returns the total gradient of a feature, `[B, C, H, W]` or `[B, D]`
+    /// ([`Mode::EvalWithGrad`](crate::Mode::EvalWithGrad) only).
     pub fn feature(&self, name: &str) -> Option<&Tensor> {
-        self.taps.iter().find(|(n, _)| n == name).map(|(_, t)| t)
+        self.features.iter().find(|(n, _)| n == name).map(|(_, t)| t)
     }
 
-    /// Euclidean norm over all parameters.
+    /// Returns the Euclidean norm over all parameters.
     pub fn norm(&self) -> Result<f64> {
         self.norm_of(|_| true)
     }
 
-    fn norm_of(&self, counts: impl Fn(&Param) -> bool) -> Result<f64> {
-        let (mut sum, elsewhere) = self.squares(counts)?;
-        // One value comes from the device, whatever the number of parameters.
-        if !elsewhere.is_empty() {
-            sum += Tensor::stack(&elsewhere, 0)?.sum_all()?.to_scalar::<f64>()?;
+    fn norm_of(&self, selected: impl Fn(&Param) -> bool) -> Result<f64> {
+        let (mut sum, on_device) = self.sum_of_squares(selected)?;
+        // A single transfer from the device, independent of the number of parameters.
+        if !on_device.is_empty() {
+            sum += Tensor::stack(&on_device, 0)?.sum_all()?.to_scalar::<f64>()?;
         }
         Ok(sum.sqrt())
     }
 
-    /// The sum of squares of what lies in the host's memory, and that of each gradient on a card.
-    fn squares(&self, counts: impl Fn(&Param) -> bool) -> Result<(f64, Vec<Tensor>)> {
-        // Parts of one size, added in their order: the same for any number of threads.
-        fn squares<T: Float>(values: &[T]) -> f64 {
-            let parts = values.par_chunks(1 << 15).map(|part| part.iter().map(|x| x.wide() * x.wide()).sum());
+    /// Returns the sum of squares of the gradients in host memory, and one scalar for each gradient on a
+    /// GPU.
+    fn sum_of_squares(&self, selected: impl Fn(&Param) -> bool) -> Result<(f64, Vec<Tensor>)> {
+        // Chunks of fixed size, added in order: independent of the number of threads.
+        fn sum_of_squares<T: Float>(values: &[T]) -> f64 {
+            let parts =
+                values.par_chunks(1 << 15).map(|part| part.iter().map(|x| x.widen() * x.widen()).sum());
             parts.collect::<Vec<f64>>().into_iter().sum()
         }
-        let (mut sum, mut elsewhere) = (0.0, Vec::new());
+        let (mut sum, mut on_device) = (0.0, Vec::new());
         for (id, grad) in &self.values {
-            if !counts(&self.params.get(*id)) {
+            if !selected(&self.params.get(*id)) {
                 continue;
             }
             sum += match grad {
-                Grad::F32(v) => squares::<f32>(v),
-                Grad::F64(v) => squares::<f64>(v),
+                Grad::F32(v) => sum_of_squares::<f32>(v),
+                Grad::F64(v) => sum_of_squares::<f64>(v),
                 Grad::Tensor(t) if t.device().is_cpu() => {
-                    with_values::<f64, _>(&t.to_dtype(DType::F64)?, squares)?
+                    with_values::<f64, _>(&t.to_dtype(DType::F64)?, sum_of_squares)?
                 }
                 Grad::Tensor(t) => {
-                    elsewhere.push(t.to_dtype(DType::F64)?.sqr()?.sum_all()?);
+                    on_device.push(t.to_dtype(DType::F64)?.sqr()?.sum_all()?);
                     0.0
                 }
             };
         }
-        Ok((sum, elsewhere))
+        Ok((sum, on_device))
     }
 
-    /// Scales the gradients of the parameters that `counts` names so that their Euclidean norm is at
-    /// most `most`, as PyTorch's `clip_grad_norm_`: by `most / (norm + 1e-6)` where that is below 1.
-    /// Gives the norm before, an f64 scalar; on a card it stays there, and nothing waits for it.
-    pub fn clip_norm(&mut self, most: f64, counts: impl Fn(&Param) -> bool) -> Result<Tensor> {
-        let (sum, elsewhere) = self.squares(&counts)?;
-        if !elsewhere.is_empty() {
-            let norm = (Tensor::stack(&elsewhere, 0)?.sum_all()? + sum)?.sqrt()?;
-            self.scale(&clip_factor(&norm, most)?, counts)?;
+    /// Clips the gradients of the `selected` parameters to a Euclidean norm of at most `max_norm`, as
+    /// PyTorch's `clip_grad_norm_`: multiplies them by `max_norm / (norm + 1e-6)` if that is below 1.
+    ///
+    /// Returns the norm before clipping as an f64 scalar. On a GPU it stays on the device without
+    /// synchronization.
+    pub fn clip_norm(&mut self, max_norm: f64, selected: impl Fn(&Param) -> bool) -> Result<Tensor> {
+        let (sum, on_device) = self.sum_of_squares(&selected)?;
+        if !on_device.is_empty() {
+            let norm = (Tensor::stack(&on_device, 0)?.sum_all()? + sum)?.sqrt()?;
+            self.scale(&clip_factor(&norm, max_norm)?, selected)?;
             return Ok(norm);
         }
         let norm = sum.sqrt();
-        let factor = most / (norm + 1e-6);
+        let factor = max_norm / (norm + 1e-6);
         if factor < 1.0 {
             for (id, grad) in &mut self.values {
-                if !counts(&self.params.get(*id)) {
+                if !selected(&self.params.get(*id)) {
                     continue;
                 }
                 match grad {
@@ -192,11 +197,11 @@ impl Gradients {
         Ok(Tensor::new(norm, &Device::Cpu)?)
     }
 
-    /// Multiplies tensors by a scalar of their device.
-    fn scale(&mut self, factor: &Tensor, counts: impl Fn(&Param) -> bool) -> Result<()> {
+    /// Multiplies tensors by a scalar on the same device.
+    fn scale(&mut self, factor: &Tensor, selected: impl Fn(&Param) -> bool) -> Result<()> {
         for (id, grad) in &mut self.values {
             if let Grad::Tensor(t) = grad
-                && counts(&self.params.get(*id))
+                && selected(&self.params.get(*id))
             {
                 *t = t.broadcast_mul(&factor.to_dtype(t.dtype())?)?;
             }
@@ -204,20 +209,20 @@ impl Gradients {
         Ok(())
     }
 
-    /// A value for each gradient, `[n]` in f64 in the order of [`Gradients::ids`]: 0 where all of the
-    /// gradient is finite, not a number else. On a card it stays there, and nothing waits for it.
-    pub fn zeros(&self) -> Result<Tensor> {
-        // A sum of zeros unless a value is infinite or not a number: one pass without branches.
-        fn zero<T: Float>(values: &[T]) -> f64 {
-            values.iter().fold(T::ZERO, |sum, v| sum + *v * T::ZERO).wide()
+    /// Returns one f64 value per gradient, `[n]` in the order of [`Gradients::ids`]: 0 if the gradient is
+    /// finite, NaN otherwise. On a GPU it stays on the device without synchronization.
+    pub fn non_finite_flags(&self) -> Result<Tensor> {
+        // Branch-free: a sum of zeros unless a value is infinite or NaN.
+        fn zero_if_finite<T: Float>(values: &[T]) -> f64 {
+            values.iter().fold(T::ZERO, |sum, v| sum + *v * T::ZERO).widen()
         }
         let each = self.values.values().map(|grad| {
             let zero = match grad {
-                Grad::F32(v) => zero(v),
-                Grad::F64(v) => zero(v),
-                Grad::Tensor(t) if !t.device().is_cpu() => return zero_there(t),
-                Grad::Tensor(t) if t.dtype() == DType::F64 => with_values::<f64, _>(t, zero)?,
-                Grad::Tensor(t) => with_values::<f32, _>(t, zero)?,
+                Grad::F32(v) => zero_if_finite(v),
+                Grad::F64(v) => zero_if_finite(v),
+                Grad::Tensor(t) if !t.device().is_cpu() => return zero_if_finite_tensor(t),
+                Grad::Tensor(t) if t.dtype() == DType::F64 => with_values::<f64, _>(t, zero_if_finite)?,
+                Grad::Tensor(t) => with_values::<f32, _>(t, zero_if_finite)?,
             };
             Ok(Tensor::new(zero, &Device::Cpu)?)
         });
@@ -227,35 +232,34 @@ impl Gradients {
         }
     }
 
-    /// The first parameter whose gradient has a value that is not finite, if there is one. Waits for a
-    /// card.
+    /// Returns the name of the first parameter with a non-finite gradient. Synchronizes with a GPU.
     pub fn first_non_finite(&self) -> Result<Option<String>> {
-        let zeros = self.zeros()?.to_vec1::<f64>()?;
-        let found = self.ids().zip(zeros).find(|(_, zero)| *zero != 0.0);
+        let flags = self.non_finite_flags()?.to_vec1::<f64>()?;
+        let found = self.ids().zip(flags).find(|(_, flag)| *flag != 0.0);
         Ok(found.map(|(id, _)| self.params.get(id).name))
     }
 
-    /// The largest absolute value of a parameter's gradient, an f64 scalar. On a card it stays there,
-    /// and nothing waits for it.
-    pub fn largest(&self, name: &str) -> Result<Option<Tensor>> {
-        fn largest<T: Float>(values: &[T]) -> f64 {
-            values.iter().map(|v| v.wide().abs()).fold(0.0, f64::max)
+    /// Returns the largest absolute value of a parameter's gradient as an f64 scalar. On a GPU it stays
+    /// on the device without synchronization.
+    pub fn max_abs(&self, name: &str) -> Result<Option<Tensor>> {
+        fn max_abs<T: Float>(values: &[T]) -> f64 {
+            values.iter().map(|v| v.widen().abs()).fold(0.0, f64::max)
         }
         let Some(id) = self.params.id(name) else {
-            return Err(Error::Param { name: name.into(), what: "not in the store".into() });
+            return Err(Error::Param { name: name.into(), what: "unknown".into() });
         };
-        let largest = match self.values.get(&id) {
+        let max_abs = match self.values.get(&id) {
             None => return Ok(None),
-            Some(Grad::F32(v)) => largest(v),
-            Some(Grad::F64(v)) => largest(v),
+            Some(Grad::F32(v)) => max_abs(v),
+            Some(Grad::F64(v)) => max_abs(v),
             Some(Grad::Tensor(t)) => {
                 return Ok(Some(t.flatten_all()?.abs()?.max(0)?.to_dtype(DType::F64)?));
             }
         };
-        Ok(Some(Tensor::new(largest, &Device::Cpu)?))
+        Ok(Some(Tensor::new(max_abs, &Device::Cpu)?))
     }
 
-    /// The gradient as a tensor, where candle's graph has made it.
+    /// Returns the gradient as a tensor if the graph engine computed it.
     pub(crate) fn tensor(&self, id: ParamId) -> Option<&Tensor> {
         match self.values.get(&id) {
             Some(Grad::Tensor(t)) => Some(t),
@@ -263,14 +267,14 @@ impl Gradients {
         }
     }
 
-    /// The stored values of a gradient; `convert` allows another element type.
+    /// Calls `f` with the stored values of a gradient; `convert` permits a dtype conversion.
     pub(crate) fn with<T: Float, R>(
         &self,
         id: ParamId,
         convert: bool,
         f: impl FnOnce(&[T]) -> R,
     ) -> Result<Option<R>> {
-        let cast = |wide: Vec<f64>| wide.into_iter().map(T::of).collect::<Vec<T>>();
+        let cast = |wide: Vec<f64>| wide.into_iter().map(T::narrow).collect::<Vec<T>>();
         let mismatch = || Error::usage("gradient", format!("expected {:?} values", T::TYPE));
         let cpu = |t: &Tensor| t.to_device(&Device::Cpu);
         Ok(match self.values.get(&id) {
@@ -278,12 +282,12 @@ impl Gradients {
             Some(Grad::Tensor(t)) if t.dtype() == T::TYPE => Some(with_values::<T, _>(&cpu(t)?, f)?),
             Some(Grad::Tensor(t)) if convert => Some(with_values::<T, _>(&cpu(t)?.to_dtype(T::TYPE)?, f)?),
             Some(Grad::F32(v)) => match T::TYPE {
-                candle_core::DType::F32 => Some(f(same(v).ok_or_else(mismatch)?)),
+                candle_core::DType::F32 => Some(f(reinterpret(v).ok_or_else(mismatch)?)),
                 _ if convert => Some(f(&cast(v.iter().map(|x| f64::from(*x)).collect()))),
                 _ => return Err(mismatch()),
             },
             Some(Grad::F64(v)) => match T::TYPE {
-                candle_core::DType::F64 => Some(f(same(v).ok_or_else(mismatch)?)),
+                candle_core::DType::F64 => Some(f(reinterpret(v).ok_or_else(mismatch)?)),
                 _ if convert => Some(f(&cast(v.to_vec()))),
                 _ => return Err(mismatch()),
             },
@@ -292,18 +296,18 @@ impl Gradients {
     }
 }
 
-/// `min(1, most / (norm + 1e-6))`, on the device of the norm.
-fn clip_factor(norm: &Tensor, most: f64) -> Result<Tensor> {
-    Ok(((norm + 1e-6)?.recip()? * most)?.minimum(1.0)?)
+/// Computes `min(1, max_norm / (norm + 1e-6))` on the device of the norm.
+fn clip_factor(norm: &Tensor, max_norm: f64) -> Result<Tensor> {
+    Ok(((norm + 1e-6)?.recip()? * max_norm)?.minimum(1.0)?)
 }
 
-/// 0 if all values are finite, on their device.
-fn zero_there(t: &Tensor) -> Result<Tensor> {
+/// Returns 0 if all values are finite and NaN otherwise, on the tensor's device.
+fn zero_if_finite_tensor(t: &Tensor) -> Result<Tensor> {
     Ok(t.affine(0.0, 0.0)?.sum_all()?.to_dtype(DType::F64)?)
 }
 
-/// The slice itself if the two types are the same.
-fn same<A: 'static, B: 'static>(values: &[A]) -> Option<&[B]> {
+/// Returns the slice itself if the two types are the same.
+fn reinterpret<A: 'static, B: 'static>(values: &[A]) -> Option<&[B]> {
     let any: &dyn std::any::Any = &std::marker::PhantomData::<A>;
     if any.is::<std::marker::PhantomData<B>>() {
         // SAFETY: A and B are the same type.
@@ -321,13 +325,13 @@ mod tests {
     use crate::{Init, Rng};
     use stillhouse_testkit::device;
 
-    /// Gradients of `sum(scale * w)` and `sum(b)` as candle's graph has them.
+    /// Gradients of `sum(scale * w)` and `sum(b)` on the graph engine.
     fn gradients(scale: f64) -> Gradients {
         let params = ParamStore::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
         let p = params.builder(Rng::new(0));
         let [w, b] = ["w", "b"].map(|name| p.var(name, &[2, 3], Init::Uniform(1.0)).unwrap());
         let loss = ((w.sum_all().unwrap() * scale).unwrap() + b.sum_all().unwrap()).unwrap();
-        Gradients::of_graph(&params, &loss).unwrap()
+        Gradients::from_graph(&params, &loss).unwrap()
     }
 
     fn values(gradients: &Gradients, name: &str) -> Vec<f64> {
@@ -343,34 +347,34 @@ mod tests {
             .unwrap()
     }
 
-    /// What a card computes, on any device.
     #[test]
-    fn the_factor_of_a_card_is_that_of_the_processor() {
-        for most in [0.5, 100.0] {
+    fn device_clipping_matches_cpu() {
+        for max_norm in [0.5, 100.0] {
             let (mut here, mut there) = (gradients(3.0), gradients(3.0));
-            let norm = here.clip_norm(most, |p| p.name == "w").unwrap();
+            let norm = here.clip_norm(max_norm, |p| p.name == "w").unwrap();
             assert!((norm.to_scalar::<f64>().unwrap() - 54f64.sqrt()).abs() < 1e-12);
-            there.scale(&clip_factor(&norm, most).unwrap(), |p| p.name == "w").unwrap();
+            there.scale(&clip_factor(&norm, max_norm).unwrap(), |p| p.name == "w").unwrap();
             for (a, b) in values(&here, "w").iter().zip(values(&there, "w")) {
-                assert!((a - b).abs() < 1e-6 * a.abs(), "{most}: {a} {b}");
+                assert!((a - b).abs() < 1e-6 * a.abs(), "{max_norm}: {a} {b}");
             }
             assert_eq!(values(&there, "b"), [1.0; 6]);
         }
     }
 
     #[test]
-    fn what_is_not_finite_is_told_by_its_place() {
+    fn names_non_finite_gradient() {
         for (scale, found) in [(3.0, None), (f64::INFINITY, Some("w")), (f64::NAN, Some("w"))] {
             let gradients = gradients(scale);
             assert_eq!(gradients.first_non_finite().unwrap().as_deref(), found, "{scale}");
             for id in gradients.ids() {
-                let zero = zero_there(gradients.tensor(id).unwrap()).unwrap().to_scalar::<f64>().unwrap();
+                let zero =
+                    zero_if_finite_tensor(gradients.tensor(id).unwrap()).unwrap().to_scalar::<f64>().unwrap();
                 let is_found = Some(gradients.params.get(id).name.as_str()) == found;
                 assert_eq!(zero != 0.0, is_found, "{scale}");
             }
         }
-        let largest = gradients(-3.0).largest("w").unwrap().unwrap();
-        assert_eq!(largest.to_scalar::<f64>().unwrap(), 3.0);
-        assert!(gradients(1.0).largest("other").is_err());
+        let max_abs = gradients(-3.0).max_abs("w").unwrap().unwrap();
+        assert_eq!(max_abs.to_scalar::<f64>().unwrap(), 3.0);
+        assert!(gradients(1.0).max_abs("other").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Operations for candle graphs that candle lacks, or has without a gradient.
+//! Differentiable operations for candle graphs that candle lacks or has no gradient for.
 
 mod attention;
 mod conv;
@@ -12,7 +12,7 @@ mod svd;
 pub(crate) use attention::{WindowTables, window_attention};
 pub use conv::conv2d;
 pub(crate) use norm::batch_norm_maps;
-pub use norm::{BatchNormed, batch_norm};
+pub use norm::{BatchNormOutput, batch_norm};
 pub(crate) use pool::max_pool;
 pub use resize::resize_bilinear;
 pub(crate) use shape::{
@@ -27,17 +27,17 @@ use candle_core::{CpuStorage, DType, Layout, Tensor};
 use crate::Result;
 use crate::element::{Float, with_values};
 
-/// What sums are taken of: bf16 as f32, other types as they are. Gradients come back in the type of `x`.
-pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
+/// Converts bf16 to f32 for reductions; other dtypes are unchanged. Gradients return in the dtype of `x`.
+pub(crate) fn upcast(x: &Tensor) -> Result<Tensor> {
     Ok(if x.dtype() == DType::BF16 { x.to_dtype(DType::F32)? } else { x.clone() })
 }
 
-/// `[B, C, H, W]` as `[B, H, W, C]`, a view.
+/// View of `[B, C, H, W]` as `[B, H, W, C]`.
 fn columns_last(x: &Tensor) -> Result<Tensor> {
     Ok(x.permute((0, 2, 3, 1))?)
 }
 
-/// The pixels of a map as rows of channels `[B * H * W, C]`; a vector as it is.
+/// Reshapes a map to rows of channels `[B * H * W, C]`; a vector is unchanged.
 fn rows_of(x: &Tensor) -> Result<Tensor> {
     match *x.dims() {
         [b, c, h, w] => Ok(columns_last(x)?.reshape((b * h * w, c))?),
@@ -45,7 +45,7 @@ fn rows_of(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// The values of a contiguous argument of an operation.
+/// Returns the values of a contiguous argument of a custom op.
 fn from_slice<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("expected a contiguous argument")
@@ -53,7 +53,7 @@ fn from_slice<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> candle_
     Ok(&T::slice(storage)?[start..end])
 }
 
-/// What `f` makes of the values of two tensors, in the shape of a third.
+/// Applies `f` to the values of two tensors; the result has the shape of a third.
 fn made_of<T: Float>(
     [a, b]: [&Tensor; 2],
     like: &Tensor,

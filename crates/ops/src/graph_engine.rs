@@ -1,13 +1,13 @@
-//! Networks as candle graphs: what a tape does where its own kernels do not run.
+//! Graph engine: runs a network as a candle graph instead of on the CPU kernels.
 //!
-//! A node then holds a candle tensor, `[B, C, H, W]` or `[B, D]`, every layer makes its node out of
-//! [`crate::graph`] and candle's operations, and candle's backward goes from the loss to the
-//! parameters. The tape keeps the books: modes, taps, running statistics, random numbers. In memory
-//! a map may lie as its layer likes it, rows of channels or planes: a view in another order is free.
+//! A node holds a candle tensor, `[B, C, H, W]` or `[B, D]`; layers are composed of [`crate::graph`] and
+//! candle operations, and candle's backward computes the gradients. The tape still manages modes,
+//! features, running statistics and random numbers. Memory order of a map (channels last or first) is up
+//! to the layer: a permuted view costs nothing.
 //!
-//! In bf16 every node is bf16 and every parameter f32: an operation takes its precision from its map,
-//! rounds a weight that is multiplied with it, and computes in f32 what it sums over pixels, channels or
-//! tokens, on the way back too ([`crate::graph::wide`]).
+//! In bf16, nodes are bf16 and parameters f32. An operation takes its precision from its input map,
+//! rounds weights that are multiplied with it, and reduces over pixels, channels or tokens in f32, in
+//! both directions ([`crate::graph::upcast`]).
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ use crate::graph::WindowTables;
 use crate::tape::{Data, Mode, Node, Tape};
 use crate::{Error, ParamId, Result};
 
-/// A convolution with its batch norm folded in, at one version of the parameters.
+/// Convolution weights with batch norm folded in, at one version of the parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct FoldedTensors {
     pub(crate) version: u64,
@@ -26,13 +26,14 @@ pub(crate) struct FoldedTensors {
     pub(crate) bias: Tensor,
 }
 
-/// What is kept from pass to pass, and the probes of the pass under way.
+/// State kept between passes, and the probes of the current pass.
 #[derive(Debug, Default)]
 pub(crate) struct GraphState {
     pub(crate) folded: HashMap<ParamId, FoldedTensors>,
-    /// By the size of the map, of the windows, and the shift.
+    /// Keyed by map size, window size and shift.
     pub(crate) windows: HashMap<[[usize; 2]; 3], WindowTables>,
-    /// Zeros added to every node where gradients of taps are wanted: their gradient is the node's.
+    /// Zeros added to each node when feature gradients are recorded; the gradient of a probe is that of
+    /// its node.
     probes: HashMap<usize, Var>,
 }
 
@@ -41,14 +42,14 @@ impl GraphState {
         self.probes.clear();
     }
 
-    /// The gradients of the taps that a pass has probed.
-    pub(crate) fn tap_gradients<'a>(
+    /// Returns the gradients of the features probed in this pass.
+    pub(crate) fn feature_gradients<'a>(
         &self,
-        taps: impl Iterator<Item = (&'a str, usize)>,
+        features: impl Iterator<Item = (&'a str, usize)>,
         store: &GradStore,
         dtype: DType,
     ) -> Result<Vec<(String, Tensor)>> {
-        let found = taps.filter_map(|(name, node)| {
+        let found = features.filter_map(|(name, node)| {
             let gradient = store.get(self.probes.get(&node)?)?;
             Some(gradient.to_dtype(dtype).map(|g| (name.to_string(), g)).map_err(Error::from))
         });
@@ -57,23 +58,24 @@ impl GraphState {
 }
 
 impl Tape {
-    /// The tensor of a node of this pass, on a tape that builds candle's graph.
+    /// Returns the tensor of a node of this pass.
     pub(crate) fn tensor(&self, op: &'static str, x: &Node) -> Result<Tensor> {
         self.check_pass(op, x)?;
         match &x.data {
             Data::Tensor(t) => Ok(t.clone()),
-            _ => Err(Error::usage(op, "the node is of a tape with another engine")),
+            _ => Err(Error::usage(op, "the node belongs to a tape with another engine")),
         }
     }
 
-    /// A parameter to compute with: in the graph where it gets a gradient, else apart from it.
+    /// Returns a parameter for computation: attached to the graph if it is trained, detached otherwise.
     pub(crate) fn weight(&self, id: ParamId) -> Tensor {
         let param = self.params().get(id);
         if self.trains(id) { param.var().as_tensor().clone() } else { param.var().as_detached_tensor() }
     }
 
-    /// The node of a tensor `[B, C, H, W]` or `[B, D]`, in the type of the maps or of the parameters.
-    pub(crate) fn composed_node(&mut self, t: Tensor) -> Result<Node> {
+    /// Wraps a tensor `[B, C, H, W]` or `[B, D]`, of the dtype of the maps or of the parameters, as a
+    /// node.
+    pub(crate) fn graph_node(&mut self, t: Tensor) -> Result<Node> {
         let (shape, flat) = match *t.dims() {
             [b, d] => ([b, 1, 1, d], true),
             [b, c, h, w] => ([b, h, w, c], false),
@@ -88,8 +90,8 @@ impl Tape {
                 let probe = Var::zeros(t.shape(), t.dtype(), t.device())?;
                 let probed = (&t + probe.as_tensor())?;
                 let node = self.count();
-                if let Some(composed) = &mut self.composed {
-                    composed.probes.insert(node, probe);
+                if let Some(graph_state) = &mut self.graph_state {
+                    graph_state.probes.insert(node, probe);
                 }
                 probed
             }
@@ -100,15 +102,15 @@ impl Tape {
         Ok(self.node_of(shape, flat, needs_grad, Data::Tensor(t)))
     }
 
-    /// The node that `f` makes of the tensors of `inputs`; nothing on a tape with kernels of its own.
-    pub(crate) fn compose(
+    /// Runs `f` on the tensors of `inputs` if the tape uses the graph engine; returns `None` otherwise.
+    pub(crate) fn graph_op(
         &mut self,
         op: &'static str,
         inputs: &[&Node],
         f: impl FnOnce(&[Tensor]) -> Result<Tensor>,
     ) -> Option<Result<Node>> {
-        self.composed.as_ref()?;
+        self.graph_state.as_ref()?;
         let tensors: Result<Vec<Tensor>> = inputs.iter().map(|x| self.tensor(op, x)).collect();
-        Some(tensors.and_then(|t| f(&t)).and_then(|t| self.composed_node(t)))
+        Some(tensors.and_then(|t| f(&t)).and_then(|t| self.graph_node(t)))
     }
 }

@@ -1,11 +1,11 @@
-//! Optimizers, in place.
+//! In-place optimizers.
 
 mod adam;
-mod average;
-mod composed;
+mod ema;
+mod graph;
 
 pub use adam::Adam;
-pub use average::Ema;
+pub use ema::Ema;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,29 +15,28 @@ use candle_core::{DType, Device, Tensor};
 use crate::element::{Float, dispatch_dtype};
 use crate::gradients::Gradients;
 use crate::kernels::optim::{SgdStep, sgd};
-use crate::params::{Engine, Kind, Param, ParamStore};
+use crate::params::{Engine, Param, ParamKind, ParamStore};
 use crate::{Error, ParamId, Result};
 
-/// Settings of one parameter in one update.
+/// Hyperparameters of one parameter in one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hyper {
     /// Learning rate.
     pub lr: f64,
-    /// L2 penalty, added to the gradient; of AdamW the share that is taken off at a rate of 1.
+    /// L2 penalty added to the gradient; AdamW: decay per unit of learning rate.
     pub weight_decay: f64,
 }
 
-/// Stochastic gradient descent with momentum, as PyTorch defines it:
-/// `g += decay * p; m = momentum * m + g` (the first time `m = g`)`; p -= lr * m`, with Nesterov
-/// `p -= lr * (g + momentum * m)`.
+/// Stochastic gradient descent with momentum, as in PyTorch: `g += decay * p; m = momentum * m + g; p -=
+/// lr * m`, where the first step sets `m = g`. With Nesterov momentum, `p -= lr * (g + momentum * m)`.
 #[derive(Debug)]
 pub struct Sgd {
     momentum: f64,
     nesterov: bool,
-    state: HashMap<ParamId, Moment>,
+    state: HashMap<ParamId, StateBuffer>,
 }
 
-/// The parameters that a step moves, with their settings.
+/// Returns the parameters updated in this step, with their hyperparameters.
 fn movable(
     params: &ParamStore,
     gradients: &Gradients,
@@ -45,57 +44,66 @@ fn movable(
 ) -> Vec<(ParamId, Hyper)> {
     let all = gradients.ids().filter_map(|id| {
         let param = params.get(id);
-        let moves = param.trainable && param.kind == Kind::Weight;
+        let moves = param.trainable && param.kind == ParamKind::Weight;
         Some((id, if moves { hyper(&param) } else { None }?))
     });
     all.collect()
 }
 
-fn moment_tensor(moment: &Moment) -> Result<Tensor> {
+fn buffer_tensor(moment: &StateBuffer) -> Result<Tensor> {
     Ok(match moment {
-        Moment::F32(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
-        Moment::F64(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
-        Moment::Tensor(t) => t.copy()?,
+        StateBuffer::F32(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
+        StateBuffer::F64(v) => Tensor::from_slice(v, v.len(), &Device::Cpu)?,
+        StateBuffer::Tensor(t) => t.copy()?,
     })
 }
 
-/// Values of the parameter of that name in stored order, from a checkpoint.
-fn read_moment(params: &ParamStore, name: &str, tensor: &Tensor) -> Result<(ParamId, Moment)> {
+/// Reads the state buffer of the named parameter, in storage order, from a checkpoint.
+fn read_buffer(params: &ParamStore, name: &str, tensor: &Tensor) -> Result<(ParamId, StateBuffer)> {
     let Some(id) = params.id(name) else {
-        return Err(Error::Param { name: name.into(), what: "in the state, not in the store".into() });
+        return Err(Error::Param {
+            name: name.into(),
+            what: "unknown: found in the optimizer state, not in the parameter store".into(),
+        });
     };
     let len = params.get(id).var().elem_count();
     if tensor.elem_count() != len || tensor.dtype() != params.dtype() {
         return Err(Error::Param {
             name: name.into(),
-            what: format!("expected {len} values of {:?}, got {tensor:?}", params.dtype()),
+            what: format!(
+                "invalid optimizer state: expected {len} values of {:?}, found {tensor:?}",
+                params.dtype()
+            ),
         });
     }
-    // Equal in number, the values of one engine would be in the wrong places for the other.
+    // The element counts may agree while the storage order of the other engine differs.
     let var = params.get(id).var().as_detached_tensor();
     let graph = params.engine() == Engine::Graph;
     if tensor.rank() != var.rank() && (graph || var.rank() == 1) {
         return Err(Error::Param {
             name: name.into(),
             what: format!(
-                "its state of shape {:?} is of another engine (of the CPU's kernels, or of a card), expected {:?}",
-                tensor.dims(),
-                var.dims()
+                "optimizer state of another engine (CPU kernels or GPU): expected shape {:?}, found {:?}",
+                var.dims(),
+                tensor.dims()
             ),
         });
     }
     if graph {
-        return Ok((id, Moment::Tensor(tensor.reshape(var.shape())?.to_device(params.device())?.copy()?)));
+        return Ok((
+            id,
+            StateBuffer::Tensor(tensor.reshape(var.shape())?.to_device(params.device())?.copy()?),
+        ));
     }
     let flat = tensor.flatten_all()?.to_device(&Device::Cpu)?;
     let moment = match params.dtype() {
-        DType::F64 => Moment::F64(flat.to_vec1()?),
-        _ => Moment::F32(flat.to_vec1()?),
+        DType::F64 => StateBuffer::F64(flat.to_vec1()?),
+        _ => StateBuffer::F32(flat.to_vec1()?),
     };
     Ok((id, moment))
 }
 
-/// Any of them.
+/// An optimizer selected at run time.
 #[derive(Debug)]
 pub enum Optimizer {
     /// Stochastic gradient descent.
@@ -105,7 +113,7 @@ pub enum Optimizer {
 }
 
 impl Optimizer {
-    /// One update, as [`Sgd::step`] and [`Adam::step`].
+    /// Performs one update; see [`Sgd::step`] and [`Adam::step`].
     pub fn step(
         &mut self,
         params: &ParamStore,
@@ -113,37 +121,37 @@ impl Optimizer {
         hyper: impl Fn(&Param) -> Option<Hyper>,
     ) -> Result<()> {
         match self {
-            Self::Sgd(rule) => rule.step(params, gradients, hyper),
-            Self::Adam(rule) => rule.step(params, gradients, hyper),
+            Self::Sgd(optimizer) => optimizer.step(params, gradients, hyper),
+            Self::Adam(optimizer) => optimizer.step(params, gradients, hyper),
         }
     }
 
-    /// What a checkpoint has to hold.
+    /// Returns the state for a checkpoint.
     pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
         match self {
-            Self::Sgd(rule) => rule.state(params),
-            Self::Adam(rule) => rule.state(params),
+            Self::Sgd(optimizer) => optimizer.state(params),
+            Self::Adam(optimizer) => optimizer.state(params),
         }
     }
 
-    /// Restores what [`Optimizer::state`] gave.
+    /// Restores the state returned by [`Optimizer::state`].
     pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         match self {
-            Self::Sgd(rule) => rule.load_state(params, state),
-            Self::Adam(rule) => rule.load_state(params, state),
+            Self::Sgd(optimizer) => optimizer.load_state(params, state),
+            Self::Adam(optimizer) => optimizer.load_state(params, state),
         }
     }
 }
 
 #[derive(Debug)]
-enum Moment {
+enum StateBuffer {
     F32(Vec<f32>),
     F64(Vec<f64>),
-    /// Where parameters are tensors of a device, in the shape of the parameter.
+    /// On the graph engine, in the shape of the parameter.
     Tensor(Tensor),
 }
 
-impl Moment {
+impl StateBuffer {
     fn zeros(params: &ParamStore, id: ParamId) -> Result<Self> {
         let var = params.get(id).var().as_detached_tensor();
         Ok(match (params.engine(), params.dtype()) {
@@ -154,28 +162,28 @@ impl Moment {
     }
 }
 
-trait Moments: Float {
-    fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>>;
+trait StateFloat: Float {
+    fn values_mut(moment: &mut StateBuffer) -> Option<&mut Vec<Self>>;
 }
-impl Moments for f32 {
-    fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>> {
-        if let Moment::F32(v) = moment { Some(v) } else { None }
+impl StateFloat for f32 {
+    fn values_mut(moment: &mut StateBuffer) -> Option<&mut Vec<Self>> {
+        if let StateBuffer::F32(v) = moment { Some(v) } else { None }
     }
 }
-impl Moments for f64 {
-    fn of_state(moment: &mut Moment) -> Option<&mut Vec<Self>> {
-        if let Moment::F64(v) = moment { Some(v) } else { None }
+impl StateFloat for f64 {
+    fn values_mut(moment: &mut StateBuffer) -> Option<&mut Vec<Self>> {
+        if let StateBuffer::F64(v) = moment { Some(v) } else { None }
     }
 }
 
 impl Sgd {
-    /// With this momentum.
+    /// Creates the optimizer with this momentum.
     pub fn new(momentum: f64, nesterov: bool) -> Self {
         Self { momentum, nesterov, state: HashMap::new() }
     }
 
-    /// Moves every trainable parameter that has a gradient and for which `hyper` gives settings;
-    /// nothing else changes, not even its momentum.
+    /// Updates each trainable parameter that has a gradient and hyperparameters from `hyper`; the others
+    /// and their momentum buffers do not change.
     pub fn step(
         &mut self,
         params: &ParamStore,
@@ -188,7 +196,7 @@ impl Sgd {
         Ok(())
     }
 
-    fn update<T: Moments>(
+    fn update<T: StateFloat>(
         &mut self,
         params: &ParamStore,
         gradients: &Gradients,
@@ -197,7 +205,7 @@ impl Sgd {
     ) -> Result<()> {
         let (first, moment) = match self.state.entry(id) {
             Entry::Occupied(known) => (false, known.into_mut()),
-            Entry::Vacant(new) => (true, new.insert(Moment::zeros(params, id)?)),
+            Entry::Vacant(new) => (true, new.insert(StateBuffer::zeros(params, id)?)),
         };
         let step = SgdStep {
             lr: hyper.lr,
@@ -206,29 +214,29 @@ impl Sgd {
             nesterov: self.nesterov,
             first,
         };
-        if let (Moment::Tensor(m), Some(g)) = (&mut *moment, gradients.tensor(id)) {
-            return composed::sgd(params, id, g, m, step);
+        if let (StateBuffer::Tensor(m), Some(g)) = (&mut *moment, gradients.tensor(id)) {
+            return graph::sgd(params, id, g, m, step);
         }
-        let Some(m) = T::of_state(moment) else {
-            return Err(Error::usage("sgd", "the state has another element type than the parameters"));
+        let Some(m) = T::values_mut(moment) else {
+            return Err(Error::usage("sgd", "dtype mismatch between state and parameters"));
         };
         gradients
             .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| sgd(p, g, m, step)))?
             .unwrap_or(Ok(()))
     }
 
-    /// The momentum buffers by parameter name, in stored order, for a checkpoint.
+    /// Returns the momentum buffers by parameter name, in storage order, for a checkpoint.
     pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
         let mut ids: Vec<_> = self.state.keys().copied().collect();
         ids.sort_unstable();
-        ids.into_iter().map(|id| Ok((params.get(id).name, moment_tensor(&self.state[&id])?))).collect()
+        ids.into_iter().map(|id| Ok((params.get(id).name, buffer_tensor(&self.state[&id])?))).collect()
     }
 
-    /// Restores what [`Sgd::state`] gave.
+    /// Restores the state returned by [`Sgd::state`].
     pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         self.state.clear();
         for (name, tensor) in state {
-            let (id, moment) = read_moment(params, name, tensor)?;
+            let (id, moment) = read_buffer(params, name, tensor)?;
             self.state.insert(id, moment);
         }
         Ok(())

@@ -1,14 +1,14 @@
 //! Counter-based random numbers: Philox 4x32-10 (Salmon et al., SC 2011).
 //!
-//! A value depends on (seed, stream, step, item, position) and on nothing else, so any number of
-//! workers and any resume gives the same numbers.
+//! A value depends only on (seed, stream, step, item, position), so the numbers are the same for any
+//! number of workers and after resuming.
 
 const M0: u32 = 0xD251_1F53;
 const M1: u32 = 0xCD9E_8D57;
 const W0: u32 = 0x9E37_79B9;
 const W1: u32 = 0xBB67_AE85;
 
-/// One Philox 4x32-10 block.
+/// Computes one Philox 4x32-10 block.
 fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
         if round > 0 {
@@ -47,25 +47,25 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// The root of all streams of one seed.
+    /// Creates the root stream of a seed.
     pub fn new(seed: u64) -> Self {
         Self { key: splitmix(seed) }
     }
 
-    /// The stream of that name below this one.
+    /// Derives the named child stream.
     #[must_use]
     pub fn stream(&self, name: &str) -> Self {
         Self { key: splitmix(self.key ^ fnv1a64(name.as_bytes())) }
     }
 
-    /// The numbers at one address of the stream.
+    /// Returns the generator at one address of the stream.
     pub fn at(&self, step: u64, item: u64) -> Draw {
         let key = splitmix(self.key ^ splitmix(step));
         Draw { key: [key as u32, (key >> 32) as u32], item, block: 0, buffer: [0; 4], used: 4 }
     }
 }
 
-/// Sequential numbers at one address of an [`Rng`].
+/// Sequential generator at one address of an [`Rng`].
 #[derive(Debug, Clone)]
 pub struct Draw {
     key: [u32; 2],
@@ -76,7 +76,7 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// 32 random bits.
+    /// Returns 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
             let counter =
@@ -89,23 +89,23 @@ impl Draw {
         self.buffer[self.used - 1]
     }
 
-    /// 64 random bits, low half first.
+    /// Returns 64 random bits, low half first.
     pub fn next_u64(&mut self) -> u64 {
         let low = u64::from(self.next_u32());
         low | (u64::from(self.next_u32()) << 32)
     }
 
-    /// Uniform in [0, 1), 53 bits.
+    /// Samples uniformly from [0, 1) with 53 bits.
     pub fn uniform(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// Uniform in [low, high).
+    /// Samples uniformly from [low, high).
     pub fn uniform_in(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.uniform()
     }
 
-    /// Two independent standard normals (Box-Muller).
+    /// Samples two independent standard normals (Box-Muller).
     pub fn normals(&mut self) -> [f64; 2] {
         let u = 1.0 - self.uniform(); // (0, 1]
         let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
@@ -113,12 +113,12 @@ impl Draw {
         [radius * cos, radius * sin]
     }
 
-    /// Standard normal (the first of [`Draw::normals`]).
+    /// Samples a standard normal (the first of [`Draw::normals`]).
     pub fn normal(&mut self) -> f64 {
         self.normals()[0]
     }
 
-    /// Uniform integer below `n`, without bias (Lemire's rejection). `n = 0` gives 0.
+    /// Samples an unbiased integer below `n` (Lemire's rejection); 0 if `n` is 0.
     pub fn below(&mut self, n: u64) -> u64 {
         if n == 0 {
             return 0;
@@ -132,12 +132,12 @@ impl Draw {
         }
     }
 
-    /// True with probability `p`.
+    /// Returns true with probability `p`.
     pub fn chance(&mut self, p: f64) -> bool {
         self.uniform() < p
     }
 
-    /// Fisher-Yates shuffle in place.
+    /// Shuffles in place (Fisher-Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i as u64 + 1) as usize);
@@ -151,7 +151,7 @@ mod tests {
 
     // Known answers of the Random123 distribution (kat_vectors, philox4x32 10).
     #[test]
-    fn philox_known_answers() {
+    fn philox_matches_known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(
             philox([u32::MAX; 4], [u32::MAX; 2]),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_and_bounds() {
+    fn samples_have_expected_moments_and_bounds() {
         let mut draw = Rng::new(5).at(0, 0);
         let n = 20_000;
         let (mut mean, mut var, mut counts) = (0.0, 0.0, [0usize; 7]);

@@ -1,74 +1,72 @@
-//! Sixteen values at a time, on whatever the machine has.
+//! SIMD abstraction over vectors of sixteen values.
 //!
-//! A kernel is written once over [`Simd`] and compiled for every instruction set; [`Scalar`] is the
-//! scalar twin and the only one that also runs in `f64`.
+//! A kernel is written once over [`Simd`] and compiled for every instruction set. [`Scalar`] is the
+//! portable fallback and the only implementation for `f64`.
 
 #![allow(unsafe_code, clippy::missing_safety_doc)]
 #![allow(clippy::needless_range_loop)] // simd are indexed
 
 use crate::element::Float;
 
-/// A kernel that any instruction set can run. Implementations mark `run` `#[inline(always)]` so
-/// that it is compiled inside the function that enables the instructions.
+/// A kernel that runs on any instruction set. `run` must be `#[inline(always)]`, so that it is compiled
+/// inside the function that enables the instructions.
 pub(crate) trait Kernel<T: Float> {
-    /// What it returns.
+    /// Return type.
     type Out;
-    /// Runs it.
+    /// Runs the kernel.
     fn run<L: Simd<T = T>>(self) -> Self::Out;
 }
 
-/// Sixteen values of one type.
+/// A vector of sixteen values.
 ///
 /// # Safety
-/// Pointers must be valid for sixteen values (or for the first `n` in the partial forms). The
-/// vector types of an instruction set may only be used inside a function that enables it, which
-/// [`Float::run`] sees to.
+/// Pointers must be valid for sixteen values (partial forms: for the first `n`). Vector types may only be
+/// used inside a function that enables their instruction set, which [`Float::run`] ensures.
 pub(crate) trait Simd: Copy {
     /// Element type.
     type T: Float;
-    /// Whether there are registers for a tile of 6 x 4 vectors.
-    const WIDE: bool;
-    /// All the same value.
+    /// Whether the register file holds a tile of 6 x 4 vectors.
+    const LARGE_TILES: bool;
+    /// Broadcasts a value.
     unsafe fn splat(x: Self::T) -> Self;
-    /// From memory, unaligned.
+    /// Loads from unaligned memory.
     unsafe fn load(p: *const Self::T) -> Self;
-    /// The first `n <= 16` values from memory, zeros after.
-    unsafe fn load_part(p: *const Self::T, n: usize) -> Self;
-    /// To memory, unaligned.
+    /// Loads the first `n <= 16` values; the rest is zero.
+    unsafe fn load_partial(p: *const Self::T, n: usize) -> Self;
+    /// Stores to unaligned memory.
     unsafe fn store(self, p: *mut Self::T);
-    /// The first `n <= 16` values to memory.
-    unsafe fn store_part(self, p: *mut Self::T, n: usize);
+    /// Stores the first `n <= 16` values.
+    unsafe fn store_partial(self, p: *mut Self::T, n: usize);
     /// `self + a * b`.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
-    /// Sum.
     unsafe fn add(self, o: Self) -> Self;
-    /// The larger one.
+    /// Element-wise maximum.
     unsafe fn max(self, o: Self) -> Self;
-    /// The smaller one.
+    /// Element-wise minimum.
     unsafe fn min(self, o: Self) -> Self;
-    /// Turns a block of 16 x 16 values, whose rows are so far apart.
+    /// Transposes a block of 16 x 16 values with the given row strides.
     #[inline(always)]
-    unsafe fn turn((from, from_row): (*const Self::T, usize), (to, to_row): (*mut Self::T, usize)) {
+    unsafe fn transpose((from, from_row): (*const Self::T, usize), (to, to_row): (*mut Self::T, usize)) {
         for i in 0..16 {
             for j in 0..16 {
-                // SAFETY: the caller has both blocks.
+                // SAFETY: both blocks are valid by the caller's contract.
                 unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) }
             }
         }
     }
-    /// Asks for the memory at `p`, which need not be valid, to read it soon.
+    /// Prefetches the line at `p` for reading; `p` need not be valid.
     #[inline(always)]
     unsafe fn prefetch(p: *const Self::T) {
         let _ = p;
     }
-    /// The same, to write it soon.
+    /// Prefetches the line at `p` for writing.
     #[inline(always)]
     unsafe fn prefetch_write(p: *const Self::T) {
         let _ = p;
     }
 }
 
-/// Sixteen values in an array: the scalar twin.
+/// Portable fallback: an array of sixteen values.
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar<T>([T; 16]);
 
@@ -83,11 +81,11 @@ impl<T: Float> Scalar<T> {
     }
 }
 
-// SAFETY (all blocks below): the trait demands valid pointers; arrays have sixteen values.
+// SAFETY (all blocks below): the trait requires valid pointers; arrays have sixteen values.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<T: Float> Simd for Scalar<T> {
     type T = T;
-    const WIDE: bool = false;
+    const LARGE_TILES: bool = false;
     #[inline(always)]
     unsafe fn splat(x: T) -> Self {
         Self([x; 16])
@@ -97,7 +95,7 @@ impl<T: Float> Simd for Scalar<T> {
         Self(unsafe { p.cast::<[T; 16]>().read_unaligned() })
     }
     #[inline(always)]
-    unsafe fn load_part(p: *const T, n: usize) -> Self {
+    unsafe fn load_partial(p: *const T, n: usize) -> Self {
         let mut r = [T::ZERO; 16];
         for (i, r) in r.iter_mut().enumerate().take(n) {
             *r = unsafe { *p.add(i) };
@@ -109,7 +107,7 @@ impl<T: Float> Simd for Scalar<T> {
         unsafe { p.cast::<[T; 16]>().write_unaligned(self.0) }
     }
     #[inline(always)]
-    unsafe fn store_part(self, p: *mut T, n: usize) {
+    unsafe fn store_partial(self, p: *mut T, n: usize) {
         for i in 0..n {
             unsafe { *p.add(i) = self.0[i] }
         }
@@ -126,7 +124,7 @@ impl<T: Float> Simd for Scalar<T> {
     unsafe fn add(self, o: Self) -> Self {
         self.zip(o, |a, b| a + b)
     }
-    // The operand order of x86: the second one where either is not a number.
+    // Operand order of x86: the second operand if either is NaN.
     #[inline(always)]
     unsafe fn max(self, o: Self) -> Self {
         self.zip(o, |a, b| if a > b { a } else { b })
@@ -147,7 +145,7 @@ mod x86 {
     pub(crate) struct Avx512(__m512);
 
     impl Avx512 {
-        /// Runs a kernel with AVX-512 enabled; only chosen where the machine has it.
+        /// Runs a kernel with AVX-512 enabled; only called if the CPU supports it.
         pub(crate) fn run<K: Kernel<f32>>(kernel: K) -> K::Out {
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
             fn inside<K: Kernel<f32>>(kernel: K) -> K::Out {
@@ -167,11 +165,11 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Simd for Avx512 {
         type T = f32;
-        const WIDE: bool = true;
+        const LARGE_TILES: bool = true;
         #[inline(always)]
-        unsafe fn turn((from, from_row): (*const f32, usize), (to, to_row): (*mut f32, usize)) {
+        unsafe fn transpose((from, from_row): (*const f32, usize), (to, to_row): (*mut f32, usize)) {
             unsafe {
-                // Four rows at a time: vector `c` then has column `4 lane + c` in each lane of 128 bits.
+                // Four rows at a time: vector `c` then has column `4 lane + c` in each 128-bit lane.
                 let mut part = [[_mm512_setzero_ps(); 4]; 4];
                 for (i, part) in part.iter_mut().enumerate() {
                     let row = |j: usize| _mm512_loadu_ps(from.add((4 * i + j) * from_row));
@@ -216,7 +214,7 @@ mod x86 {
             unsafe { Self(_mm512_loadu_ps(p)) }
         }
         #[inline(always)]
-        unsafe fn load_part(p: *const f32, n: usize) -> Self {
+        unsafe fn load_partial(p: *const f32, n: usize) -> Self {
             unsafe { Self(_mm512_maskz_loadu_ps(mask(n), p)) }
         }
         #[inline(always)]
@@ -224,7 +222,7 @@ mod x86 {
             unsafe { _mm512_storeu_ps(p, self.0) }
         }
         #[inline(always)]
-        unsafe fn store_part(self, p: *mut f32, n: usize) {
+        unsafe fn store_partial(self, p: *mut f32, n: usize) {
             unsafe { _mm512_mask_storeu_ps(p, mask(n), self.0) }
         }
         #[inline(always)]
@@ -250,7 +248,7 @@ mod x86 {
     pub(crate) struct Avx2(__m256, __m256);
 
     impl Avx2 {
-        /// Runs a kernel with AVX2 and FMA enabled; only chosen where the machine has them.
+        /// Runs a kernel with AVX2 and FMA enabled; only called if the CPU supports them.
         pub(crate) fn run<K: Kernel<f32>>(kernel: K) -> K::Out {
             #[target_feature(enable = "avx2,fma")]
             fn inside<K: Kernel<f32>>(kernel: K) -> K::Out {
@@ -265,7 +263,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Simd for Avx2 {
         type T = f32;
-        const WIDE: bool = false;
+        const LARGE_TILES: bool = false;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { Self(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
@@ -275,8 +273,8 @@ mod x86 {
             unsafe { Self(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
         }
         #[inline(always)]
-        unsafe fn load_part(p: *const f32, n: usize) -> Self {
-            // Nearly always; a copy of so many values is a call.
+        unsafe fn load_partial(p: *const f32, n: usize) -> Self {
+            // The common case; a copy of variable length is a call.
             if n == 16 {
                 return unsafe { Self::load(p) };
             }
@@ -294,7 +292,7 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn store_part(self, p: *mut f32, n: usize) {
+        unsafe fn store_partial(self, p: *mut f32, n: usize) {
             if n == 16 {
                 return unsafe { self.store(p) };
             }
@@ -326,14 +324,14 @@ mod x86 {
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
-/// On other machines the plain simd stand in for the x86 ones.
+/// Fallbacks for other architectures.
 #[cfg(not(target_arch = "x86_64"))]
 mod other {
     use super::{Kernel, Scalar};
 
-    /// Not on this machine.
+    /// Unavailable on this architecture.
     pub(crate) struct Avx512;
-    /// Not on this machine.
+    /// Unavailable on this architecture.
     pub(crate) struct Avx2;
 
     impl Avx512 {
@@ -354,23 +352,23 @@ pub(crate) use other::{Avx2, Avx512};
 mod tests {
     use super::*;
 
-    struct Turn<'a>(&'a [f32], &'a mut [f32]);
+    struct Transpose<'a>(&'a [f32], &'a mut [f32]);
 
-    impl Kernel<f32> for Turn<'_> {
+    impl Kernel<f32> for Transpose<'_> {
         type Out = ();
         #[inline(always)]
         fn run<L: Simd<T = f32>>(self) {
             assert!(self.0.len() >= 15 * 20 + 16 && self.1.len() >= 15 * 24 + 16);
-            // SAFETY: both have their sixteen rows.
-            unsafe { L::turn((self.0.as_ptr(), 20), (self.1.as_mut_ptr(), 24)) }
+            // SAFETY: both buffers have sixteen rows.
+            unsafe { L::transpose((self.0.as_ptr(), 20), (self.1.as_mut_ptr(), 24)) }
         }
     }
 
     #[test]
-    fn a_block_is_turned() {
+    fn transposes_a_block() {
         let from: Vec<f32> = (0..320).map(|i| i as f32).collect();
         let mut to = vec![-1.0; 384];
-        f32::run(Turn(&from, &mut to));
+        f32::run(Transpose(&from, &mut to));
         for (j, row) in to.chunks(24).enumerate() {
             for (i, x) in row.iter().enumerate() {
                 assert_eq!(*x, if i < 16 { from[i * 20 + j] } else { -1.0 }, "{i} {j}");

@@ -1,11 +1,11 @@
-//! The tape: records layers while a network runs and carries gradients back through them.
+//! The tape records the layers of a forward pass and propagates gradients back through them.
 //!
-//! Inside, maps are NHWC and live in buffers that are used again from step to step. At the taps a
-//! network marks, the tape hands out candle tensors (`[B, C, H, W]` views); a loss is ordinary
-//! candle code, and [`Tape::backward`] joins the two graphs.
+//! On the CPU kernels, maps are NHWC and live in pooled buffers that are reused from step to step.
+//! Features marked by the network become candle tensors (`[B, C, H, W]` views); a loss is any candle
+//! expression, and [`Tape::backward`] joins the two graphs.
 
 mod backward;
-mod lane;
+mod typed_state;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,42 +13,42 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 pub(crate) use self::backward::Backward;
-pub(crate) use self::lane::{Elem, Folded, TypedState};
+pub(crate) use self::typed_state::{Elem, Folded, TypedState};
 use crate::buffers::Buf;
 pub(crate) use crate::element::dispatch_dtype;
 use crate::element::{Float, with_values};
 use crate::graph_engine::GraphState;
 use crate::kernels;
 use crate::kernels::geometry::{ConvGeo, ConvSpec};
-use crate::layers::activation_checkpoint::Pass;
-use crate::measure::Totals;
+use crate::layers::activation_checkpoint::SegmentPass;
 use crate::params::{Engine, ParamStore};
+use crate::profile::LayerTimings;
 use crate::rng::Rng;
 use crate::trace::{Op, Tracing};
 use crate::{Error, Result};
 
-/// What a forward pass is for.
+/// Mode of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Batch statistics, gradients recorded, running statistics moved.
+    /// Batch statistics; gradients recorded; running statistics updated.
     Train,
-    /// Running statistics, gradients recorded: for weights whose statistics are all they have.
+    /// Running statistics; gradients recorded. For fine-tuning with frozen batch norm.
     TrainFrozenBn,
-    /// Running statistics, nothing recorded.
+    /// Running statistics; nothing recorded.
     Eval,
-    /// Running statistics, gradients recorded for the taps only (Grad-CAM).
+    /// Running statistics; gradients of features recorded (Grad-CAM), none of parameters.
     EvalWithGrad,
-    /// As `Eval`, for a network whose weights do not change: batch norm is folded once.
+    /// Like `Eval` for constant weights: batch norm is folded once.
     Inference,
 }
 
 impl Mode {
-    /// Whether gradients are recorded.
+    /// Returns whether the forward pass is recorded.
     pub fn records(self) -> bool {
         matches!(self, Self::Train | Self::TrainFrozenBn | Self::EvalWithGrad)
     }
 
-    /// Whether parameters get gradients, and dropout drops.
+    /// Returns whether parameters get gradients and dropout is active.
     pub fn trains(self) -> bool {
         matches!(self, Self::Train | Self::TrainFrozenBn)
     }
@@ -59,7 +59,7 @@ impl Mode {
 pub(crate) enum Data {
     F32(Arc<Buf<f32>>),
     F64(Arc<Buf<f64>>),
-    /// Of a network that runs as a candle graph: `[B, C, H, W]` or `[B, D]`.
+    /// Graph engine: `[B, C, H, W]` or `[B, D]`.
     Tensor(Tensor),
 }
 
@@ -92,89 +92,89 @@ impl Precision {
     }
 }
 
-/// A map or vector inside a network: the result of a layer.
+/// A feature map or vector: the result of a layer.
 ///
-/// Its memory goes back to the tape when the last clone is dropped and no record needs it.
+/// Its memory returns to the tape's pool when the last clone is dropped and no record needs it.
 #[derive(Debug, Clone)]
 pub struct Node {
     pub(crate) id: usize,
     pub(crate) pass: u64,
     /// Images, rows, columns, channels.
     pub(crate) shape: [usize; 4],
-    /// A vector `[B, D]`, not a map of one pixel.
+    /// A vector `[B, D]` rather than a map of one pixel.
     pub(crate) flat: bool,
-    /// Whether a gradient has to reach it.
+    /// Whether gradients are propagated to it.
     pub(crate) needs_grad: bool,
     pub(crate) data: Data,
 }
 
 impl Node {
-    /// Images in the batch.
+    /// Returns the batch size.
     pub fn batch(&self) -> usize {
         self.shape[0]
     }
-    /// Rows and columns.
+    /// Returns rows and columns.
     pub fn size(&self) -> (usize, usize) {
         (self.shape[1], self.shape[2])
     }
-    /// Channels.
+    /// Returns the number of channels.
     pub fn channels(&self) -> usize {
         self.shape[3]
     }
 }
 
 #[derive(Debug)]
-struct Tap {
+struct Feature {
     name: String,
     node: usize,
     leaf: Option<Var>,
     tensor: Tensor,
 }
 
-/// Records what a network does, for one parameter store.
+/// Records the forward passes of a network on one parameter store.
 ///
-/// A tape is kept over the whole training: [`Tape::begin`] starts a new pass and finds the memory
-/// of the last one.
+/// A tape is kept for the whole training: [`Tape::begin`] starts a new pass and reuses the memory of the
+/// last one.
 #[derive(Debug)]
 pub struct Tape {
     params: ParamStore,
     mode: Mode,
-    wanted: Vec<String>,
+    selected: Vec<String>,
     pass: u64,
     nodes: usize,
     rng: Rng,
     step: u64,
-    taps: Vec<Tap>,
+    features: Vec<Feature>,
     geometry: HashMap<(ConvSpec, usize, usize), Arc<ConvGeo>>,
     winograd: bool,
     precision: Precision,
-    gives_up: bool,
-    pub(crate) spent: Option<Totals>,
-    /// Whether segments keep no inner values.
-    pub(crate) checkpointing: bool,
-    /// Whether it is in a segment, and for which time.
-    pub(crate) segment: Pass,
-    /// Steps in place of values, on a tape that only traces.
+    releases_weights: bool,
+    pub(crate) timings: Option<LayerTimings>,
+    /// Whether segments drop their intermediate values (gradient checkpointing).
+    pub(crate) gradient_checkpointing: bool,
+    /// Position relative to a checkpointed segment.
+    pub(crate) segment: SegmentPass,
+    /// Traced nodes, on a tape without computation.
     tracing: Option<Tracing>,
-    /// What a network keeps that runs as a candle graph.
-    pub(crate) composed: Option<GraphState>,
+    /// State of the graph engine, if it is used.
+    pub(crate) graph_state: Option<GraphState>,
     f32: TypedState<f32>,
     f64: TypedState<f64>,
 }
 
 impl Tape {
-    /// A tape for the parameters of one network (and its connectors). Only `logits` is kept until
-    /// [`Tape::select_features`] says otherwise.
+    /// Creates a tape for the parameters of one network (and its connectors). Keeps the feature `logits`
+    /// until [`Tape::select_features`] is called.
     pub fn new(params: &ParamStore, mode: Mode) -> Result<Self> {
         if params.is_meta() {
-            return Err(Error::usage("Tape::new", "the parameters are an meta without values"));
+            return Err(Error::usage("Tape::new", "the parameter store has no values (ParamStore::meta)"));
         }
         Ok(Self::empty(params, mode, None))
     }
 
-    /// A tape on which nothing is computed: a network that runs on it leaves its steps, which
-    /// [`Tape::take_trace`] gives. The parameters may be an meta; of the images only the shape
-    /// counts.
+    /// Creates a shape-only tape: a network that runs on it computes nothing and leaves a trace
+    /// ([`Tape::take_trace`]), used for ONNX export, FLOPs and memory estimates. The parameters may be
+    /// without values ([`ParamStore::meta`]), and only the shape of the images matters.
     pub fn trace(params: &ParamStore) -> Self {
         Self::empty(params, Mode::Eval, Some(Tracing::default()))
     }
@@ -183,20 +183,20 @@ impl Tape {
         Self {
             params: params.clone(),
             mode,
-            wanted: vec!["logits".into()],
+            selected: vec!["logits".into()],
             pass: 0,
             nodes: 0,
             rng: Rng::new(0),
             step: 0,
-            taps: Vec::new(),
+            features: Vec::new(),
             geometry: HashMap::new(),
             winograd: kernels::winograd::allowed(),
             precision: params.precision(),
-            gives_up: false,
-            spent: None,
-            checkpointing: false,
-            segment: Pass::Outside,
-            composed: (params.engine() == Engine::Graph && tracing.is_none()).then(GraphState::default),
+            releases_weights: false,
+            timings: None,
+            gradient_checkpointing: false,
+            segment: SegmentPass::Outside,
+            graph_state: (params.engine() == Engine::Graph && tracing.is_none()).then(GraphState::default),
             tracing,
             f32: TypedState::default(),
             f64: TypedState::default(),
@@ -207,48 +207,47 @@ impl Tape {
         self.tracing.as_mut()
     }
 
-    /// The parameters it runs on.
+    /// Returns the parameter store.
     pub fn params(&self) -> &ParamStore {
         &self.params
     }
 
-    /// Element type of the parameters and of what the taps hand out.
+    /// Returns the dtype of parameters and features.
     pub fn dtype(&self) -> DType {
         self.params.dtype()
     }
 
-    /// What the pass is for.
+    /// Returns the mode.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Changes the mode and forgets the pass under way.
+    /// Changes the mode and discards the current pass.
     pub fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
         self.forget();
     }
 
-    /// Whether 3x3 convolutions in f32 may run by Winograd's algorithm, faster and with some five
-    /// times the rounding errors. They may unless the environment says `STILLHOUSE_WINOGRAD=0`; f64
-    /// never does.
+    /// Enables Winograd's algorithm for 3x3 convolutions in f32: faster, with about five times the
+    /// rounding error. On by default unless `STILLHOUSE_WINOGRAD=0`; never used in f64.
     pub fn set_winograd(&mut self, on: bool) {
         self.winograd = on;
     }
 
-    /// Overrides [`ParamStore::in_precision`] for this tape.
+    /// Overrides [`ParamStore::with_precision`] for this tape.
     ///
     /// # Errors
     /// [`Precision::Bf16`] with f64 parameters or on the CPU kernels.
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
         precision.check(self.dtype(), self.params.engine())?;
         self.precision = precision;
-        if let Some(composed) = &mut self.composed {
-            composed.folded.clear();
+        if let Some(graph_state) = &mut self.graph_state {
+            graph_state.folded.clear();
         }
         Ok(())
     }
 
-    /// Element type of the maps of a network that runs as candle's graph.
+    /// Returns the dtype of maps on the graph engine.
     pub(crate) fn map_type(&self) -> DType {
         match self.precision {
             Precision::Full => self.dtype(),
@@ -256,29 +255,29 @@ impl Tape {
         }
     }
 
-    /// In mode [`Mode::Inference`], lets go of a weight in the store as soon as its folded form is made,
-    /// so that a network that only runs holds its weights once. Such a store can no longer be
-    /// exported, nor run in another mode or on another tape: they say so.
+    /// In mode [`Mode::Inference`], releases each weight of the store once it is folded, so that an
+    /// inference-only network holds its weights once. The store can then no longer be exported or used in
+    /// another mode or on another tape; attempts return an error.
     pub fn release_weights(&mut self) {
-        self.gives_up = true;
+        self.releases_weights = true;
     }
 
-    pub(crate) fn gives_up(&self) -> bool {
-        self.gives_up && self.mode == Mode::Inference
+    pub(crate) fn releases_weights(&self) -> bool {
+        self.releases_weights && self.mode == Mode::Inference
     }
 
     pub(crate) fn winograd<T: Elem>(&self) -> bool {
         self.winograd && T::TYPE == DType::F32
     }
 
-    /// Which taps are kept from the next pass on.
-    pub fn select_features<S: AsRef<str>>(&mut self, taps: &[S]) {
-        self.wanted = taps.iter().map(|t| t.as_ref().to_string()).collect();
+    /// Selects the features to keep from the next pass on.
+    pub fn select_features<S: AsRef<str>>(&mut self, features: &[S]) {
+        self.selected = features.iter().map(|t| t.as_ref().to_string()).collect();
     }
 
-    /// Whether that tap is kept.
-    pub fn selects(&self, tap: &str) -> bool {
-        self.wanted.iter().any(|w| w == tap)
+    /// Returns whether the feature is selected.
+    pub fn selects(&self, feature: &str) -> bool {
+        self.selected.iter().any(|w| w == feature)
     }
 
     /// Starts a new pass; dropout draws from `rng` at `step`.
@@ -288,18 +287,8 @@ impl Tape {
         self.forget();
     }
 
-    /// Gives memory that no pass uses at the moment back to the system.
-    pub fn shrink(&mut self) {
-        self.forget();
-        self.f32.pool.clear();
-        self.f64.pool.clear();
-        self.f32.bytes.clear();
-        self.f64.bytes.clear();
-    }
-
-    /// Takes the memory of its maps from where another tape takes its own: what one has done with serves
-    /// the other. For networks that run in turns, as a teacher and its student do. To be called before the
-    /// first pass.
+    /// Shares the buffer pool of another tape, for networks that run in turn, such as teacher and
+    /// student. Must be called before the first pass.
     pub fn share_memory(&mut self, other: &Self) {
         self.f32.pool = Arc::clone(&other.f32.pool);
         self.f32.bytes = Arc::clone(&other.f32.bytes);
@@ -307,8 +296,8 @@ impl Tape {
         self.f64.bytes = Arc::clone(&other.f64.bytes);
     }
 
-    /// Bytes of all maps and gradients that the tape and those that share its memory hold, in use and kept
-    /// for the next pass; parameters and what the taps hand out not counted.
+    /// Returns the bytes of all maps and gradients, in use and pooled, of this tape and those that share
+    /// its pool. Parameters and extracted features are not included.
     pub fn memory_bytes(&self) -> usize {
         self.f32.pool.bytes() + self.f64.pool.bytes() + self.f32.bytes.bytes() + self.f64.bytes.bytes()
     }
@@ -316,14 +305,14 @@ impl Tape {
     fn forget(&mut self) {
         self.pass += 1;
         self.nodes = 0;
-        self.taps.clear();
+        self.features.clear();
         if let Some(tracing) = &mut self.tracing {
             tracing.clear();
         }
         self.f32.records.clear();
         self.f64.records.clear();
-        if let Some(composed) = &mut self.composed {
-            composed.forget();
+        if let Some(graph_state) = &mut self.graph_state {
+            graph_state.forget();
         }
     }
 
@@ -331,17 +320,17 @@ impl Tape {
         self.tracing.is_some()
     }
 
-    /// Nodes made so far.
+    /// Returns the number of nodes in this pass.
     pub(crate) fn count(&self) -> usize {
         self.nodes
     }
 
-    /// Gives the next node this number; the number that it would have had.
+    /// Sets the index of the next node and returns the previous one.
     pub(crate) fn rewind(&mut self, nodes: usize) -> usize {
         std::mem::replace(&mut self.nodes, nodes)
     }
 
-    /// Random numbers of the node that is made next.
+    /// Returns the random stream and step of the next node.
     pub(crate) fn draw_key(&self) -> (Rng, u64) {
         (self.rng.stream("tape").stream(&self.nodes.to_string()), self.step)
     }
@@ -355,14 +344,14 @@ impl Tape {
         Ok(geo)
     }
 
-    /// Memory for the values of a node.
+    /// Allocates a feature map.
     pub(crate) fn map<T: Elem>(&mut self, len: usize) -> Buf<T> {
         let records = self.mode.records();
-        let pool = &T::lane(self).pool;
+        let pool = &T::state(self).pool;
         if records { pool.take(len) } else { pool.borrow(len) }
     }
 
-    /// A new node with these values.
+    /// Adds a node with these values.
     pub(crate) fn node<T: Elem>(
         &mut self,
         shape: [usize; 4],
@@ -379,24 +368,24 @@ impl Tape {
         Node { id: self.nodes - 1, pass: self.pass, shape, flat, needs_grad, data }
     }
 
-    /// Refuses a node of another pass.
+    /// Rejects a node of another pass.
     pub(crate) fn check_pass(&self, op: &'static str, x: &Node) -> Result<()> {
         if x.pass != self.pass {
-            return Err(Error::usage(op, "the node is of an earlier pass or of another tape"));
+            return Err(Error::usage(op, "the node belongs to an earlier pass or another tape"));
         }
         Ok(())
     }
 
-    /// The values of a node of this pass.
+    /// Returns the values of a node of this pass.
     pub(crate) fn values<T: Elem>(&mut self, op: &'static str, x: &Node) -> Result<Arc<Buf<T>>> {
         self.check_pass(op, x)?;
         if let Some(values) = T::data(&x.data) {
             return Ok(Arc::clone(values));
         }
-        Err(Error::usage(op, "the node has another element type than the tape"))
+        Err(Error::usage(op, "dtype mismatch between node and tape"))
     }
 
-    /// Images `[B, C, H, W]` as the first node. They get no gradient.
+    /// Adds the images `[B, C, H, W]` as the first node. They get no gradient.
     pub fn input(&mut self, images: &Tensor) -> Result<Node> {
         let Ok((b, c, h, w)) = images.dims4() else {
             return Err(Error::shape("input", "[B, C, H, W]", images.dims()));
@@ -404,11 +393,11 @@ impl Tape {
         if b * c * h * w == 0 {
             return Err(Error::shape("input", "at least one value", images.dims()));
         }
-        if let Some(node) = self.sketched(|| Op::Input, &[], [b, h, w, c], false) {
+        if let Some(node) = self.traced(|| Op::Input, &[], [b, h, w, c], false) {
             return Ok(node);
         }
-        if self.composed.is_some() {
-            return self.composed_node(images.to_device(self.params.device())?.to_dtype(self.map_type())?);
+        if self.graph_state.is_some() {
+            return self.graph_node(images.to_device(self.params.device())?.to_dtype(self.map_type())?);
         }
         dispatch_dtype!(self, T => {
             let images = images.to_dtype(T::TYPE)?;
@@ -419,27 +408,27 @@ impl Tape {
         })
     }
 
-    /// Marks a node as the tap of that name. Kept only if it is wanted.
+    /// Marks a node as a named feature; it is kept only if selected.
     pub fn mark_feature(&mut self, name: &str, x: &Node) -> Result<()> {
-        if !self.wanted.iter().any(|w| w == name) || self.taps.iter().any(|t| t.name == name) {
+        if !self.selected.iter().any(|w| w == name) || self.features.iter().any(|t| t.name == name) {
             return Ok(());
         }
         let [b, h, w, c] = x.shape;
         let shape = if x.flat { vec![b, c] } else { vec![b, h, w, c] };
         if let Some(tracing) = &mut self.tracing {
-            tracing.tap(name, x.id);
+            tracing.feature(name, x.id);
             let tensor = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
-            self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
+            self.features.push(Feature { name: name.into(), node: x.id, leaf: None, tensor });
             return Ok(());
         }
-        if self.composed.is_some() {
-            let tensor = self.tensor("tap", x)?.to_dtype(self.dtype())?;
-            self.taps.push(Tap { name: name.into(), node: x.id, leaf: None, tensor });
+        if self.graph_state.is_some() {
+            let tensor = self.tensor("feature", x)?.to_dtype(self.dtype())?;
+            self.features.push(Feature { name: name.into(), node: x.id, leaf: None, tensor });
             return Ok(());
         }
         let leaf = self.mode.records() && x.needs_grad;
         let (leaf, tensor) = dispatch_dtype!(self, T => {
-            let values = self.values::<T>("tap", x)?;
+            let values = self.values::<T>("feature", x)?;
             if leaf {
                 let leaf = Var::from_slice(&values, shape, &Device::Cpu)?;
                 let tensor = leaf.as_tensor().clone();
@@ -449,43 +438,44 @@ impl Tape {
             }
         });
         let tensor = if x.flat { tensor } else { tensor.permute((0, 3, 1, 2))? };
-        self.taps.push(Tap { name: name.into(), node: x.id, leaf, tensor });
+        self.features.push(Feature { name: name.into(), node: x.id, leaf, tensor });
         Ok(())
     }
 
-    /// The wanted taps that the network has marked: maps `[B, C, H, W]`, vectors `[B, D]`. An
-    /// error names a wanted tap that the network does not have.
+    /// Returns the selected features: maps `[B, C, H, W]`, vectors `[B, D]`.
+    ///
+    /// # Errors
+    /// A selected feature that the network does not have.
     pub fn outputs(&mut self) -> Result<Vec<(String, Tensor)>> {
-        for name in &self.wanted {
-            if !self.taps.iter().any(|t| t.name == *name) {
-                return Err(Error::usage("outputs", format!("the network has no tap `{name}`")));
+        for name in &self.selected {
+            if !self.features.iter().any(|t| t.name == *name) {
+                return Err(Error::usage("outputs", format!("the network has no feature `{name}`")));
             }
         }
-        Ok(self.taps.iter().map(|t| (t.name.clone(), t.tensor.clone())).collect())
+        Ok(self.features.iter().map(|t| (t.name.clone(), t.tensor.clone())).collect())
     }
 
-    /// Any candle expression over maps `[B, C, H, W]` or vectors `[B, D]` of the type of the parameters as
-    /// one node; gradients of the maps and of parameters of the tape's store pass through it.
+    /// Adds a candle expression over maps `[B, C, H, W]` or vectors `[B, D]`, in the dtype of the
+    /// parameters, as one node. Gradients flow to the inputs and to parameters of the tape's store.
     pub fn graph(
         &mut self,
         inputs: &[&Node],
         f: impl FnOnce(&[Tensor]) -> candle_core::Result<Tensor>,
     ) -> Result<Node> {
         if self.tracing.is_some() {
-            return Err(Error::usage("graph", "a candle expression cannot be sketched"));
+            return Err(Error::usage("graph", "a candle expression cannot be traced"));
         }
-        if self.composed.is_some() {
+        if self.graph_state.is_some() {
             let tensor = |x: &&Node| Ok(self.tensor("graph", x)?.to_dtype(self.dtype())?);
             let tensors: Result<Vec<Tensor>> = inputs.iter().map(tensor).collect();
-            return self.composed_node(f(&tensors?)?);
+            return self.graph_node(f(&tensors?)?);
         }
         dispatch_dtype!(self, T => crate::layers::graph::forward::<T>(self, inputs, f))
     }
 
-    /// What `f` computes outside of the tape, a map `[B, C, H, W]` or a vector `[B, D]` of that shape, as
-    /// a node that no gradient passes: other people's networks, which stay as they are. A trace takes
-    /// its shape and does not run it.
-    pub fn outside(
+    /// Adds the result of `f`, a map `[B, C, H, W]` or vector `[B, D]` of the given shape, as a node
+    /// without gradients: for external frozen networks. A trace records the shape and does not run `f`.
+    pub fn opaque_op(
         &mut self,
         shape: &[usize],
         f: impl FnOnce() -> candle_core::Result<Tensor>,
@@ -493,28 +483,28 @@ impl Tape {
         let (inside, flat) = match *shape {
             [b, c] => ([b, 1, 1, c], true),
             [b, c, h, w] => ([b, h, w, c], false),
-            _ => return Err(Error::shape("outside", "a shape [B, C, H, W] or [B, D]", shape)),
+            _ => return Err(Error::shape("opaque_op", "a shape [B, C, H, W] or [B, D]", shape)),
         };
-        if let Some(node) = self.sketched(|| Op::Outside, &[], inside, flat) {
+        if let Some(node) = self.traced(|| Op::Opaque, &[], inside, flat) {
             return Ok(node);
         }
         let values = f()?;
         if values.dims() != shape {
-            return Err(Error::shape("outside", format!("{shape:?}"), values.dims()));
+            return Err(Error::shape("opaque_op", format!("{shape:?}"), values.dims()));
         }
-        if self.composed.is_some() {
+        if self.graph_state.is_some() {
             let here = values.detach().to_device(self.params.device())?.to_dtype(self.dtype())?;
-            return self.composed_node(here);
+            return self.graph_node(here);
         }
-        dispatch_dtype!(self, T => crate::layers::graph::outside_values::<T>(self, inside, flat, &values))
+        dispatch_dtype!(self, T => crate::layers::graph::opaque_values::<T>(self, inside, flat, &values))
     }
 }
 
-/// `[B, C, P]` to `[B, P, C]`.
+/// Transposes `[B, C, P]` to `[B, P, C]`.
 fn channels_last<T: Float>(x: &[T], channels: usize, pixels: usize, out: &mut [T]) {
     let len = channels * pixels;
     let images = x.len() / len;
-    let out = kernels::Shared::new(out);
+    let out = kernels::SharedSlice::new(out);
     kernels::parallel(images, |i| {
         // SAFETY: one image per task.
         #[allow(unsafe_code)]

@@ -1,7 +1,7 @@
-//! What a network does, as a list of steps: shapes and parameters, no values.
+//! Shape-only trace of a network: nodes with shapes and parameters, no values.
 //!
-//! A tape made by [`Tape::trace`] runs no kernel. A network that is run on it leaves a [`Trace`],
-//! from which a file in another format is written and memory is counted.
+//! A tape created by [`Tape::trace`] runs no kernels. The resulting [`Trace`] serves ONNX export, FLOPs
+//! and memory estimates.
 
 use std::sync::Arc;
 
@@ -13,112 +13,112 @@ use crate::tape::{Elem, Node, Tape, dispatch_dtype};
 /// Parameters of a batch norm.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormIds {
-    /// Factor per channel.
+    /// Scale per channel.
     pub weight: ParamId,
-    /// Summand per channel.
+    /// Offset per channel.
     pub bias: ParamId,
     /// Running mean.
     pub mean: ParamId,
     /// Running variance, unbiased.
     pub variance: ParamId,
-    /// Added to the variance.
+    /// Epsilon added to the variance.
     pub eps: f64,
 }
 
-/// What a step does.
+/// Operation of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
     /// The images.
     Input,
-    /// What was computed outside of the tape.
-    Outside,
-    /// `act(norm(conv(x) + bias) + shortcut)`; the shortcut is the second input, where there is one.
-    /// A linear layer is a convolution of one pixel whose weight has two dimensions.
+    /// A value computed outside the tape ([`Tape::opaque_op`]).
+    Opaque,
+    /// `act(norm(conv(x) + bias) + shortcut)`; the optional second input is the shortcut. A linear layer
+    /// is a 1x1 convolution with a weight of rank two.
     Conv {
-        /// Its shape.
+        /// Hyperparameters of the convolution.
         spec: ConvSpec,
         /// `[out, in / groups, k, k]`, or `[out, in]`.
         weight: ParamId,
         /// `[out]`.
         bias: Option<ParamId>,
-        /// Batch norm after it.
+        /// Batch norm.
         norm: Option<NormIds>,
-        /// Activation, last.
+        /// Activation.
         act: Activation,
     },
     /// Max pooling.
     MaxPool {
-        /// Rows and columns of a window.
+        /// Window size.
         kernel: usize,
-        /// Stride in both directions.
+        /// Stride.
         stride: usize,
-        /// Padding that never wins.
+        /// Padding, ignored by the maximum.
         padding: usize,
     },
-    /// Mean over all pixels, to a vector.
+    /// Global average pooling to a vector.
     GlobalAveragePool,
     /// `max(x, 0)`.
     Relu,
     /// Sum of two maps.
     Add,
-    /// Maps side by side along the channels.
+    /// Concatenation along the channels.
     Concat,
-    /// Bilinear interpolation to the step's size.
+    /// Bilinear interpolation to the size of the node.
     Resize {
-        /// Whether corner pixels lie on each other.
+        /// Whether the corner pixels are aligned.
         align_corners: bool,
     },
-    /// Means over bins, to the step's size.
+    /// Adaptive average pooling to the size of the node.
     AdaptiveAveragePool,
-    /// One pixel on all pixels of the step's size.
+    /// Broadcast of one pixel to the size of the node.
     Expand,
     /// Layer norm over the channels.
     LayerNorm {
-        /// Factor per channel.
+        /// Scale per channel.
         weight: ParamId,
-        /// Summand per channel.
+        /// Offset per channel.
         bias: ParamId,
-        /// Added to the variance.
+        /// Epsilon added to the variance.
         eps: f64,
     },
-    /// `x * P(normal <= x)`.
+    /// `x * CDF(x)` of the standard normal.
     Gelu,
     /// `x` above zero, `exp(x) - 1` below.
     Elu,
-    /// Attention inside windows, from queries, keys and values side by side.
+    /// Windowed self-attention on concatenated queries, keys and values.
     WindowAttention,
-    /// Four neighbors side by side.
+    /// Concatenation of 2x2 neighbors (Swin's patch merging).
     MergePatches,
 }
 
-/// One step.
+/// A node of the trace.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceNode {
-    /// Number of its result.
+    /// Index of the result.
     pub output: usize,
-    /// Numbers of its inputs.
+    /// Indices of the inputs.
     pub inputs: Vec<usize>,
     /// Images, rows, columns, channels of the result.
     pub shape: [usize; 4],
-    /// Whether the result is a vector `[B, D]` and not a map.
+    /// Whether the result is a vector `[B, D]` rather than a map.
     pub flat: bool,
-    /// What it does.
+    /// Operation.
     pub op: Op,
 }
 
-/// The steps of a network in the order in which they run.
+/// Nodes of a network in execution order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Trace {
-    /// The steps; the first is the input.
-    pub steps: Vec<TraceNode>,
-    /// Wanted taps and the numbers of their results.
-    pub taps: Vec<(String, usize)>,
+    /// The nodes; the first is the input.
+    pub nodes: Vec<TraceNode>,
+    /// Selected features and the indices of their nodes.
+    pub features: Vec<(String, usize)>,
 }
 
 impl Trace {
-    /// Values that a training step keeps between the forward and the backward pass: the results of
-    /// all steps and, where there is a batch norm, what goes into it.
-    pub fn kept_values(&self) -> u64 {
+    /// Returns the number of values saved for the backward pass: the results of all nodes and the inputs
+    /// of batch norms.
+    pub fn saved_values(&self) -> u64 {
         let kept = |step: &TraceNode| {
             let values = step.shape.iter().product::<usize>() as u64;
             match &step.op {
@@ -126,11 +126,11 @@ impl Trace {
                 _ => values,
             }
         };
-        self.steps.iter().map(kept).sum()
+        self.nodes.iter().map(kept).sum()
     }
 }
 
-/// What a tracing tape has collected.
+/// Trace under construction.
 #[derive(Debug, Default)]
 pub(crate) struct Tracing {
     trace: Trace,
@@ -141,19 +141,19 @@ impl Tracing {
         self.trace = Trace::default();
     }
 
-    pub(crate) fn tap(&mut self, name: &str, node: usize) {
-        self.trace.taps.push((name.to_string(), node));
+    pub(crate) fn feature(&mut self, name: &str, node: usize) {
+        self.trace.features.push((name.to_string(), node));
     }
 }
 
 impl Tape {
-    /// The trace of the pass under way, on a tape of [`Tape::trace`].
+    /// Takes the trace of the current pass; `None` unless the tape was created by [`Tape::trace`].
     pub fn take_trace(&mut self) -> Option<Trace> {
         self.tracing_mut().map(|s| std::mem::take(&mut s.trace))
     }
 
-    /// The result of a step where the tape only traces: a node without values.
-    pub(crate) fn sketched(
+    /// On a tracing tape, adds a node without values; returns `None` otherwise.
+    pub(crate) fn traced(
         &mut self,
         op: impl FnOnce() -> Op,
         inputs: &[&Node],
@@ -162,10 +162,10 @@ impl Tape {
     ) -> Option<Node> {
         self.tracing_mut()?;
         let inputs = inputs.iter().map(|x| x.id).collect();
-        let data = dispatch_dtype!(self, T => T::wrap(Arc::new(T::lane(self).pool.take(0))));
+        let data = dispatch_dtype!(self, T => T::wrap(Arc::new(T::state(self).pool.take(0))));
         let node = self.node_of(shape, flat, false, data);
-        let step = TraceNode { output: node.id, inputs, shape, flat, op: op() };
-        self.tracing_mut()?.trace.steps.push(step);
+        let node_info = TraceNode { output: node.id, inputs, shape, flat, op: op() };
+        self.tracing_mut()?.trace.nodes.push(node_info);
         Some(node)
     }
 }

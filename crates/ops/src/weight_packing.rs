@@ -1,43 +1,43 @@
-//! The order in which convolution kernels read their weights.
+//! Packed weight layout of the convolution kernels.
 //!
-//! Output channels are cut into panels of at most four vectors of [`LANES`] columns, evenly; a
-//! panel holds `[tap][input channel][column]`, so the innermost loop of the kernel reads it
-//! straight through. Missing columns are zero and stay zero under every optimizer, because their
-//! gradient is zero. A depthwise weight is `[tap][channel]`.
+//! Output channels are split evenly into panels of at most [`MAX_VECTORS`] vectors of [`LANES`] columns.
+//! A panel is stored as `[kernel offset][input channel][column]`, so the micro-kernel reads it
+//! sequentially. Padding columns are zero and stay zero under every optimizer, because their gradient is
+//! zero. A depthwise weight is stored as `[kernel offset][channel]`.
 
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::{Error, Result};
 
-/// Values in a vector of every kernel, whatever the instruction set.
+/// Values per vector, independent of the instruction set.
 pub(crate) const LANES: usize = 16;
-/// Most vectors in a panel.
+/// Maximum vectors per panel.
 pub(crate) const MAX_VECTORS: usize = 4;
 
-/// Values of a turned weight that are held at a time.
-const TURNED: usize = 4 << 20;
+/// Maximum values of a transposed weight held at a time.
+const MAX_TRANSPOSED: usize = 4 << 20;
 
-/// One panel: its first column in the group and its width in vectors.
+/// One panel: first column within the group and width in vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Panel {
     pub(crate) first: usize,
     pub(crate) vectors: usize,
-    /// Columns that exist (the rest is padding).
+    /// Actual columns; the rest is padding.
     pub(crate) columns: usize,
-    /// Where its values begin within the group.
+    /// Start of its values within the group.
     pub(crate) offset: usize,
 }
 
-/// Geometry of a weight in panel order.
+/// Packed layout of a convolution or linear weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Panels {
+pub(crate) struct PackedLayout {
     pub(crate) out: usize,
     pub(crate) inner: usize,
-    pub(crate) taps: usize,
+    pub(crate) kernel_offsets: usize,
     pub(crate) groups: usize,
 }
 
-/// Cuts `columns` into panels of at most [`MAX_VECTORS`] vectors with `depth` rows each.
+/// Splits `columns` into panels of at most [`MAX_VECTORS`] vectors with `depth` rows each.
 pub(crate) fn cut(columns: usize, depth: usize) -> Vec<Panel> {
     let vectors = columns.div_ceil(LANES);
     let count = vectors.div_ceil(MAX_VECTORS).max(1);
@@ -52,61 +52,62 @@ pub(crate) fn cut(columns: usize, depth: usize) -> Vec<Panel> {
     panels
 }
 
-impl Panels {
-    /// For a weight `[out, in / groups, kh, kw]` or `[out, in]`.
+impl PackedLayout {
+    /// Creates the layout of a weight `[out, in / groups, kh, kw]` or `[out, in]`.
     pub(crate) fn new(shape: &[usize], groups: usize) -> Result<Self> {
-        let (out, inner, taps) = match *shape {
+        let (out, inner, kernel_offsets) = match *shape {
             [o, i] => (o, i, 1),
             [o, i, kh, kw] => (o, i, kh * kw),
             _ => return Err(Error::shape("conv weight", "[out, in, kh, kw] or [out, in]", shape)),
         };
-        if groups == 0 || !out.is_multiple_of(groups) || out * inner * taps == 0 {
+        if groups == 0 || !out.is_multiple_of(groups) || out * inner * kernel_offsets == 0 {
             return Err(Error::shape("conv weight", format!("outputs divisible by {groups} groups"), shape));
         }
-        Ok(Self { out, inner, taps, groups })
+        Ok(Self { out, inner, kernel_offsets, groups })
     }
 
-    /// One channel in, one out, per group.
+    /// Returns whether each group has one input and one output channel.
     pub(crate) fn depthwise(&self) -> bool {
         self.groups > 1 && self.inner == 1 && self.out == self.groups
     }
 
     /// Rows of a panel.
     pub(crate) fn depth(&self) -> usize {
-        self.taps * self.inner
+        self.kernel_offsets * self.inner
     }
 
-    /// Panels of one group.
+    /// Returns the panels of one group.
     pub(crate) fn panels(&self) -> Vec<Panel> {
         cut(self.out / self.groups, self.depth())
     }
 
-    /// Stored values of one group.
+    /// Returns the packed length of one group.
     pub(crate) fn group_len(&self) -> usize {
         self.depth() * (self.out / self.groups).div_ceil(LANES) * LANES
     }
 
-    /// Stored values in all.
-    pub(crate) fn stored(&self) -> usize {
-        if self.depthwise() { self.taps * self.out } else { self.groups * self.group_len() }
+    /// Returns the packed length.
+    pub(crate) fn packed_len(&self) -> usize {
+        if self.depthwise() { self.kernel_offsets * self.out } else { self.groups * self.group_len() }
     }
 
-    /// Panels of one group for the data gradient: columns are the inputs, rows `[tap][output]`.
+    /// Returns the panels of one group for the data gradient: columns are the inputs, rows `[kernel
+    /// offset][output]`.
     pub(crate) fn transposed_panels(&self) -> Vec<Panel> {
-        cut(self.inner, self.taps * (self.out / self.groups))
+        cut(self.inner, self.kernel_offsets * (self.out / self.groups))
     }
 
-    /// Stored values of one group for the data gradient.
+    /// Returns the packed length of one group for the data gradient.
     pub(crate) fn transposed_len(&self) -> usize {
-        self.taps * (self.out / self.groups) * self.inner.div_ceil(LANES) * LANES
+        self.kernel_offsets * (self.out / self.groups) * self.inner.div_ceil(LANES) * LANES
     }
 
-    /// [`Self::transposed_panels`] in parts of about [`TURNED`] values at most, each with offsets of its
-    /// own: a large weight needs no second copy of itself.
-    pub(crate) fn transposed_parts(&self) -> Vec<Vec<Panel>> {
-        let depth = self.taps * (self.out / self.groups);
+    /// Splits [`Self::transposed_panels`] into chunks of about [`MAX_TRANSPOSED`] values, each with its
+    /// own offsets, so that a large weight needs no second full copy.
+    pub(crate) fn transposed_chunks(&self) -> Vec<Vec<Panel>> {
+        let depth = self.kernel_offsets * (self.out / self.groups);
         let panels = self.transposed_panels();
-        let each = (TURNED / (MAX_VECTORS * LANES * depth)).max(1);
+        let each = (MAX_TRANSPOSED / (MAX_VECTORS * LANES * depth)).max(1);
         let parts = panels.chunks(each).map(|part| {
             let base = part[0].offset;
             part.iter().map(|p| Panel { offset: p.offset - base, ..*p }).collect()
@@ -114,50 +115,57 @@ impl Panels {
         parts.collect()
     }
 
-    /// Values that the largest of these parts takes.
-    pub(crate) fn transposed_part_len(&self) -> usize {
-        let depth = self.taps * (self.out / self.groups);
+    /// Returns the length of the largest chunk.
+    pub(crate) fn transposed_chunk_len(&self) -> usize {
+        let depth = self.kernel_offsets * (self.out / self.groups);
         let values = |part: &Vec<Panel>| part.iter().map(|p| p.vectors * LANES * depth).sum();
-        self.transposed_parts().iter().map(values).max().unwrap_or(0)
+        self.transposed_chunks().iter().map(values).max().unwrap_or(0)
     }
 
-    /// Turns the weights of one group for these panels of the data gradient; all their values are
-    /// written.
+    /// Transposes the weights of one group into the given panels of the data gradient; writes all their
+    /// values.
     pub(crate) fn transpose<T: Float>(&self, from: &[T], targets: &[Panel], to: &mut [T]) {
         let outputs = self.out / self.groups;
-        let shared = crate::kernels::Shared::new(to);
-        crate::kernels::parallel(targets.len() * self.taps, |task| {
-            let (target, tap) = (&targets[task / self.taps], task % self.taps);
+        let shared = crate::kernels::SharedSlice::new(to);
+        crate::kernels::parallel(targets.len() * self.kernel_offsets, |task| {
+            let (target, kernel_offset) = (&targets[task / self.kernel_offsets], task % self.kernel_offsets);
             let width = target.vectors * LANES;
-            // SAFETY: one tap of one panel per task.
+            // SAFETY: one kernel offset of one panel per task.
             #[allow(unsafe_code)]
-            let to = unsafe { shared.range(target.offset + tap * outputs * width, outputs * width) };
-            self.transpose_tap(from, target, tap, to);
+            let to =
+                unsafe { shared.range(target.offset + kernel_offset * outputs * width, outputs * width) };
+            self.transpose_offset(from, target, kernel_offset, to);
         });
     }
 
-    /// Turns one tap for one of these panels, `[output][column]`.
-    pub(crate) fn transpose_tap<T: Float>(&self, from: &[T], target: &Panel, tap: usize, to: &mut [T]) {
+    /// Transposes one kernel offset into one panel, `[output][column]`.
+    pub(crate) fn transpose_offset<T: Float>(
+        &self,
+        from: &[T],
+        target: &Panel,
+        kernel_offset: usize,
+        to: &mut [T],
+    ) {
         let width = target.vectors * LANES;
         if target.columns < width {
             to.fill(T::ZERO);
         }
         for source in &self.panels() {
             let source_width = source.vectors * LANES;
-            let base = source.offset + (tap * self.inner + target.first) * source_width;
+            let base = source.offset + (kernel_offset * self.inner + target.first) * source_width;
             let from = &from[base..base + target.columns * source_width];
             let to = &mut to[source.first * width..(source.first + source.columns) * width];
-            T::run(Turn { from, from_row: source_width, columns: source.columns, to, to_row: width });
+            T::run(Transpose { from, from_row: source_width, columns: source.columns, to, to_row: width });
         }
     }
 
-    /// Multiplies the weights of each output by its factor.
+    /// Scales the weights of each output channel.
     pub(crate) fn scale<T: Float>(&self, stored: &mut [T], factors: &[f64]) {
         let scale = |row: &mut [T], factors: &[f64]| {
-            row.iter_mut().zip(factors).for_each(|(w, factor)| *w = T::of(w.wide() * factor));
+            row.iter_mut().zip(factors).for_each(|(w, factor)| *w = T::narrow(w.widen() * factor));
         };
         if self.depthwise() {
-            stored.chunks_exact_mut(self.out).for_each(|tap| scale(tap, factors));
+            stored.chunks_exact_mut(self.out).for_each(|kernel_offset| scale(kernel_offset, factors));
             return;
         }
         let groups = stored.chunks_exact_mut(self.group_len());
@@ -170,13 +178,13 @@ impl Panels {
         }
     }
 
-    /// Calls `f(plain index, stored index)` for every value.
+    /// Calls `f(plain index, packed index)` for every value.
     fn each(&self, mut f: impl FnMut(usize, usize)) {
-        let (inner, taps) = (self.inner, self.taps);
+        let (inner, kernel_offsets) = (self.inner, self.kernel_offsets);
         if self.depthwise() {
             for o in 0..self.out {
-                for t in 0..taps {
-                    f(o * taps + t, t * self.out + o);
+                for t in 0..kernel_offsets {
+                    f(o * kernel_offsets + t, t * self.out + o);
                 }
             }
             return;
@@ -184,15 +192,15 @@ impl Panels {
         let per_group = self.out / self.groups;
         for g in 0..self.groups {
             for panel in self.panels() {
-                // Columns innermost: one side is then read straight through, the other in as many
-                // streams as the panel has columns.
+                // Columns innermost: one side is read sequentially, the other in as many streams as the
+                // panel has columns.
                 for i in 0..inner {
-                    for t in 0..taps {
+                    for t in 0..kernel_offsets {
                         let row =
                             g * self.group_len() + panel.offset + (t * inner + i) * panel.vectors * LANES;
                         for column in 0..panel.columns {
                             let o = g * per_group + panel.first + column;
-                            f((o * inner + i) * taps + t, row + column);
+                            f((o * inner + i) * kernel_offsets + t, row + column);
                         }
                     }
                 }
@@ -200,29 +208,29 @@ impl Panels {
         }
     }
 
-    /// From PyTorch's order.
+    /// Packs from PyTorch's order.
     pub(crate) fn pack<T: Copy + Default>(&self, plain: &[T]) -> Vec<T> {
-        let mut stored = vec![T::default(); self.stored()];
+        let mut stored = vec![T::default(); self.packed_len()];
         self.pack_into(plain, &mut stored);
         stored
     }
 
-    /// The same into memory of so many values, of which those beyond the last column become zero.
+    /// Packs into a buffer of [`Self::packed_len`] values; padding columns become zero.
     pub(crate) fn pack_into<T: Copy + Default>(&self, plain: &[T], stored: &mut [T]) {
         stored.fill(T::default());
         self.each(|p, s| stored[s] = plain[p]);
     }
 
-    /// To PyTorch's order.
+    /// Unpacks to PyTorch's order.
     pub(crate) fn unpack<T: Copy + Default>(&self, stored: &[T]) -> Vec<T> {
-        let mut plain = vec![T::default(); self.out * self.inner * self.taps];
+        let mut plain = vec![T::default(); self.out * self.inner * self.kernel_offsets];
         self.each(|p, s| plain[p] = stored[s]);
         plain
     }
 }
 
-/// `to[j][i] = from[i][j]` for as many columns.
-struct Turn<'a, T> {
+/// `to[j][i] = from[i][j]` for `columns` columns.
+struct Transpose<'a, T> {
     from: &'a [T],
     from_row: usize,
     columns: usize,
@@ -230,7 +238,7 @@ struct Turn<'a, T> {
     to_row: usize,
 }
 
-impl<T: Float> Kernel<T> for Turn<'_, T> {
+impl<T: Float> Kernel<T> for Transpose<'_, T> {
     type Out = ();
     #[inline(always)]
     fn run<L: Simd<T = T>>(self) {
@@ -241,11 +249,11 @@ impl<T: Float> Kernel<T> for Turn<'_, T> {
             for i0 in (0..rows).step_by(LANES) {
                 if i0 + LANES <= rows && j0 + LANES <= self.columns {
                     let (from, to) = (i0 * self.from_row + j0, j0 * self.to_row + i0);
-                    // SAFETY: a whole block of both, by the lines above.
+                    // SAFETY: the full block lies inside both buffers by the check above.
                     #[allow(unsafe_code)]
                     unsafe {
                         let (from, to) = (self.from.as_ptr().add(from), self.to.as_mut_ptr().add(to));
-                        L::turn((from, self.from_row), (to, self.to_row));
+                        L::transpose((from, self.from_row), (to, self.to_row));
                     }
                     continue;
                 }
@@ -264,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn round_trip() {
+    fn pack_unpack_round_trip() {
         for (shape, groups) in [
             (vec![21, 5], 1),
             (vec![64, 3, 7, 7], 1),
@@ -272,50 +280,50 @@ mod tests {
             (vec![24, 4, 3, 3], 2),
             (vec![19, 1, 3, 3], 19),
         ] {
-            let panels = Panels::new(&shape, groups).unwrap();
+            let packing = PackedLayout::new(&shape, groups).unwrap();
             let plain: Vec<u32> = (1..=shape.iter().product::<usize>() as u32).collect();
-            let stored = panels.pack(&plain);
-            assert_eq!(stored.len(), panels.stored());
-            assert_eq!(panels.unpack(&stored), plain, "{shape:?} {groups}");
+            let stored = packing.pack(&plain);
+            assert_eq!(stored.len(), packing.packed_len());
+            assert_eq!(packing.unpack(&stored), plain, "{shape:?} {groups}");
         }
     }
 
     #[test]
-    fn outputs_are_scaled() {
+    fn scales_each_output() {
         for (shape, groups) in
             [(vec![21, 5], 1), (vec![80, 6, 3, 3], 1), (vec![24, 4, 3, 3], 2), (vec![19, 1, 3, 3], 19)]
         {
-            let panels = Panels::new(&shape, groups).unwrap();
+            let packing = PackedLayout::new(&shape, groups).unwrap();
             let plain: Vec<f64> = (1..=shape.iter().product::<usize>()).map(|i| i as f64).collect();
             let factors: Vec<f64> = (0..shape[0]).map(|o| 0.5 + o as f64).collect();
             let per = plain.len() / shape[0];
             let want: Vec<f64> = plain.iter().enumerate().map(|(i, w)| w * factors[i / per]).collect();
-            let mut stored = panels.pack(&plain);
-            panels.scale(&mut stored, &factors);
-            assert_eq!(panels.unpack(&stored), want, "{shape:?} {groups}");
+            let mut stored = packing.pack(&plain);
+            packing.scale(&mut stored, &factors);
+            assert_eq!(packing.unpack(&stored), want, "{shape:?} {groups}");
         }
     }
 
     #[test]
-    fn a_large_weight_turns_in_parts_as_in_one() {
-        let panels = Panels::new(&[66_000, 80], 1).unwrap();
-        let stored: Vec<f32> = (0..panels.stored()).map(|i| i as f32).collect();
-        let mut whole = vec![0.0; panels.transposed_len()];
-        panels.transpose(&stored, &panels.transposed_panels(), &mut whole);
-        let (parts, mut joined) = (panels.transposed_parts(), Vec::new());
+    fn chunked_transpose_matches_full() {
+        let packing = PackedLayout::new(&[66_000, 80], 1).unwrap();
+        let stored: Vec<f32> = (0..packing.packed_len()).map(|i| i as f32).collect();
+        let mut whole = vec![0.0; packing.transposed_len()];
+        packing.transpose(&stored, &packing.transposed_panels(), &mut whole);
+        let (parts, mut joined) = (packing.transposed_chunks(), Vec::new());
         assert_eq!(parts.len(), 2);
         for part in &parts {
-            let len = part.iter().map(|p| p.vectors * LANES * panels.out).sum();
-            assert!(len <= panels.transposed_part_len() && len < whole.len());
-            let mut turned = vec![0.0; len];
-            panels.transpose(&stored, part, &mut turned);
-            joined.extend(turned);
+            let len = part.iter().map(|p| p.vectors * LANES * packing.out).sum();
+            assert!(len <= packing.transposed_chunk_len() && len < whole.len());
+            let mut transposed = vec![0.0; len];
+            packing.transpose(&stored, part, &mut transposed);
+            joined.extend(transposed);
         }
         assert!(joined == whole);
     }
 
     #[test]
-    fn panels_are_even() {
+    fn splits_panels_evenly() {
         let widths = |c| cut(c, 1).iter().map(|p| p.vectors).collect::<Vec<_>>();
         assert_eq!(widths(16), [1]);
         assert_eq!(widths(64), [4]);

@@ -1,10 +1,10 @@
-//! Networks in bf16 as candle's graph, beside the same networks in f32.
+//! Networks in bf16 on the graph engine, compared with f32.
 
 use candle_core::{DType, Tensor};
 use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{
-    Activation, ConvBnAct, ConvSpec, Engine, Init, Kind, LayerNorm, Linear, Mode, Node, Padding, ParamStore,
-    Precision, Result, Rng, Tape, WindowAttention,
+    Activation, ConvBnAct, ConvSpec, Engine, Init, LayerNorm, Linear, Mode, Node, Padding, ParamKind,
+    ParamStore, Precision, Result, Rng, Tape, WindowAttention,
 };
 use stillhouse_testkit::device;
 
@@ -27,13 +27,13 @@ struct Net {
     run: Run,
 }
 
-/// Convolutions with batch norm, a pooling, a residual sum, groups, a linear layer.
+/// Convolutions with batch norm, pooling, a residual sum, groups, a linear layer.
 fn residual(params: &ParamStore) -> Result<Run> {
     let p = params.builder(Rng::new(1));
     let conv = |inputs, outputs, kernel: usize, groups, act, name: &str| {
         let spec =
             ConvSpec::new(inputs, outputs, kernel).padding(Padding::Symmetric(kernel / 2)).groups(groups);
-        let init = Init::kaiming_out(&spec.weight_shape());
+        let init = Init::kaiming_fan_out(&spec.weight_shape());
         ConvBnAct::new(spec, name, &format!("{name}_bn"), act, init, &p)
     };
     let stem = conv(3, 16, 3, 1, Activation::Relu, "stem")?;
@@ -57,7 +57,7 @@ fn residual(params: &ParamStore) -> Result<Run> {
     }))
 }
 
-/// Patches, a shifted window attention on an odd map, an MLP, merging.
+/// Patches, shifted window attention on an odd map, an MLP, patch merging.
 fn swin(params: &ParamStore) -> Result<Run> {
     let p = params.builder(Rng::new(2));
     let (init, zero) = (Init::Normal(0.2), Some(Init::Constant(0.0)));
@@ -88,14 +88,14 @@ fn swin(params: &ParamStore) -> Result<Run> {
     }))
 }
 
-/// What changes the size of maps, and what drops.
+/// Layers that change the map size, and dropout.
 fn shapes(params: &ParamStore) -> Result<Run> {
     let p = params.builder(Rng::new(3));
     let init = Init::Normal(0.3);
     let spec = |inputs| ConvSpec::new(inputs, 12, 1);
     let first = ConvBnAct::new(spec(3), "first", "first_bn", Activation::Relu, init, &p)?;
     let second =
-        ConvBnAct::biased(spec(36), "second", Some("second_bn"), Activation::None, (init, init), &p)?;
+        ConvBnAct::with_bias(spec(36), "second", Some("second_bn"), Activation::None, (init, init), &p)?;
     let head = Linear::with_bn(12, CLASSES, ("head", "head_bn"), (init, init), &p)?;
     Ok(Box::new(move |x, tape| {
         let x = first.forward(x, tape)?;
@@ -118,19 +118,19 @@ fn shapes(params: &ParamStore) -> Result<Run> {
 }
 
 type Build = fn(&ParamStore) -> Result<Run>;
-/// With how far gradients may be off by the batch's statistics, and by the running ones.
+/// With the gradient tolerances for batch statistics and for running statistics.
 const NETS: [(&str, Build, [f64; 2]); 3] =
     [("residual", residual, [0.2, 0.08]), ("swin", swin, [0.02, 0.02]), ("shapes", shapes, [0.15, 0.02])];
 
 fn net(build: Build, precision: Precision) -> Net {
     let params = ParamStore::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
-    let params = params.in_precision(precision).unwrap();
+    let params = params.with_precision(precision).unwrap();
     let run = build(&params).unwrap();
     Net { params, run }
 }
 
 impl Net {
-    /// The taps `logits` and `map` of one pass.
+    /// The features `logits` and `map` of one pass.
     fn pass(&self, tape: &mut Tape, step: u64) -> [Tensor; 2] {
         tape.select_features(&["logits", "map"]);
         tape.begin(Rng::new(7), step);
@@ -143,7 +143,7 @@ impl Net {
     }
 }
 
-/// Cross-entropy and something of the map, both on what the taps give.
+/// Cross-entropy plus a term of the map.
 fn loss([logits, map]: &[Tensor; 2]) -> Tensor {
     let entropy = stillhouse_ops::graph::cross_entropy(logits, &labels(), 0.0).unwrap().mean_all().unwrap();
     (entropy + (map.sqr().unwrap().mean_all().unwrap() * 0.05).unwrap()).unwrap()
@@ -153,17 +153,17 @@ fn flat(t: &Tensor) -> Vec<f64> {
     t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-/// Root of the mean square of the difference, as a share of that of what is wanted.
+/// Root mean square error relative to the expected root mean square.
 fn off(got: &[f64], want: &[f64]) -> f64 {
     let square = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>();
     let difference = square(&mut got.iter().zip(want).map(|(a, b)| a - b));
     (difference / square(&mut want.iter().copied()).max(1e-12)).sqrt()
 }
 
-/// Logits within 2 % of their size, bf16 has 8 bits; every gradient as near as that where nothing chooses.
-/// Where one activation in a hundred falls to the other side, gradients are off by a tenth; the differences
-/// in batch norm's widen that, to less than a fifth. What stays in f32 is f32: parameters, gradients, running
-/// statistics, and what the taps hand out.
+/// Logits agree within 2 % (bf16 has 8 bits of mantissa), as do gradients of networks without ReLU. Where
+/// about one activation in a hundred flips its sign, gradients differ by a tenth; batch statistics
+/// amplify that to less than a fifth. Parameters, gradients, running statistics and extracted features
+/// stay f32.
 #[test]
 fn training_in_bf16_is_near_f32() {
     for (name, build, [of_batch, of_running]) in NETS {
@@ -171,19 +171,19 @@ fn training_in_bf16_is_near_f32() {
             let [full, low] = [Precision::Full, Precision::Bf16].map(|precision| {
                 let net = net(build, precision);
                 let mut tape = Tape::new(&net.params, mode).unwrap();
-                let taps = net.pass(&mut tape, 0);
-                assert!(taps.iter().all(|t| t.dtype() == DType::F32), "{name}");
-                let gradients = tape.backward(&loss(&taps)).unwrap();
-                (net.params, taps, gradients)
+                let features = net.pass(&mut tape, 0);
+                assert!(features.iter().all(|t| t.dtype() == DType::F32), "{name}");
+                let gradients = tape.backward(&loss(&features)).unwrap();
+                (net.params, features, gradients)
             });
             for i in 0..2 {
                 let (got, want) = (flat(&low.1[i]), flat(&full.1[i]));
                 let off = off(&got, &want);
-                assert!(off > 0.0 && off < 0.02, "{name} {mode:?}: tap {i} is off by {off}");
+                assert!(off > 0.0 && off < 0.02, "{name} {mode:?}: feature {i} is off by {off}");
             }
             for param in full.0.all() {
                 assert_eq!(low.0.get(low.0.id(&param.name).unwrap()).var().dtype(), DType::F32);
-                if param.kind == Kind::Buffer {
+                if param.kind == ParamKind::Buffer {
                     let of = |p: &ParamStore| flat(&p.export(p.id(&param.name).unwrap()).unwrap());
                     let off = off(&of(&low.0), &of(&full.0));
                     assert!(off < 0.01, "{name} {mode:?}: {} is off by {off}", param.name);
@@ -193,7 +193,7 @@ fn training_in_bf16_is_near_f32() {
                 let (got, want) = (of(&low.2), of(&full.2));
                 assert_eq!(got.dtype(), DType::F32);
                 let off = off(&flat(&got), &flat(&want));
-                // A bias before batch norm has a gradient of zeros.
+                // A bias before batch norm has zero gradient.
                 let most = if mode == Mode::Train { of_batch } else { of_running };
                 assert!(off < most, "{name} {mode:?}: gradient of {} is off by {off}", param.name);
             }
@@ -201,43 +201,45 @@ fn training_in_bf16_is_near_f32() {
     }
 }
 
-/// The loss falls as it does in f32, and the weights that a step moves are those of f32.
+/// The loss decreases as in f32, and parameters stay f32.
 #[test]
-fn steps_in_bf16_lower_the_loss() {
+fn training_in_bf16_lowers_the_loss() {
     for (name, build, _) in NETS {
         let [full, low] = [Precision::Full, Precision::Bf16].map(|precision| {
             let net = net(build, precision);
             let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
-            let mut rule = Sgd::new(0.9, false);
+            let mut optimizer = Sgd::new(0.9, false);
             let mut losses = Vec::new();
             for step in 0..12 {
                 let loss = loss(&net.pass(&mut tape, step));
                 losses.push(flat(&loss)[0]);
                 let gradients = tape.backward(&loss).unwrap();
-                rule.step(&net.params, &gradients, |_| Some(Hyper { lr: 0.02, weight_decay: 1e-4 })).unwrap();
+                optimizer
+                    .step(&net.params, &gradients, |_| Some(Hyper { lr: 0.02, weight_decay: 1e-4 }))
+                    .unwrap();
             }
-            assert!(rule.state(&net.params).unwrap().iter().all(|(_, t)| t.dtype() == DType::F32));
+            assert!(optimizer.state(&net.params).unwrap().iter().all(|(_, t)| t.dtype() == DType::F32));
             losses
         });
         assert!(low[11] < 0.9 * low[0], "{name}: {low:?}");
-        assert!(off(&low, &full) < 0.02, "{name}: {low:?} beside {full:?}");
+        assert!(off(&low, &full) < 0.02, "{name}: {low:?} vs {full:?}");
     }
 }
 
-/// Without gradients, with batch norm folded in, and for Grad-CAM; a tape may choose for itself.
+/// Without gradients, with folded batch norm, and for Grad-CAM; the precision set on a tape takes effect.
 #[test]
-fn other_modes_in_bf16() {
+fn other_modes_in_bf16_are_near_f32() {
     for (name, build, _) in NETS {
         let net = net(build, Precision::Full);
         for mode in [Mode::Eval, Mode::Inference, Mode::EvalWithGrad] {
             let mut tape = Tape::new(&net.params, mode).unwrap();
             let [want, _] = net.pass(&mut tape, 0);
             tape.set_precision(Precision::Bf16).unwrap();
-            let taps = net.pass(&mut tape, 0);
-            let off = off(&flat(&taps[0]), &flat(&want));
+            let features = net.pass(&mut tape, 0);
+            let off = off(&flat(&features[0]), &flat(&want));
             assert!(off > 0.0 && off < 0.02, "{name} {mode:?}: off by {off}");
             if mode == Mode::EvalWithGrad {
-                let gradients = tape.backward(&loss(&taps)).unwrap();
+                let gradients = tape.backward(&loss(&features)).unwrap();
                 assert_eq!(gradients.feature("map").unwrap().dtype(), DType::F32);
             }
             tape.set_precision(Precision::Full).unwrap();
@@ -254,8 +256,8 @@ fn rejects_bf16_on_cpu_kernels_and_f64() {
         let error = Tape::new(&kernels, mode).unwrap().set_precision(Precision::Bf16).unwrap_err();
         assert!(error.to_string().contains("requires a GPU"), "{error}");
     }
-    let error = kernels.in_precision(Precision::Bf16).unwrap_err();
+    let error = kernels.with_precision(Precision::Bf16).unwrap_err();
     assert!(error.to_string().contains("requires a GPU"), "{error}");
-    let error = store(DType::F64, Engine::Graph).in_precision(Precision::Bf16).unwrap_err();
+    let error = store(DType::F64, Engine::Graph).with_precision(Precision::Bf16).unwrap_err();
     assert!(error.to_string().contains("expected f32 parameters"), "{error}");
 }

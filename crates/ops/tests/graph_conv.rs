@@ -1,4 +1,4 @@
-//! `graph::conv2d` and `graph::batch_norm` against candle's own operations, which are slow but right.
+//! `graph::conv2d` and `graph::batch_norm` compared with candle's own operations.
 
 use candle_core::{DType, Tensor, Var};
 use stillhouse_ops::{ConvSpec, Padding, Rng, graph};
@@ -25,8 +25,8 @@ fn run(x: &Tensor, w: &Tensor, conv: impl Fn(&Tensor, &Tensor) -> Tensor) -> [Ve
 }
 
 #[test]
-fn it_is_candles_convolution() {
-    // By Winograd's algorithm in f32: many tiles, and a last row and column of them in part.
+fn conv2d_matches_candle() {
+    // Winograd's algorithm in f32: many tiles, with a partial last row and column.
     let tiled = (ConvSpec::new(16, 32, 3), 23, 18);
     let specs = [
         (ConvSpec::new(18, 33, 3), 5, 4),
@@ -41,7 +41,7 @@ fn it_is_candles_convolution() {
         tiled,
     ];
     for (spec, h, w) in specs {
-        // Some five times the rounding errors.
+        // About five times the rounding error.
         let tolerance = if (spec, h, w) == tiled { 5e-4 } else { 1e-4 };
         let Padding::Symmetric(padding) = spec.padding else { panic!("symmetric in this test") };
         let (x, weight) = (random("x", &[3, spec.inputs, h, w]), random("w", &spec.weight_shape()));
@@ -58,9 +58,9 @@ fn it_is_candles_convolution() {
     }
 }
 
-/// NHWC views, as a tape gives them, and maps of other consumers.
+/// NHWC views, as returned by a tape, and maps with several consumers.
 #[test]
-fn views_and_shared_maps() {
+fn accepts_views_and_shared_maps() {
     let spec = ConvSpec::new(4, 6, 3);
     let (rows, weight) = (random("x", &[2, 5, 3, 4]), random("w", &spec.weight_shape()));
     let twice = |conv: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
@@ -77,8 +77,8 @@ fn views_and_shared_maps() {
 }
 
 #[test]
-fn threads_change_nothing() {
-    // By direct sums, and by Winograd's algorithm.
+fn results_do_not_depend_on_thread_count() {
+    // Direct convolution, and Winograd's algorithm.
     for spec in [ConvSpec::new(24, 40, 3), ConvSpec::new(32, 48, 3)] {
         let single = |t: Tensor| t.to_dtype(DType::F32).unwrap();
         let (x, w) = (random("x", &[30, spec.inputs, 7, 6]), random("w", &spec.weight_shape()));
@@ -93,7 +93,7 @@ fn threads_change_nothing() {
 }
 
 #[test]
-fn batch_norm_is_the_formula() {
+fn batch_norm_matches_composed_ops() {
     for rows in [1, 2, 700] {
         let x = (random("x", &[rows, 19]) + 3.0).unwrap();
         let (gamma, beta) = (random("g", &[19]), random("b", &[19]));
@@ -126,12 +126,12 @@ fn batch_norm_is_the_formula() {
             finite_diff::assert_close(&run(DType::F32, true)[i], &want[i], 1e-3, 2e-3, &what);
         }
     }
-    let told = graph::batch_norm(&random("x", &[4, 2]), &random("g", &[3]), &random("b", &[2]), 1e-5);
-    assert!(told.unwrap_err().to_string().contains("[3]"));
+    let result = graph::batch_norm(&random("x", &[4, 2]), &random("g", &[3]), &random("b", &[2]), 1e-5);
+    assert!(result.unwrap_err().to_string().contains("[3]"));
 }
 
 #[test]
-fn misfits_are_told() {
+fn rejects_mismatched_shapes() {
     let spec = ConvSpec::new(4, 6, 3);
     let (x, w) = (random("x", &[2, 4, 5, 5]), random("w", &spec.weight_shape()));
     let e = graph::conv2d(&random("x", &[2, 3, 5, 5]), &w, spec).unwrap_err().to_string();

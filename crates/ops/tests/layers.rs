@@ -1,9 +1,10 @@
-//! Layers against plain loops, central differences, each other's element types and thread counts.
+//! Layers compared with naive loops, central differences, other element types and other thread counts.
+
+mod child;
 
 use candle_core::{DType, Tensor};
 use stillhouse_ops::{
-    Activation, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, ParamStore, Precision, Result, Rng,
-    Tape,
+    Activation, ConvBnAct, ConvSpec, Init, Linear, Mode, Node, Padding, ParamStore, Result, Rng, Tape,
 };
 use stillhouse_testkit::device;
 use stillhouse_testkit::finite_diff::assert_close;
@@ -28,7 +29,7 @@ fn specs() -> Vec<ConvSpec> {
         c(6, 6, 3).groups(6),
         c(6, 6, 3).groups(6).stride(2).padding(Padding::Same),
         c(20, 20, 5).groups(20).stride(2).padding(Padding::Symmetric(2)),
-        // As many channels as several vectors have, and a part of one more.
+        // Several channel vectors and a partial one.
         c(48, 48, 3).groups(48).stride(2),
         c(150, 150, 3).groups(150),
         c(32, 32, 3).groups(32).stride(2).padding(Padding::Same),
@@ -45,8 +46,8 @@ fn random(name: &str, shape: &[usize], dtype: DType) -> Tensor {
     Tensor::from_vec(values, shape, &device()).unwrap().to_dtype(dtype).unwrap()
 }
 
-/// A 1x1 convolution (so that the block under test has an input that needs a gradient), the
-/// block, with a shortcut where shapes allow it.
+/// A 1x1 convolution (so that the input of the tested block needs a gradient) and the block, with a
+/// shortcut if the shapes permit it.
 struct Net {
     params: ParamStore,
     front: ConvBnAct,
@@ -66,7 +67,7 @@ impl Net {
         } else {
             ConvBnAct::without_bn(spec, "conv", true, act, Init::Uniform(0.7), &p).unwrap()
         };
-        // Nothing at its default: scales, shifts and statistics must all be seen.
+        // No parameter at its default: scales, shifts and statistics must all take effect.
         for param in params.all() {
             if param.shape.len() == 1 {
                 let shift =
@@ -117,7 +118,7 @@ impl Net {
         t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
     }
 
-    /// The same in plain loops, NCHW, f64, with running statistics.
+    /// Reference in naive loops, NCHW, f64, with running statistics.
     fn naive(&self, images: &Tensor) -> Vec<f64> {
         let (b, c, h, w) = images.dims4().unwrap();
         let x = images.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
@@ -182,7 +183,7 @@ fn flat(t: &Tensor) -> Vec<f64> {
 }
 
 #[test]
-fn forward_equals_plain_loops() {
+fn forward_matches_naive_loops() {
     let mut cases = 0;
     for spec in specs() {
         for bn in [true, false] {
@@ -210,7 +211,7 @@ fn forward_equals_plain_loops() {
 }
 
 #[test]
-fn gradients_equal_central_differences() {
+fn gradients_match_central_differences() {
     for spec in specs() {
         for (bn, act, mode) in [
             (true, Activation::Relu, Mode::Train),
@@ -223,7 +224,7 @@ fn gradients_equal_central_differences() {
                 let start = net.value(&name);
                 let id = net.params.id(&name).unwrap();
                 let shape = net.params.get(id).shape;
-                // A few entries of the large weights are enough.
+                // A sample of the entries of large weights.
                 for i in (0..start.len()).step_by(start.len().div_ceil(12)) {
                     let at = |delta: f64| {
                         let mut moved = start.clone();
@@ -249,7 +250,7 @@ fn gradients_equal_central_differences() {
 }
 
 #[test]
-fn f32_gradients_equal_f64() {
+fn f32_gradients_match_f64() {
     for spec in specs() {
         for bn in [true, false] {
             let images = random("images", &[3, 2, 9, 8], DType::F64);
@@ -267,32 +268,23 @@ fn f32_gradients_equal_f64() {
     }
 }
 
-/// The tests above once more on every lower instruction set, in a process of its own.
+/// Runs the tests above on every lower instruction set, in a child process.
 #[test]
-fn kernels_of_every_instruction_set() {
+fn kernels_match_on_every_instruction_set() {
     if std::env::var_os("STILLHOUSE_ISA").is_some() {
         return;
     }
+    let tests = ["--exact", "f32_gradients_match_f64", "forward_matches_naive_loops"];
     for isa in ["scalar", "avx2"] {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .env("STILLHOUSE_ISA", isa)
-            .args(["--exact", "f32_gradients_equal_f64", "forward_equals_plain_loops", "--test-threads=1"])
-            .output()
-            .unwrap();
-        assert!(status.status.success(), "{isa}: {}", String::from_utf8_lossy(&status.stdout));
+        child::rerun(("STILLHOUSE_ISA", isa), &tests, 2);
     }
 }
 
-/// The tests of layers once more as candle graphs, in a process of their own. What is of the kernels
-/// alone begins with that word.
+/// Runs the layer tests on the graph engine, in a child process. Tests of the kernels alone have the
+/// prefix `kernels`.
 #[test]
-fn kernels_and_graphs_agree() {
-    let run = std::process::Command::new(std::env::current_exe().unwrap())
-        .env("STILLHOUSE_ENGINE", "graph")
-        .args(["--skip", "kernels_", "--test-threads=1"])
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+fn kernels_and_graph_engine_agree() {
+    child::rerun(("STILLHOUSE_ENGINE", "graph"), &["--skip", "kernels_"], 9);
 }
 
 /// A small residual network with every layer.
@@ -356,7 +348,7 @@ fn train(threads: usize) -> (Vec<f64>, Vec<u32>) {
 }
 
 #[test]
-fn any_thread_count_gives_the_same_bits() {
+fn results_do_not_depend_on_thread_count() {
     let (losses, one) = train(1);
     assert!(losses.windows(2).all(|w| w[1] < w[0]), "the loss must fall: {losses:?}");
     for threads in [2, 4] {
@@ -365,7 +357,7 @@ fn any_thread_count_gives_the_same_bits() {
 }
 
 #[test]
-fn max_pool_takes_the_first_maximum() {
+fn max_pool_uses_first_maximum() {
     let params = ParamStore::new(DType::F64, &device()).unwrap();
     let mut tape = Tape::new(&params, Mode::EvalWithGrad).unwrap();
     for (k, s, p, h, w) in
@@ -373,7 +365,7 @@ fn max_pool_takes_the_first_maximum() {
     {
         tape.select_features(&["x", "y"]);
         tape.begin(Rng::new(0), 0);
-        // Few different values, so that there are ties.
+        // Few distinct values, so that there are ties.
         let x = (random("pool", &[2, 3, h, w], DType::F64).affine(2.0, 0.0).unwrap()).round().unwrap();
         let node = tape.input(&x).unwrap();
         let node = tape.relu(&node).unwrap();
@@ -407,7 +399,7 @@ fn max_pool_takes_the_first_maximum() {
 }
 
 #[test]
-fn a_candle_graph_is_a_node() {
+fn candle_expression_as_node() {
     let params = ParamStore::new(DType::F64, &device()).unwrap();
     let p = params.builder(Rng::new(1));
     let conv =
@@ -439,7 +431,7 @@ fn a_candle_graph_is_a_node() {
 }
 
 #[test]
-fn what_needs_no_gradient_gets_none() {
+fn frozen_parameters_get_no_gradient() {
     let net = Net::new(ConvSpec::new(6, 8, 3), true, Activation::Relu, DType::F64);
     net.params.set_trainable(net.params.id("conv.weight").unwrap(), false);
     let names: Vec<String> = net
@@ -452,7 +444,7 @@ fn what_needs_no_gradient_gets_none() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_is_named() {
+fn names_non_finite_gradient() {
     let net = Net::new(ConvSpec::new(6, 8, 3), false, Activation::None, DType::F32);
     let run = |scale: f64| {
         let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
@@ -465,7 +457,7 @@ fn a_gradient_that_is_not_finite_is_named() {
 }
 
 #[test]
-fn misuse_is_an_error() {
+fn rejects_misuse() {
     let net = Net::new(ConvSpec::new(6, 8, 3), true, Activation::Relu, DType::F32);
     let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
     let images = random("images", &[2, 2, 4, 4], DType::F32);
@@ -478,7 +470,7 @@ fn misuse_is_an_error() {
     tape.begin(Rng::new(0), 1);
     assert!(text(net.front.forward(&x, &mut tape).unwrap_err()).contains("earlier pass"));
     tape.select_features(&["nothing"]);
-    assert!(text(tape.outputs().unwrap_err()).contains("no tap `nothing`"));
+    assert!(text(tape.outputs().unwrap_err()).contains("no feature `nothing`"));
     let loss = Tensor::new(1f32, &device()).unwrap();
     assert!(text(tape.backward(&loss).unwrap_err()).contains("nothing is recorded"));
     let mut eval = Tape::new(&net.params, Mode::Eval).unwrap();
@@ -490,48 +482,11 @@ fn misuse_is_an_error() {
     assert!(text(e).contains("more than one value per channel"));
 }
 
-/// A frozen network in bf16 gives what f64 gives, to the precision of bf16, and the same bits for any
-/// thread count; where the machine has no tiles it says so.
+/// Large maps of 1x1 convolutions use the fused backward pass with few threads, bit-identical to the
+/// separate passes with many threads; the gradient of a second consumer of `x` is added to that of the
+/// first.
 #[test]
-fn kernels_in_bf16_are_near_f64() {
-    let frozen = |net: &Net, bf16: bool, images: &Tensor| -> Result<Vec<f64>> {
-        let mut tape = Tape::new(&net.params, Mode::Inference)?;
-        if bf16 {
-            tape.set_precision(Precision::Bf16)?;
-        }
-        Ok(net.run(images, &mut tape)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
-    };
-    for (i, spec) in specs().into_iter().enumerate() {
-        for (act, bn) in [(Activation::None, true), (Activation::Relu6, i % 2 == 0)] {
-            let single = Net::new(spec, bn, act, DType::F32);
-            let images = random("images", &[3, 2, 9, 8], DType::F32);
-            let near = match frozen(&single, true, &images) {
-                Ok(near) => near,
-                Err(e) => {
-                    assert!(e.to_string().contains("AMX"), "{e}");
-                    return;
-                }
-            };
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            assert_eq!(near, pool.install(|| frozen(&single, true, &images)).unwrap(), "{spec:?}");
-            let double = Net::new(spec, bn, act, DType::F64);
-            let exact = frozen(&double, false, &images.to_dtype(DType::F64).unwrap()).unwrap();
-            let size = (exact.iter().map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt();
-            let off = exact.iter().zip(&near).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
-            let off = (off / exact.len() as f64).sqrt() / size;
-            assert!(off < 0.01, "{spec:?}, batch norm {bn}: off by {off}");
-        }
-    }
-    let net = Net::new(ConvSpec::new(6, 5, 1), true, Activation::Relu, DType::F64);
-    let error = Tape::new(&net.params, Mode::Inference).unwrap().set_precision(Precision::Bf16).unwrap_err();
-    assert!(error.to_string().contains("f32 parameters"), "{error}");
-}
-
-/// Large maps of 1x1 convolutions get both gradients in one pass where there are few threads, to the
-/// bits that the separate passes of many threads give; by the second consumer of `x`, added to those of
-/// the first.
-#[test]
-fn kernels_give_both_gradients_in_one_pass() {
+fn kernels_fuse_pointwise_backward() {
     let train = |outputs: usize, act: Activation, add: bool, threads: usize| {
         let params = ParamStore::new(DType::F32, &device()).unwrap();
         let p = params.builder(Rng::new(3));
@@ -546,7 +501,7 @@ fn kernels_give_both_gradients_in_one_pass() {
             let mut tape = Tape::new(&params, Mode::Train).unwrap();
             tape.select_features(&["out"]);
             tape.begin(Rng::new(0), 0);
-            tape.measure(true);
+            tape.set_profiling(true);
             let images = tape.input(&random("images", &[31, 2, 33, 35], DType::F32)).unwrap();
             let x = front.forward(&images, &mut tape).unwrap();
             let y = first.forward(&x, &mut tape).unwrap();
@@ -560,10 +515,10 @@ fn kernels_give_both_gradients_in_one_pass() {
             let out = tape.outputs().unwrap().remove(0).1;
             let weights = random("loss", out.dims(), DType::F32);
             let grads = tape.backward(&(out * weights).unwrap().sum_all().unwrap()).unwrap();
-            let spent = tape.spent();
-            let one_pass = spent.iter().filter(|s| s.work.ends_with("1x1, stride 1, on 33x35: gradients"));
+            let timings = tape.layer_timings();
+            let one_pass = timings.iter().filter(|s| s.name.ends_with("1x1, stride 1, on 33x35: gradients"));
             let calls: usize = one_pass.map(|s| s.calls).sum();
-            assert_eq!(calls, if threads > 32 { 0 } else { 2 }, "{spent:?}");
+            assert_eq!(calls, if threads > 32 { 0 } else { 2 }, "{timings:?}");
             let bits = params.all().into_iter().filter_map(|param| {
                 let gradient = grads.param(&param.name).unwrap()?.flatten_all().unwrap().to_vec1::<f32>();
                 Some((param.name, gradient.unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()))
@@ -583,21 +538,22 @@ fn kernels_give_both_gradients_in_one_pass() {
 }
 
 #[test]
-fn kernels_are_measured_on_demand() {
+fn kernels_report_layer_timings() {
     let net = Net::new(ConvSpec::new(6, 8, 3), true, Activation::Relu, DType::F32);
     let images = random("images", &[2, 2, 5, 7], DType::F32);
     let mut tape = Tape::new(&net.params, Mode::Train).unwrap();
     net.run(&images, &mut tape).unwrap();
-    assert!(tape.spent().is_empty());
-    tape.measure(true);
+    assert!(tape.layer_timings().is_empty());
+    tape.set_profiling(true);
     let out = net.run(&images, &mut tape).unwrap();
     tape.backward(&out.sum_all().unwrap()).unwrap();
-    let spent = tape.spent();
+    let timings = tape.layer_timings();
     for (part, macs) in
         [("forward", 2 * 5 * 7 * 6 * 8 * 9), ("weight gradient", 2 * 5 * 7 * 6 * 8 * 9), ("norm", 0)]
     {
-        let work = format!("conv 6 to 8, 3x3, stride 1, on 5x7: {part}");
-        let found = spent.iter().find(|s| s.work == work).unwrap_or_else(|| panic!("{work} in {spent:?}"));
-        assert_eq!((found.calls, found.macs), (1, macs), "{work}");
+        let name = format!("conv 6 to 8, 3x3, stride 1, on 5x7: {part}");
+        let found =
+            timings.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("{name} in {timings:?}"));
+        assert_eq!((found.calls, found.macs), (1, macs), "{name}");
     }
 }

@@ -1,4 +1,6 @@
-//! Optimizers against plain loops of their definitions, and their states.
+//! Optimizers compared with naive loops, and their states.
+
+mod child;
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Adam, Hyper, Optimizer, Sgd};
@@ -41,11 +43,11 @@ fn flat(grads: &Gradients, name: &str) -> Vec<f64> {
 }
 
 #[test]
-fn adam_and_adamw_by_their_definition() {
+fn adam_matches_reference() {
     for dtype in [DType::F64, DType::F32] {
         for decoupled in [false, true] {
             let (params, linear) = store(dtype);
-            let mut rule = if decoupled { Adam::decoupled(BETAS, 1e-3) } else { Adam::new(BETAS, 1e-3) };
+            let mut optimizer = if decoupled { Adam::decoupled(BETAS, 1e-3) } else { Adam::new(BETAS, 1e-3) };
             let names = ["fc.weight", "fc.bias"];
             let mut want = names.map(|n| value(&params, n));
             let mut means = want.clone().map(|p| vec![[0.0; 2]; p.len()]);
@@ -64,7 +66,7 @@ fn adam_and_adamw_by_their_definition() {
                         *p -= HYPER.lr * m / (v.sqrt() + 1e-3);
                     }
                 }
-                rule.step(&params, &grads, |_| Some(HYPER)).unwrap();
+                optimizer.step(&params, &grads, |_| Some(HYPER)).unwrap();
                 let tolerance = if dtype == DType::F64 { 1e-13 } else { 2e-6 };
                 for (name, want) in names.into_iter().zip(&want) {
                     assert_close(
@@ -80,66 +82,67 @@ fn adam_and_adamw_by_their_definition() {
     }
 }
 
-/// A parameter that does not move keeps its count of steps, and padding of the panels stays zero.
+/// A parameter without an update keeps its step count, and padding of packed weights stays zero.
 #[test]
-fn what_does_not_move_does_not_count() {
+fn counts_steps_per_parameter() {
     let (params, linear) = store(DType::F64);
     let (other, _) = store(DType::F64);
-    let mut rule = Adam::decoupled(BETAS, 1e-8);
+    let mut optimizer = Adam::decoupled(BETAS, 1e-8);
     let mut late = Adam::decoupled(BETAS, 1e-8);
     let start = value(&params, "fc.bias");
-    rule.step(&params, &gradients(&params, &linear, 1), |p| (p.name == "fc.weight").then_some(HYPER))
+    optimizer
+        .step(&params, &gradients(&params, &linear, 1), |p| (p.name == "fc.weight").then_some(HYPER))
         .unwrap();
     assert_eq!(value(&params, "fc.bias"), start);
     params
         .import(params.id("fc.weight").unwrap(), &other.export(other.id("fc.weight").unwrap()).unwrap())
         .unwrap();
-    rule.step(&params, &gradients(&params, &linear, 2), |_| Some(HYPER)).unwrap();
+    optimizer.step(&params, &gradients(&params, &linear, 2), |_| Some(HYPER)).unwrap();
     late.step(&other, &gradients(&other, &linear, 2), |_| Some(HYPER)).unwrap();
     assert_eq!(value(&params, "fc.bias"), value(&other, "fc.bias"));
     assert_ne!(value(&params, "fc.weight"), value(&other, "fc.weight"));
 }
 
 #[test]
-fn states_go_through_a_checkpoint() {
-    let rules: [fn() -> Optimizer; 3] = [
+fn restores_state() {
+    let optimizers: [fn() -> Optimizer; 3] = [
         || Optimizer::Sgd(Sgd::new(0.9, true)),
         || Optimizer::Adam(Adam::new(BETAS, 1e-8)),
         || Optimizer::Adam(Adam::decoupled(BETAS, 1e-8)),
     ];
-    for make in rules {
+    for make in optimizers {
         let (params, linear) = store(DType::F32);
-        let mut rule = make();
+        let mut optimizer = make();
         for t in 0..2 {
-            rule.step(&params, &gradients(&params, &linear, t), |_| Some(HYPER)).unwrap();
+            optimizer.step(&params, &gradients(&params, &linear, t), |_| Some(HYPER)).unwrap();
         }
         let (again, _) = store(DType::F32);
         for (name, values) in params.export_all().unwrap() {
             again.import(again.id(&name).unwrap(), &values).unwrap();
         }
-        let state = rule.state(&params).unwrap();
+        let state = optimizer.state(&params).unwrap();
         let mut other = make();
         other.load_state(&again, &state).unwrap();
-        rule.step(&params, &gradients(&params, &linear, 2), |_| Some(HYPER)).unwrap();
+        optimizer.step(&params, &gradients(&params, &linear, 2), |_| Some(HYPER)).unwrap();
         other.step(&again, &gradients(&again, &linear, 2), |_| Some(HYPER)).unwrap();
         assert_eq!(value(&params, "fc.weight"), value(&again, "fc.weight"));
         assert!(make().load_state(&again, &[("nothing.step".into(), state[0].1.clone())]).is_err());
-        if matches!(rule, Optimizer::Adam(_)) {
+        if matches!(optimizer, Optimizer::Adam(_)) {
             assert!(make().load_state(&again, &state[..2]).unwrap_err().to_string().contains("exp_avg_sq"));
         }
     }
 }
 
-/// As many values, in another order.
+/// The same number of values in another order.
 #[test]
-fn kernels_do_not_take_the_state_of_a_graph() {
+fn kernels_reject_state_of_graph_engine() {
     let of = |engine: Engine| {
         let params = ParamStore::with_engine(DType::F32, &Device::Cpu, engine).unwrap();
         let init = Init::Uniform(1.0);
         let linear = Linear::new(5, 16, "fc", init, None, &params.builder(Rng::new(1))).unwrap();
-        let mut rule = Optimizer::Sgd(Sgd::new(0.9, false));
-        rule.step(&params, &gradients(&params, &linear, 0), |_| Some(HYPER)).unwrap();
-        let state = rule.state(&params).unwrap();
+        let mut optimizer = Optimizer::Sgd(Sgd::new(0.9, false));
+        optimizer.step(&params, &gradients(&params, &linear, 0), |_| Some(HYPER)).unwrap();
+        let state = optimizer.state(&params).unwrap();
         (params, state)
     };
     let ((one, a), (other, b)) = (of(Engine::Kernels), of(Engine::Graph));
@@ -151,7 +154,7 @@ fn kernels_do_not_take_the_state_of_a_graph() {
 }
 
 #[test]
-fn norms_are_clipped_over_what_moves() {
+fn clips_norm_of_selected_parameters() {
     let (params, linear) = store(DType::F64);
     let mut grads = gradients(&params, &linear, 1);
     let before = [flat(&grads, "fc.weight"), flat(&grads, "fc.bias")];
@@ -159,25 +162,20 @@ fn norms_are_clipped_over_what_moves() {
     let all = norm(&before.concat());
     assert!((grads.norm().unwrap() - all).abs() < 1e-12 * all);
     let clip = |grads: &mut Gradients, most: f64, name: &str| {
-        let told = grads.clip_norm(most, |p| p.name.starts_with(name)).unwrap();
-        told.to_scalar::<f64>().unwrap()
+        let norm_before = grads.clip_norm(most, |p| p.name.starts_with(name)).unwrap();
+        norm_before.to_scalar::<f64>().unwrap()
     };
     assert!((clip(&mut grads, 10.0 * all, "") - all).abs() < 1e-12 * all);
     assert_eq!(flat(&grads, "fc.weight"), before[0]);
     let weight = norm(&before[0]);
-    let told = clip(&mut grads, 0.5 * weight, "fc.weight");
-    assert!((told - weight).abs() < 1e-12 * weight);
+    let norm_before = clip(&mut grads, 0.5 * weight, "fc.weight");
+    assert!((norm_before - weight).abs() < 1e-12 * weight);
     assert!((norm(&flat(&grads, "fc.weight")) - 0.5 * weight).abs() < 1e-5 * weight);
     assert_eq!(flat(&grads, "fc.bias"), before[1]);
 }
 
-/// All of this once more as candle graphs, in a process of its own.
+/// Runs these tests on the graph engine, in a child process.
 #[test]
-fn kernels_and_graphs_agree() {
-    let run = std::process::Command::new(std::env::current_exe().unwrap())
-        .env("STILLHOUSE_ENGINE", "graph")
-        .args(["--skip", "kernels_", "--test-threads=1"])
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+fn kernels_and_graph_engine_agree() {
+    child::rerun(("STILLHOUSE_ENGINE", "graph"), &["--skip", "kernels_"], 4);
 }

@@ -1,4 +1,6 @@
-//! Layers against stored PyTorch numbers (`pytorch/generate.py` made them), in f64 and f32.
+//! Layers compared with stored PyTorch results (`pytorch/generate.py`), in f64 and f32.
+
+mod child;
 
 use candle_core::{DType, Tensor};
 use serde_json::Value;
@@ -7,7 +9,7 @@ use stillhouse_ops::{
 };
 use stillhouse_testkit::{device, finite_diff::assert_close, generator};
 
-/// Uniform in [low, high) by the name's stream, rounded to f32.
+/// Uniform in [low, high) from the named stream, rounded to f32.
 fn tensor(name: &str, shape: &[usize], low: f64, high: f64, dtype: DType) -> Tensor {
     let unit = |z: u64| (z >> 11) as f64 / (1u64 << 53) as f64;
     let count = shape.iter().product();
@@ -89,7 +91,7 @@ fn check(case: &Value, dtype: DType) {
 }
 
 #[test]
-fn layers_equal_pytorch() {
+fn layers_match_pytorch() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pytorch/layers.json");
     let stored: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let cases = stored["cases"].as_array().unwrap();
@@ -109,7 +111,7 @@ fn check_map(case: &Value, dtype: DType) {
     let mut tape = Tape::new(&params, Mode::EvalWithGrad).unwrap();
     tape.select_features(&["copy", "out"]);
     let x = tape.input(&tensor("x", &input, -3.0, 3.0, dtype)).unwrap();
-    // The input has no record of its own to tell its gradient by.
+    // The input has no record of its own that would return its gradient.
     let x = tape.graph(&[&x], |x| Ok(x[0].clone())).unwrap();
     let y = match case["op"].as_str().unwrap() {
         "bilinear" => {
@@ -138,8 +140,8 @@ fn check_map(case: &Value, dtype: DType) {
 }
 
 #[test]
-fn maps_equal_pytorch() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pytorch/maps.json");
+fn map_layers_match_pytorch() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pytorch/map_layers.json");
     let stored: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let cases = stored["cases"].as_array().unwrap();
     for case in cases {
@@ -149,13 +151,8 @@ fn maps_equal_pytorch() {
     assert!(cases.len() >= 15);
 }
 
-/// All of this once more as candle graphs, in a process of its own.
+/// Runs these tests on the graph engine, in a child process.
 #[test]
-fn kernels_and_graphs_agree() {
-    let run = std::process::Command::new(std::env::current_exe().unwrap())
-        .env("STILLHOUSE_ENGINE", "graph")
-        .args(["--skip", "kernels_", "--test-threads=1"])
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+fn kernels_and_graph_engine_agree() {
+    child::rerun(("STILLHOUSE_ENGINE", "graph"), &["--skip", "kernels_"], 2);
 }

@@ -1,4 +1,4 @@
-//! `graph::svd`: reconstruction, gradients, and the points where there is no gradient.
+//! `graph::svd`: reconstruction, gradients, and points without a gradient.
 
 use candle_core::{DType, Tensor, Var};
 use stillhouse_ops::{Rng, graph};
@@ -18,7 +18,7 @@ const SHAPES: [[usize; 3]; 5] = [[3, 7, 4], [2, 4, 7], [1, 5, 5], [2, 1, 3], [2,
 
 /// `V^T S^2 V = X^T X`, and V has orthonormal rows.
 #[test]
-fn values_and_vectors_give_the_matrix_back() {
+fn reconstructs_the_gram_matrix() {
     for shape in SHAPES {
         let x = random("x", &shape);
         let n = shape[1].min(shape[2]);
@@ -34,14 +34,14 @@ fn values_and_vectors_give_the_matrix_back() {
         for row in list(&s).chunks(n) {
             assert!(row.windows(2).all(|w| w[0] >= w[1]) && row[n - 1] > 0.0, "{row:?}");
         }
-        // In single precision, to its own rounding.
+        // In f32, up to its rounding.
         let (s32, _) = graph::svd(&x.to_dtype(DType::F32).unwrap(), 99).unwrap();
         assert_eq!(s32.dtype(), DType::F32);
         finite_diff::assert_close(&list(&s32), &list(&s), 1e-5, 1e-6, &what);
     }
 }
 
-/// A loss that the arbitrary signs do not change.
+/// A loss that does not depend on the arbitrary signs.
 fn loss(x: &Tensor, n: usize) -> Tensor {
     let (s, v) = graph::svd(x, n).unwrap();
     let scaled = v.transpose(1, 2).unwrap().broadcast_mul(&s.unsqueeze(1).unwrap()).unwrap();
@@ -59,7 +59,7 @@ fn gradient(x: &Tensor, n: usize) -> Vec<f64> {
 }
 
 #[test]
-fn gradients_are_central_differences() {
+fn gradients_match_central_differences() {
     for shape in SHAPES {
         for n in 1..=shape[1].min(shape[2]) {
             let x = random("x", &shape);
@@ -67,14 +67,20 @@ fn gradients_are_central_differences() {
                 loss(&Tensor::from_slice(v, &shape[..], &device()).unwrap(), n).to_scalar::<f64>().unwrap()
             };
             let want = finite_diff::central_difference(at, &list(&x), 1e-5);
-            finite_diff::assert_close(&gradient(&x, n), &want, 1e-6, 1e-7, &format!("{shape:?}, {n} vectors"));
+            finite_diff::assert_close(
+                &gradient(&x, n),
+                &want,
+                1e-6,
+                1e-7,
+                &format!("{shape:?}, {n} vectors"),
+            );
         }
     }
 }
 
-/// Rank two of four: vectors of zero are zero, and what is left is right.
+/// Rank two of four: vectors of zero values are zero, and the rest is correct.
 #[test]
-fn zero_values_have_no_vector() {
+fn zero_values_have_zero_vectors() {
     for (r, c) in [(6, 4), (4, 6)] {
         let x = random("left", &[1, r, 2]).matmul(&random("right", &[1, 2, c])).unwrap();
         let (s, v) = graph::svd(&x, 4).unwrap();
@@ -84,7 +90,7 @@ fn zero_values_have_no_vector() {
         let at = |v: &[f64]| {
             loss(&Tensor::from_slice(v, (1, r, c), &device()).unwrap(), 2).to_scalar::<f64>().unwrap()
         };
-        // Only the first two: the others move by the root of a difference.
+        // Only the first two: the others vary as the root of a difference.
         let want = finite_diff::central_difference(at, &list(&x), 1e-5);
         finite_diff::assert_close(&gradient(&x, 2), &want, 1e-6, 1e-7, "rank two");
     }
@@ -111,21 +117,21 @@ fn degenerate_points_are_finite() {
 
 /// Rows and columns may be views; f32 and f64; any number of threads.
 #[test]
-fn threads_and_views_change_nothing() {
+fn results_do_not_depend_on_threads_or_views() {
     let x = random("x", &[9, 5, 6]).to_dtype(DType::F32).unwrap();
     let bits = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| gradient(&x, 3).iter().map(|v| v.to_bits()).collect::<Vec<_>>())
     };
     assert_eq!(bits(1), bits(3));
-    let turned = x.transpose(1, 2).unwrap();
-    let a = list(&graph::svd(&turned, 4).unwrap().0);
-    let b = list(&graph::svd(&turned.contiguous().unwrap(), 4).unwrap().0);
+    let transposed = x.transpose(1, 2).unwrap();
+    let a = list(&graph::svd(&transposed, 4).unwrap().0);
+    let b = list(&graph::svd(&transposed.contiguous().unwrap(), 4).unwrap().0);
     assert_eq!(a, b);
 }
 
 #[test]
-fn misfits_are_told() {
+fn rejects_mismatched_shapes() {
     let x = random("x", &[2, 3]);
     assert!(graph::svd(&x, 1).unwrap_err().to_string().contains("[B, R, C]"));
     let x = random("x", &[1, 2, 3]);

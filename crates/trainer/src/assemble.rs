@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use stillhouse_core::data::{Dataset, Split};
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::Ema;
-use stillhouse_ops::{Kind, Mode, Param};
+use stillhouse_ops::{ParamKind, Mode, Param};
 use stillhouse_runs::{RunDir, TeacherSummary};
 
 use crate::config::{CellConfig, Precision};
@@ -73,7 +73,7 @@ pub(crate) fn learner(
     }
     let groups = Groups::new(&config.train);
     let all = student.params.all();
-    let moves = |p: &&Param| p.kind == Kind::Weight && p.trainable && groups.hyper(p, 1.0).is_some();
+    let moves = |p: &&Param| p.kind == ParamKind::Weight && p.trainable && groups.hyper(p, 1.0).is_some();
     let connectors = all.iter().filter(|p| !is_own(&p.name)).filter(moves).map(|p| p.name.clone()).collect();
     let names: Vec<String> = all.into_iter().map(|p| p.name).collect();
     if let Some(pattern) = groups.unused(&names).first() {
@@ -86,7 +86,7 @@ pub(crate) fn learner(
     let average = config.train.ema.map(|decay| Ema::new(decay, &student.params, |p| is_own(&p.name)));
     let average = average.transpose()?;
     let mut tape = Tape::new(&student.params, mode)?;
-    tape.set_checkpointing(config.train.checkpointing);
+    tape.set_gradient_checkpointing(config.train.checkpointing);
     if let Some(teacher) = &mut teacher {
         teacher.tape.share_memory(&tape);
     }

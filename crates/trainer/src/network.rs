@@ -28,7 +28,7 @@ impl Network {
     pub fn new(context: &Context, config: &NetworkConfig, classes: usize, rng: Rng) -> Result<Self> {
         let row = context.registries.models.get(&config.model)?;
         let params =
-            ParamStore::new(candle_core::DType::F32, &context.device)?.in_precision(context.precision)?;
+            ParamStore::new(candle_core::DType::F32, &context.device)?.with_precision(context.precision)?;
         let name = config.model.clone();
         let request = ModelSpec { name, classes, variant: config.variant.clone() };
         let model = (row.build)(&request, &params.builder(rng))?;

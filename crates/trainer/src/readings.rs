@@ -117,7 +117,7 @@ impl Readings {
     /// Refuses gradients that are not finite.
     pub(crate) fn finite(&mut self, of: &Place, gradients: &Gradients) -> Result<()> {
         let params = gradients.names();
-        self.note(Note::Zeros { of: of.clone(), params }, Some(gradients.zeros()?))
+        self.note(Note::Zeros { of: of.clone(), params }, Some(gradients.non_finite_flags()?))
     }
 
     /// How many images of a part are classified right, a scalar.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 use stillhouse_core::Rng;
 use stillhouse_core::data::{BatchSource, Dataset, LoaderSpec, Position, Sampler, Split};
-use stillhouse_ops::Kind;
+use stillhouse_ops::ParamKind;
 use stillhouse_runs::{Best, CellResult, EpochLog, RunDir, RunSummary, TeacherSummary};
 
 use crate::assemble::learner;
@@ -404,7 +404,7 @@ impl<'a> Run<'a> {
         let student_sha256 = self.folder.write_student(&own)?;
         evaluation.write(&self.folder.predictions_path())?;
         let (cell, config, (height, width)) = (self.cell, self.config, self.config.data.size());
-        let weights = params.all().into_iter().filter(|p| p.kind == Kind::Weight && is_own(&p.name));
+        let weights = params.all().into_iter().filter(|p| p.kind == ParamKind::Weight && is_own(&p.name));
         let result = CellResult {
             format: CellResult::FORMAT,
             experiment: cell.experiment.clone(),

@@ -285,7 +285,7 @@ impl Learner {
                 continue;
             }
             let total = part.shared(add_up(&terms, part, &mut self.readings)?)?;
-            let gradients = Gradients::of_graph(&self.student.params, &total)?;
+            let gradients = Gradients::from_graph(&self.student.params, &total)?;
             self.readings.finite(&part.place, &gradients)?;
             sum = Some(added(sum, gradients)?);
         }
@@ -352,7 +352,7 @@ fn note_moved(
 ) -> Result<()> {
     let (mut names, mut values) = (Vec::new(), Vec::new());
     for name in connectors.iter().filter(|name| !known.contains(*name) && !is_opponents(name)) {
-        if let Some(largest) = gradients.largest(name)? {
+        if let Some(largest) = gradients.max_abs(name)? {
             names.push(name.clone());
             values.push(largest);
         }

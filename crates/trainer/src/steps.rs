@@ -2,7 +2,7 @@
 //! fit is refused before the first one.
 
 use stillhouse_core::model::Model;
-use stillhouse_ops::{Kind, ParamStore};
+use stillhouse_ops::{ParamKind, ParamStore};
 
 use crate::config::CellConfig;
 use crate::groups::{Groups, fits};
@@ -139,7 +139,7 @@ pub(crate) fn check_moves(
             return Err(Error::config(origin(cell), what));
         }
         let trained =
-            own().filter(|p| p.kind == Kind::Weight && p.trainable && groups.hyper(p, 1.0).is_some());
+            own().filter(|p| p.kind == ParamKind::Weight && p.trainable && groups.hyper(p, 1.0).is_some());
         if !trained.into_iter().any(|p| plan.moves(&p.name)) {
             let what = format!(
                 "{place} moves nothing: no weight that is trained fits {:?} (is it frozen, or a statistic?)",

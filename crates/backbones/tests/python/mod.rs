@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::{Card, Precision, export, load_weights, onnx, registry};
 use stillhouse_core::model::Model;
 use stillhouse_core::{ParamStore, Rng, Tape};
-use stillhouse_ops::{Init, Kind, Mode};
+use stillhouse_ops::{Init, ParamKind, Mode};
 
 use crate::onnx::{NETWORKS, request};
 
@@ -59,7 +59,7 @@ fn randomize(params: &ParamStore) {
         let values = (other.export(id).unwrap() + around).unwrap();
         params.import(params.id(&param.name).unwrap(), &values).unwrap();
     }
-    assert!(params.all().iter().any(|p| p.kind == Kind::Weight));
+    assert!(params.all().iter().any(|p| p.kind == ParamKind::Weight));
 }
 
 fn logits(net: &dyn Model, params: &ParamStore, images: &Tensor) -> Tensor {

@@ -1,4 +1,4 @@
-//! Convolution: forward, gradient of the map, gradient of the weight.
+//! Convolution: forward pass, data gradient, weight gradient.
 
 use std::ffi::c_void;
 
@@ -14,12 +14,12 @@ use super::descriptors::{Convolution, Filter, Map};
 use super::{Context, Number, factor, fresh, math, read, sizes, view, write_to};
 use crate::kernels::geometry::ConvSpec;
 
-/// More memory than this an algorithm does not get.
-const MOST_WORKSPACE: usize = 1 << 30;
-/// More algorithms than cuDNN has for a pass, counted once for each way to multiply.
-const MOST_FOUND: i32 = 32;
+/// Maximum workspace of an algorithm, in bytes.
+const MAX_WORKSPACE: usize = 1 << 30;
+/// Upper bound on the algorithms of a pass, counted once per math type.
+const MAX_ALGORITHMS: i32 = 32;
 
-/// A convolution on maps of one size.
+/// Geometry of a convolution for one map size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Geometry {
     x: [i32; 4],
@@ -31,21 +31,21 @@ pub(super) struct Geometry {
     groups: i32,
 }
 
-/// Which of the three passes; what they read, and what they make.
+/// Pass of a convolution, with its operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Pass {
     /// Map and weight to result.
     Forward,
-    /// Weight and gradient of the result to gradient of the map.
+    /// Weight and output gradient to data gradient.
     Data,
-    /// Map and gradient of the result to gradient of the weight.
+    /// Map and output gradient to weight gradient.
     Weight,
 }
 
-/// What an algorithm is chosen for.
+/// Key of the algorithm cache.
 pub(super) type Key = (Geometry, Pass, DType, bool);
 
-/// An algorithm, its workspace in bytes, and how it multiplies.
+/// Algorithm, workspace size in bytes, and math type.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Algorithm {
     choice: Choice,
@@ -60,11 +60,12 @@ enum Choice {
     Weight(sys::cudnnConvolutionBwdFilterAlgo_t),
 }
 
-/// `[B, C, H, W]` with `weight [O, C / groups, k, k]` to `[B, O, H', W']`, checked before.
+/// Convolves `[B, C, H, W]` with `weight [O, C / groups, k, k]` to `[B, O, H', W']`; arguments are
+/// validated by the caller.
 pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> crate::Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let ((oh, top), (ow, left)) = (spec.along(h)?, spec.along(w)?);
-    // cuDNN pads alike on both sides; what is missing behind is put there first.
+    // cuDNN pads symmetrically; additional trailing padding is added explicitly.
     let reach = spec.dilation * (spec.kernel - 1) + 1;
     let behind = |size: usize, out: usize, before: usize| {
         ((out - 1) * spec.stride + reach).saturating_sub(size + 2 * before)
@@ -121,8 +122,9 @@ impl Conv {
         }
     }
 
-    /// The fastest that is deterministic and frugal: the first time measured on the values of this call,
-    /// whose result is overwritten, then remembered. Nothing where cuDNN has none.
+    /// Selects the fastest deterministic algorithm within the workspace limit: benchmarked on the first
+    /// call with its own operands, whose result is overwritten, then cached. Returns `None` if cuDNN has
+    /// none.
     fn algorithm<T: Number>(
         &self,
         d: &Descriptors,
@@ -137,27 +139,27 @@ impl Conv {
             return Ok(*known);
         }
         let (handle, stream) = (context.handle, device.cuda_stream());
-        // Lists are sorted by time: expected by cuDNN's heuristics, or measured.
+        // Lists are sorted by time, as predicted by cuDNN's heuristics or measured.
         macro_rules! ask {
             ($choice:path, $perf:ty, $call:path, $($arg:expr),* => $($end:expr),*) => {{
                 let mut found = 0;
-                // SAFETY: plain numbers, for which zeros are valid values.
-                let mut list: [$perf; MOST_FOUND as usize] = unsafe { std::mem::zeroed() };
-                // SAFETY: all descriptors are alive and say what memory the pointers have; the list has
-                // that many places.
+                // SAFETY: plain data, for which zeros are valid.
+                let mut list: [$perf; MAX_ALGORITHMS as usize] = unsafe { std::mem::zeroed() };
+                // SAFETY: all descriptors are alive and describe the memory behind the pointers; the list
+                // has that many entries.
                 let status = unsafe {
-                    $call(handle, $($arg,)* MOST_FOUND, &mut found, list.as_mut_ptr() $(, $end)*)
+                    $call(handle, $($arg,)* MAX_ALGORITHMS, &mut found, list.as_mut_ptr() $(, $end)*)
                 };
                 let found = if status.result().is_ok() { usize::try_from(found).unwrap_or(0) } else { 0 };
                 list.iter()
                     .take(found)
                     .filter(|a| a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC)
-                    .filter(|a| a.status.result().is_ok() && a.memory <= MOST_WORKSPACE)
+                    .filter(|a| a.status.result().is_ok() && a.memory <= MAX_WORKSPACE)
                     .map(|a| Algorithm { choice: $choice(a.algo), bytes: a.memory, math: a.mathType })
                     .collect::<Vec<_>>()
             }};
         }
-        // What is expected; and what is measured, in a workspace that is large enough for all of these.
+        // Predicted algorithms, and a benchmark of them in a workspace that fits them all.
         macro_rules! search {
             (
                 $choice:path, $perf:ty, $expect:path, ($($descriptor:expr),*),
@@ -171,7 +173,7 @@ impl Conv {
                         ask!($choice, $perf, $measure, $($arg),* => space, bytes)
                     }
                     Ok(_) => Vec::new(),
-                    // Hardly any memory is left.
+                    // Memory is nearly exhausted.
                     Err(_) => expected.iter().copied().min_by_key(|a| a.bytes).into_iter().collect(),
                 };
                 measured.into_iter().chain(expected).next()
@@ -204,7 +206,7 @@ impl Conv {
                 (x, a, y, b, conv, w, out)
             ),
         };
-        // Whatever else an algorithm could do.
+        // Forces FMA math, whatever else the algorithm supports.
         let strictly = |a: Algorithm| Algorithm { math: sys::cudnnMathType_t::CUDNN_FMA_MATH, ..a };
         let chosen = if strict { chosen.map(strictly) } else { chosen };
         context.algorithms.insert(key, chosen);
@@ -236,8 +238,8 @@ impl Conv {
             write_to!(space = space, &stream);
             let (x, w, y, conv) = (d.x.raw(), d.weight.raw(), d.y.raw(), d.conv.raw());
             let bytes = algorithm.bytes;
-            // SAFETY: descriptors say what memory the pointers have, which lives until the call is in
-            // the stream and is freed in its order.
+            // SAFETY: descriptors describe the memory behind the pointers, which lives until the call is
+            // enqueued and is freed in stream order.
             let status = unsafe {
                 match algorithm.choice {
                     Choice::Forward(algo) => sys::cudnnConvolutionForward(
@@ -264,7 +266,7 @@ impl CustomOp2 for Conv {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("conv2d: this form of it runs on a card")
+        candle_core::bail!("conv2d: requires a GPU")
     }
 
     fn cuda_fwd(
@@ -311,7 +313,7 @@ impl CustomOp2 for Conv {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let of = |pass: Pass, a: &Tensor| a.apply_op2_no_bwd(&dy, &Conv { geometry: self.geometry, pass });
-        // Nothing for images and weights that need none.
+        // Skips gradients that images or weights do not need.
         let dx = x.track_op().then(|| of(Pass::Data, weight)).transpose()?;
         let dw = weight.track_op().then(|| of(Pass::Weight, x)).transpose()?;
         Ok((dx, dw))

@@ -1,4 +1,4 @@
-//! Descriptors of cuDNN that are destroyed when they are dropped.
+//! Owned cuDNN descriptors, destroyed on drop.
 
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::cudnn::{CudnnDataType, result, sys};
@@ -22,7 +22,7 @@ macro_rules! descriptor {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                // SAFETY: made by this type and destroyed once. An error has nowhere to go.
+                // SAFETY: created by this type and destroyed once. Errors cannot be reported from `drop`.
                 let _ = unsafe { $destroy(self.0) };
             }
         }
@@ -30,37 +30,37 @@ macro_rules! descriptor {
 }
 
 descriptor!(
-    /// Of a map `[B, C, H, W]`.
+    /// A map `[B, C, H, W]`.
     Map,
     sys::cudnnTensorDescriptor_t,
     result::create_tensor_descriptor,
     result::destroy_tensor_descriptor
 );
 descriptor!(
-    /// Of a weight `[O, I, kh, kw]`.
+    /// A weight `[O, I, kh, kw]`.
     Filter,
     sys::cudnnFilterDescriptor_t,
     result::create_filter_descriptor,
     result::destroy_filter_descriptor
 );
 descriptor!(
-    /// Of a convolution.
+    /// A convolution.
     Convolution,
     sys::cudnnConvolutionDescriptor_t,
     result::create_convolution_descriptor,
     result::destroy_convolution_descriptor
 );
 descriptor!(
-    /// Of a pooling.
+    /// A pooling.
     Pooling,
     sys::cudnnPoolingDescriptor_t,
     result::create_pooling_descriptor,
     destroy_pooling
 );
 
-/// cudarc has no call for it.
+/// Missing in cudarc's safe API.
 unsafe fn destroy_pooling(pooling: sys::cudnnPoolingDescriptor_t) -> result::CudnnResult<()> {
-    // SAFETY: the caller's.
+    // SAFETY: by the caller.
     unsafe { sys::cudnnDestroyPoolingDescriptor(pooling) }.result()
 }
 
@@ -74,7 +74,7 @@ impl Map {
         Ok(map)
     }
 
-    /// Of the parameters of a batch norm of maps of that type, over all pixels.
+    /// Describes the parameters of a batch norm over all pixels, for maps of type `T`.
     pub(super) fn of_channels<T: Number>(channels: i32) -> Result<Self> {
         Self::new::<T::Wide>([1, channels, 1, 1])
     }
@@ -118,7 +118,7 @@ impl Convolution {
         Ok(conv)
     }
 
-    /// How it may multiply.
+    /// Sets the math type.
     pub(super) fn set_math(&self, math: sys::cudnnMathType_t) -> Result<()> {
         // SAFETY: the descriptor is alive.
         Ok(unsafe { result::set_convolution_math_type(self.0, math) }?)
@@ -126,7 +126,7 @@ impl Convolution {
 }
 
 impl Pooling {
-    /// Of maxima, of square windows.
+    /// Describes max pooling with square windows.
     pub(super) fn max(kernel: usize, padding: usize, stride: usize) -> Result<Self> {
         let pooling = Self::make()?;
         let [kernel, padding, stride] = sizes([kernel, padding, stride])?;

@@ -1,9 +1,9 @@
-//! Convolution, batch norm and pooling on an NVIDIA card, by cuDNN; optimizers, by a kernel of their own.
-//! What is not here is composed of candle's operations.
+//! NVIDIA GPUs: convolution, batch norm and pooling by cuDNN, optimizer updates by own kernels. All other
+//! operations are composed of candle's.
 //!
-//! Maps are `[B, C, H, W]`, contiguous, f32, f64 or bf16. What cuDNN says that it cannot do in bf16 is
-//! done in f32 between two casts. Every algorithm of convolution is the fastest that
-//! cuDNN calls deterministic, measured once for every shape: that pass waits for the card, no other does.
+//! Maps are `[B, C, H, W]`, contiguous, f32, f64 or bf16. Operations that cuDNN does not support in bf16
+//! run in f32 between two casts. Each convolution uses the fastest algorithm that cuDNN declares
+//! deterministic, benchmarked once per shape; only that first pass synchronizes with the GPU.
 
 #![allow(unsafe_code)]
 
@@ -37,14 +37,14 @@ use half::bf16;
 
 static TF32: AtomicBool = AtomicBool::new(false);
 
-/// Whether products of f32 may be rounded to TF32 (10 bits of mantissa, sums in f32) on cards that
-/// have it, in convolutions and matrix products. Off at first.
+/// Permits TF32 (10 bits of mantissa, accumulation in f32) for convolutions and matrix products of f32 on
+/// GPUs that support it. Off by default.
 pub fn allow_tf32(on: bool) {
     TF32.store(on, Ordering::Relaxed);
     candle_core::cuda_backend::set_gemm_reduced_precision_f32(on);
 }
 
-/// How convolutions may multiply.
+/// Returns the math type of convolutions.
 fn math<T: Number>() -> sys::cudnnMathType_t {
     match T::TYPE {
         DType::BF16 => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
@@ -53,11 +53,11 @@ fn math<T: Number>() -> sys::cudnnMathType_t {
     }
 }
 
-/// The types of maps.
+/// Element types of maps.
 trait Number: CudaDType + CudnnDataType + DeviceRepr + ValidAsZeroBits {
-    /// candle's name of the type.
+    /// The corresponding candle dtype.
     const TYPE: DType;
-    /// What sums, factors and the parameters of batch norm are.
+    /// Type of accumulators, scaling factors and batch norm parameters.
     type Wide: Number;
     const ONE: Self::Wide;
     const ZERO: Self::Wide;
@@ -77,21 +77,21 @@ number!(f32, F32, f32);
 number!(f64, F64, f64);
 number!(bf16, BF16, f32);
 
-/// Whether cuDNN does not do a thing in bf16 that it may do in f32.
+/// Returns whether the status means that cuDNN does not support an operation in bf16.
 fn lacks<T: Number>(status: sys::cudnnStatus_t) -> bool {
-    // Since its version 9 the thousands are the kind: 2 wrong arguments, 3 not supported.
+    // Since cuDNN 9 the thousands encode the category: 2 bad parameter, 3 not supported.
     T::TYPE == DType::BF16 && matches!(status as u32 / 1000, 2 | 3)
 }
 
-/// What a thread keeps for a card. The handle lives as long as the thread's process: destroying it in
-/// a destructor of the thread could come after the driver's own end.
+/// Per-thread state of a GPU. The handle is leaked on purpose: a thread-local destructor could run after
+/// the driver has shut down.
 struct Context {
     handle: sys::cudnnHandle_t,
     workspace: Option<CudaSlice<u8>>,
     algorithms: HashMap<conv::Key, Option<conv::Algorithm>>,
-    /// Batch norm of bf16 has been refused.
+    /// Whether cuDNN rejected batch norm in bf16.
     norm_in_f32: bool,
-    /// The updates of optimizers, compiled.
+    /// Compiled optimizer kernels.
     updates: Option<Arc<CudaModule>>,
 }
 
@@ -104,12 +104,12 @@ impl Context {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread()?;
         let handle = result::create_handle()?;
-        // SAFETY: the handle has just been made; candle keeps the stream as long as the device.
+        // SAFETY: the handle has just been created; candle keeps the stream as long as the device.
         unsafe { result::set_stream(handle, stream.cu_stream() as *mut _) }?;
         Ok(Self { handle, workspace: None, algorithms: HashMap::new(), norm_in_f32: false, updates: None })
     }
 
-    /// Runs `f` with the context of a card on this thread.
+    /// Runs `f` with the calling thread's context of a GPU.
     fn with<R>(device: &CudaDevice, f: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
         CONTEXTS.with(|contexts| {
             let mut contexts = contexts.try_borrow_mut().map_err(candle_core::Error::wrap)?;
@@ -121,7 +121,7 @@ impl Context {
         })
     }
 
-    /// At least that many bytes; the same ones for every call, which run one after the other.
+    /// Returns a workspace of at least `bytes`, shared by all calls, which run in stream order.
     fn workspace(&mut self, bytes: usize, device: &CudaDevice) -> Result<&mut CudaSlice<u8>> {
         let enough = self.workspace.take().filter(|space| space.len() >= bytes);
         let space = match enough {
@@ -133,7 +133,7 @@ impl Context {
     }
 }
 
-/// The values of a contiguous argument.
+/// Returns the values of a contiguous argument.
 fn view<'a, T: Number>(storage: &'a CudaStorage, layout: &Layout) -> Result<CudaView<'a, T>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("expected a contiguous argument")
@@ -141,35 +141,35 @@ fn view<'a, T: Number>(storage: &'a CudaStorage, layout: &Layout) -> Result<Cuda
     Ok(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
-/// New memory on the card, not yet written.
+/// Allocates uninitialized device memory.
 fn fresh<T: Number>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
-    // SAFETY: every caller has all of it written by the next call of cuDNN.
+    // SAFETY: every caller passes it to a cuDNN call that writes all of it.
     unsafe { device.alloc::<T>(len) }
 }
 
-/// A tensor outside of the graph.
+/// Wraps device memory as a tensor without a graph.
 fn tensor<T: Number>(values: CudaSlice<T>, device: &CudaDevice, shape: impl Into<Shape>) -> Tensor {
     let storage = CudaStorage::wrap_cuda_slice(values, device.clone());
     Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
 }
 
-/// Runs `f` on the values of a contiguous tensor of a card.
+/// Runs `f` on the values of a contiguous GPU tensor.
 fn with_view<T: Number, R>(
     t: &Tensor,
     f: impl FnOnce(CudaView<'_, T>, &CudaDevice) -> Result<R>,
 ) -> Result<R> {
     let t = t.contiguous()?;
     let (storage, layout) = t.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { candle_core::bail!("expected a tensor on a card") };
+    let Storage::Cuda(storage) = &*storage else { candle_core::bail!("expected a GPU tensor") };
     f(view::<T>(storage, layout)?, storage.device())
 }
 
-/// A factor as cuDNN reads it.
+/// Returns a scaling factor as cuDNN reads it.
 fn factor<T>(value: &T) -> *const c_void {
     std::ptr::from_ref(value).cast()
 }
 
-/// Sizes as cuDNN takes them.
+/// Converts sizes for cuDNN.
 fn sizes<const N: usize>(dims: [usize; N]) -> Result<[i32; N]> {
     let mut out = [0; N];
     for (o, d) in out.iter_mut().zip(dims) {
@@ -178,14 +178,14 @@ fn sizes<const N: usize>(dims: [usize; N]) -> Result<[i32; N]> {
     Ok(out)
 }
 
-/// Where values lie on the card, to read, while `$ptr` is in use.
+/// Binds `$ptr` to a device pointer for reading.
 macro_rules! read {
     ($ptr:ident = $slice:expr, $stream:expr) => {
         let ($ptr, _guard) = DevicePtr::device_ptr($slice, $stream);
         let $ptr = $ptr as *const c_void;
     };
 }
-/// The same to write.
+/// Binds a device pointer for writing.
 macro_rules! write_to {
     ($ptr:ident = $slice:expr, $stream:expr) => {
         let ($ptr, _guard) = DevicePtrMut::device_ptr_mut($slice, $stream);

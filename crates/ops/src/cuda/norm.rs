@@ -1,4 +1,4 @@
-//! Batch norm by the statistics of the batch.
+//! Batch norm with batch statistics.
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
@@ -13,31 +13,36 @@ use half::bf16;
 
 use super::descriptors::Map;
 use super::{Context, Number, factor, fresh, lacks, read, sizes, tensor, view, with_view, write_to};
-use crate::graph::BatchNormed;
+use crate::graph::BatchNormOutput;
 
-/// Over all pixels. Its persistent form is faster and not always deterministic.
+/// Per-channel statistics over all pixels. The persistent mode is faster but not always deterministic.
 const MODE: sys::cudnnBatchNormMode_t = sys::cudnnBatchNormMode_t::CUDNN_BATCHNORM_SPATIAL;
 
-/// Batch norm over all pixels of maps `[B, C, H, W]`, through whose statistics gradients pass. Of maps in
-/// bf16 the parameters and statistics are f32.
-pub(crate) fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> crate::Result<BatchNormed> {
+/// Batch norm over all pixels of maps `[B, C, H, W]`, with gradients through the statistics. For bf16
+/// maps, parameters and statistics are f32.
+pub(crate) fn batch_norm(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+) -> crate::Result<BatchNormOutput> {
     let (b, c, h, w) = x.dims4()?;
     let statistics = Arc::new(Mutex::new(None));
     let op = BatchNorm { eps, dims: [b, c, h, w], statistics: Arc::clone(&statistics) };
     let y = x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)?;
     let found = statistics.lock().ok().and_then(|s| s.clone());
     let Some(Statistics { mean, unbiased, .. }) = found else {
-        return Err(crate::Error::usage("batch_norm", "the pass has left no statistics"));
+        return Err(crate::Error::usage("batch_norm", "missing statistics of the forward pass"));
     };
     let rows = (b * h * w) as f64;
-    Ok(BatchNormed { y, mean, variance: (unbiased * ((rows - 1.0) / rows))? })
+    Ok(BatchNormOutput { y, mean, variance: (unbiased * ((rows - 1.0) / rows))? })
 }
 
-/// Of every channel, on the card.
+/// Per-channel statistics on the GPU.
 #[derive(Clone)]
 struct Statistics {
     mean: Tensor,
-    /// One over the root of variance and eps.
+    /// `1 / sqrt(variance + eps)`.
     inverse: Tensor,
     unbiased: Tensor,
 }
@@ -45,12 +50,12 @@ struct Statistics {
 struct BatchNorm {
     eps: f64,
     dims: [usize; 4],
-    /// Of the forward pass, which the backward pass reads.
+    /// Saved by the forward pass for the backward pass.
     statistics: Arc<Mutex<Option<Statistics>>>,
 }
 
 impl BatchNorm {
-    /// Nothing where cuDNN does not do it in that type.
+    /// Returns `None` if cuDNN does not support the type.
     fn forward<T: Number>(
         &self,
         x: CudaView<'_, T>,
@@ -64,7 +69,7 @@ impl BatchNorm {
         let mut y = fresh::<T>(device, self.dims.iter().product())?;
         let (mut mean, mut inverse) =
             (fresh::<T::Wide>(device, channels)?, fresh::<T::Wide>(device, channels)?);
-        // Averages that follow the batch at once are those of the batch.
+        // A running average with momentum 1 equals the batch statistics.
         let (mut follows, mut unbiased) =
             (device.alloc_zeros::<T::Wide>(channels)?, device.alloc_zeros::<T::Wide>(channels)?);
         let done = Context::with(device, |context| {
@@ -81,8 +86,8 @@ impl BatchNorm {
             write_to!(inverse = &mut inverse, &stream);
             write_to!(follows = &mut follows, &stream);
             write_to!(unbiased = &mut unbiased, &stream);
-            // SAFETY: descriptors say what memory the pointers have, which lives until the call is in
-            // the stream and is freed in its order.
+            // SAFETY: descriptors describe the memory behind the pointers, which lives until the call is
+            // enqueued and is freed in stream order.
             let status = unsafe {
                 sys::cudnnBatchNormalizationForwardTraining(
                     context.handle,
@@ -125,7 +130,7 @@ impl BatchNorm {
         Ok(Some(CudaStorage::wrap_cuda_slice(y, device.clone())))
     }
 
-    /// Gradients of the maps, of gamma and of beta. Nothing where cuDNN does not do it in that type.
+    /// Returns the gradients of the map, gamma and beta; `None` if cuDNN does not support the type.
     fn backward<T: Number>(&self, x: &Tensor, gamma: &Tensor, dy: &Tensor) -> Result<Option<[Tensor; 3]>> {
         let channels = self.dims[1];
         let maps = Map::new::<T>(sizes(self.dims)?)?;
@@ -213,7 +218,7 @@ impl CustomOp3 for BatchNorm {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("batch_norm: this form of it runs on a card")
+        candle_core::bail!("batch_norm: requires a GPU")
     }
 
     fn cuda_fwd(
@@ -249,7 +254,7 @@ impl CustomOp3 for BatchNorm {
         };
         match y {
             Some(y) => Ok((y, shape)),
-            None => candle_core::bail!("batch_norm: cuDNN does not do it"),
+            None => candle_core::bail!("batch_norm: not supported by cuDNN"),
         }
     }
 
@@ -276,7 +281,7 @@ impl CustomOp3 for BatchNorm {
         };
         match found {
             Some([dx, dgamma, dbeta]) => Ok((Some(dx), Some(dgamma), Some(dbeta))),
-            None => candle_core::bail!("batch_norm: cuDNN does not do it"),
+            None => candle_core::bail!("batch_norm: not supported by cuDNN"),
         }
     }
 }

@@ -1,4 +1,4 @@
-// Updates of optimizers in place, a thread for each value: the formulas of src/kernels/optim.rs.
+// In-place optimizer updates, one thread per value; formulas as in src/kernels/optim.rs.
 
 typedef unsigned long long Count;
 

@@ -1,6 +1,6 @@
-//! Updates of optimizers: one launch for a parameter, in place.
+//! In-place optimizer updates: one kernel launch per parameter.
 //!
-//! The source is compiled for the card by NVRTC, by the first update of a thread.
+//! The source is compiled by NVRTC on the first update of a thread.
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
@@ -18,11 +18,11 @@ use crate::element::Float;
 use crate::kernels::optim::{AdamStep, SgdStep};
 
 const SOURCE: &str = include_str!("optim.cu");
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: u32 = 256;
 
-/// SGD as [`crate::kernels::optim::sgd`] has it: parameter, gradient and momentum of one shape, contiguous,
-/// on one card.
+/// SGD; see [`crate::kernels::optim::sgd`]. Parameter, gradient and momentum buffer have one shape, are
+/// contiguous and on one GPU.
 pub(crate) fn sgd(p: &Tensor, g: &Tensor, m: &Tensor, step: SgdStep) -> crate::Result<()> {
     check("sgd", p, &[g, m])?;
     Ok(match p.dtype() {
@@ -31,7 +31,7 @@ pub(crate) fn sgd(p: &Tensor, g: &Tensor, m: &Tensor, step: SgdStep) -> crate::R
     }?)
 }
 
-/// Adam as [`crate::kernels::optim::adam`] has it; the means are as the momentum of [`sgd`].
+/// Adam; see [`crate::kernels::optim::adam`]. Same requirements as [`sgd`].
 pub(crate) fn adam(p: &Tensor, g: &Tensor, [m, v]: [&Tensor; 2], step: AdamStep) -> crate::Result<()> {
     check("adam", p, &[g, m, v])?;
     Ok(match p.dtype() {
@@ -40,7 +40,7 @@ pub(crate) fn adam(p: &Tensor, g: &Tensor, [m, v]: [&Tensor; 2], step: AdamStep)
     }?)
 }
 
-/// The kernels go by the length of the parameter.
+/// Checks lengths: the kernels rely on that of the parameter.
 fn check(op: &'static str, p: &Tensor, others: &[&Tensor]) -> crate::Result<()> {
     match others.iter().find(|t| t.shape() != p.shape()) {
         Some(t) => Err(crate::Error::shape(op, format!("values of shape {:?}", p.dims()), t.dims())),
@@ -49,7 +49,7 @@ fn check(op: &'static str, p: &Tensor, others: &[&Tensor]) -> crate::Result<()> 
 }
 
 fn sgd_of<T: Number + Float>(name: &str, p: &Tensor, g: &Tensor, m: &Tensor, s: SgdStep) -> Result<()> {
-    let [lr, momentum, decay] = [s.lr, s.momentum, s.weight_decay].map(<T as Float>::of);
+    let [lr, momentum, decay] = [s.lr, s.momentum, s.weight_decay].map(<T as Float>::narrow);
     let [nesterov, first] = [s.nesterov, s.first].map(i32::from);
     change::<T>(p, |mut p, device| {
         change::<T>(m, |mut m, _| {
@@ -58,8 +58,8 @@ fn sgd_of<T: Number + Float>(name: &str, p: &Tensor, g: &Tensor, m: &Tensor, s: 
                 let mut launch = stream.launch_builder(&kernel);
                 launch.arg(&mut p).arg(&g).arg(&mut m).arg(&n);
                 launch.arg(&lr).arg(&momentum).arg(&decay).arg(&nesterov).arg(&first);
-                // SAFETY: the arguments are those of the source, in its order; the slices have `n` values,
-                // beyond which no thread reads or writes, and two that are written are never the same.
+                // SAFETY: arguments match the kernel's signature; the slices have `n` values, which bound
+                // all accesses, and two written slices never alias.
                 unsafe { launch.launch(grid(n)?) }?;
                 Ok(())
             })
@@ -80,7 +80,7 @@ fn adam_of<T: Number + Float>(
     let over = 1.0 / s.correction[1].sqrt();
     let lr = s.lr / s.correction[0];
     let factors = [lr, keep, 1.0 - keep, keep2, 1.0 - keep2, over, s.eps, decay, shrink];
-    let factors = factors.map(<T as Float>::of);
+    let factors = factors.map(<T as Float>::narrow);
     change::<T>(p, |mut p, device| {
         change::<T>(m, |mut m, _| {
             change::<T>(v, |mut v, _| {
@@ -91,7 +91,7 @@ fn adam_of<T: Number + Float>(
                     for factor in &factors {
                         launch.arg(factor);
                     }
-                    // SAFETY: as of `sgd_of`.
+                    // SAFETY: see `sgd_of`.
                     unsafe { launch.launch(grid(n)?) }?;
                     Ok(())
                 })
@@ -100,13 +100,13 @@ fn adam_of<T: Number + Float>(
     })
 }
 
-/// A thread for each of `n` values.
+/// Returns the launch configuration with one thread per value.
 fn grid(n: u64) -> Result<LaunchConfig> {
     let blocks = u32::try_from(n.div_ceil(u64::from(BLOCK))).map_err(Error::wrap)?;
     Ok(LaunchConfig { grid_dim: (blocks.max(1), 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 })
 }
 
-/// A function of the source on that card.
+/// Loads a compiled kernel on the GPU.
 fn kernel(name: &str, device: &CudaDevice) -> Result<CudaFunction> {
     let module = Context::with(device, |context| match &context.updates {
         Some(module) => Ok(Arc::clone(module)),
@@ -119,7 +119,7 @@ fn kernel(name: &str, device: &CudaDevice) -> Result<CudaFunction> {
     Ok(module.load_function(name)?)
 }
 
-/// Runs `f` on the values of a contiguous tensor of a card, to change them in place.
+/// Runs `f` on the values of a contiguous GPU tensor, in place.
 fn change<T: Number>(
     t: &Tensor,
     f: impl FnOnce(CudaViewMut<'_, T>, &CudaDevice) -> Result<()>,
@@ -130,18 +130,18 @@ fn change<T: Number>(
             "update"
         }
         fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
-            candle_core::bail!("update: this form of it runs on a card")
+            candle_core::bail!("optimizer update: requires a GPU")
         }
         fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
             let Some((start, end)) = layout.contiguous_offsets() else {
-                candle_core::bail!("in-place change of values that are not contiguous")
+                candle_core::bail!("in-place update requires contiguous values")
             };
             let device = storage.device().clone();
             let f = self.0.lock().ok().and_then(|mut f| f.take());
             let values = storage.as_cuda_slice_mut::<T>()?.try_slice_mut(start..end);
             match (f, values) {
                 (Some(f), Some(values)) => f(values, &device),
-                _ => candle_core::bail!("update: a tensor ends before its values"),
+                _ => candle_core::bail!("optimizer update: tensor out of bounds"),
             }
         }
     }

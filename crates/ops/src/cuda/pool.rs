@@ -12,7 +12,7 @@ use super::descriptors::{Map, Pooling};
 use super::{Context, Number, factor, fresh, read, sizes, tensor, view, with_view, write_to};
 use crate::kernels::pool::MaxPool;
 
-/// Max pooling with padding that never wins, checked before.
+/// Max pooling that ignores padding; arguments are validated by the caller.
 pub(crate) fn max_pool(x: &Tensor, geo: MaxPool) -> crate::Result<Tensor> {
     Ok(x.contiguous()?.apply_op1(Pool { geo, images: x.dim(0)? })?)
 }
@@ -44,8 +44,8 @@ impl Pool {
             let (one, zero) = (T::ONE, T::ZERO);
             read!(x = &x, &stream);
             write_to!(y = &mut y, &stream);
-            // SAFETY: descriptors say what memory the pointers have, which lives until the call is in
-            // the stream and is freed in its order.
+            // SAFETY: descriptors describe the memory behind the pointers, which lives until the call is
+            // enqueued and is freed in stream order.
             let status = unsafe {
                 sys::cudnnPoolingForward(
                     context.handle,
@@ -109,7 +109,7 @@ impl CustomOp1 for Pool {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("max_pool: this form of it runs on a card")
+        candle_core::bail!("max_pool: requires a GPU")
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {

@@ -1,23 +1,23 @@
-//! Window attention out of candle's operations.
+//! Window attention, composed of candle operations.
 
 use candle_core::{D, DType, Device, Tensor};
 
 use crate::Result;
-use crate::graph::{columns_last, wide};
+use crate::graph::{columns_last, upcast};
 use crate::kernels::attention::Windows;
 
-/// Tables of the windows of one map, on the device.
+/// Window tables of one map size, on the device.
 #[derive(Debug, Clone)]
 pub(crate) struct WindowTables {
     windows: usize,
     tokens: usize,
-    /// The pixel of every token; the number of pixels where it has none.
+    /// Pixel of every token; the number of pixels if it has none.
     pixel_of: Tensor,
-    /// The token of every pixel.
+    /// Token of every pixel.
     token_of: Tensor,
-    /// The row of the table of relative positions of every pair of tokens.
+    /// Row of the relative position table for every pair of tokens.
     pairs: Tensor,
-    /// Added to the products, `[windows, 1, tokens, tokens]`, where some window has several regions.
+    /// Additive mask `[windows, 1, tokens, tokens]`, if some window has several regions.
     mask: Option<Tensor>,
 }
 
@@ -54,8 +54,8 @@ impl WindowTables {
     }
 }
 
-/// Attention of `heads` heads inside windows: `qkv [B, 3C, H, W]`, what a pixel of zeros has in its
-/// place `[3C]`, and the table of biases by relative position `[positions, heads]` to `[B, C, H, W]`.
+/// Multi-head window attention on `qkv [B, 3C, H, W]`, with the projection of a zero pixel `[3C]` and the
+/// relative position bias table `[positions, heads]`; returns `[B, C, H, W]`.
 pub(crate) fn window_attention(
     qkv: &Tensor,
     outside: &Tensor,
@@ -66,8 +66,8 @@ pub(crate) fn window_attention(
     let (b, all, h, w) = qkv.dims4()?;
     let (channels, width, dtype) = (all / 3, all / 3 / heads, qkv.dtype());
     let WindowTables { windows, tokens, .. } = *tables;
-    // The gradients of all tokens outside of the map are added up.
-    let rows = wide(&columns_last(qkv)?.reshape((b, h * w, all))?)?;
+    // Sums the gradients of all tokens outside the map.
+    let rows = upcast(&columns_last(qkv)?.reshape((b, h * w, all))?)?;
     let outside = outside.reshape((1, 1, all))?.broadcast_as((b, 1, all))?;
     let rows = Tensor::cat(&[&rows, &outside.contiguous()?], 1)?;
     let split = rows.index_select(&tables.pixel_of, 1)?.reshape(&[b * windows, tokens, 3, heads, width])?;
@@ -76,7 +76,7 @@ pub(crate) fn window_attention(
     let (q, k, v) = ((part(0)? / (width as f64).sqrt())?, part(1)?, part(2)?);
     let (q, k, v) = (q.to_dtype(dtype)?, k.to_dtype(dtype)?, v.to_dtype(dtype)?);
     let bias = table.index_select(&tables.pairs, 0)?.t()?.reshape((1, heads, tokens, tokens))?;
-    let mut products = wide(&q.matmul(&k.t()?)?)?.broadcast_add(&bias)?;
+    let mut products = upcast(&q.matmul(&k.t()?)?)?.broadcast_add(&bias)?;
     if let Some(mask) = &tables.mask {
         let by_window = products.reshape(&[b, windows, heads, tokens, tokens])?;
         products = by_window.broadcast_add(&mask.unsqueeze(0)?)?.reshape(products.shape())?;

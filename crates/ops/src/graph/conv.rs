@@ -1,28 +1,30 @@
-//! Convolution in a candle graph, with the kernels of the tape.
+//! Convolution in a candle graph, on the CPU kernels.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
 use crate::element::Float;
-use crate::graph::{from_slice, made_of, wide};
-use crate::kernels::Shared;
+use crate::graph::{from_slice, made_of, upcast};
+use crate::kernels::SharedSlice;
 use crate::kernels::depthwise::{Depthwise, DepthwiseGradient, gradient_scratch};
 use crate::kernels::geometry::{ConvGeo, ConvSpec, Padding, Rows, pad_images};
 use crate::kernels::indirect_gemm::{Epilogue, IndirectGemm};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
-use crate::weight_packing::Panels;
+use crate::weight_packing::PackedLayout;
 use crate::{Error, Result};
 
-/// A convolution without bias, `[B, C, H, W]` with `weight [O, C, k, k]` to `[B, O, H', W']`; f32 and
-/// f64, and bf16 with sums in f32 (on the CPU it runs in f32 and is rounded). Several times faster than
-/// candle's own, backward above all, and without the copies that the latter makes. Results do not depend on the number of threads. As on a tape, 3x3 convolutions in f32
-/// run by Winograd's algorithm where that pays, unless the environment says `STILLHOUSE_WINOGRAD=0`.
+/// Convolution without bias, `[B, C, H, W]` with `weight [O, C / groups, k, k]` to `[B, O, H', W']`, in
+/// f32, f64, or bf16 with f32 accumulation (on the CPU: computed in f32 and rounded).
 ///
-/// Inside maps are NHWC: a map of a tape, or of this function, is taken without a copy.
+/// Several times faster than candle's own, especially backward, and without its im2col copies. Results do
+/// not depend on the number of threads. As on a tape, 3x3 convolutions in f32 use Winograd's algorithm
+/// where profitable, unless `STILLHOUSE_WINOGRAD=0`.
+///
+/// Computes in NHWC: maps of a tape or of this function are taken without a copy.
 ///
 /// # Errors
-/// If weight or map do not have the shape that `spec` says, or if dtypes differ.
+/// If the shape of weight or map does not match `spec`, or dtypes differ.
 pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     spec.check()?;
@@ -47,9 +49,12 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
         return Ok(x.conv2d(weight, padding, spec.stride, spec.dilation, spec.groups)?);
     }
     if x.dtype() == DType::BF16 {
-        return Ok(conv2d(&wide(x)?, &wide(weight)?, spec)?.to_dtype(DType::BF16)?);
+        return Ok(conv2d(&upcast(x)?, &upcast(weight)?, spec)?.to_dtype(DType::BF16)?);
     }
-    let op = Conv { geo: ConvGeo::new(spec, h, w)?, panels: Panels::new(&spec.weight_shape(), spec.groups)? };
+    let op = Conv {
+        geo: ConvGeo::new(spec, h, w)?,
+        packing: PackedLayout::new(&spec.weight_shape(), spec.groups)?,
+    };
     let y = x.permute((0, 2, 3, 1))?.contiguous()?.apply_op2(&weight.contiguous()?, op)?;
     Ok(y.permute((0, 3, 1, 2))?)
 }
@@ -57,35 +62,35 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, spec: ConvSpec) -> Result<Tensor> {
 /// Maps `[B, H, W, C]` with a weight in PyTorch's order.
 struct Conv {
     geo: ConvGeo,
-    panels: Panels,
+    packing: PackedLayout,
 }
 
 impl Conv {
-    /// Values of one image of the result.
+    /// Length of one output image.
     fn output_len(&self) -> usize {
         self.geo.output[0] * self.geo.output[1] * self.geo.spec.outputs
     }
 
-    /// Values of one image of the argument.
+    /// Length of one input image.
     fn input_len(&self) -> usize {
         self.geo.input[0] * self.geo.input[1] * self.geo.spec.inputs
     }
 
-    /// Tiles of the forward pass, where Winograd's algorithm serves.
+    /// Returns the Winograd tiling of the forward pass, if profitable.
     fn tiles<T: Float>(&self, images: usize) -> Option<Tiles> {
-        (winograd::allowed() && T::TYPE == DType::F32).then(|| Tiles::of(&self.geo, images, images))?
+        (winograd::allowed() && T::TYPE == DType::F32).then(|| Tiles::new(&self.geo, images, images))?
     }
 
-    /// Winograd's convolution; the weight in panel order, turned for the data gradient.
-    fn convolve<T: Float>(tiles: Tiles, source: &[T], weight: &[T], turned: bool, target: &mut [T]) {
+    /// Winograd convolution with packed weights, transposed for the data gradient.
+    fn convolve<T: Float>(tiles: Tiles, source: &[T], weight: &[T], transposed: bool, target: &mut [T]) {
         let mut points = vec![T::ZERO; tiles.weight_len()];
-        winograd::transform_weight(weight, tiles.inputs, tiles.outputs, turned, &mut points);
+        winograd::transform_weight(weight, tiles.inputs, tiles.outputs, transposed, &mut points);
         winograd::Convolution {
             tiles,
             source,
             weight: &points,
             target_len: target.len(),
-            target: Shared::new(target),
+            target: SharedSlice::new(target),
             epilogue: Epilogue::store(false),
             sums: None,
             scratch: &mut vec![T::ZERO; tiles.scratch_len()],
@@ -93,7 +98,7 @@ impl Conv {
         .run();
     }
 
-    /// The zero-padded copy that convolutions of few channels read.
+    /// Returns the zero-padded copy that convolutions of few channels read.
     fn padded<T: Float>(&self, x: &[T], images: usize) -> Option<Vec<T>> {
         let size = self.geo.padded?;
         let mut copy = vec![T::ZERO; images * self.geo.source_len()];
@@ -105,19 +110,19 @@ impl Conv {
         let images = x.len() / self.input_len();
         let mut y = vec![T::ZERO; images * self.output_len()];
         if let Some(tiles) = self.tiles::<T>(images) {
-            Self::convolve(tiles, x, &self.panels.pack(weight), false, &mut y);
+            Self::convolve(tiles, x, &self.packing.pack(weight), false, &mut y);
             return y;
         }
         let spec = &self.geo.spec;
-        let packed = self.panels.pack(weight);
+        let packed = self.packing.pack(weight);
         let (source_len, target_len) = (self.geo.source_len(), self.output_len());
-        let target = Shared::new(&mut y);
-        if self.panels.depthwise() {
+        let target = SharedSlice::new(&mut y);
+        if self.packing.depthwise() {
             self.depthwise(&self.geo.forward, (x, source_len), &packed, (target, target_len), images);
             return y;
         }
         let padded = self.padded(x, images);
-        for (g, weight) in packed.chunks_exact(self.panels.group_len()).enumerate() {
+        for (g, weight) in packed.chunks_exact(self.packing.group_len()).enumerate() {
             IndirectGemm {
                 images,
                 rows: &self.geo.forward,
@@ -126,7 +131,7 @@ impl Conv {
                 source_first: g * spec.inputs / spec.groups,
                 target_first: g * spec.outputs / spec.groups,
                 weight,
-                panels: &self.panels.panels(),
+                panels: &self.packing.panels(),
                 target,
                 target_len,
                 epilogue: Epilogue::store(false),
@@ -138,13 +143,13 @@ impl Conv {
         y
     }
 
-    /// Every channel by itself: the result, or the gradient of the map.
+    /// Depthwise convolution, forward or data gradient.
     fn depthwise<T: Float>(
         &self,
         rows: &Rows,
         (source, source_len): (&[T], usize),
         weight: &[T],
-        (target, target_len): (Shared<T>, usize),
+        (target, target_len): (SharedSlice<T>, usize),
         images: usize,
     ) {
         Depthwise {
@@ -166,26 +171,26 @@ impl Conv {
         let images = dy.len() / self.output_len();
         let mut dx = vec![T::ZERO; images * self.input_len()];
         let spec = &self.geo.spec;
-        let packed = self.panels.pack(weight);
+        let packed = self.packing.pack(weight);
         let (source_len, target_len) = (self.output_len(), self.input_len());
-        let phases = || self.geo.backward.iter().filter(|rows| !rows.taps.is_empty());
-        if self.panels.depthwise() {
-            let target = Shared::new(&mut dx);
+        let phases = || self.geo.backward.iter().filter(|rows| !rows.kernel_offsets.is_empty());
+        if self.packing.depthwise() {
+            let target = SharedSlice::new(&mut dx);
             phases().for_each(|rows| {
                 self.depthwise(rows, (dy, source_len), &packed, (target, target_len), images);
             });
             return dx;
         }
-        let cut = self.panels.transposed_panels();
-        let mut turned = vec![T::ZERO; self.panels.transposed_len()];
+        let cut = self.packing.transposed_panels();
+        let mut transposed = vec![T::ZERO; self.packing.transposed_len()];
         if let Some(tiles) = self.tiles::<T>(images) {
-            self.panels.transpose(&packed, &cut, &mut turned);
-            Self::convolve(tiles.turned(), dy, &turned, true, &mut dx);
+            self.packing.transpose(&packed, &cut, &mut transposed);
+            Self::convolve(tiles.transposed(), dy, &transposed, true, &mut dx);
             return dx;
         }
-        let target = Shared::new(&mut dx);
-        for (g, weight) in packed.chunks_exact(self.panels.group_len()).enumerate() {
-            self.panels.transpose(weight, &cut, &mut turned);
+        let target = SharedSlice::new(&mut dx);
+        for (g, weight) in packed.chunks_exact(self.packing.group_len()).enumerate() {
+            self.packing.transpose(weight, &cut, &mut transposed);
             for rows in phases() {
                 IndirectGemm {
                     images,
@@ -194,7 +199,7 @@ impl Conv {
                     source_len,
                     source_first: g * spec.outputs / spec.groups,
                     target_first: g * spec.inputs / spec.groups,
-                    weight: &turned,
+                    weight: &transposed,
                     panels: &cut,
                     target,
                     target_len,
@@ -210,18 +215,18 @@ impl Conv {
 
     fn weight_gradient<T: Float>(&self, x: &[T], dy: &[T]) -> Vec<T> {
         let images = dy.len() / self.output_len();
-        let stored = self.panels.stored();
+        let stored = self.packing.packed_len();
         let mut gradient = vec![T::ZERO; stored];
         if let Some(tiles) = self.tiles::<T>(images) {
             let mut scratch = vec![T::ZERO; tiles.gradient_scratch_len()];
             let (gradient, scratch) = (&mut gradient[..], &mut scratch[..]);
             winograd::WeightGradient { tiles, source: x, dy, gradient, scratch }.run();
-            return self.panels.unpack(gradient);
+            return self.packing.unpack(gradient);
         }
         let spec = &self.geo.spec;
         let rows = images * self.geo.forward.p;
         let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
-        if self.panels.depthwise() {
+        if self.packing.depthwise() {
             let mut scratch = vec![T::ZERO; gradient_scratch(rows, stored)];
             DepthwiseGradient {
                 images,
@@ -235,11 +240,11 @@ impl Conv {
                 scratch: &mut scratch,
             }
             .run();
-            return self.panels.unpack(&gradient);
+            return self.packing.unpack(&gradient);
         }
         let padded = self.padded(x, images);
-        let mut scratch = vec![T::ZERO; wgrad::scratch_len(rows, self.panels.group_len())];
-        for (g, gradient) in gradient.chunks_exact_mut(self.panels.group_len()).enumerate() {
+        let mut scratch = vec![T::ZERO; wgrad::scratch_len(rows, self.packing.group_len())];
+        for (g, gradient) in gradient.chunks_exact_mut(self.packing.group_len()).enumerate() {
             WeightGradient {
                 images,
                 rows: &self.geo.forward,
@@ -249,13 +254,13 @@ impl Conv {
                 dy,
                 dy_len,
                 dy_first: g * spec.outputs / spec.groups,
-                panels: &self.panels.panels(),
+                panels: &self.packing.panels(),
                 gradient,
                 scratch: &mut scratch,
             }
             .run();
         }
-        self.panels.unpack(&gradient)
+        self.packing.unpack(&gradient)
     }
 
     fn backward<T: Float>(
@@ -264,7 +269,7 @@ impl Conv {
         weight: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        // Nothing for images and weights that need none.
+        // Skips gradients that images or weights do not need.
         let dx = || made_of::<T>([dy, weight], x, |dy, weight| self.data_gradient(dy, weight));
         let dw = || made_of::<T>([x, dy], weight, |x, dy| self.weight_gradient(x, dy));
         Ok((x.track_op().then(dx).transpose()?, weight.track_op().then(dw).transpose()?))

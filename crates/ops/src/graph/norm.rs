@@ -1,33 +1,35 @@
-//! Batch norm in a candle graph, with the kernels of the tape.
+//! Batch norm in a candle graph, on the CPU kernels.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
 use crate::element::{Float, with_values};
 use crate::graph::shape::like;
-use crate::graph::{from_slice, rows_of, wide};
+use crate::graph::{from_slice, rows_of, upcast};
 use crate::kernels::indirect_gemm::Activation;
 use crate::kernels::norm;
 use crate::{Error, Result};
 
-/// Batch norm of a training step, and the statistics that it took.
+/// Result of a training-mode batch norm with the batch statistics.
 #[derive(Debug, Clone)]
-pub struct BatchNormed {
-    /// In the shape of the argument.
+pub struct BatchNormOutput {
+    /// Normalized values, in the shape of the input.
     pub y: Tensor,
-    /// Mean of each channel `[C]`, without gradient; of f64 on the CPU.
+    /// Mean of each channel `[C]`, without gradient; f64 on the CPU.
     pub mean: Tensor,
-    /// Biased variance of each channel `[C]`, without gradient; of f64 on the CPU.
+    /// Biased variance of each channel `[C]`, without gradient; f64 on the CPU.
     pub variance: Tensor,
 }
 
-/// Batch norm over the rows of `x [M, C]` with `gamma [C]` and `beta [C]`, by the mean and the biased
-/// variance of the rows, through which gradients pass; f32 and f64. One pass forward and two backward,
-/// where candle needs a dozen. Results do not depend on the number of threads.
+/// Batch norm over the rows of `x [M, C]` with `gamma [C]` and `beta [C]`, in f32 or f64. Gradients flow
+/// through the batch statistics.
+///
+/// One pass forward and two backward, where candle's composition needs a dozen. Results do not depend on
+/// the number of threads.
 ///
 /// # Errors
-/// If shapes or dtypes do not fit, or there is no row.
-pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormed> {
+/// If shapes or dtypes do not match, or there is no row.
+pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormOutput> {
     let (rows, channels) = x.dims2()?;
     if rows * channels == 0 || gamma.dims() != [channels] || beta.dims() != [channels] {
         let found = (x.dims(), gamma.dims(), beta.dims());
@@ -49,27 +51,32 @@ pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     let op = BatchNorm { mean: mean.clone(), inverse };
     let y = x.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)?;
     let of_channel = |values| Tensor::from_vec(values, channels, x.device());
-    Ok(BatchNormed { y, mean: of_channel(mean)?, variance: of_channel(variance)? })
+    Ok(BatchNormOutput { y, mean: of_channel(mean)?, variance: of_channel(variance)? })
 }
 
-/// [`batch_norm`] over all pixels of maps `[B, C, H, W]`; of bf16 too, with the rest in f32.
-pub(crate) fn batch_norm_maps(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormed> {
+/// [`batch_norm`] over all pixels of maps `[B, C, H, W]`; also for bf16 maps, with f32 statistics.
+pub(crate) fn batch_norm_maps(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+) -> Result<BatchNormOutput> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return crate::cuda::batch_norm(x, gamma, beta, eps);
     }
-    let normed = batch_norm(&wide(&rows_of(x)?)?, gamma, beta, eps)?;
-    Ok(BatchNormed { y: like(normed.y.to_dtype(x.dtype())?, x)?, ..normed })
+    let normed = batch_norm(&upcast(&rows_of(x)?)?, gamma, beta, eps)?;
+    Ok(BatchNormOutput { y: like(normed.y.to_dtype(x.dtype())?, x)?, ..normed })
 }
 
-/// Out of candle's operations, for other devices.
-fn composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormed> {
+/// Composed of candle operations, for other devices.
+fn composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNormOutput> {
     let mean = x.mean(0)?;
     let centered = x.broadcast_sub(&mean)?;
     let variance = centered.sqr()?.mean(0)?;
     let scale = (&variance + eps)?.sqrt()?.recip()?.mul(gamma)?;
     let y = centered.broadcast_mul(&scale)?.broadcast_add(beta)?;
-    Ok(BatchNormed { y, mean: mean.detach(), variance: variance.detach() })
+    Ok(BatchNormOutput { y, mean: mean.detach(), variance: variance.detach() })
 }
 
 fn statistics<T: Float>(x: &[T], channels: usize) -> (Vec<f64>, Vec<f64>) {
@@ -78,25 +85,25 @@ fn statistics<T: Float>(x: &[T], channels: usize) -> (Vec<f64>, Vec<f64>) {
 }
 
 fn narrow<T: Float>(values: impl Iterator<Item = f64>) -> Vec<T> {
-    values.map(T::of).collect()
+    values.map(T::narrow).collect()
 }
 
 struct BatchNorm {
     mean: Vec<f64>,
-    /// One over the root of variance and eps.
+    /// `1 / sqrt(variance + eps)`.
     inverse: Vec<f64>,
 }
 
 impl BatchNorm {
     fn forward<T: Float>(&self, x: &[T], gamma: &[T], beta: &[T]) -> Vec<T> {
-        let a: Vec<f64> = gamma.iter().zip(&self.inverse).map(|(g, i)| g.wide() * i).collect();
-        let b = beta.iter().zip(&self.mean).zip(&a).map(|((b, m), a)| b.wide() - m * a);
+        let a: Vec<f64> = gamma.iter().zip(&self.inverse).map(|(g, i)| g.widen() * i).collect();
+        let b = beta.iter().zip(&self.mean).zip(&a).map(|((b, m), a)| b.widen() - m * a);
         let mut y = vec![T::ZERO; x.len()];
         norm::affine(x, &narrow::<T>(a.iter().copied()), &narrow::<T>(b), None, Activation::None, &mut y);
         y
     }
 
-    /// Gradients of the rows, of gamma and of beta.
+    /// Returns the gradients of the rows, gamma and beta.
     fn backward<T: Float>(&self, x: &[T], gamma: &[T], dy: &[T]) -> [Vec<T>; 3] {
         let channels = gamma.len();
         let rows = x.len() / channels;
@@ -107,7 +114,7 @@ impl BatchNorm {
         let (mut a, mut k1, mut k2) = (vec![0.0; channels], vec![0.0; channels], vec![0.0; channels]);
         for c in 0..channels {
             let n = rows as f64;
-            a[c] = gamma[c].wide() * self.inverse[c];
+            a[c] = gamma[c].widen() * self.inverse[c];
             k2[c] = -a[c] * self.inverse[c] * self.inverse[c] * product[c] / n;
             k1[c] = -a[c] * sum[c] / n - k2[c] * self.mean[c];
         }

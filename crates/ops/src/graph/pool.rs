@@ -7,15 +7,15 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
 use crate::element::{Float, with_values};
 use crate::graph::shape::check_map;
-use crate::graph::{columns_last, from_slice, wide};
+use crate::graph::{columns_last, from_slice, upcast};
 use crate::kernels::pool::MaxPool;
 use crate::{Error, Result};
 
-/// Max pooling with padding that never wins, `[B, C, H, W]` to `[B, C, h, w]`; the first maximum of a
-/// window takes its gradient.
+/// Max pooling that ignores padding, `[B, C, H, W]` to `[B, C, h, w]`; the gradient goes to the first
+/// maximum of a window.
 pub(crate) fn max_pool(x: &Tensor, geo: MaxPool) -> Result<Tensor> {
     if x.dtype() == DType::BF16 {
-        return Ok(max_pool(&wide(x)?, geo)?.to_dtype(DType::BF16)?); // exact
+        return Ok(max_pool(&upcast(x)?, geo)?.to_dtype(DType::BF16)?); // exact
     }
     check_map("max_pool", x)?;
     #[cfg(feature = "cuda")]
@@ -23,7 +23,10 @@ pub(crate) fn max_pool(x: &Tensor, geo: MaxPool) -> Result<Tensor> {
         return crate::cuda::max_pool(x, geo);
     }
     if !x.device().is_cpu() {
-        return Err(Error::usage("max_pool", "it runs on the CPU and, in a build with CUDA, on CUDA"));
+        return Err(Error::usage(
+            "max_pool",
+            "unsupported device: requires the CPU, or a GPU in a build with the feature `cuda`",
+        ));
     }
     let y = columns_last(x)?.contiguous()?.apply_op1(Pool { geo, which: Mutex::default() })?;
     Ok(y.permute((0, 3, 1, 2))?)
@@ -32,7 +35,7 @@ pub(crate) fn max_pool(x: &Tensor, geo: MaxPool) -> Result<Tensor> {
 /// Maps `[B, H, W, C]`.
 struct Pool {
     geo: MaxPool,
-    /// The tap that won, of every output.
+    /// Index of the maximum within its window, for every output.
     which: Mutex<Vec<u8>>,
 }
 
@@ -48,7 +51,7 @@ impl Pool {
     }
 
     fn backward<T: Float>(&self, x: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
-        let Ok(which) = self.which.lock() else { candle_core::bail!("max_pool: a thread has panicked") };
+        let Ok(which) = self.which.lock() else { candle_core::bail!("max_pool: poisoned lock") };
         let mut dx = vec![T::ZERO; x.elem_count()];
         with_values::<T, _>(dy, |dy| self.geo.backward(x.dims()[0], dy, &which, &mut dx))?;
         Tensor::from_vec(dx, x.shape(), x.device())

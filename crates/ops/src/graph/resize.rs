@@ -1,20 +1,20 @@
-//! Bilinear resizing of maps.
+//! Bilinear interpolation.
 
 use candle_core::{Device, Tensor};
 
 use crate::{Error, Result};
 
-/// Bilinear resizing of maps, `[B, C, H, W] -> [B, C, h, w]`, with its gradient; f32 and f64.
+/// Bilinear interpolation of maps, `[B, C, H, W] -> [B, C, h, w]`, in f32 or f64.
 ///
-/// As PyTorch's `interpolate(mode = "bilinear")`: with `align_corners` the centers of the corner
-/// pixels lie on each other, without it (half-pixel centers) the corners of the images do. No
-/// smoothing where the map shrinks. The same size gives the map itself.
+/// As PyTorch's `interpolate(mode = "bilinear")`: with `align_corners` the centers of the corner pixels
+/// are aligned, without it (half-pixel centers) the corners of the images. No antialiasing when
+/// downsampling. Returns the map itself if the size does not change.
 ///
-/// Two products with small constant matrices, one for each axis, so it runs wherever candle
-/// multiplies matrices.
+/// Computed as two products with small constant matrices, one per axis, so it runs on any device with a
+/// matrix product.
 ///
 /// # Errors
-/// If it is not a map, or a size is 0.
+/// If `x` is not a map, or a size is 0.
 pub fn resize_bilinear(x: &Tensor, (h, w): (usize, usize), align_corners: bool) -> Result<Tensor> {
     let [b, c, from_h, from_w] = *x.dims() else {
         return Err(Error::shape("resize_bilinear", "a map [B, C, H, W]", x.dims()));
@@ -36,7 +36,7 @@ pub fn resize_bilinear(x: &Tensor, (h, w): (usize, usize), align_corners: bool) 
     Ok(y)
 }
 
-/// `[from, to]`: column i holds the weights of the two inputs that output i lies between.
+/// Returns `[from, to]`: column i holds the weights of the two inputs around output i.
 fn bilinear(from: usize, to: usize, align_corners: bool, like: &Tensor) -> Result<Tensor> {
     let mut values = vec![0f64; from * to];
     for i in 0..to {
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_pytorchs() {
+    fn matches_pytorch_values() {
         // torch.nn.functional.interpolate of [0, 1, 2] along a line.
         let line = Tensor::arange(0f64, 3., &device()).unwrap().reshape((1, 1, 1, 3)).unwrap();
         let cases: [(usize, bool, &[f64]); 5] = [
@@ -90,11 +90,17 @@ mod tests {
         // Both axes at once: rows 0 1 / 2 3 to 3 x 3 with aligned corners.
         let square = Tensor::arange(0f64, 4., &device()).unwrap().reshape((1, 1, 2, 2)).unwrap();
         let got = resize_bilinear(&square, (3, 3), true).unwrap();
-        finite_diff::assert_close(&list(&got), &[0., 0.5, 1., 1., 1.5, 2., 2., 2.5, 3.], 0.0, 1e-15, "square");
+        finite_diff::assert_close(
+            &list(&got),
+            &[0., 0.5, 1., 1., 1.5, 2., 2., 2.5, 3.],
+            0.0,
+            1e-15,
+            "square",
+        );
     }
 
     #[test]
-    fn gradients_are_central_differences() {
+    fn gradients_match_central_differences() {
         for (to, align_corners) in [((7, 5), false), ((7, 5), true), ((2, 3), false), ((3, 9), true)] {
             let x = map(4, 3);
             let loss = |x: &Tensor| {
@@ -108,12 +114,18 @@ mod tests {
                 loss(&Tensor::from_slice(v, x.shape(), &device()).unwrap()).to_scalar::<f64>().unwrap()
             };
             let want = finite_diff::central_difference(at, &list(&x), 1e-5);
-            finite_diff::assert_close(&list(&gradient), &want, 1e-7, 1e-7, &format!("{to:?} {align_corners}"));
+            finite_diff::assert_close(
+                &list(&gradient),
+                &want,
+                1e-7,
+                1e-7,
+                &format!("{to:?} {align_corners}"),
+            );
         }
     }
 
     #[test]
-    fn constants_stay_and_misfits_are_told() {
+    fn preserves_constants_and_rejects_bad_sizes() {
         let ones = Tensor::ones((2, 3, 4, 5), candle_core::DType::F32, &device()).unwrap();
         for align_corners in [true, false] {
             let y = resize_bilinear(&ones, (9, 2), align_corners).unwrap().flatten_all().unwrap();

@@ -1,12 +1,12 @@
-//! Sums, activations and changes of shape of maps `[B, C, H, W]` and vectors `[B, C]`.
+//! Sums, activations and shape changes of maps `[B, C, H, W]` and vectors `[B, C]`.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
 use crate::element::Float;
-use crate::graph::{columns_last, rows_of, wide};
+use crate::graph::{columns_last, rows_of, upcast};
 use crate::kernels::indirect_gemm::Activation;
-use crate::kernels::resample::Along;
+use crate::kernels::resample::AxisWeights;
 use crate::{Error, Result};
 
 /// Sum of two maps of one shape, or of a vector and a map of one pixel.
@@ -15,7 +15,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     in_order(&[a, &b], |x| Ok((&x[0] + &x[1])?))
 }
 
-/// An activation whose derivative at its corners is 0, as PyTorch's; candle's `relu` has 1 there.
+/// Activation with derivative 0 at its corners, as in PyTorch; candle's `relu` has 1 there.
 pub(crate) fn activate(x: &Tensor, act: Activation) -> Result<Tensor> {
     match act.bounds() {
         None => Ok(x.clone()),
@@ -52,41 +52,41 @@ impl CustomOp1 for Relu {
     }
 }
 
-/// `x * P(normal <= x)` with the error function; candle's own has a rounded constant in its gradient.
+/// GELU with the error function; candle's own has a rounded constant in its gradient.
 pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
     in_order(&[x], |x| {
-        let wide = wide(&x[0])?;
+        let wide = upcast(&x[0])?;
         let below = wide.affine(std::f64::consts::FRAC_1_SQRT_2, 0.0)?.erf()?.affine(0.5, 0.5)?;
         Ok((wide * below)?.to_dtype(x[0].dtype())?)
     })
 }
 
-/// Runs elementwise operations on maps as they lie in memory, if they all lie as rows of channels: an
-/// operation on views in another order would leave its result in the order of the planes.
+/// Runs element-wise operations on channels-last views if all maps are stored channels last; on permuted
+/// views candle would store the result channels first.
 fn in_order(maps: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
     let rows =
         |x: &&Tensor| x.rank() == 4 && !x.is_contiguous() && columns_last(x).is_ok_and(|x| x.is_contiguous());
     if maps.iter().all(rows) {
-        let turned = maps.iter().map(|x| columns_last(x)).collect::<Result<Vec<_>>>()?;
-        return Ok(f(&turned)?.permute((0, 3, 1, 2))?);
+        let transposed = maps.iter().map(|x| columns_last(x)).collect::<Result<Vec<_>>>()?;
+        return Ok(f(&transposed)?.permute((0, 3, 1, 2))?);
     }
     f(&maps.iter().map(|x| (*x).clone()).collect::<Vec<_>>())
 }
 
-/// A factor for every image.
+/// Scales each image by a factor.
 pub(crate) fn scale_images(x: &Tensor, factors: &[f64]) -> Result<Tensor> {
     let mut shape = vec![1; x.rank()];
     shape[0] = factors.len();
-    let wide = wide(x)?;
+    let wide = upcast(x)?;
     let factors = Tensor::from_slice(factors, shape, x.device())?.to_dtype(wide.dtype())?;
     Ok(wide.broadcast_mul(&factors)?.to_dtype(x.dtype())?)
 }
 
-/// A factor for every value, in the order of rows of channels `[B, H, W, C]`.
+/// Scales each value by a factor, given in channels-last order `[B, H, W, C]`.
 pub(crate) fn scale<T: Float>(x: &Tensor, factors: Vec<T>, shape: [usize; 4]) -> Result<Tensor> {
     let factors = Tensor::from_vec(factors, &shape, x.device())?;
     let factors = if x.rank() == 2 { factors.reshape(x.shape())? } else { factors.permute((0, 3, 1, 2))? };
-    in_order(&[x, &factors], |x| Ok((wide(&x[0])? * &x[1])?.to_dtype(x[0].dtype())?))
+    in_order(&[x, &factors], |x| Ok((upcast(&x[0])? * &x[1])?.to_dtype(x[0].dtype())?))
 }
 
 /// Mean over all pixels, `[B, C, H, W]` to `[B, C]`.
@@ -94,22 +94,22 @@ pub(crate) fn global_average(x: &Tensor) -> Result<Tensor> {
     if x.rank() == 2 {
         return Ok(x.clone());
     }
-    Ok(wide(x)?.flatten_from(2)?.mean(2)?.to_dtype(x.dtype())?)
+    Ok(upcast(x)?.flatten_from(2)?.mean(2)?.to_dtype(x.dtype())?)
 }
 
-/// A vector, or a map of one pixel, on every pixel.
+/// Broadcasts a vector, or a map of one pixel, to all pixels.
 pub(crate) fn expand(x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     let (b, c) = (x.dim(0)?, x.dim(1)?);
-    let pixels = wide(x)?.reshape((b, c, 1, 1))?.broadcast_as((b, c, h, w))?;
+    let pixels = upcast(x)?.reshape((b, c, 1, 1))?.broadcast_as((b, c, h, w))?;
     Ok(pixels.contiguous()?.to_dtype(x.dtype())?)
 }
 
-/// Products with the matrices of two directions: resizing, averages over bins.
-pub(crate) fn resample(x: &Tensor, rows: &Along, columns: &Along) -> Result<Tensor> {
+/// Separable resampling by two matrix products: resizing, adaptive average pooling.
+pub(crate) fn resample(x: &Tensor, rows: &AxisWeights, columns: &AxisWeights) -> Result<Tensor> {
     let (b, c, from_h, from_w) = x.dims4()?;
     let (h, w) = (rows.outputs(), columns.outputs());
-    let mut y = wide(x)?;
-    let matrix = |along: &Along, y: &Tensor| -> Result<Tensor> {
+    let mut y = upcast(x)?;
+    let matrix = |along: &AxisWeights, y: &Tensor| -> Result<Tensor> {
         let shape = (along.inputs(), along.outputs());
         Ok(Tensor::from_vec(along.matrix(), shape, x.device())?.to_dtype(y.dtype())?)
     };
@@ -123,26 +123,26 @@ pub(crate) fn resample(x: &Tensor, rows: &Along, columns: &Along) -> Result<Tens
     Ok(y.to_dtype(x.dtype())?)
 }
 
-/// Four neighbors side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`.
+/// Patch merging, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`.
 pub(crate) fn merge_patches(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let (rows, columns) = (h.div_ceil(2), w.div_ceil(2));
     let y = columns_last(x)?.pad_with_zeros(1, 0, 2 * rows - h)?.pad_with_zeros(2, 0, 2 * columns - w)?;
-    // Row, row of two, column, column of two: the row of two runs fastest among the four.
+    // Axes: row, row in patch, column, column in patch; the row in the patch varies fastest.
     let y = y.contiguous()?.reshape(&[b, rows, 2, columns, 2, c])?.permute(vec![0, 1, 3, 4, 2, 5])?;
     Ok(y.reshape((b, rows, columns, 4 * c))?.permute((0, 3, 1, 2))?)
 }
 
 /// `weight * (x - mean) / sqrt(variance + eps) + bias` over the channels of every pixel or vector.
 pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let rows = wide(&rows_of(x)?)?;
+    let rows = upcast(&rows_of(x)?)?;
     let centered = rows.broadcast_sub(&rows.mean_keepdim(1)?)?;
     let deviation = (centered.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
     let y = centered.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)?;
     like(y.to_dtype(x.dtype())?, x)
 }
 
-/// Rows of channels in the shape of `x`, whose channels they may have changed in number.
+/// Reshapes rows of channels to the shape of `x`; the number of channels may differ.
 pub(crate) fn like(rows: Tensor, x: &Tensor) -> Result<Tensor> {
     match *x.dims() {
         [b, _, h, w] => Ok(rows.reshape((b, h, w, rows.dim(1)?))?.permute((0, 3, 1, 2))?),
@@ -150,7 +150,8 @@ pub(crate) fn like(rows: Tensor, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `x W^T + b` on vectors and on the pixels of maps; `weight` is `[out, in]`, rounded to their type as `b`.
+/// `x W^T + b` on vectors and on the pixels of maps; `weight [out, in]` and bias are rounded to their
+/// dtype.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let rows = rows_of(x)?;
     let mut y = rows.matmul(&weight.to_dtype(x.dtype())?.t()?)?;
@@ -160,8 +161,8 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     like(y, x)
 }
 
-/// Rows with a bias on each: a product with ones, because candle's sum over the leading axis, the
-/// gradient of a broadcast, loses digits.
+/// Adds a bias to each row as a product with ones: candle's reduction over the leading axis, the gradient
+/// of a broadcast, loses precision.
 pub(crate) fn with_bias(rows: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !bias.track_op() {
         return Ok(rows.broadcast_add(bias)?);
@@ -170,7 +171,7 @@ pub(crate) fn with_bias(rows: &Tensor, bias: &Tensor) -> Result<Tensor> {
     Ok((rows + ones.matmul(&bias.unsqueeze(0)?)?)?)
 }
 
-/// Refuses what is not a map of f32 or f64.
+/// Requires a map of f32 or f64.
 pub(crate) fn check_map(op: &'static str, x: &Tensor) -> Result<(usize, usize, usize, usize)> {
     match *x.dims() {
         [b, c, h, w] if b * c * h * w > 0 && matches!(x.dtype(), DType::F32 | DType::F64) => Ok((b, c, h, w)),

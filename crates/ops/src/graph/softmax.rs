@@ -1,4 +1,4 @@
-//! Logarithms of probabilities, and the cross-entropy made of them, in a candle graph.
+//! Log-softmax and cross-entropy in a candle graph.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Shape, Tensor};
@@ -8,15 +8,13 @@ use crate::graph::{from_slice, made_of};
 use crate::kernels::softmax;
 use crate::{Error, Result};
 
-/// `x - ln sum exp x` along the last axis, finite for any finite `x`; a row with a value that is not a
-/// number, or infinite, is not a number as a whole, but for values of minus infinity beside finite ones.
+/// `x - ln sum exp x` along the last axis, finite for any finite `x`. A row with NaN or plus infinity is
+/// NaN; minus infinity is allowed next to finite values.
 ///
-/// On the CPU in one pass, and another one back, where candle's own operations leave four values for each
-/// one of a map behind.
+/// On the CPU one pass forward and one backward; candle's composition keeps four intermediate maps.
 ///
 /// # Errors
-///
-/// No axis, or none of any length.
+/// If `x` has no axis or the last one is empty.
 pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     if x.dims().last().is_none_or(|n| *n == 0) {
         let expected = "at least one value on the last axis";
@@ -59,14 +57,14 @@ impl CustomOp1 for LogSoftmax {
     }
 }
 
-/// Cross-entropy `[M]` of logits `x` `[M, N]` with `labels` `[M]` (u32); of the target, the part `smoothing`
-/// in `[0, 1]` is shared by all classes (Szegedy et al. 2016, section 7). Finite for any finite logits.
+/// Cross-entropy `[M]` of logits `x` `[M, N]` with `labels` `[M]` (u32). Label smoothing distributes the
+/// share `smoothing` in `[0, 1]` of the target uniformly over the classes (Szegedy et al. 2016, section
+/// 7). Finite for any finite logits.
 ///
-/// On the CPU no probabilities are kept: the way back makes them anew from the logits.
+/// On the CPU no probabilities are saved: the backward pass recomputes them from the logits.
 ///
 /// # Errors
-///
-/// Other shapes, labels of another type or not below `N`.
+/// If shapes do not match, labels are not u32, or one is not below `N`.
 pub fn cross_entropy(x: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor> {
     const NAME: &str = "cross_entropy";
     let classes = match (x.dims(), labels.dims()) {
@@ -76,7 +74,7 @@ pub fn cross_entropy(x: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tens
         }
     };
     if labels.dtype() != DType::U32 {
-        return Err(Error::usage(NAME, format!("expected labels of type u32, got {:?}", labels.dtype())));
+        return Err(Error::usage(NAME, format!("invalid labels: expected u32, found {:?}", labels.dtype())));
     }
     if x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64) {
         if labels.elem_count() > 0 {
@@ -90,7 +88,7 @@ pub fn cross_entropy(x: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tens
         }
         return Ok(x.contiguous()?.apply_op2(&labels.contiguous()?, CrossEntropy { smoothing })?);
     }
-    // candle refuses a label out of range as far as the device can: asking here would wait for it.
+    // Labels out of range are left to candle: a check here would synchronize with the GPU.
     let log_p = log_softmax(x)?;
     let own = (log_p.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)? * (smoothing - 1.0))?;
     if smoothing == 0.0 {
@@ -169,9 +167,9 @@ mod tests {
         t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
     }
 
-    /// Against candle's own operations, on many rows, on a view and with any gradient.
+    /// Compares with candle's own operations: many rows, a view, arbitrary output gradients.
     #[test]
-    fn it_is_the_formula() {
+    fn log_softmax_matches_composed_ops() {
         for (dtype, within) in [(DType::F64, 1e-12), (DType::F32, 2e-6)] {
             let x = Tensor::arange(0f64, 60_000.0, &device()).unwrap().reshape((3, 1000, 20)).unwrap();
             let x = ((x * 0.37).unwrap().sin().unwrap() * 9.0).unwrap().to_dtype(dtype).unwrap();
@@ -193,9 +191,10 @@ mod tests {
         }
     }
 
-    /// Against candle's own operations, on many rows, with and without smoothing and with any gradient.
+    /// Compares with candle's own operations: many rows, with and without smoothing, arbitrary output
+    /// gradients.
     #[test]
-    fn cross_entropy_is_the_formula() {
+    fn cross_entropy_matches_composed_ops() {
         let (rows, classes) = (3000, 21);
         let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % classes as u32).collect();
         let labels = Tensor::new(labels, &device()).unwrap();
@@ -224,9 +223,9 @@ mod tests {
         }
     }
 
-    /// What other devices and types run, here in bf16.
+    /// The path of other devices and dtypes, here in bf16.
     #[test]
-    fn composed_cross_entropy_is_the_same() {
+    fn bf16_cross_entropy_is_near_f32() {
         let labels = Tensor::new(&[0u32, 2, 1], &device()).unwrap();
         let x = Tensor::new(&[[1f32, -2.0, 0.5], [3.0, 0.0, -1.0], [0.0, 0.0, 0.0]], &device()).unwrap();
         let halves = x.to_dtype(DType::BF16).unwrap();
@@ -238,25 +237,25 @@ mod tests {
     }
 
     #[test]
-    fn cross_entropy_refuses_what_does_not_fit() {
+    fn cross_entropy_rejects_bad_labels() {
         let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
         let labels = |l: &[u32]| Tensor::new(l, &Device::Cpu).unwrap();
-        let said = |labels: &Tensor| cross_entropy(&x, labels, 0.0).unwrap_err().to_string();
+        let error = |labels: &Tensor| cross_entropy(&x, labels, 0.0).unwrap_err().to_string();
         for (labels, words) in [
             (labels(&[0, 3]), "label 3, but the logits have 3 classes"),
             (labels(&[0]), "labels [M]"),
             (labels(&[0, 1]).to_dtype(DType::I64).unwrap(), "u32"),
         ] {
             assert!(
-                said(&labels).contains(words) && said(&labels).contains("cross_entropy"),
+                error(&labels).contains(words) && error(&labels).contains("cross_entropy"),
                 "{}",
-                said(&labels)
+                error(&labels)
             );
         }
     }
 
     #[test]
-    fn what_is_no_number_stays_none() {
+    fn propagates_nan() {
         let row = |v: [f32; 3]| log_softmax(&Tensor::new(&[v], &Device::Cpu).unwrap()).unwrap();
         let infinite = f32::INFINITY;
         for lost in [[0.0, f32::NAN, 1.0], [infinite, 0.0, 1.0], [-infinite; 3], [f32::NAN, 0.0, 0.0]] {
@@ -264,7 +263,7 @@ mod tests {
         }
         let half = values(&row([0.0, -infinite, 0.0]));
         assert!(half[1] == f64::NEG_INFINITY && (half[0] + 2f64.ln()).abs() < 1e-6, "{half:?}");
-        let said = log_softmax(&Tensor::zeros((2, 0), DType::F32, &Device::Cpu).unwrap()).unwrap_err();
-        assert!(said.to_string().contains("log_softmax") && said.to_string().contains("[2, 0]"), "{said}");
+        let error = log_softmax(&Tensor::zeros((2, 0), DType::F32, &Device::Cpu).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("log_softmax") && error.to_string().contains("[2, 0]"), "{error}");
     }
 }

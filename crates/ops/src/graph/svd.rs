@@ -1,4 +1,4 @@
-//! Singular values and right singular vectors of many small matrices.
+//! Singular values and right singular vectors of batches of small matrices.
 
 use std::sync::OnceLock;
 
@@ -10,30 +10,29 @@ use crate::element::Float;
 use crate::graph::{from_slice, made_of};
 use crate::{Error, Result};
 
-/// Squared singular values up to this part of the largest count as zero: they are found from the
-/// products of the columns, so half of the digits of the small ones are rounding.
+/// Squared singular values up to this share of the largest count as zero: they are computed from the Gram
+/// matrix, so half of the digits of small ones are rounding errors.
 const RANK: f64 = 1e-14;
 
-/// Singular values up to this count as zero, as norms of vectors do: the gradient of a vector grows
-/// as the inverse of its value.
+/// Singular values up to this count as zero: the gradient of a vector grows as the inverse of its value.
 const EPS: f64 = 1e-12;
 
-/// Squared singular values closer than this part of the largest count as equal.
+/// Squared singular values closer than this share of the largest count as equal.
 const GAP: f64 = 1e-10;
 
-/// The largest `n` singular values and their right singular vectors (rows), for each matrix of a
-/// batch: `[B, R, C] -> ([B, n], [B, n, C])`, values falling. `n` is cut to `min(R, C)`. f32 and f64,
-/// computed in f64; any number of threads gives the same bits. Signs of vectors are arbitrary.
+/// Computes the largest `n` singular values, in descending order, and their right singular vectors (rows)
+/// for each matrix of a batch: `[B, R, C] -> ([B, n], [B, n, C])`. `n` is clamped to `min(R, C)`. f32 and
+/// f64, computed in f64; results do not depend on the number of threads. Signs of vectors are arbitrary.
 ///
-/// The gradient of the vector of value `s_j` holds `1 / (s_j^2 - s_i^2)`. Where values are equal the
-/// vectors are not determined, and that part is left out. A vector whose value is zero (up to 1e-12,
-/// or to rounding beside the largest) is zero, with gradient zero. So the gradient is finite
-/// everywhere, and right wherever there is one.
+/// The gradient of the vector of value `s_j` contains `1 / (s_j^2 - s_i^2)`. For equal values the vectors
+/// are not determined, and that term is dropped. A vector whose value is zero (up to 1e-12, or to
+/// rounding relative to the largest) is zero with zero gradient. So the gradient is finite everywhere,
+/// and correct wherever it exists.
 ///
-/// Meant for matrices of which one side is small: Jacobi rotations of `min(R, C)` rows.
+/// Intended for matrices with one small side: Jacobi rotations of `min(R, C)` rows.
 ///
 /// # Errors
-/// If it is not a batch of matrices, or one of its sizes is 0.
+/// If `x` is not a batch of matrices, or one of its sizes is 0.
 pub fn svd(x: &Tensor, n: usize) -> Result<(Tensor, Tensor)> {
     let [_, r, c] = *x.dims() else {
         return Err(Error::shape("svd", "matrices [B, R, C]", x.dims()));
@@ -47,17 +46,17 @@ pub fn svd(x: &Tensor, n: usize) -> Result<(Tensor, Tensor)> {
     Ok((packed.narrow(2, c, 1)?.squeeze(2)?, packed.narrow(2, 0, c)?))
 }
 
-/// Row j of a result is the j-th vector, then its value.
+/// Row j of a result is the j-th vector, followed by its value.
 struct Svd {
     n: usize,
-    /// What the backward pass needs of each matrix.
+    /// Saved per matrix for the backward pass.
     parts: OnceLock<Vec<Part>>,
 }
 
-/// The singular vectors of one matrix with their squared values; those of zero are left out.
+/// Nonzero singular vectors of one matrix with their squared values.
 struct Part {
     values: Vec<f64>,
-    /// One row of length C for each value.
+    /// One row of length C per value.
     vectors: Vec<f64>,
 }
 
@@ -66,12 +65,12 @@ impl Svd {
         let parts: Vec<Part> = x.par_chunks(r * c).map(|x| Part::of(&wide(x), r, c)).collect();
         let mut out = vec![T::ZERO; parts.len() * self.n * (c + 1)];
         for ((x, part), out) in x.chunks(r * c).zip(&parts).zip(out.chunks_mut(self.n * (c + 1))) {
-            if x.iter().any(|v| !v.wide().is_finite()) {
-                out.fill(T::of(f64::NAN)); // not to be taken for a zero matrix
+            if x.iter().any(|v| !v.widen().is_finite()) {
+                out.fill(T::narrow(f64::NAN)); // not to be taken for a zero matrix
             }
             for (j, row) in out.chunks_mut(c + 1).enumerate().take(part.values.len()) {
-                row.iter_mut().zip(part.vector(j, c)).for_each(|(o, v)| *o = T::of(*v));
-                row[c] = T::of(part.values[j].sqrt());
+                row.iter_mut().zip(part.vector(j, c)).for_each(|(o, v)| *o = T::narrow(*v));
+                row[c] = T::narrow(part.values[j].sqrt());
             }
         }
         let _ = self.parts.set(parts); // a second forward pass of the same op: the same values
@@ -83,18 +82,18 @@ impl Svd {
         let rows = x.par_chunks(r * c).zip(dy.par_chunks(self.n * (c + 1))).zip(parts);
         let each = rows.map(|((x, dy), part)| {
             let dx = part.backward(&wide(x), &wide(dy), r, c);
-            dx.into_iter().map(T::of).collect::<Vec<T>>()
+            dx.into_iter().map(T::narrow).collect::<Vec<T>>()
         });
         each.collect::<Vec<_>>().concat()
     }
 }
 
 fn wide<T: Float>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|v| v.wide()).collect()
+    values.iter().map(|v| v.widen()).collect()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    // Eight sums beside each other, so that vectors can be used.
+    // Eight independent sums, for vectorization.
     let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f64 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| a * b).sum();
     let mut sums = [0.0; 8];
@@ -123,7 +122,7 @@ impl Part {
         let vectors = if tall {
             found[..live * side].to_vec()
         } else {
-            // From left to right vectors: v = x^T u / s.
+            // From left to right singular vectors: v = x^T u / s.
             let mut vectors = vec![0.0; live * c];
             for (j, v) in vectors.chunks_mut(c).enumerate() {
                 for (i, row) in x.chunks(c).enumerate() {
@@ -139,8 +138,8 @@ impl Part {
         &self.vectors[j * c..(j + 1) * c]
     }
 
-    /// With `A = V^T dV`, `K_ij = A_ij / (s_j^2 - s_i^2)` and the part of dV outside of V,
-    /// `W = dV - V A`: the gradient is `X V Z^T` with `Z = V (K + K^T) + W / s^2 + V ds / s`.
+    /// With `A = V^T dV`, `K_ij = A_ij / (s_j^2 - s_i^2)` and the part of dV outside the span of V, `W =
+    /// dV - V A`, the gradient is `X V Z^T` with `Z = V (K + K^T) + W / s^2 + V ds / s`.
     fn backward(&self, x: &[f64], dy: &[f64], r: usize, c: usize) -> Vec<f64> {
         let mut dx = vec![0.0; r * c];
         let rank = self.values.len();
@@ -172,20 +171,20 @@ impl Part {
     }
 }
 
-/// Products of all pairs of the columns of a matrix of `c` columns.
+/// Gram matrix of the columns of a matrix with `c` columns.
 fn columns(x: &[f64], c: usize) -> Vec<f64> {
-    // Blocks of rows, turned: products of straight runs are much faster than of short rows.
+    // Blocks of transposed rows: long contiguous dot products are much faster than short rows.
     const ROWS: usize = 128;
-    let (mut gram, mut turned) = (vec![0.0; c * c], vec![0.0; c * ROWS]);
+    let (mut gram, mut transposed) = (vec![0.0; c * c], vec![0.0; c * ROWS]);
     for block in x.chunks(c * ROWS) {
-        if block.len() < turned.len() {
-            turned.fill(0.0);
+        if block.len() < transposed.len() {
+            transposed.fill(0.0);
         }
         for (r, row) in block.chunks(c).enumerate() {
-            row.iter().enumerate().for_each(|(i, v)| turned[i * ROWS + r] = *v);
+            row.iter().enumerate().for_each(|(i, v)| transposed[i * ROWS + r] = *v);
         }
-        for (i, a) in turned.chunks(ROWS).enumerate() {
-            for (j, b) in turned.chunks(ROWS).enumerate().take(i + 1) {
+        for (i, a) in transposed.chunks(ROWS).enumerate() {
+            for (j, b) in transposed.chunks(ROWS).enumerate().take(i + 1) {
                 gram[i * c + j] += dot(a, b);
             }
         }
@@ -193,7 +192,7 @@ fn columns(x: &[f64], c: usize) -> Vec<f64> {
     mirrored(gram, c)
 }
 
-/// Products of all pairs of the rows of a matrix of `c` columns.
+/// Gram matrix of the rows of a matrix with `c` columns.
 fn rows(x: &[f64], c: usize) -> Vec<f64> {
     let side = x.len() / c;
     let mut gram = vec![0.0; side * side];
@@ -205,7 +204,7 @@ fn rows(x: &[f64], c: usize) -> Vec<f64> {
     mirrored(gram, side)
 }
 
-/// The upper half is the lower one.
+/// Copies the lower triangle to the upper one.
 fn mirrored(mut a: Vec<f64>, n: usize) -> Vec<f64> {
     for i in 0..n {
         for j in 0..i {
@@ -215,7 +214,8 @@ fn mirrored(mut a: Vec<f64>, n: usize) -> Vec<f64> {
     a
 }
 
-/// Eigenvalues, falling, and eigenvectors (rows) of a symmetric matrix, by cyclic Jacobi rotations.
+/// Eigenvalues, in descending order, and eigenvectors (rows) of a symmetric matrix, by cyclic Jacobi
+/// rotations.
 fn eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     let mut v = vec![0.0; n * n];
     (0..n).for_each(|i| v[i * n + i] = 1.0);
@@ -239,7 +239,7 @@ fn eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     (values, vectors)
 }
 
-/// The rotation that makes `a[p][q]` zero.
+/// Applies the rotation that zeroes `a[p][q]`.
 fn rotate(a: &mut [f64], v: &mut [f64], n: usize, p: usize, q: usize) {
     let off = a[p * n + q];
     if off == 0.0 {

@@ -1,52 +1,52 @@
 //! Multi-head attention inside the windows of NHWC maps (Swin).
 //!
-//! Windows are never copied out: a table says which pixel each token of a window is. A window that
-//! reaches over the edge has tokens without a pixel; they hold what a pixel of zeros would give, the
-//! bias of queries, keys and values.
+//! Windows are not copied out: a table maps each token of a window to a pixel. Tokens beyond the edge of
+//! the map have no pixel; they hold the projection of a zero pixel, that is the bias of queries, keys and
+//! values.
 
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
 
 use super::small_gemm::{Left, multiply};
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::buffers::Pool;
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::weight_packing::LANES;
 
-/// What masks the tokens of other regions: as in the authors' code.
+/// Added to the scores of masked tokens, as in the authors' code.
 const MASKED: f64 = -100.0;
-/// A weight below this share of the largest is none. Those of masked tokens would end in subnormal
-/// numbers, with which every product takes a hundred times as long.
+/// Attention weights below this share of the largest are flushed to zero. Those of masked tokens would be
+/// subnormal, which makes each product a hundred times slower.
 const NEGLIGIBLE: f64 = 1e-20;
-/// Parts that the windows of a batch are cut into, by number only.
+/// Number of chunks of a batch's windows, independent of the number of threads.
 const PARTS: usize = 16;
 
-/// The windows of one map.
+/// Windows of one map size.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Windows {
     /// Rows and columns of a window.
     pub(crate) size: [usize; 2],
-    /// Windows of one image.
+    /// Windows per image.
     pub(crate) count: usize,
-    /// Pixels of one image.
+    /// Pixels per image.
     pixels: usize,
-    /// The pixel of token `t` of window `w` at `w * tokens + t`, or -1.
+    /// Pixel of token `t` of window `w` at `w * tokens + t`, or -1.
     table: Vec<i32>,
-    /// Its region: tokens see only their own.
+    /// Region of each token; tokens attend within their region only.
     regions: Vec<u8>,
     /// Whether a window has more than one region.
     mixed: Vec<bool>,
 }
 
 impl Windows {
-    /// The map is rolled by `shift` towards the first row and column, filled up with zeros to whole
-    /// windows, and cut.
+    /// Partitions a map that is cyclically shifted by `shift` towards the origin and zero-padded to whole
+    /// windows.
     pub(crate) fn new(map: [usize; 2], size: [usize; 2], shift: [usize; 2]) -> Self {
         let across = [map[0].div_ceil(size[0]), map[1].div_ceil(size[1])];
         let padded = [across[0] * size[0], across[1] * size[1]];
-        // The last window holds what was rolled over the edge: a region of its own.
+        // The last window holds what the shift wrapped around: a separate region.
         let region = |i: usize, d: usize| match () {
             () if shift[d] == 0 || i < padded[d] - size[d] => 0,
             () if i < padded[d] - shift[d] => 1,
@@ -69,18 +69,17 @@ impl Windows {
         Self { size, count, pixels: map[0] * map[1], table, regions, mixed }
     }
 
-    /// Pixels of one image.
+    /// Returns the pixels per image.
     pub(crate) fn pixels(&self) -> usize {
         self.pixels
     }
 
-    /// The pixel of every token, or -1.
+    /// Returns the pixel of every token, or -1.
     pub(crate) fn table(&self) -> &[i32] {
         &self.table
     }
 
-    /// What is added to the product of every pair of tokens, `[count, tokens, tokens]`; nothing if every
-    /// window has one region.
+    /// Returns the additive mask `[count, tokens, tokens]`, or `None` if every window has one region.
     pub(crate) fn mask(&self) -> Option<Vec<f64>> {
         let one = self.mixed.iter().all(|m| !m);
         let of_window = |regions: &[u8]| -> Vec<f64> {
@@ -90,13 +89,13 @@ impl Windows {
         (!one).then(|| self.regions.chunks_exact(self.tokens()).flat_map(of_window).collect())
     }
 
-    /// Tokens of a window.
+    /// Returns the tokens per window.
     pub(crate) fn tokens(&self) -> usize {
         self.size[0] * self.size[1]
     }
 
-    /// Row of the table of relative positions for every pair (query, key): the difference in rows,
-    /// then in columns.
+    /// Iterates over the row of the relative position table for every pair (query, key), by row
+    /// difference, then by column difference.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = usize> + '_ {
         let [h, w] = self.size;
         (0..self.tokens() * self.tokens()).map(move |i| {
@@ -113,13 +112,13 @@ pub(crate) struct Attention<'a, T> {
     pub(crate) windows: &'a Windows,
     pub(crate) images: usize,
     pub(crate) heads: usize,
-    /// Values of one head.
+    /// Channels per head.
     pub(crate) width: usize,
     /// Queries, keys, values: `[images, pixels, 3, heads, width]`.
     pub(crate) qkv: &'a [T],
-    /// The same of a pixel of zeros.
+    /// Projection of a zero pixel, for tokens beyond the edge.
     pub(crate) outside: &'a [T],
-    /// Added to the products: `[heads, tokens, padded tokens]`.
+    /// Relative position bias, `[heads, tokens, padded tokens]`.
     pub(crate) bias: &'a [T],
     pub(crate) scratch: &'a Arc<Pool<T>>,
 }
@@ -128,12 +127,12 @@ fn padded(n: usize) -> usize {
     n.next_multiple_of(LANES)
 }
 
-/// Values of the bias as the kernel reads it.
+/// Returns the length of the expanded bias.
 pub(crate) fn bias_len(heads: usize, tokens: usize) -> usize {
     heads * tokens * padded(tokens)
 }
 
-/// `[heads, tokens, padded tokens]` from the table `[positions, heads]`.
+/// Expands the table `[positions, heads]` to `[heads, tokens, padded tokens]`.
 pub(crate) fn spread_bias<T: Float>(windows: &Windows, table: &[T], heads: usize, out: &mut [T]) {
     let n = windows.tokens();
     out.fill(T::ZERO);
@@ -145,7 +144,7 @@ pub(crate) fn spread_bias<T: Float>(windows: &Windows, table: &[T], heads: usize
 }
 
 impl<T: Float> Attention<'_, T> {
-    /// Windows of one task.
+    /// Windows per task.
     fn part(&self) -> usize {
         (self.images * self.windows.count).div_ceil(PARTS).max(1)
     }
@@ -154,28 +153,28 @@ impl<T: Float> Attention<'_, T> {
         (self.images * self.windows.count).div_ceil(self.part())
     }
 
-    /// Values of one partial sum: gradients of the bias, and of `outside` for one head.
+    /// Length of one partial sum: gradients of the bias and of `outside` for one head.
     fn sum_len(&self) -> usize {
         let n = self.windows.tokens();
         n * padded(n) + 3 * self.width
     }
 
-    /// Values that [`Attention::backward`] needs for its sums.
+    /// Returns the length of the partial sums of [`Attention::backward`].
     pub(crate) fn sums_len(&self) -> usize {
         self.parts() * self.heads * self.sum_len()
     }
 
     /// Writes `[images, pixels, heads, width]`.
     pub(crate) fn forward(&self, out: &mut [T]) {
-        let out = Shared::new(out);
+        let out = SharedSlice::new(out);
         parallel(self.parts() * self.heads, |task| {
             T::run(Forward { layer: self, head: task % self.heads, part: task / self.heads, out });
         });
     }
 
-    /// Writes the gradient of `qkv`, every value of it, and partial sums for [`Attention::gather`].
+    /// Writes the whole gradient of `qkv`, and partial sums for [`Attention::gather`].
     pub(crate) fn backward(&self, dy: &[T], d_qkv: &mut [T], sums: &mut [T]) {
-        let (d_qkv, sums) = (Shared::new(d_qkv), Shared::new(sums));
+        let (d_qkv, sums) = (SharedSlice::new(d_qkv), SharedSlice::new(sums));
         let len = self.sum_len();
         parallel(self.parts() * self.heads, |task| {
             // SAFETY: one partial sum per task.
@@ -205,14 +204,14 @@ impl<T: Float> Attention<'_, T> {
         }
     }
 
-    /// The windows of a part: image and window.
+    /// Iterates over the windows of a chunk as (image, window).
     fn of_part(&self, part: usize) -> impl Iterator<Item = (usize, usize)> {
         let (count, all) = (self.windows.count, self.images * self.windows.count);
         let (first, len) = (part * self.part(), self.part());
         (first..(first + len).min(all)).map(move |i| (i / count, i % count))
     }
 
-    /// Queries (0), keys (1) or values (2) of one token and head.
+    /// Returns the query (0), key (1) or value (2) of one token and head.
     #[inline(always)]
     fn token(&self, image: usize, window: usize, token: usize, kind: usize, head: usize) -> &[T] {
         let at = (kind * self.heads + head) * self.width;
@@ -246,7 +245,7 @@ impl<T: Float> Attention<'_, T> {
         }
     }
 
-    /// `softmax(q k + bias + mask)` in place of `q k`; missing columns become zero.
+    /// Replaces `q k` by `softmax(q k + bias + mask)`; padding columns become zero.
     #[inline(always)]
     fn softmax(&self, window: usize, head: usize, scores: &mut [T]) {
         let n = self.windows.tokens();
@@ -260,16 +259,16 @@ impl<T: Float> Attention<'_, T> {
             }
             if mixed {
                 for (s, r) in row.iter_mut().zip(regions) {
-                    *s += if *r == regions[q] { T::ZERO } else { T::of(MASKED) };
+                    *s += if *r == regions[q] { T::ZERO } else { T::narrow(MASKED) };
                 }
             }
-            row[n..].fill(T::of(f64::NEG_INFINITY));
-            let most = lanewise(row, T::of(f64::NEG_INFINITY), |a, b| if b > a { b } else { a });
+            row[n..].fill(T::narrow(f64::NEG_INFINITY));
+            let most = lanewise(row, T::narrow(f64::NEG_INFINITY), |a, b| if b > a { b } else { a });
             for s in row.iter_mut() {
-                let weight = (*s - most).power_of_e();
-                *s = if weight > T::of(NEGLIGIBLE) { weight } else { T::ZERO };
+                let weight = (*s - most).fast_exp();
+                *s = if weight > T::narrow(NEGLIGIBLE) { weight } else { T::ZERO };
             }
-            let scale = T::of(1.0) / lanewise(row, T::ZERO, |a, b| a + b);
+            let scale = T::narrow(1.0) / lanewise(row, T::ZERO, |a, b| a + b);
             for s in row.iter_mut() {
                 *s *= scale;
             }
@@ -277,32 +276,32 @@ impl<T: Float> Attention<'_, T> {
     }
 }
 
-/// All values of a row of whole vectors as one: lane by lane, then by halves.
+/// Reduces a row of whole vectors lane by lane, then pairwise.
 #[inline(always)]
 fn lanewise<T: Float>(row: &[T], start: T, f: impl Fn(T, T) -> T + Copy) -> T {
-    let mut simd = [start; LANES];
+    let mut lanes = [start; LANES];
     for x in row.chunks_exact(LANES) {
-        for (l, x) in simd.iter_mut().zip(x) {
+        for (l, x) in lanes.iter_mut().zip(x) {
             *l = f(*l, *x);
         }
     }
-    halved(simd, f)
+    halved(lanes, f)
 }
 
-/// All simd as one, by halves.
+/// Reduces the lanes pairwise.
 #[inline(always)]
-fn halved<T: Float>(mut simd: [T; LANES], f: impl Fn(T, T) -> T) -> T {
+fn halved<T: Float>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
     let mut n = LANES;
     while n > 1 {
         n /= 2;
         for i in 0..n {
-            simd[i] = f(simd[i], simd[i + n]);
+            lanes[i] = f(lanes[i], lanes[i + n]);
         }
     }
-    simd[0]
+    lanes[0]
 }
 
-/// Cuts a scratch buffer.
+/// Splits `len` values off a scratch buffer.
 fn cut<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
     let (first, last) = std::mem::take(rest).split_at_mut(len);
     *rest = last;
@@ -313,7 +312,7 @@ struct Forward<'a, 'b, T> {
     layer: &'a Attention<'b, T>,
     head: usize,
     part: usize,
-    out: Shared<T>,
+    out: SharedSlice<T>,
 }
 
 impl<T: Float> Kernel<T> for Forward<'_, '_, T> {
@@ -328,12 +327,13 @@ impl<T: Float> Kernel<T> for Forward<'_, '_, T> {
         let mut rest = &mut scratch[..];
         let (q, v, y) = (cut(&mut rest, n * deep), cut(&mut rest, n * deep), cut(&mut rest, n * deep));
         let (k, scores) = (cut(&mut rest, d * wide), rest);
-        let scale = T::of((d as f64).powf(-0.5));
+        let scale = T::narrow((d as f64).powf(-0.5));
         for at in a.of_part(self.part) {
             a.rows(at, 0, head, scale, q);
             a.columns(at, 1, head, k);
-            a.rows(at, 2, head, T::of(1.0), v);
-            // SAFETY: inside a kernel; pixels of a window belong to it alone, and channels to a head.
+            a.rows(at, 2, head, T::narrow(1.0), v);
+            // SAFETY: inside a kernel; tasks own the pixels of their windows and the channels of their
+            // head.
             unsafe {
                 multiply::<L>(Left { values: q, row: deep, column: 1 }, k, scores, (n, d, wide));
                 a.softmax(at.1, head, scores);
@@ -354,7 +354,7 @@ struct Backward<'a, 'b, T> {
     head: usize,
     part: usize,
     dy: &'a [T],
-    d_qkv: Shared<T>,
+    d_qkv: SharedSlice<T>,
     sum: &'a mut [T],
 }
 
@@ -373,7 +373,7 @@ impl<T: Float> Kernel<T> for Backward<'_, '_, T> {
         let (k_columns, v_columns) = (cut(&mut rest, d * wide), cut(&mut rest, d * wide));
         let (weights, slopes) = (cut(&mut rest, n * wide), rest);
         let (d_bias, d_outside) = self.sum.split_at_mut(n * wide);
-        let (scale, one) = (T::of((d as f64).powf(-0.5)), T::of(1.0));
+        let (scale, one) = (T::narrow((d as f64).powf(-0.5)), T::narrow(1.0));
         for at in a.of_part(self.part) {
             a.rows(at, 0, head, scale, q);
             a.rows(at, 1, head, one, k);
@@ -388,7 +388,8 @@ impl<T: Float> Kernel<T> for Backward<'_, '_, T> {
                     Err(_) => dy.fill(T::ZERO),
                 }
             }
-            // SAFETY: inside a kernel; pixels of a window belong to it alone, and channels to a head.
+            // SAFETY: inside a kernel; tasks own the pixels of their windows and the channels of their
+            // head.
             unsafe {
                 multiply::<L>(Left { values: q, row: deep, column: 1 }, k_columns, weights, (n, d, wide));
                 a.softmax(at.1, head, weights);
@@ -422,19 +423,20 @@ impl<T: Float> Kernel<T> for Backward<'_, '_, T> {
     }
 }
 
-/// From gradients of the weights to gradients of the scores, in place; added to `d_bias`.
+/// Turns gradients of the attention weights into gradients of the scores in place, and adds them to
+/// `d_bias`.
 #[inline(always)]
 fn softmax_backward<T: Float>(weights: &[T], slopes: &mut [T], d_bias: &mut [T], wide: usize) {
     let rows =
         weights.chunks_exact(wide).zip(slopes.chunks_exact_mut(wide)).zip(d_bias.chunks_exact_mut(wide));
     for ((p, dp), d_bias) in rows {
-        let mut simd = [T::ZERO; LANES];
+        let mut lanes = [T::ZERO; LANES];
         for (p, dp) in p.chunks_exact(LANES).zip(dp.chunks_exact(LANES)) {
-            for (l, (p, dp)) in simd.iter_mut().zip(p.iter().zip(dp)) {
+            for (l, (p, dp)) in lanes.iter_mut().zip(p.iter().zip(dp)) {
                 *l += *p * *dp;
             }
         }
-        let mean = halved(simd, |a, b| a + b);
+        let mean = halved(lanes, |a, b| a + b);
         for ((p, dp), b) in p.iter().zip(dp.iter_mut()).zip(d_bias) {
             *dp = *p * (*dp - mean);
             *b += *dp;
@@ -446,9 +448,9 @@ fn softmax_backward<T: Float>(weights: &[T], slopes: &mut [T], d_bias: &mut [T],
 mod tests {
     use super::*;
 
-    /// A token of another region has no weight at all: whatever its value, no bit moves.
+    /// Tokens of another region have exactly zero weight: their values change no bit.
     #[test]
-    fn masked_tokens_weigh_nothing() {
+    fn masked_tokens_have_zero_weight() {
         let windows = Windows::new([4, 4], [2, 2], [1, 1]);
         let (tokens, width) = (windows.tokens(), 16);
         let window = windows.mixed.iter().position(|mixed| *mixed).unwrap();

@@ -1,17 +1,17 @@
-//! Convolutions that treat every channel by itself; weights `[tap][channel]`.
+//! Depthwise convolution; weights `[kernel offset][channel]`.
 
 #![allow(unsafe_code)]
 
 use super::geometry::Rows;
-use super::indirect_gemm::{Epilogue, acted};
+use super::indirect_gemm::{Epilogue, activate};
 use super::norm::Sums;
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::weight_packing::LANES;
 
-/// `target[row] (+)= sum over taps of source[row of tap] * weight[tap]`, channel by channel:
-/// the forward pass, and the data gradient with the tables of a phase.
+/// `target[row] (+)= sum over kernel offsets of source[row at offset] * weight[offset]` per channel: the
+/// forward pass, and the data gradient with the tables of a stride phase.
 pub(crate) struct Depthwise<'a, T> {
     pub(crate) images: usize,
     pub(crate) channels: usize,
@@ -19,10 +19,10 @@ pub(crate) struct Depthwise<'a, T> {
     pub(crate) source: &'a [T],
     pub(crate) source_len: usize,
     pub(crate) weight: &'a [T],
-    pub(crate) target: Shared<T>,
+    pub(crate) target: SharedSlice<T>,
     pub(crate) target_len: usize,
     pub(crate) epilogue: Epilogue<'a, T>,
-    /// Sums of the target, whose rows must follow one another; [`sum_tasks`] of them.
+    /// Sums of the target, whose rows must be contiguous; [`sum_tasks`] of them.
     pub(crate) sums: Option<Sums<'a, T>>,
 }
 
@@ -30,7 +30,7 @@ fn step(rows: usize, channels: usize) -> usize {
     super::rows_per_task(rows, channels * 4)
 }
 
-/// Tasks that leave sums.
+/// Returns the number of tasks that write sums.
 pub(crate) fn sum_tasks(rows: usize, channels: usize) -> usize {
     rows.div_ceil(step(rows, channels))
 }
@@ -42,7 +42,7 @@ struct Span<'a, 'b, T> {
 }
 
 fn check(rows: &Rows, channels: usize, images: usize, [source, source_len]: [usize; 2], target_len: usize) {
-    assert_eq!(rows.table.len(), rows.taps.len() * rows.p);
+    assert_eq!(rows.table.len(), rows.kernel_offsets.len() * rows.p);
     let reach = rows.table.iter().max().map_or(0, |m| usize::try_from(*m + 1).unwrap_or(0));
     assert!(reach == 0 || reach - 1 + channels <= source_len);
     assert!(source >= images * source_len);
@@ -56,7 +56,7 @@ impl<T: Float> Depthwise<'_, T> {
             return;
         }
         check(self.rows, self.channels, self.images, [self.source.len(), self.source_len], self.target_len);
-        assert!(self.rows.taps.iter().all(|t| (t + 1) * self.channels <= self.weight.len()));
+        assert!(self.rows.kernel_offsets.iter().all(|t| (t + 1) * self.channels <= self.weight.len()));
         if self.sums.is_some() {
             let c = self.channels;
             assert!(self.target_len == self.rows.p * c);
@@ -75,29 +75,29 @@ impl<T: Float> Kernel<T> for Span<'_, '_, T> {
     fn run<L: Simd<T = T>>(self) {
         let d = self.all;
         let r = d.rows;
-        // Where the taps of a row begin in the source and in the weight.
-        let mut taps = Vec::with_capacity(r.taps.len());
+        // Starts of the source pixel and of the weights for each kernel offset of a row.
+        let mut kernel_offsets = Vec::with_capacity(r.kernel_offsets.len());
         let (mut image, mut at) = (self.first / r.p, self.first % r.p);
         for _ in self.first..self.last {
-            taps.clear();
-            for (t, tap) in r.taps.iter().enumerate() {
+            kernel_offsets.clear();
+            for (t, kernel_offset) in r.kernel_offsets.iter().enumerate() {
                 let offset = r.table[t * r.p + at];
                 if offset >= 0 {
-                    taps.push((image * d.source_len + offset as usize, tap * d.channels));
+                    kernel_offsets.push((image * d.source_len + offset as usize, kernel_offset * d.channels));
                 }
             }
             let target = image * d.target_len + r.target[at] as usize;
             let mut c = 0;
             while c < d.channels {
                 let left = d.channels - c;
-                // SAFETY: bounds were seen by `check`; spans write disjoint rows.
+                // SAFETY: bounds were checked by `check`; spans write disjoint rows.
                 c += unsafe {
                     match left / LANES {
-                        0 => self.columns::<L, 1, false>(&taps, target, c, left),
-                        1 => self.columns::<L, 1, true>(&taps, target, c, LANES),
-                        2 => self.columns::<L, 2, true>(&taps, target, c, 2 * LANES),
-                        3 => self.columns::<L, 3, true>(&taps, target, c, 3 * LANES),
-                        _ => self.columns::<L, 4, true>(&taps, target, c, 4 * LANES),
+                        0 => self.columns::<L, 1, false>(&kernel_offsets, target, c, left),
+                        1 => self.columns::<L, 1, true>(&kernel_offsets, target, c, LANES),
+                        2 => self.columns::<L, 2, true>(&kernel_offsets, target, c, 2 * LANES),
+                        3 => self.columns::<L, 3, true>(&kernel_offsets, target, c, 3 * LANES),
+                        _ => self.columns::<L, 4, true>(&kernel_offsets, target, c, 4 * LANES),
                     }
                 };
             }
@@ -108,7 +108,7 @@ impl<T: Float> Kernel<T> for Span<'_, '_, T> {
         }
         if let Some(sums) = &d.sums {
             let task = self.first / step(d.images * r.p, d.channels);
-            // SAFETY: this task has just written these rows; `run` saw that they follow one another.
+            // SAFETY: this task has just written these rows; `run` checked that they are contiguous.
             unsafe {
                 let from = d.target.ptr().add(self.first * d.channels);
                 sums.rows(task, |i| from.wrapping_add(i * d.channels), self.last - self.first, 0, d.channels);
@@ -118,24 +118,24 @@ impl<T: Float> Kernel<T> for Span<'_, '_, T> {
 }
 
 impl<T: Float> Span<'_, '_, T> {
-    /// `n` channels from `c` of one row: `NV` vectors, or a part of one. Gives `n`.
+    /// Computes `n` channels from `c` of one row: `NV` vectors, or part of one. Returns `n`.
     #[inline(always)]
     unsafe fn columns<L: Simd<T = T>, const NV: usize, const WHOLE: bool>(
         &self,
-        taps: &[(usize, usize)],
+        kernel_offsets: &[(usize, usize)],
         target: usize,
         c: usize,
         n: usize,
     ) -> usize {
         let d = self.all;
-        // SAFETY: bounds were seen by `check`.
+        // SAFETY: bounds were checked by `check`.
         unsafe {
             let load = |p: *const T, v: usize| {
-                if WHOLE { L::load(p.add(v * LANES)) } else { L::load_part(p, n) }
+                if WHOLE { L::load(p.add(v * LANES)) } else { L::load_partial(p, n) }
             };
             let (source, weight) = (d.source.as_ptr().add(c), d.weight.as_ptr().add(c));
             let mut acc = [L::splat(T::ZERO); NV];
-            for (x, w) in taps {
+            for (x, w) in kernel_offsets {
                 for (v, acc) in acc.iter_mut().enumerate() {
                     *acc = acc.fma(load(source.add(*x), v), load(weight.add(*w), v));
                 }
@@ -154,11 +154,11 @@ impl<T: Float> Span<'_, '_, T> {
                 if let Some(shortcut) = e.shortcut {
                     x = x.add(load(shortcut.as_ptr().add(offset), v));
                 }
-                x = acted(x, e.act);
+                x = activate(x, e.act);
                 if WHOLE {
                     x.store(to.add(v * LANES));
                 } else {
-                    x.store_part(to, n);
+                    x.store_partial(to, n);
                 }
             }
         }
@@ -166,7 +166,7 @@ impl<T: Float> Span<'_, '_, T> {
     }
 }
 
-/// Weight gradient `[tap][channel]`, written whole.
+/// Weight gradient `[kernel offset][channel]`; all values are written.
 pub(crate) struct DepthwiseGradient<'a, T> {
     pub(crate) images: usize,
     pub(crate) channels: usize,
@@ -181,15 +181,15 @@ pub(crate) struct DepthwiseGradient<'a, T> {
 }
 
 const CHUNKS: usize = 8;
-/// Taps whose sums stay in registers, and vectors of channels that share the search for a row's taps.
-const TAPS: usize = 9;
+/// Kernel offsets accumulated in registers, and channel vectors that share one table lookup.
+const MAX_OFFSETS: usize = 9;
 const VECTORS: usize = 3;
 
 fn chunks(rows: usize) -> usize {
     if rows >= 256 { CHUNKS } else { 1 }
 }
 
-/// Values of scratch memory that the weight gradient needs.
+/// Returns the scratch length of the weight gradient.
 pub(crate) fn gradient_scratch(rows: usize, stored: usize) -> usize {
     chunks(rows) * stored
 }
@@ -202,7 +202,7 @@ struct Sum<'a, T> {
     dy: &'a [T],
     dy_len: usize,
     range: std::ops::Range<usize>,
-    /// Vectors of channels of this task.
+    /// Channel vectors of this task.
     vectors: std::ops::Range<usize>,
     into: *mut T,
 }
@@ -215,14 +215,14 @@ impl<T: Float> DepthwiseGradient<'_, T> {
         let scratch = &mut self.scratch[..chunks * stored];
         check(self.rows, self.channels, self.images, [self.source.len(), self.source_len], self.dy_len);
         assert!(self.dy.len() >= self.images * self.dy_len);
-        assert!(self.rows.taps.iter().all(|t| (t + 1) * self.channels <= stored));
-        if self.rows.taps.len() * self.channels < stored || rows == 0 {
+        assert!(self.rows.kernel_offsets.iter().all(|t| (t + 1) * self.channels <= stored));
+        if self.rows.kernel_offsets.len() * self.channels < stored || rows == 0 {
             scratch.fill(T::ZERO);
         }
         let per_chunk = rows.div_ceil(chunks);
         let vectors = self.channels.div_ceil(LANES);
         let blocks = vectors.div_ceil(VECTORS);
-        let shared = Shared::new(scratch);
+        let shared = SharedSlice::new(scratch);
         parallel(chunks * blocks, |task| {
             let (chunk, block) = (task / blocks, task % blocks);
             // SAFETY: chunk `chunk` of the scratch; tasks write disjoint channels of it.
@@ -254,12 +254,12 @@ impl<T: Float> Kernel<T> for Sum<'_, T> {
         let mut v = self.vectors.start;
         while v < self.vectors.end {
             let (c, left) = (v * LANES, self.channels - v * LANES);
-            // SAFETY: bounds were seen by `check`; this task owns its channels of its copy.
+            // SAFETY: bounds were checked by `check`; each task owns its channels of its copy.
             v += unsafe {
                 match self.vectors.end - v {
                     _ if left < LANES => self.columns::<L, 1, false>(c, left),
-                    3 if L::WIDE && left >= 3 * LANES => self.columns::<L, 3, true>(c, LANES),
-                    2.. if L::WIDE && left >= 2 * LANES => self.columns::<L, 2, true>(c, LANES),
+                    3 if L::LARGE_TILES && left >= 3 * LANES => self.columns::<L, 3, true>(c, LANES),
+                    2.. if L::LARGE_TILES && left >= 2 * LANES => self.columns::<L, 2, true>(c, LANES),
                     _ => self.columns::<L, 1, true>(c, LANES),
                 }
             };
@@ -268,7 +268,8 @@ impl<T: Float> Kernel<T> for Sum<'_, T> {
 }
 
 impl<T: Float> Sum<'_, T> {
-    /// All rows of `NV` vectors of channels from `c`, or of one of `n` channels. Gives `NV`.
+    /// Accumulates all rows for `NV` vectors of channels from `c`, or for one of `n` channels. Returns
+    /// `NV`.
     #[inline(always)]
     unsafe fn columns<L: Simd<T = T>, const NV: usize, const WHOLE: bool>(
         &self,
@@ -277,14 +278,14 @@ impl<T: Float> Sum<'_, T> {
     ) -> usize {
         let r = self.rows;
         let zeros = [T::ZERO; VECTORS * LANES];
-        for first in (0..r.taps.len()).step_by(TAPS) {
-            let count = TAPS.min(r.taps.len() - first);
+        for first in (0..r.kernel_offsets.len()).step_by(MAX_OFFSETS) {
+            let count = MAX_OFFSETS.min(r.kernel_offsets.len() - first);
             // SAFETY: by the caller.
             unsafe {
                 let load = |p: *const T, v: usize| {
-                    if WHOLE { L::load(p.add(v * LANES)) } else { L::load_part(p, n) }
+                    if WHOLE { L::load(p.add(v * LANES)) } else { L::load_partial(p, n) }
                 };
-                let mut acc = [[L::splat(T::ZERO); NV]; TAPS];
+                let mut acc = [[L::splat(T::ZERO); NV]; MAX_OFFSETS];
                 let (mut image, mut at) = (self.range.start / r.p, self.range.start % r.p);
                 for _ in self.range.clone() {
                     let target = *r.target.get_unchecked(at) as usize;
@@ -308,12 +309,12 @@ impl<T: Float> Sum<'_, T> {
                     }
                 }
                 for (t, acc) in acc.iter().enumerate().take(count) {
-                    let into = self.into.add(r.taps[first + t] * self.channels + c);
+                    let into = self.into.add(r.kernel_offsets[first + t] * self.channels + c);
                     for (v, acc) in acc.iter().enumerate() {
                         if WHOLE {
                             acc.store(into.add(v * LANES));
                         } else {
-                            acc.store_part(into, n);
+                            acc.store_partial(into, n);
                         }
                     }
                 }

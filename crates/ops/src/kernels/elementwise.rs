@@ -1,10 +1,10 @@
-//! Scalar loops, compiled for every instruction set.
+//! Element-wise loops, auto-vectorized for every instruction set.
 
-use super::{Shared, parallel, rows_per_task};
+use super::{SharedSlice, parallel, rows_per_task};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 
-/// Declares a loop that is compiled once for every instruction set and runs on the one in use.
+/// Declares a loop that is compiled for every instruction set and dispatched at run time.
 macro_rules! looped {
     ($(#[$meta:meta])* $name:ident<$lt:lifetime>($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
@@ -66,8 +66,8 @@ looped! {
     }
 }
 
-/// Copies `columns` values of every row: rows of `from.0` values from column `from.1` on, to rows of
-/// `to.0` values from column `to.1` on.
+/// Copies `columns` values of every row: from rows of `from.0` values, starting at column `from.1`, to
+/// rows of `to.0` values, starting at column `to.1`.
 pub(crate) fn copy_columns<T: Float>(
     source: &[T],
     from: (usize, usize),
@@ -77,7 +77,7 @@ pub(crate) fn copy_columns<T: Float>(
 ) {
     let rows = source.len() / from.0;
     let part = rows_per_task(rows, columns);
-    let target = Shared::new(target);
+    let target = SharedSlice::new(target);
     parallel(rows.div_ceil(part), |i| {
         let (first, n) = (i * part, part.min(rows - i * part));
         // SAFETY: whole rows, each in one task.
@@ -90,13 +90,13 @@ pub(crate) fn copy_columns<T: Float>(
     });
 }
 
-/// Values in a task of a pass over everything.
+/// Values per task.
 const PART: usize = 1 << 15;
 
 looped! {
     gelu_part<'a>(x: &'a [T], to: &'a mut [T]) {
         for (t, x) in to.iter_mut().zip(x) {
-            *t = *x * x.normal().0;
+            *t = *x * x.normal_cdf_pdf().0;
         }
     }
 }
@@ -104,7 +104,7 @@ looped! {
 looped! {
     gelu_backward_part<'a>(x: &'a [T], gradient: &'a mut [T]) {
         for (g, x) in gradient.iter_mut().zip(x) {
-            let (below, density) = x.normal();
+            let (below, density) = x.normal_cdf_pdf();
             *g *= below + *x * density;
         }
     }
@@ -118,10 +118,10 @@ looped! {
     }
 }
 
-/// Runs `f(start, part)` over parts of `to`.
+/// Runs `f(start, chunk)` over chunks of `to` in parallel.
 fn by_parts<T: Float>(to: &mut [T], f: impl Fn(usize, &mut [T]) + Sync + Send) {
     let len = to.len();
-    let to = Shared::new(to);
+    let to = SharedSlice::new(to);
     parallel(len.div_ceil(PART), |i| {
         // SAFETY: one part per task.
         #[allow(unsafe_code)]
@@ -155,12 +155,12 @@ pub(crate) fn clamp<T: Float>(x: &[T], low: T, high: T, to: &mut [T]) {
     by_parts(to, |start, to| clamp_part(&x[start..start + to.len()], low, high, to));
 }
 
-/// `gradient = 0` where `out` is not strictly inside (low, high).
+/// Zeroes `gradient` where `out` is not strictly inside (low, high).
 pub(crate) fn mask<T: Float>(gradient: &mut [T], out: &[T], low: T, high: T) {
     by_parts(gradient, |start, g| mask_part(g, &out[start..start + g.len()], low, high));
 }
 
-/// `to = x * P(normal <= x)`.
+/// `to = x * CDF(x)` of the standard normal.
 pub(crate) fn gelu<T: Float>(x: &[T], to: &mut [T]) {
     by_parts(to, |start, to| gelu_part(&x[start..start + to.len()], to));
 }
@@ -173,11 +173,11 @@ pub(crate) fn gelu_backward<T: Float>(x: &[T], gradient: &mut [T]) {
 /// `to = x * factors[image]`.
 pub(crate) fn scale_images<T: Float>(x: &[T], factors: &[f64], to: &mut [T]) {
     let len = x.len() / factors.len().max(1);
-    let to = Shared::new(to);
+    let to = SharedSlice::new(to);
     parallel(factors.len(), |image| {
         // SAFETY: one image per task.
         #[allow(unsafe_code)]
         let to = unsafe { to.range(image * len, len) };
-        scale_part(&x[image * len..(image + 1) * len], T::of(factors[image]), to);
+        scale_part(&x[image * len..(image + 1) * len], T::narrow(factors[image]), to);
     });
 }

@@ -1,74 +1,75 @@
-//! Where the values of a convolution lie: tables made once per layer and input size.
+//! Convolution geometry: index tables computed once per layer and input size.
 
 use crate::{Error, Result};
 
-/// How a convolution pads its input with zeros.
+/// Zero padding of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Padding {
     /// The same on all four sides.
     Symmetric(usize),
-    /// TensorFlow's "same": the output has `ceil(size / stride)` rows and columns; an odd total
-    /// puts the larger part after.
+    /// TensorFlow's "same": the output has `ceil(size / stride)` rows and columns; an odd total puts the
+    /// larger part after.
     Same,
 }
 
-/// Shape of a convolution.
+/// Hyperparameters of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConvSpec {
     /// Input channels.
     pub inputs: usize,
     /// Output channels.
     pub outputs: usize,
-    /// Rows and columns of the kernel.
+    /// Kernel size, for rows and columns.
     pub kernel: usize,
-    /// Stride in both directions.
+    /// Stride, for rows and columns.
     pub stride: usize,
     /// Zero padding.
     pub padding: Padding,
-    /// Distance of kernel elements.
+    /// Dilation, for rows and columns.
     pub dilation: usize,
-    /// Groups of channels that do not see each other.
+    /// Channel groups.
     pub groups: usize,
 }
 
 impl ConvSpec {
-    /// Stride 1, dilation 1, one group, padding that keeps the size for odd kernels.
+    /// Creates a convolution with stride 1, dilation 1, one group, and padding that keeps the size for
+    /// odd kernels.
     pub fn new(inputs: usize, outputs: usize, kernel: usize) -> Self {
         let padding = Padding::Symmetric(kernel / 2);
         Self { inputs, outputs, kernel, stride: 1, padding, dilation: 1, groups: 1 }
     }
-    /// With this stride.
+    /// Sets the stride.
     #[must_use]
     pub fn stride(self, stride: usize) -> Self {
         Self { stride, ..self }
     }
-    /// With this padding.
+    /// Sets the padding.
     #[must_use]
     pub fn padding(self, padding: Padding) -> Self {
         Self { padding, ..self }
     }
-    /// With this dilation.
+    /// Sets the dilation.
     #[must_use]
     pub fn dilation(self, dilation: usize) -> Self {
         Self { dilation, ..self }
     }
-    /// With so many groups.
+    /// Sets the number of groups.
     #[must_use]
     pub fn groups(self, groups: usize) -> Self {
         Self { groups, ..self }
     }
 
-    /// Shape of the weight: `[out, in / groups, k, k]`.
+    /// Returns the shape of the weight, `[out, in / groups, k, k]`.
     pub fn weight_shape(&self) -> [usize; 4] {
         [self.outputs, self.inputs / self.groups.max(1), self.kernel, self.kernel]
     }
 
-    /// Whether every channel is convolved by itself.
+    /// Returns whether each channel is convolved separately.
     pub fn depthwise(&self) -> bool {
         self.groups > 1 && self.groups == self.inputs && self.groups == self.outputs
     }
 
-    /// Refuses what cannot be a convolution.
+    /// Rejects invalid hyperparameters.
     pub(crate) fn check(&self) -> Result<()> {
         let bad = self.inputs == 0
             || self.outputs == 0
@@ -84,7 +85,7 @@ impl ConvSpec {
         Ok(())
     }
 
-    /// Output length and padding before, for one direction of length `size`.
+    /// Returns the output length and the leading padding for an axis of length `size`.
     pub(crate) fn along(&self, size: usize) -> Result<(usize, usize)> {
         let reach = self.dilation * (self.kernel - 1) + 1;
         match self.padding {
@@ -112,41 +113,41 @@ impl ConvSpec {
         }
     }
 
-    /// Output rows and columns for an input of `h` x `w`.
+    /// Returns the output rows and columns for an input of `h` x `w`.
     pub fn output_size(&self, h: usize, w: usize) -> Result<(usize, usize)> {
         Ok((self.along(h)?.0, self.along(w)?.0))
     }
 
-    /// Multiply-accumulates for one image of `h` x `w`; padding counts as work.
+    /// Returns the multiply-accumulates for one image of `h` x `w`, padding included.
     pub fn macs(&self, h: usize, w: usize) -> Result<u64> {
         let (oh, ow) = self.output_size(h, w)?;
         Ok(self.macs_of([oh, ow]))
     }
 
-    /// The same for an output of that size.
+    /// Returns the multiply-accumulates for an output of the given size.
     fn macs_of(&self, [oh, ow]: [usize; 2]) -> u64 {
         let [o, i, kh, kw] = self.weight_shape();
         (oh * ow * o * i * kh * kw) as u64
     }
 }
 
-/// Rows that a tap-GEMM computes: for output row `q` of an image and tap `t` the source lies at
-/// `table[t * p + q]` values into the image, or nowhere (-1).
+/// Row tables of an indirect GEMM: for output row `q` of an image and kernel offset `t`, the source
+/// starts at `table[t * p + q]` within the image, or is padding (-1).
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Rows {
     /// Rows per image.
     pub(crate) p: usize,
-    /// Index of each tap's block in the weight panels.
-    pub(crate) taps: Vec<usize>,
-    /// Values read per tap and row.
+    /// Index of each kernel offset's block in the weight panels.
+    pub(crate) kernel_offsets: Vec<usize>,
+    /// Values read per kernel offset and row.
     pub(crate) kc: usize,
     /// Source offsets.
     pub(crate) table: Vec<i32>,
-    /// Where row `q` is written, in values from the start of the image.
+    /// Start of row `q` in the target image.
     pub(crate) target: Vec<u32>,
 }
 
-/// All tables of a convolution on maps of one size.
+/// All tables of a convolution for one map size.
 #[derive(Debug)]
 pub(crate) struct ConvGeo {
     pub(crate) spec: ConvSpec,
@@ -154,19 +155,19 @@ pub(crate) struct ConvGeo {
     pub(crate) input: [usize; 2],
     /// Output rows and columns.
     pub(crate) output: [usize; 2],
-    /// Padding before: rows, columns.
+    /// Leading padding: rows, columns.
     pub(crate) before: [usize; 2],
     /// Forward pass.
     pub(crate) forward: Rows,
-    /// Data gradient: one per stride phase; empty taps mean zeros.
+    /// Data gradient, one per stride phase; a phase without kernel offsets is zero.
     pub(crate) backward: Vec<Rows>,
-    /// The source of `forward` is a zero-padded copy of this size, so that a kernel row is one
-    /// tap of `kernel * channels` values (for few channels).
+    /// Size of the zero-padded source copy that `forward` reads, if any. With few channels a whole kernel
+    /// row is then one kernel offset of `kernel * channels` values.
     pub(crate) padded: Option<[usize; 2]>,
 }
 
 impl ConvGeo {
-    /// Tables for maps of `h` x `w`.
+    /// Builds the tables for maps of `h` x `w`.
     pub(crate) fn new(spec: ConvSpec, h: usize, w: usize) -> Result<Self> {
         spec.check()?;
         let ((oh, top), (ow, left)) = (spec.along(h)?, spec.along(w)?);
@@ -189,7 +190,7 @@ impl ConvGeo {
                     }
                 }
             }
-            Rows { p: oh * ow, taps: (0..k).collect(), kc: k * spec.inputs, table, target }
+            Rows { p: oh * ow, kernel_offsets: (0..k).collect(), kc: k * spec.inputs, table, target }
         } else {
             let mut table = Vec::with_capacity(k * k * oh * ow);
             for ky in 0..k {
@@ -204,9 +205,14 @@ impl ConvGeo {
                     }
                 }
             }
-            let mut rows =
-                Rows { p: oh * ow, taps: (0..k * k).collect(), kc: spec.inputs / spec.groups, table, target };
-            rows.drop_empty_taps();
+            let mut rows = Rows {
+                p: oh * ow,
+                kernel_offsets: (0..k * k).collect(),
+                kc: spec.inputs / spec.groups,
+                table,
+                target,
+            };
+            rows.drop_empty_offsets();
             rows
         };
         let mut geo = Self {
@@ -222,12 +228,12 @@ impl ConvGeo {
         Ok(geo)
     }
 
-    /// For each residue of the input position modulo the stride, the taps that reach it.
+    /// Lists, for each residue of the input position modulo the stride, the kernel offsets that reach it.
     fn phases(&self) -> Vec<Rows> {
         let spec = &self.spec;
         let ([h, w], [oh, ow], [top, left]) = (self.input, self.output, self.before);
         let (k, d, s) = (spec.kernel, spec.dilation, spec.stride);
-        // The output position that reads input position `i` through kernel element `ke`.
+        // Output position that reads input position `i` through kernel element `ke`.
         let reach = |i: usize, before: usize, ke: usize, out: usize| -> Option<usize> {
             let at = (i + before).checked_sub(ke * d)?;
             (at % s == 0 && at / s < out).then_some(at / s)
@@ -239,7 +245,7 @@ impl ConvGeo {
                     (py..h).step_by(s).flat_map(|y| (px..w).step_by(s).map(move |x| (y, x))).collect();
                 let mut rows = Rows {
                     p: pixels.len(),
-                    taps: Vec::new(),
+                    kernel_offsets: Vec::new(),
                     kc: spec.outputs / spec.groups,
                     table: Vec::new(),
                     target: pixels.iter().map(|(y, x)| ((y * w + x) * spec.inputs) as u32).collect(),
@@ -254,7 +260,7 @@ impl ConvGeo {
                             })
                             .collect();
                         if offsets.iter().any(|o| *o >= 0) {
-                            rows.taps.push(ky * k + kx);
+                            rows.kernel_offsets.push(ky * k + kx);
                             rows.table.extend(offsets);
                         }
                     }
@@ -265,8 +271,8 @@ impl ConvGeo {
         phases
     }
 
-    /// A name for a part of the work of this convolution.
-    pub(crate) fn work(&self, part: &str) -> String {
+    /// Returns a label for profiling.
+    pub(crate) fn label(&self, part: &str) -> String {
         let (s, [h, w]) = (&self.spec, self.input);
         let groups = if s.groups > 1 { format!(" in {} groups", s.groups) } else { String::new() };
         format!(
@@ -278,12 +284,12 @@ impl ConvGeo {
         )
     }
 
-    /// Multiply-accumulates for so many images.
+    /// Returns the multiply-accumulates for a batch.
     pub(crate) fn macs(&self, images: usize) -> u64 {
         images as u64 * self.spec.macs_of(self.output)
     }
 
-    /// Values of one image of the forward source.
+    /// Returns the length of one image of the forward source.
     pub(crate) fn source_len(&self) -> usize {
         let [h, w] = self.padded.unwrap_or(self.input);
         h * w * self.spec.inputs
@@ -291,38 +297,39 @@ impl ConvGeo {
 }
 
 impl Rows {
-    /// Each tap by itself, with its index and the rows that it reaches; those that reach all come first.
-    /// Such rows read the weights of one tap.
-    pub(crate) fn by_tap(&self) -> Vec<(usize, Self)> {
-        let mut taps: Vec<(usize, Self)> = self
-            .taps
+    /// Splits the table by kernel offset: index and reached rows of each, with those that reach all rows
+    /// first. Such rows read the weights of one kernel offset.
+    pub(crate) fn by_offset(&self) -> Vec<(usize, Self)> {
+        let mut kernel_offsets: Vec<(usize, Self)> = self
+            .kernel_offsets
             .iter()
             .zip(self.table.chunks(self.p))
-            .map(|(tap, offsets)| {
+            .map(|(kernel_offset, offsets)| {
                 let reached = || (0..self.p).filter(|q| offsets[*q] >= 0);
                 let (table, target): (Vec<i32>, Vec<u32>) =
                     reached().map(|q| (offsets[q], self.target[q])).unzip();
-                (*tap, Self { p: table.len(), taps: vec![0], kc: self.kc, table, target })
+                (*kernel_offset, Self { p: table.len(), kernel_offsets: vec![0], kc: self.kc, table, target })
             })
             .collect();
-        taps.sort_by_key(|(_, rows)| rows.p < self.p);
-        taps
+        kernel_offsets.sort_by_key(|(_, rows)| rows.p < self.p);
+        kernel_offsets
     }
 
-    /// Leaves out taps that read only padding (small maps, large dilation).
-    fn drop_empty_taps(&mut self) {
+    /// Drops kernel offsets that read only padding (small maps, large dilation).
+    fn drop_empty_offsets(&mut self) {
         let p = self.p;
-        let keep: Vec<usize> =
-            (0..self.taps.len()).filter(|t| self.table[t * p..(t + 1) * p].iter().any(|o| *o >= 0)).collect();
-        if keep.len() < self.taps.len() {
+        let keep: Vec<usize> = (0..self.kernel_offsets.len())
+            .filter(|t| self.table[t * p..(t + 1) * p].iter().any(|o| *o >= 0))
+            .collect();
+        if keep.len() < self.kernel_offsets.len() {
             self.table = keep.iter().flat_map(|t| self.table[t * p..(t + 1) * p].iter().copied()).collect();
-            self.taps = keep.iter().map(|t| self.taps[*t]).collect();
+            self.kernel_offsets = keep.iter().map(|t| self.kernel_offsets[*t]).collect();
         }
     }
 }
 
-/// Copies NHWC images into larger, zero-padded ones: `before` rows and columns in front. Rows and
-/// columns that no tap reaches are cut.
+/// Copies NHWC images into zero-padded ones with `before` leading rows and columns. Rows and columns that
+/// no kernel offset reaches are cut off.
 pub(crate) fn pad_images<T: Copy + Default>(
     src: &[T],
     [h, w]: [usize; 2],

@@ -1,23 +1,24 @@
-//! One matrix product for the forward pass, the data gradient and linear layers.
+//! Indirect GEMM for the forward pass, the data gradient and linear layers (Dukhan, "The Indirect
+//! Convolution Algorithm", 2019, arXiv 1907.02129).
 //!
-//! Every output row is the sum over taps of a source row times a weight block; the source row of
-//! a tap is found through a table, so stride, dilation, padding and small maps need no code of
-//! their own.
+//! Each output row is a sum over kernel offsets of a source row times a weight block. Source rows are
+//! found through an index table, so stride, dilation, padding and small maps need neither im2col nor
+//! special cases.
 
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
 use super::geometry::Rows;
 use super::norm::Sums;
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::weight_packing::{LANES, Panel};
 
-/// Activation at the end of a block.
+/// Activation function of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
-    /// None.
+    /// Identity.
     None,
     /// `max(x, 0)`.
     Relu,
@@ -26,7 +27,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The open interval of outputs where the derivative is one.
+    /// Returns the open interval of outputs on which the derivative is one.
     pub(crate) fn bounds(self) -> Option<(f64, f64)> {
         match self {
             Self::None => None,
@@ -36,14 +37,14 @@ impl Activation {
     }
 }
 
-/// What is done to a result before it is stored.
+/// Epilogue: operations fused into the store.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue<'a, T> {
-    /// Add to what is there.
+    /// Adds to the target.
     pub(crate) accumulate: bool,
     /// Added per column.
     pub(crate) bias: Option<&'a [T]>,
-    /// Added per value; laid out as the target.
+    /// Added per value; same layout as the target.
     pub(crate) shortcut: Option<&'a [T]>,
     /// Applied last.
     pub(crate) act: Activation,
@@ -55,45 +56,46 @@ impl<T> Epilogue<'_, T> {
     }
 }
 
-/// `target[row] (+)= sum over taps of source[row of tap] * weight[tap]`.
+/// `target[row] (+)= sum over kernel offsets of source[row at offset] * weight[offset]`.
 pub(crate) struct IndirectGemm<'a, T> {
     pub(crate) images: usize,
     pub(crate) rows: &'a Rows,
     pub(crate) source: &'a [T],
-    /// Values from one source image to the next.
+    /// Stride between source images.
     pub(crate) source_len: usize,
     /// First channel of the group in the source and in the target.
     pub(crate) source_first: usize,
     pub(crate) target_first: usize,
-    /// Weights of the group in panel order.
+    /// Packed weights of the group.
     pub(crate) weight: &'a [T],
     pub(crate) panels: &'a [Panel],
-    pub(crate) target: Shared<T>,
-    /// Values from one target image to the next.
+    pub(crate) target: SharedSlice<T>,
+    /// Stride between target images.
     pub(crate) target_len: usize,
     pub(crate) epilogue: Epilogue<'a, T>,
     /// At least `kc` zeros.
     pub(crate) zeros: &'a [T],
-    /// Sums of the target, whose rows must follow one another; one task for every [`TASK_ROWS`].
+    /// Sums of the target, whose rows must be contiguous; one task per [`ROWS_PER_TASK`] rows.
     pub(crate) sums: Option<Sums<'a, T>>,
 }
 
-/// Tasks that leave sums.
+/// Returns the number of tasks that write sums.
 pub(crate) fn sum_tasks(rows: usize) -> usize {
-    rows.div_ceil(TASK_ROWS)
+    rows.div_ceil(ROWS_PER_TASK)
 }
 
-/// Rows in a task, and values of weights that stay in the cache while tasks go down the rows.
-const TASK_ROWS: usize = 48;
-const GROUP_VALUES: usize = 192 * 1024;
-/// Pixels of a map so small that rows go by pixel, not by image.
-const FEW_PIXELS: usize = 64;
-/// Rows of weights that are asked for before they are read.
-pub(super) const AHEAD: usize = 12;
+/// Rows per task, and packed weights that stay in the cache while tasks iterate over the rows.
+const ROWS_PER_TASK: usize = 48;
+const MAX_GROUP_VALUES: usize = 192 * 1024;
+/// Largest map, in pixels, whose rows are ordered by pixel rather than by image.
+const MAX_BY_PIXEL: usize = 64;
+/// Prefetch distance of weights, in rows.
+pub(super) const PREFETCH_ROWS: usize = 12;
 
-/// Whether rows go by pixel: the rows of a tile then lack the same taps, which are left out.
+/// Returns whether rows are ordered by pixel. The rows of a tile then lack the same kernel offsets, which
+/// are skipped.
 fn by_pixel(rows: &Rows) -> bool {
-    rows.p <= FEW_PIXELS && rows.table.iter().any(|offset| *offset < 0)
+    rows.p <= MAX_BY_PIXEL && rows.table.iter().any(|offset| *offset < 0)
 }
 
 impl<T: Float> IndirectGemm<'_, T> {
@@ -101,7 +103,7 @@ impl<T: Float> IndirectGemm<'_, T> {
         self.tasks(|tasks, task| parallel(tasks, task));
     }
 
-    /// The same on this thread alone, inside of a task.
+    /// Runs on the calling thread, inside a task.
     pub(crate) fn run_here(&self) {
         self.tasks(|tasks, task| (0..tasks).for_each(task));
     }
@@ -115,29 +117,29 @@ impl<T: Float> IndirectGemm<'_, T> {
         // Groups of panels whose weights fit the cache; within a group, blocks of rows.
         let mut groups: Vec<&[Panel]> = Vec::new();
         let mut begin = 0;
-        let depth = self.rows.taps.len() * self.rows.kc;
+        let depth = self.rows.kernel_offsets.len() * self.rows.kc;
         for i in 1..=self.panels.len() {
             let held: usize = self.panels[begin..i].iter().map(|p| p.vectors * LANES * depth).sum();
             if i == self.panels.len() {
                 groups.push(&self.panels[begin..i]);
-            } else if held + self.panels[i].vectors * LANES * depth > GROUP_VALUES {
+            } else if held + self.panels[i].vectors * LANES * depth > MAX_GROUP_VALUES {
                 groups.push(&self.panels[begin..i]);
                 begin = i;
             }
         }
-        let blocks = rows.div_ceil(TASK_ROWS);
+        let blocks = rows.div_ceil(ROWS_PER_TASK);
         let by_pixel = by_pixel(self.rows);
         each(groups.len() * blocks, &|task| {
-            let first = task % blocks * TASK_ROWS;
-            let last = (first + TASK_ROWS).min(rows);
+            let first = task % blocks * ROWS_PER_TASK;
+            let last = (first + ROWS_PER_TASK).min(rows);
             T::run(Block { gemm: self, panels: groups[task / blocks], first, last, by_pixel });
         });
     }
 
-    /// Everything that the unchecked pointers below rely on.
+    /// Checks every bound that the unchecked accesses rely on.
     fn check(&self) {
         let r = self.rows;
-        assert_eq!(r.table.len(), r.taps.len() * r.p);
+        assert_eq!(r.table.len(), r.kernel_offsets.len() * r.p);
         assert_eq!(r.target.len(), r.p);
         assert!(self.zeros.len() >= r.kc);
         let reach = r.table.iter().max().map_or(0, |m| usize::try_from(*m + 1).unwrap_or(0));
@@ -146,9 +148,9 @@ impl<T: Float> IndirectGemm<'_, T> {
         let columns = self.panels.iter().map(|p| p.first + p.columns).max().unwrap_or(0);
         let far = r.target.iter().max().map_or(0, |m| *m as usize);
         assert!(far + self.target_first + columns <= self.target_len);
-        let taps = r.taps.iter().max().map_or(0, |t| t + 1);
+        let kernel_offsets = r.kernel_offsets.iter().max().map_or(0, |t| t + 1);
         for p in self.panels {
-            assert!(p.offset + taps * r.kc * p.vectors * LANES <= self.weight.len());
+            assert!(p.offset + kernel_offsets * r.kc * p.vectors * LANES <= self.weight.len());
         }
         if let Some(b) = self.epilogue.bias {
             assert!(b.len() >= self.target_first + columns);
@@ -178,9 +180,9 @@ impl<T: Float> Kernel<T> for Block<'_, '_, T> {
     #[inline(always)]
     fn run<L: Simd<T = T>>(self) {
         for panel in self.panels {
-            // SAFETY: `IndirectGemm::check` has seen all bounds; blocks write disjoint rows.
+            // SAFETY: `IndirectGemm::check` checked all bounds; blocks write disjoint rows.
             unsafe {
-                if L::WIDE {
+                if L::LARGE_TILES {
                     match panel.vectors {
                         4 => self.panel::<L, 6, 4>(panel, 0),
                         3 => self.panel::<L, 8, 3>(panel, 0),
@@ -199,51 +201,51 @@ impl<T: Float> Kernel<T> for Block<'_, '_, T> {
         {
             let rows = self.last - self.first;
             let columns = last.first + last.columns - first.first;
-            // SAFETY: this task has just written these rows and columns; `check` saw that rows follow
-            // one another.
+            // SAFETY: this task has just written these rows and columns; `check` verified that rows are
+            // contiguous.
             unsafe {
                 let c = sums.shift.len();
                 let row = |i: usize| {
-                    let (image, at) = self.place(self.first + i);
+                    let (image, at) = self.position(self.first + i);
                     self.gemm.target.ptr().add((image * self.gemm.rows.p + at) * c).cast_const()
                 };
                 let column = self.gemm.target_first + first.first;
-                sums.rows(self.first / TASK_ROWS, row, rows, column, columns);
+                sums.rows(self.first / ROWS_PER_TASK, row, rows, column, columns);
             }
         }
     }
 }
 
-/// Rows of a tile: those after the last one of the block are the last one again.
-struct Places<const MR: usize> {
+/// Rows of a register tile; rows past the end of the block repeat the last one.
+struct TileRows<const MR: usize> {
     image: [usize; MR],
-    /// Row in the image.
+    /// Row within the image.
     at: [usize; MR],
-    /// Where the row begins in the target.
+    /// Start of the row in the target.
     target: [usize; MR],
 }
 
 impl<T: Float> Block<'_, '_, T> {
-    /// Image and row in the image of a row.
+    /// Returns the image and the row within it.
     #[inline(always)]
-    fn place(&self, row: usize) -> (usize, usize) {
+    fn position(&self, row: usize) -> (usize, usize) {
         let g = self.gemm;
         if self.by_pixel { (row % g.images, row / g.images) } else { (row / g.rows.p, row % g.rows.p) }
     }
 
-    /// Places of the tile that begins with a row of the block.
+    /// Locates the rows of the tile that starts at `row`.
     #[inline(always)]
-    fn places<const MR: usize>(&self, row: usize) -> Places<MR> {
+    fn positions<const MR: usize>(&self, row: usize) -> TileRows<MR> {
         let g = self.gemm;
-        let (mut image, mut at) = self.place(row);
-        let mut places = Places { image: [0; MR], at: [0; MR], target: [0; MR] };
+        let (mut image, mut at) = self.position(row);
+        let mut positions = TileRows { image: [0; MR], at: [0; MR], target: [0; MR] };
         for i in 0..MR {
-            places.image[i] = image;
-            places.at[i] = at;
-            // SAFETY: a row of an image, of which `IndirectGemm::check` has seen the table.
+            positions.image[i] = image;
+            positions.at[i] = at;
+            // SAFETY: `at` is a row of an image; `IndirectGemm::check` checked the table.
             let target = unsafe { *g.rows.target.get_unchecked(at) };
-            places.target[i] = image * g.target_len + target as usize + g.target_first;
-            // A division takes as long as ten products.
+            positions.target[i] = image * g.target_len + target as usize + g.target_first;
+            // Incremental: a division costs as much as ten multiply-adds.
             if row + i + 1 < self.last {
                 let (inner, end) = if self.by_pixel { (&mut image, g.images) } else { (&mut at, g.rows.p) };
                 *inner += 1;
@@ -253,13 +255,13 @@ impl<T: Float> Block<'_, '_, T> {
                 }
             }
         }
-        places
+        positions
     }
 
-    /// Columns of `NV` vectors of the panel, from vector `v0`.
+    /// Computes `NV` vectors of columns of the panel, from vector `v0`.
     ///
     /// # Safety
-    /// The bounds are those that [`IndirectGemm::check`] has seen; no other task writes these rows.
+    /// Bounds as checked by [`IndirectGemm::check`]; no other task writes these rows.
     #[inline(always)]
     unsafe fn panel<L: Simd<T = T>, const MR: usize, const NV: usize>(&self, panel: &Panel, v0: usize) {
         let g = self.gemm;
@@ -269,19 +271,18 @@ impl<T: Float> Block<'_, '_, T> {
         let column = panel.first + v0 * LANES;
         let whole = panel.columns >= (v0 + NV) * LANES;
         let mut row = self.first;
-        let mut places = self.places::<MR>(row);
+        let mut positions = self.positions::<MR>(row);
         while row < self.last {
             let count = MR.min(self.last - row);
-            // What the next tile touches at its end is asked for line by line while the products of
-            // this one run: all at once, the requests would wait for each other, and the products
-            // for them.
+            // Prefetch the next tile's output one cache line per iteration; issuing all prefetches at
+            // once would fill the line-fill buffers and stall this tile's loads.
             let goes_on = row + MR < self.last;
-            let next = self.places::<MR>(if goes_on { row + MR } else { self.first });
+            let next = self.positions::<MR>(if goes_on { row + MR } else { self.first });
             let next_column = if goes_on { column } else { column + NV * LANES };
-            // SAFETY: by the contract of this function.
+            // SAFETY: by the function's contract.
             unsafe {
                 let weight = g.weight.as_ptr().add(panel.offset + v0 * LANES);
-                let ask = |line: usize| {
+                let prefetch = |line: usize| {
                     let to = next.target[line / NV] + next_column + line % NV * LANES;
                     L::prefetch_write(g.target.ptr().wrapping_add(to));
                     if let Some(shortcut) = g.epilogue.shortcut {
@@ -290,33 +291,33 @@ impl<T: Float> Block<'_, '_, T> {
                 };
                 let mut line = 0;
                 let mut acc = [[L::splat(T::ZERO); NV]; MR];
-                for (t, tap) in r.taps.iter().enumerate() {
+                for (t, kernel_offset) in r.kernel_offsets.iter().enumerate() {
                     let mut from = [zeros; MR];
                     let mut any = false;
                     for i in 0..MR {
-                        let offset = *r.table.get_unchecked(t * r.p + places.at[i]);
+                        let offset = *r.table.get_unchecked(t * r.p + positions.at[i]);
                         if offset >= 0 {
                             any = true;
-                            from[i] =
-                                source.add(places.image[i] * g.source_len + g.source_first + offset as usize);
+                            from[i] = source
+                                .add(positions.image[i] * g.source_len + g.source_first + offset as usize);
                         }
                     }
                     if !any {
                         continue;
                     }
-                    let mut w = weight.add(tap * r.kc * width);
-                    // Rows often follow each other: those of the next tile are asked for too.
+                    let mut w = weight.add(kernel_offset * r.kc * width);
+                    // Source rows are often contiguous: prefetch those of the next tile, too.
                     let mut ahead = from[0].wrapping_add(MR * r.kc);
                     for k in 0..r.kc {
                         L::prefetch(ahead);
                         ahead = ahead.wrapping_add(MR);
                         if line < MR * NV {
-                            ask(line);
+                            prefetch(line);
                             line += 1;
                         }
                         let mut b = [L::splat(T::ZERO); NV];
                         for v in 0..NV {
-                            L::prefetch(w.wrapping_add(AHEAD * width + v * LANES));
+                            L::prefetch(w.wrapping_add(PREFETCH_ROWS * width + v * LANES));
                             b[v] = L::load(w.add(v * LANES));
                         }
                         for i in 0..MR {
@@ -328,28 +329,28 @@ impl<T: Float> Block<'_, '_, T> {
                         w = w.add(width);
                     }
                 }
-                (line..MR * NV).for_each(ask);
+                (line..MR * NV).for_each(prefetch);
                 if whole && count == MR {
-                    self.finish_tile(acc, &places, column);
+                    self.store_tile(acc, &positions, column);
                 } else {
-                    self.finish_part(acc, &places, count, panel, v0);
+                    self.store_partial_tile(acc, &positions, count, panel, v0);
                 }
             }
-            places = next;
+            positions = next;
             row += count;
         }
     }
 
-    /// Epilogue and store of a tile that lacks nothing, from the registers.
+    /// Applies the epilogue to a full tile in registers and stores it.
     #[inline(always)]
-    unsafe fn finish_tile<L: Simd<T = T>, const MR: usize, const NV: usize>(
+    unsafe fn store_tile<L: Simd<T = T>, const MR: usize, const NV: usize>(
         &self,
         mut acc: [[L; NV]; MR],
-        places: &Places<MR>,
+        positions: &TileRows<MR>,
         column: usize,
     ) {
         let e = &self.gemm.epilogue;
-        let to = |i: usize, v: usize| places.target[i] + column + v * LANES;
+        let to = |i: usize, v: usize| positions.target[i] + column + v * LANES;
         // SAFETY: bounds as in `panel`.
         unsafe {
             let target = self.gemm.target.ptr();
@@ -377,26 +378,26 @@ impl<T: Float> Block<'_, '_, T> {
             }
             for i in 0..MR {
                 for v in 0..NV {
-                    acted(acc[i][v], e.act).store(target.add(to(i, v)));
+                    activate(acc[i][v], e.act).store(target.add(to(i, v)));
                 }
             }
         }
     }
 
-    /// The same of a tile at the end of the rows or of the columns.
+    /// Applies the epilogue to a partial tile and stores it.
     #[inline(always)]
-    unsafe fn finish_part<L: Simd<T = T>, const MR: usize, const NV: usize>(
+    unsafe fn store_partial_tile<L: Simd<T = T>, const MR: usize, const NV: usize>(
         &self,
         acc: [[L; NV]; MR],
-        places: &Places<MR>,
+        positions: &TileRows<MR>,
         count: usize,
         panel: &Panel,
         v0: usize,
     ) {
         // SAFETY: bounds as in `panel`.
         unsafe {
-            // A loop to `count` indexes the tile by a variable: in a copy, lest registers be kept in
-            // memory while the products run.
+            // Spill to an array: indexing the tile with a variable bound would keep it in memory during
+            // the micro-kernel.
             let mut sums = [[[T::ZERO; LANES]; NV]; MR];
             for i in 0..MR {
                 for v in 0..NV {
@@ -410,47 +411,47 @@ impl<T: Float> Block<'_, '_, T> {
                     if n > 0 {
                         let sum = L::load(sums[i][v].as_ptr());
                         let column = panel.first + column;
-                        self.finish(sum, places.target[i] + column, column, n);
+                        self.store_vector(sum, positions.target[i] + column, column, n);
                     }
                 }
             }
         }
     }
 
-    /// Epilogue and store of `n` columns.
+    /// Applies the epilogue to `n` columns and stores them.
     #[inline(always)]
-    unsafe fn finish<L: Simd<T = T>>(&self, mut x: L, offset: usize, column: usize, n: usize) {
+    unsafe fn store_vector<L: Simd<T = T>>(&self, mut x: L, offset: usize, column: usize, n: usize) {
         let g = self.gemm;
         let e = &g.epilogue;
         // SAFETY: bounds as in `panel`.
         unsafe {
             let to = g.target.ptr().add(offset);
             if e.accumulate {
-                x = x.add(L::load_part(to, n));
+                x = x.add(L::load_partial(to, n));
             }
             if let Some(bias) = e.bias {
-                x = x.add(L::load_part(bias.as_ptr().add(g.target_first + column), n));
+                x = x.add(L::load_partial(bias.as_ptr().add(g.target_first + column), n));
             }
             if let Some(shortcut) = e.shortcut {
-                x = x.add(L::load_part(shortcut.as_ptr().add(offset), n));
+                x = x.add(L::load_partial(shortcut.as_ptr().add(offset), n));
             }
-            acted(x, e.act).store_part(to, n);
+            activate(x, e.act).store_partial(to, n);
         }
     }
 }
 
-/// An activation of one vector.
+/// Applies an activation to one vector.
 ///
 /// # Safety
-/// As [`Simd`].
+/// See [`Simd`].
 #[inline(always)]
-pub(crate) unsafe fn acted<L: Simd>(x: L, act: Activation) -> L {
+pub(crate) unsafe fn activate<L: Simd>(x: L, act: Activation) -> L {
     // SAFETY: by the caller.
     unsafe {
         match act {
             Activation::None => x,
             Activation::Relu => x.max(L::splat(L::T::ZERO)),
-            Activation::Relu6 => x.max(L::splat(L::T::ZERO)).min(L::splat(L::T::of(6.0))),
+            Activation::Relu6 => x.max(L::splat(L::T::ZERO)).min(L::splat(L::T::narrow(6.0))),
         }
     }
 }

@@ -3,27 +3,27 @@
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
-use super::{Shared, parallel, rows_per_task};
+use super::{SharedSlice, parallel, rows_per_task};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 
-const WIDE: usize = 16;
+const LARGE_TILES: usize = 16;
 
-/// The sum of `f(0..n)` in sixteen simd, added up in f64.
+/// Sums `f(0..n)` in sixteen lanes, combined in f64.
 #[inline(always)]
 fn sum<T: Float>(n: usize, f: impl Fn(usize) -> T) -> f64 {
-    let mut simd = [T::ZERO; WIDE];
-    let whole = n / WIDE * WIDE;
-    for start in (0..whole).step_by(WIDE) {
-        for (l, lane) in simd.iter_mut().enumerate() {
+    let mut lanes = [T::ZERO; LARGE_TILES];
+    let whole = n / LARGE_TILES * LARGE_TILES;
+    for start in (0..whole).step_by(LARGE_TILES) {
+        for (l, lane) in lanes.iter_mut().enumerate() {
             *lane += f(start + l);
         }
     }
     let mut total = 0.0;
     for i in whole..n {
-        total += f(i).wide();
+        total += f(i).widen();
     }
-    simd.iter().map(|l| l.wide()).sum::<f64>() + total
+    lanes.iter().map(|l| l.widen()).sum::<f64>() + total
 }
 
 looped! {
@@ -38,9 +38,9 @@ looped! {
         let c = gamma.len();
         let rows = x.chunks_exact(c).zip(out.chunks_exact_mut(c)).zip(stats.chunks_exact_mut(2));
         for ((x, out), stats) in rows {
-            let mean = T::of(sum(c, |i| x[i]) / c as f64);
+            let mean = T::narrow(sum(c, |i| x[i]) / c as f64);
             let variance = sum(c, |i| (x[i] - mean) * (x[i] - mean)) / c as f64;
-            let inverse = T::of(1.0 / (variance + eps).sqrt());
+            let inverse = T::narrow(1.0 / (variance + eps).sqrt());
             (stats[0], stats[1]) = (mean, inverse);
             for ((o, x), (g, b)) in out.iter_mut().zip(x).zip(gamma.iter().zip(beta)) {
                 *o = (*x - mean) * inverse * *g + *b;
@@ -68,8 +68,8 @@ looped! {
                 d_gamma[i] += dy[i] * ((x[i] - mean) * inverse);
                 d_beta[i] += dy[i];
             }
-            let first = T::of(sum(c, |i| dy[i] * gamma[i]) / c as f64);
-            let second = T::of(sum(c, |i| dy[i] * gamma[i] * ((x[i] - mean) * inverse)) / c as f64);
+            let first = T::narrow(sum(c, |i| dy[i] * gamma[i]) / c as f64);
+            let second = T::narrow(sum(c, |i| dy[i] * gamma[i] * ((x[i] - mean) * inverse)) / c as f64);
             for i in 0..c {
                 let d = inverse * (dy[i] * gamma[i] - first - (x[i] - mean) * inverse * second);
                 dx[i] = if add { dx[i] + d } else { d };
@@ -78,8 +78,8 @@ looped! {
     }
 }
 
-/// `gamma * (x - mean) / sqrt(variance + eps) + beta` for every row; `stats` keeps mean and
-/// `1 / sqrt(variance + eps)` of each.
+/// Computes `gamma * (x - mean) / sqrt(variance + eps) + beta` for every row; stores mean and `1 /
+/// sqrt(variance + eps)` of each in `stats`.
 pub(crate) fn forward<T: Float>(
     x: &[T],
     (gamma, beta): (&[T], &[T]),
@@ -90,21 +90,21 @@ pub(crate) fn forward<T: Float>(
     let c = gamma.len();
     let rows = x.len() / c;
     let part = rows_per_task(rows, c);
-    let (out, stats) = (Shared::new(out), Shared::new(stats));
+    let (out, stats) = (SharedSlice::new(out), SharedSlice::new(stats));
     parallel(rows.div_ceil(part), |i| {
         let (first, n) = (i * part, part.min(rows - i * part));
-        // SAFETY: whole rows, each in one task.
+        // SAFETY: whole rows per task.
         let (out, stats) = unsafe { (out.range(first * c, n * c), stats.range(first * 2, n * 2)) };
         forward_rows(&x[first * c..(first + n) * c], gamma, beta, eps, out, stats);
     });
 }
 
-/// Values of scratch that [`backward`] needs.
+/// Returns the scratch length of [`backward`].
 pub(crate) fn scratch_len(rows: usize, channels: usize) -> usize {
     rows.div_ceil(rows_per_task(rows, channels)) * 2 * channels
 }
 
-/// Writes (or adds to) `dx`; gives the gradients of gamma and beta.
+/// Writes (or adds to) `dx` and returns the gradients of gamma and beta.
 pub(crate) fn backward<T: Float>(
     (x, dy): (&[T], &[T]),
     gamma: &[T],
@@ -118,10 +118,10 @@ pub(crate) fn backward<T: Float>(
     let part = rows_per_task(rows, c);
     let tasks = rows.div_ceil(part);
     scratch.fill(T::ZERO);
-    let (dx, sums) = (Shared::new(dx), Shared::new(scratch));
+    let (dx, sums) = (SharedSlice::new(dx), SharedSlice::new(scratch));
     parallel(tasks, |i| {
         let (first, n) = (i * part, part.min(rows - i * part));
-        // SAFETY: whole rows and one part of the sums, each in one task.
+        // SAFETY: whole rows and one partial sum per task.
         let (dx, sums) = unsafe { (dx.range(first * c, n * c), sums.range(i * 2 * c, 2 * c)) };
         let range = first * c..(first + n) * c;
         backward_rows(
@@ -135,7 +135,7 @@ pub(crate) fn backward<T: Float>(
         );
     });
     let total = |offset: usize| {
-        let column = |j: usize| (0..tasks).map(|i| scratch[i * 2 * c + offset + j].wide()).sum();
+        let column = |j: usize| (0..tasks).map(|i| scratch[i * 2 * c + offset + j].widen()).sum();
         (0..c).map(column).collect()
     };
     (total(0), total(c))

@@ -1,20 +1,20 @@
-//! Batch norm over `[rows, channels]`: statistics, the affine pass, and the backward passes.
+//! Batch norm over `[rows, channels]`: statistics, affine transform and backward pass.
 
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
 use super::indirect_gemm::Activation;
-use super::{Shared, parallel, rows_per_task};
+use super::{SharedSlice, parallel, rows_per_task};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 
-/// Values of scratch memory for sums over `rows`.
+/// Returns the scratch length for sums over `rows`.
 pub(crate) fn scratch_len(rows: usize, channels: usize) -> usize {
     rows.div_ceil(rows_per_task(rows, channels)) * 2 * channels
 }
 
 looped! {
-    /// Adds `x - shift` and its square per channel to `sums = [sum | square]`.
+    /// Accumulates `x - shift` and its square per channel into `sums = [sum | square]`.
     moments<'a>(x: &'a [T], shift: &'a [T], sums: &'a mut [T]) {
         let c = shift.len();
         let (sum, square) = sums.split_at_mut(c);
@@ -30,21 +30,21 @@ looped! {
     }
 }
 
-/// Where a convolution leaves the sums of its output: each task adds up what it has just written.
+/// Per-channel sums of a convolution's output, accumulated by each task over the rows it has just
+/// written.
 #[derive(Clone, Copy)]
 pub(crate) struct Sums<'a, T> {
-    /// Values near the mean of each channel, which keep the squares small.
+    /// Values near the channel means, to avoid cancellation.
     pub(crate) shift: &'a [T],
-    /// `[tasks][sum | square]`, each of so many channels as `shift` has; a task writes all of its
-    /// part.
-    pub(crate) parts: Shared<T>,
+    /// `[tasks][sum | square]`, with as many channels as `shift`; each task writes its whole part.
+    pub(crate) parts: SharedSlice<T>,
 }
 
 impl<T: Float> Sums<'_, T> {
-    /// Takes in `count` rows of an output, columns `first..first + columns`.
+    /// Accumulates `count` rows of an output, columns `first..first + columns`.
     ///
     /// # Safety
-    /// `row(i)` points to `shift.len()` values, and no other task has these columns of this part.
+    /// `row(i)` points to `shift.len()` values, and no other task writes these columns of this part.
     #[inline(always)]
     pub(crate) unsafe fn rows(
         &self,
@@ -76,8 +76,8 @@ impl<T: Float> Sums<'_, T> {
     }
 }
 
-/// Mean and biased variance from the parts of [`Sums`]; none where the shift was so far off that the
-/// squares have lost the variance.
+/// Computes mean and biased variance from the parts of [`Sums`]; returns `None` if the shift was too far
+/// off and the variance was lost to cancellation.
 pub(crate) fn from_sums<T: Float>(parts: &[T], shift: &[T], rows: usize) -> Option<(Vec<f64>, Vec<f64>)> {
     let c = shift.len();
     let sums = combine(parts, 2 * c);
@@ -86,36 +86,36 @@ pub(crate) fn from_sums<T: Float>(parts: &[T], shift: &[T], rows: usize) -> Opti
     for i in 0..c {
         let (off, square) = (sums[i] / n, sums[c + i] / n);
         let v = square - off * off;
-        // NaN goes on: it is found where the loss is looked at.
+        // NaN propagates and is detected in the loss.
         if v < 1e-3 * square {
             return None;
         }
-        mean.push(shift[i].wide() + off);
+        mean.push(shift[i].widen() + off);
         variance.push(v);
     }
     Some((mean, variance))
 }
 
-/// Adds up parts of `len` sums.
+/// Adds up partial sums of length `len`.
 fn combine<T: Float>(parts: &[T], len: usize) -> Vec<f64> {
     let mut sums = vec![0.0; len];
     for part in parts.chunks_exact(len) {
         for (s, p) in sums.iter_mut().zip(part) {
-            *s += p.wide();
+            *s += p.widen();
         }
     }
     sums
 }
 
-/// Mean and biased variance per channel.
+/// Returns mean and biased variance per channel.
 pub(crate) fn statistics<T: Float>(y: &[T], channels: usize, scratch: &mut [T]) -> (Vec<f64>, Vec<f64>) {
     let rows = y.len() / channels;
     let step = rows_per_task(rows, channels);
-    // Any value near the data keeps the squares small; the first row will do.
+    // Any value near the data avoids cancellation; the first row is good enough.
     let shift = &y[..channels];
     let tasks = rows.div_ceil(step);
     let scratch = &mut scratch[..tasks * 2 * channels];
-    let parts = Shared::new(scratch);
+    let parts = SharedSlice::new(scratch);
     parallel(tasks, |i| {
         // SAFETY: one part per task.
         let part = unsafe { parts.range(i * 2 * channels, 2 * channels) };
@@ -123,7 +123,7 @@ pub(crate) fn statistics<T: Float>(y: &[T], channels: usize, scratch: &mut [T]) 
     });
     let sums = combine(scratch, 2 * channels);
     let n = rows as f64;
-    let mean = (0..channels).map(|c| shift[c].wide() + sums[c] / n).collect();
+    let mean = (0..channels).map(|c| shift[c].widen() + sums[c] / n).collect();
     let variance =
         (0..channels).map(|c| (sums[channels + c] / n - (sums[c] / n) * (sums[c] / n)).max(0.0)).collect();
     (mean, variance)
@@ -172,12 +172,20 @@ pub(crate) fn affine<T: Float>(
         Activation::Relu => (0.0, f64::INFINITY),
         Activation::Relu6 => (0.0, 6.0),
     };
-    let target = Shared::new(out);
+    let target = SharedSlice::new(out);
     parallel(rows.div_ceil(step), |i| {
         let part = i * step * c..((i + 1) * step).min(rows) * c;
         // SAFETY: one part per task.
         let out = unsafe { target.range(part.start, part.len()) };
-        affine_rows(&y[part.clone()], a, b, shortcut.map(|s| &s[part.clone()]), T::of(low), T::of(high), out);
+        affine_rows(
+            &y[part.clone()],
+            a,
+            b,
+            shortcut.map(|s| &s[part.clone()]),
+            T::narrow(low),
+            T::narrow(high),
+            out,
+        );
     });
 }
 
@@ -200,7 +208,7 @@ looped! {
     }
 }
 
-/// As [`backward_sums`] for `act(a * y + b)`, whose result need not be read; `dz` stays unmasked.
+/// Like [`backward_sums`] for `act(a * y + b)`, recomputing the output from `y`; `dz` stays unmasked.
 pub(crate) fn open_backward_sums<T: Float>(
     dz: &[T],
     (a, b): (&[T], &[T]),
@@ -215,12 +223,12 @@ pub(crate) fn open_backward_sums<T: Float>(
     let tasks = rows.div_ceil(step);
     let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
     let scratch = &mut scratch[..tasks * 2 * c];
-    let parts = Shared::new(scratch);
+    let parts = SharedSlice::new(scratch);
     parallel(tasks, |i| {
         let range = i * step * c..((i + 1) * step).min(rows) * c;
         // SAFETY: one part per task.
         let part = unsafe { parts.range(i * 2 * c, 2 * c) };
-        open_sums(&dz[range.clone()], a, b, T::of(low), T::of(high), &y[range], mean, part);
+        open_sums(&dz[range.clone()], a, b, T::narrow(low), T::narrow(high), &y[range], mean, part);
     });
     let mut sums = combine(scratch, 2 * c);
     let products = sums.split_off(c);
@@ -240,7 +248,7 @@ looped! {
     }
 }
 
-/// `dz = a * mask(dz) + k2 * y + k1` in place, for `act(a * y + b)`.
+/// Computes `dz = a * mask(dz) + k2 * y + k1` in place, for `act(a * y + b)`.
 pub(crate) fn open_backward_input<T: Float>(
     dz: &mut [T],
     (a, b): (&[T], &[T]),
@@ -253,12 +261,12 @@ pub(crate) fn open_backward_input<T: Float>(
     let rows = y.len() / c;
     let step = rows_per_task(rows, c);
     let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
-    let target = Shared::new(dz);
+    let target = SharedSlice::new(dz);
     parallel(rows.div_ceil(step), |i| {
         let range = i * step * c..((i + 1) * step).min(rows) * c;
         // SAFETY: one part per task.
         let dz = unsafe { target.range(range.start, range.len()) };
-        open_rows(dz, b, T::of(low), T::of(high), &y[range], a, k2, k1);
+        open_rows(dz, b, T::narrow(low), T::narrow(high), &y[range], a, k2, k1);
     });
 }
 
@@ -281,7 +289,7 @@ looped! {
     }
 }
 
-/// Masks the gradient by the activation in place and sums it: `(sum dz, sum dz * (y - mean))`.
+/// Masks the gradient by the activation in place and returns `(sum dz, sum dz * (y - mean))`.
 pub(crate) fn backward_sums<T: Float>(
     dz: &mut [T],
     out: &[T],
@@ -296,12 +304,12 @@ pub(crate) fn backward_sums<T: Float>(
     let tasks = rows.div_ceil(step);
     let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
     let scratch = &mut scratch[..tasks * 2 * c];
-    let (gradient, parts) = (Shared::new(dz), Shared::new(scratch));
+    let (gradient, parts) = (SharedSlice::new(dz), SharedSlice::new(scratch));
     parallel(tasks, |i| {
         let range = i * step * c..((i + 1) * step).min(rows) * c;
         // SAFETY: one part per task.
         let (dz, part) = unsafe { (gradient.range(range.start, range.len()), parts.range(i * 2 * c, 2 * c)) };
-        masked_sums(dz, &out[range.clone()], T::of(low), T::of(high), &y[range], mean, part);
+        masked_sums(dz, &out[range.clone()], T::narrow(low), T::narrow(high), &y[range], mean, part);
     });
     let mut sums = combine(scratch, 2 * c);
     let products = sums.split_off(c);
@@ -319,13 +327,13 @@ looped! {
     }
 }
 
-/// The sum of every column of rows of `c` values.
+/// Sums every column of rows of `c` values.
 pub(crate) fn column_sums<T: Float>(dz: &[T], c: usize, scratch: &mut [T]) -> Vec<f64> {
     let rows = dz.len() / c;
     let step = rows_per_task(rows, c);
     let tasks = rows.div_ceil(step);
     let scratch = &mut scratch[..tasks * c];
-    let parts = Shared::new(scratch);
+    let parts = SharedSlice::new(scratch);
     parallel(tasks, |i| {
         // SAFETY: one part per task.
         let part = unsafe { parts.range(i * c, c) };
@@ -345,24 +353,24 @@ looped! {
     }
 }
 
-/// What makes the gradient of a norm's input, `a * dz + k2 * y + k1` per channel, of the one behind it.
+/// Coefficients of the gradient of a norm's input, `a * dz + k2 * y + k1` per channel.
 #[derive(Clone, Copy)]
 pub(crate) struct Slopes<'a, T> {
     pub(crate) a: &'a [T],
     pub(crate) k2: &'a [T],
     pub(crate) k1: &'a [T],
-    /// Where `dz` is not masked yet: the norm's shift and the activation behind it.
+    /// Shift and activation of the norm if `dz` is not masked yet.
     pub(crate) open: Option<(&'a [T], Activation)>,
 }
 
 impl<T: Float> Slopes<'_, T> {
-    /// Some rows, on this thread.
+    /// Processes some rows on the calling thread.
     pub(crate) fn rows(&self, dz: &[T], y: &[T], dy: &mut [T]) {
         match self.open {
             Some((b, act)) => {
                 let (low, high) = act.bounds().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
                 dy.copy_from_slice(dz);
-                open_rows(dy, b, T::of(low), T::of(high), y, self.a, self.k2, self.k1);
+                open_rows(dy, b, T::narrow(low), T::narrow(high), y, self.a, self.k2, self.k1);
             }
             None => input_rows(dz, y, self.a, self.k2, self.k1, dy),
         }
@@ -374,7 +382,7 @@ pub(crate) fn backward_input<T: Float>(dz: &[T], y: &[T], a: &[T], k2: &[T], k1:
     let c = a.len();
     let rows = y.len() / c;
     let step = rows_per_task(rows, c);
-    let target = Shared::new(dy);
+    let target = SharedSlice::new(dy);
     parallel(rows.div_ceil(step), |i| {
         let range = i * step * c..((i + 1) * step).min(rows) * c;
         // SAFETY: one part per task.

@@ -1,26 +1,26 @@
-//! Updates of optimizers, in place.
+//! In-place optimizer updates.
 
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 
-/// Settings of one SGD update.
+/// Hyperparameters of one SGD update.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SgdStep {
     pub(crate) lr: f64,
     pub(crate) momentum: f64,
     pub(crate) weight_decay: f64,
     pub(crate) nesterov: bool,
-    /// The momentum buffer holds nothing yet.
+    /// Whether the momentum buffer is still empty.
     pub(crate) first: bool,
 }
 
 looped! {
     sgd_part<'a>(p: &'a mut [T], g: &'a [T], m: &'a mut [T], s: SgdStep) {
-        let (lr, momentum, decay) = (T::of(s.lr), T::of(s.momentum), T::of(s.weight_decay));
+        let (lr, momentum, decay) = (T::narrow(s.lr), T::narrow(s.momentum), T::narrow(s.weight_decay));
         for ((p, g), m) in p.iter_mut().zip(g).zip(m.iter_mut()) {
             let g = *g + decay * *p;
             let v = if s.first { g } else { momentum * *m + g };
@@ -30,13 +30,13 @@ looped! {
     }
 }
 
-/// SGD as PyTorch defines it: `g += wd * p; m = first ? g : momentum * m + g; p -= lr * m`
-/// (Nesterov: `p -= lr * (g + momentum * m)`).
+/// SGD as in PyTorch: `g += wd * p; m = first ? g : momentum * m + g; p -= lr * m` (Nesterov: `p -= lr *
+/// (g + momentum * m)`).
 pub(crate) fn sgd<T: Float>(p: &mut [T], g: &[T], m: &mut [T], step: SgdStep) {
     const PART: usize = 1 << 15;
     let len = p.len();
     assert!(g.len() == len && m.len() == len);
-    let (p, m) = (Shared::new(p), Shared::new(m));
+    let (p, m) = (SharedSlice::new(p), SharedSlice::new(m));
     parallel(len.div_ceil(PART), |i| {
         let (start, n) = (i * PART, PART.min(len - i * PART));
         // SAFETY: one part per task.
@@ -45,7 +45,7 @@ pub(crate) fn sgd<T: Float>(p: &mut [T], g: &[T], m: &mut [T], step: SgdStep) {
     });
 }
 
-/// Settings of one Adam update.
+/// Hyperparameters of one Adam update.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdamStep {
     pub(crate) lr: f64,
@@ -59,29 +59,28 @@ pub(crate) struct AdamStep {
 
 looped! {
     adam_part<'a>(p: &'a mut [T], g: &'a [T], m: &'a mut [T], v: &'a mut [T], s: AdamStep) {
-        let (keep, keep2) = (T::of(s.betas[0]), T::of(s.betas[1]));
-        let (take, take2) = (T::of(1.0 - s.betas[0]), T::of(1.0 - s.betas[1]));
-        let (lr, eps) = (T::of(s.lr / s.correction[0]), T::of(s.eps));
-        let root = T::of(1.0 / s.correction[1].sqrt());
-        let shrink = T::of(if s.decoupled { 1.0 - s.lr * s.weight_decay } else { 1.0 });
-        let decay = T::of(if s.decoupled { 0.0 } else { s.weight_decay });
+        let (keep, keep2) = (T::narrow(s.betas[0]), T::narrow(s.betas[1]));
+        let (take, take2) = (T::narrow(1.0 - s.betas[0]), T::narrow(1.0 - s.betas[1]));
+        let (lr, eps) = (T::narrow(s.lr / s.correction[0]), T::narrow(s.eps));
+        let root = T::narrow(1.0 / s.correction[1].sqrt());
+        let shrink = T::narrow(if s.decoupled { 1.0 - s.lr * s.weight_decay } else { 1.0 });
+        let decay = T::narrow(if s.decoupled { 0.0 } else { s.weight_decay });
         for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
             let g = *g + decay * *p;
             *m = keep * *m + take * g;
             *v = keep2 * *v + take2 * g * g;
-            *p = shrink * *p - lr * *m / (v.root() * root + eps);
+            *p = shrink * *p - lr * *m / (v.sqrt() * root + eps);
         }
     }
 }
 
-/// Adam as PyTorch defines it: `g += wd * p` (or, decoupled, `p *= 1 - lr * wd`),
-/// `m = b1 * m + (1 - b1) * g`, `v = b2 * v + (1 - b2) * g^2`,
-/// `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
+/// Adam as in PyTorch: `g += wd * p` (or, decoupled, `p *= 1 - lr * wd`), `m = b1 * m + (1 - b1) * g`, `v
+/// = b2 * v + (1 - b2) * g^2`, `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
 pub(crate) fn adam<T: Float>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], step: AdamStep) {
     const PART: usize = 1 << 15;
     let len = p.len();
     assert!(g.len() == len && m.len() == len && v.len() == len);
-    let (p, m, v) = (Shared::new(p), Shared::new(m), Shared::new(v));
+    let (p, m, v) = (SharedSlice::new(p), SharedSlice::new(m), SharedSlice::new(v));
     parallel(len.div_ceil(PART), |i| {
         let (start, n) = (i * PART, PART.min(len - i * PART));
         // SAFETY: one part per task.

@@ -1,17 +1,17 @@
-//! 2 x 2 neighbors of NHWC maps as channels, and back.
+//! Patch merging: concatenates 2 x 2 neighbors of NHWC maps along the channels, and its inverse.
 
 #![allow(unsafe_code)]
 
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 
-/// Row and column of the four neighbors, in the order of their channels.
+/// Row and column of the four neighbors, in channel order.
 const ORDER: [(usize, usize); 4] = [(0, 0), (1, 0), (0, 1), (1, 1)];
 
-/// `[images, h, w, c]` (the shape given) to `[images, ceil(h / 2), ceil(w / 2), 4 c]`.
+/// Rearranges `[images, h, w, c]` to `[images, ceil(h / 2), ceil(w / 2), 4 c]`.
 pub(crate) fn merge<T: Float>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
     let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
-    let out = Shared::new(out);
+    let out = SharedSlice::new(out);
     parallel(images * oh, |task| {
         let (image, y) = (task / oh, task % oh);
         // SAFETY: one output row per task.
@@ -30,17 +30,17 @@ pub(crate) fn merge<T: Float>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut 
     });
 }
 
-/// The other way, for gradients: `out` has the shape given.
+/// Inverse of [`merge`], for gradients; `out` has the given shape.
 pub(crate) fn split<T: Float>(x: &[T], [images, h, w, c]: [usize; 4], out: &mut [T]) {
     let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
-    let out = Shared::new(out);
+    let out = SharedSlice::new(out);
     parallel(images * h, |task| {
         let (image, y) = (task / h, task % h);
         // SAFETY: one output row per task.
         let out = unsafe { out.range(task * w * c, w * c) };
         for (column, out) in out.chunks_exact_mut(c).enumerate() {
-            let place = y % 2 + 2 * (column % 2);
-            let at = (((image * oh + y / 2) * ow + column / 2) * 4 + place) * c;
+            let quadrant = y % 2 + 2 * (column % 2);
+            let at = (((image * oh + y / 2) * ow + column / 2) * 4 + quadrant) * c;
             out.copy_from_slice(&x[at..at + c]);
         }
     });

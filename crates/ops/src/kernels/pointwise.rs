@@ -1,8 +1,8 @@
-//! Backward pass of a 1x1 convolution before a batch norm in one go: the gradient between the two is
-//! made for some rows at a time and used for the weight and for the input while it is in the cache,
-//! in place of being written to memory once and read twice.
+//! Fused backward pass of a 1x1 convolution with batch norm: the gradient between the two is computed for
+//! a block of rows at a time and used for both the weight and the input gradient while it is in the
+//! cache, instead of being written to memory once and read twice.
 //!
-//! The values are those of the separate passes, bit by bit.
+//! Results are bit-identical to the separate passes.
 
 #![allow(unsafe_code)]
 
@@ -10,15 +10,15 @@ use super::geometry::Rows;
 use super::indirect_gemm::{Epilogue, IndirectGemm};
 use super::norm::Slopes;
 use super::wgrad::{WeightGradient, add_chunks, chunk, chunks};
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::weight_packing::Panel;
 
-/// Values of maps that are worked on at a time.
-const HELD: usize = 64 * 1024;
-/// Values of maps from which on they do not stay in the cache.
-const LEAST: usize = 1 << 20;
-/// Rows of a task of [`IndirectGemm`], which blocks are multiples of.
+/// Map values per block.
+const BLOCK_VALUES: usize = 64 * 1024;
+/// Smallest maps, in values, that do not stay in the cache by themselves.
+const MIN_VALUES: usize = 1 << 20;
+/// Rows per task of [`IndirectGemm`]; blocks are multiples of it.
 const STEP: usize = 48;
 
 pub(crate) struct Pointwise<'a, T> {
@@ -26,49 +26,48 @@ pub(crate) struct Pointwise<'a, T> {
     pub(crate) outputs: usize,
     /// `[rows, inputs]`.
     pub(crate) source: &'a [T],
-    /// Gradient behind the norm, and what went into the norm: `[rows, outputs]`.
+    /// Gradient of the norm's output, and the norm's input: `[rows, outputs]`.
     pub(crate) dz: &'a [T],
     pub(crate) y: &'a [T],
     pub(crate) slopes: Slopes<'a, T>,
     pub(crate) panels: &'a [Panel],
-    /// The weight turned, and its panels.
-    pub(crate) turned: &'a [T],
-    pub(crate) turned_panels: &'a [Panel],
-    /// Of the weight, in panel order; written whole.
+    /// The transposed weight and its panels.
+    pub(crate) transposed: &'a [T],
+    pub(crate) transposed_panels: &'a [Panel],
+    /// Packed weight gradient; all values are written.
     pub(crate) gradient: &'a mut [T],
-    /// As [`WeightGradient::scratch`].
+    /// See [`WeightGradient::scratch`].
     pub(crate) scratch: &'a mut [T],
-    /// Of the input, which is added to what is there if `accumulate`.
+    /// Input gradient, added to if `accumulate`.
     pub(crate) dx: &'a mut [T],
     pub(crate) accumulate: bool,
-    /// [`block_len`] values for each thread.
+    /// [`block_len`] values per thread.
     pub(crate) blocks: &'a mut [T],
     /// At least `outputs` zeros.
     pub(crate) zeros: &'a [T],
 }
 
-/// Whether this pass serves. Maps that stay in the cache by themselves gain nothing; and the weight
-/// gradient is summed in chunks of rows, which are all the tasks that there are here, so that more
-/// threads are better used by the separate passes.
+/// Returns whether the fused pass is used. Maps that fit the cache gain nothing. The tasks here are the
+/// row chunks of the weight gradient, so more threads than chunks are better used by the separate passes.
 pub(crate) fn serves(rows: usize, inputs: usize, outputs: usize, stored: usize) -> bool {
     let chunks = chunks(rows, stored);
-    rows * (inputs + outputs) >= LEAST && chunks > 1 && rayon::current_num_threads() <= chunks
+    rows * (inputs + outputs) >= MIN_VALUES && chunks > 1 && rayon::current_num_threads() <= chunks
 }
 
 fn block_rows(inputs: usize, outputs: usize) -> usize {
-    (HELD / (inputs + outputs) / STEP).max(2) * STEP
+    (BLOCK_VALUES / (inputs + outputs) / STEP).max(2) * STEP
 }
 
-/// Values of a block's gradient.
+/// Returns the length of a block's gradient.
 pub(crate) fn block_len(inputs: usize, outputs: usize) -> usize {
     block_rows(inputs, outputs) * outputs
 }
 
-/// Rows of maps without spatial neighbors.
+/// Row table of a matrix.
 fn dense(rows: usize, from: usize, to: usize) -> Rows {
     let table = (0..rows).map(|i| (i * from) as i32).collect();
     let target = (0..rows).map(|i| (i * to) as u32).collect();
-    Rows { p: rows, taps: vec![0], kc: from, table, target }
+    Rows { p: rows, kernel_offsets: vec![0], kc: from, table, target }
 }
 
 impl<T: Float> Pointwise<'_, T> {
@@ -78,13 +77,13 @@ impl<T: Float> Pointwise<'_, T> {
         assert!(self.source.len() == rows * inputs && self.y.len() == rows * outputs);
         let chunks = chunks(rows, stored);
         let (step, held) = (block_rows(inputs, outputs), block_len(inputs, outputs));
-        let (gradient, scratch) = (Shared::new(self.gradient), Shared::new(self.scratch));
-        let (dx, blocks) = (Shared::new(self.dx), Shared::new(self.blocks));
+        let (gradient, scratch) = (SharedSlice::new(self.gradient), SharedSlice::new(self.scratch));
+        let (dx, blocks) = (SharedSlice::new(self.dx), SharedSlice::new(self.blocks));
         parallel(chunks, |number| {
             let range = chunk(rows, chunks, number);
             let slot = rayon::current_thread_index().unwrap_or(0);
-            // SAFETY: a copy of its own for each chunk, a block for each thread, which a task leaves to
-            // no other before it ends.
+            // SAFETY: one copy per chunk and one block per thread, which no other task uses until this
+            // one ends.
             let (into, block) = unsafe {
                 let into = match number {
                     0 => gradient.range(0, stored),
@@ -123,9 +122,9 @@ impl<T: Float> Pointwise<'_, T> {
                     source_len: count * outputs,
                     source_first: 0,
                     target_first: 0,
-                    weight: self.turned,
-                    panels: self.turned_panels,
-                    target: Shared::new(dx),
+                    weight: self.transposed,
+                    panels: self.transposed_panels,
+                    target: SharedSlice::new(dx),
                     target_len: count * inputs,
                     epilogue: Epilogue::store(self.accumulate),
                     zeros: self.zeros,
@@ -134,7 +133,7 @@ impl<T: Float> Pointwise<'_, T> {
                 .run_here();
             }
         });
-        // SAFETY: all tasks have ended.
+        // SAFETY: all tasks have finished.
         let (gradient, scratch) =
             unsafe { (gradient.range(0, stored), scratch.range(0, (chunks - 1) * stored)) };
         add_chunks(gradient, scratch, chunks);

@@ -3,11 +3,11 @@
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 
-/// Shape of a max pooling.
+/// Geometry of a max pooling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MaxPool {
     pub(crate) input: [usize; 2],
@@ -19,8 +19,8 @@ pub(crate) struct MaxPool {
 }
 
 impl MaxPool {
-    /// The taps of output pixel (y, x) that lie inside: their number and their pixel.
-    fn taps(&self, y: usize, x: usize) -> impl Iterator<Item = (u8, usize)> + '_ {
+    /// Iterates over the window elements of output pixel (y, x) inside the map, as (index, pixel).
+    fn window_offsets(&self, y: usize, x: usize) -> impl Iterator<Item = (u8, usize)> + '_ {
         (0..self.kernel * self.kernel).filter_map(move |t| {
             let iy = (y * self.stride + t / self.kernel).checked_sub(self.padding)?;
             let ix = (x * self.stride + t % self.kernel).checked_sub(self.padding)?;
@@ -28,31 +28,32 @@ impl MaxPool {
         })
     }
 
-    /// Largest value of each window and which tap it was; the first one wins a tie, padding never.
+    /// Computes the maximum of each window and its index within the window. The first one wins a tie;
+    /// padding is ignored.
     pub(crate) fn forward<T: Float>(&self, images: usize, x: &[T], out: &mut [T], which: &mut [u8]) {
         let (c, [oh, ow]) = (self.channels, self.output);
         let x_len = self.input[0] * self.input[1] * c;
-        let (out, which) = (Shared::new(out), Shared::new(which));
+        let (out, which) = (SharedSlice::new(out), SharedSlice::new(which));
         parallel(images * oh, |task| {
             let (image, y) = (task / oh, task % oh);
             let x = &x[image * x_len..(image + 1) * x_len];
             // SAFETY: one output row per task.
             let (out, which) =
                 unsafe { (out.range(task * ow * c, ow * c), which.range(task * ow * c, ow * c)) };
-            largest(self, y, x, out, which);
+            row_max(self, y, x, out, which);
         });
     }
 
-    /// Adds each gradient to the pixel that won.
+    /// Adds each gradient to the pixel of the maximum.
     pub(crate) fn backward<T: Float>(&self, images: usize, dy: &[T], which: &[u8], dx: &mut [T]) {
         let (c, [oh, ow]) = (self.channels, self.output);
         let (x_len, y_len) = (self.input[0] * self.input[1] * c, oh * ow * c);
-        let dx = Shared::new(dx);
+        let dx = SharedSlice::new(dx);
         parallel(images, |image| {
             // SAFETY: one image per task.
             let dx = unsafe { dx.range(image * x_len, x_len) };
             let part = image * y_len..(image + 1) * y_len;
-            give_back(self, &dy[part.clone()], &which[part], dx);
+            scatter_max(self, &dy[part.clone()], &which[part], dx);
         });
     }
 }
@@ -60,22 +61,22 @@ impl MaxPool {
 looped! {
     /// One row of outputs.
     #[allow(clippy::eq_op)]
-    largest<'a>(pool: &'a MaxPool, y: usize, x: &'a [T], out: &'a mut [T], which: &'a mut [u8]) {
+    row_max<'a>(pool: &'a MaxPool, y: usize, x: &'a [T], out: &'a mut [T], which: &'a mut [u8]) {
         let c = pool.channels;
         for (ox, (out, which)) in out.chunks_exact_mut(c).zip(which.chunks_exact_mut(c)).enumerate() {
             let mut first = true;
-            for (tap, pixel) in pool.taps(y, ox) {
+            for (offset, pixel) in pool.window_offsets(y, ox) {
                 let x = &x[pixel * c..(pixel + 1) * c];
                 if first {
                     out.copy_from_slice(x);
-                    which.fill(tap);
+                    which.fill(offset);
                     first = false;
                 } else {
                     for ((o, w), x) in out.iter_mut().zip(which.iter_mut()).zip(x) {
-                        // A value that is not a number wins, as in PyTorch.
+                        // NaN propagates, as in PyTorch.
                         let larger = *x > *o || *x != *x;
                         *o = if larger { *x } else { *o };
-                        *w = if larger { tap } else { *w };
+                        *w = if larger { offset } else { *w };
                     }
                 }
             }
@@ -85,24 +86,23 @@ looped! {
 
 looped! {
     /// One image.
-    give_back<'a>(pool: &'a MaxPool, dy: &'a [T], which: &'a [u8], dx: &'a mut [T]) {
+    scatter_max<'a>(pool: &'a MaxPool, dy: &'a [T], which: &'a [u8], dx: &'a mut [T]) {
         let (c, ow) = (pool.channels, pool.output[1]);
         for (at, (dy, which)) in dy.chunks_exact(c).zip(which.chunks_exact(c)).enumerate() {
-            for (tap, pixel) in pool.taps(at / ow, at % ow) {
+            for (offset, pixel) in pool.window_offsets(at / ow, at % ow) {
                 let dx = &mut dx[pixel * c..(pixel + 1) * c];
                 for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(which) {
-                    *dx += if *w == tap { *dy } else { T::ZERO };
+                    *dx += if *w == offset { *dy } else { T::ZERO };
                 }
             }
         }
     }
 }
 
-/// Sum over the pixels of every image, times `scale`: `[images, pixels, channels]` to
-/// `[images, channels]`.
+/// Sums over the pixels of every image and scales: `[images, pixels, channels]` to `[images, channels]`.
 pub(crate) fn sum_pixels<T: Float>(x: &[T], pixels: usize, channels: usize, scale: T, out: &mut [T]) {
     let images = out.len() / channels;
-    let out = Shared::new(out);
+    let out = SharedSlice::new(out);
     parallel(images, |image| {
         // SAFETY: one image per task.
         let out = unsafe { out.range(image * channels, channels) };
@@ -118,11 +118,10 @@ pub(crate) fn sum_pixels<T: Float>(x: &[T], pixels: usize, channels: usize, scal
     });
 }
 
-/// The other way: the vector of every image, times `scale`, on each of its pixels, added to what is
-/// there or written.
+/// Broadcasts the scaled vector of every image to its pixels, adding to or overwriting `out`.
 pub(crate) fn spread<T: Float>(x: &[T], pixels: usize, channels: usize, scale: T, add: bool, out: &mut [T]) {
     let images = x.len() / channels;
-    let out = Shared::new(out);
+    let out = SharedSlice::new(out);
     parallel(images, |image| {
         // SAFETY: one image per task.
         let out = unsafe { out.range(image * pixels * channels, pixels * channels) };

@@ -1,34 +1,33 @@
-//! Maps that are linear along rows and along columns: bilinear resizing, adaptive average pooling,
-//! and the gradients of both.
+//! Separable linear resampling: bilinear interpolation, adaptive average pooling, and their gradients.
 
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 
-/// For every output position of one direction, the inputs it reads and their weights.
+/// Sparse filter weights along one axis: for every output position, inputs and weights.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Along {
+pub(crate) struct AxisWeights {
     inputs: usize,
-    /// `ends[i]` is where the taps of output `i` end.
+    /// `ends[i]` is the end of the weights of output `i`.
     ends: Vec<usize>,
-    taps: Vec<(usize, f64)>,
+    weights: Vec<(usize, f64)>,
 }
 
-impl Along {
-    fn new(inputs: usize, outputs: usize, mut taps: impl FnMut(usize) -> Vec<(usize, f64)>) -> Self {
-        let mut along = Self { inputs, ends: Vec::with_capacity(outputs), taps: Vec::new() };
+impl AxisWeights {
+    fn new(inputs: usize, outputs: usize, mut weights: impl FnMut(usize) -> Vec<(usize, f64)>) -> Self {
+        let mut axis = Self { inputs, ends: Vec::with_capacity(outputs), weights: Vec::new() };
         for i in 0..outputs {
-            along.taps.extend(taps(i));
-            along.ends.push(along.taps.len());
+            axis.weights.extend(weights(i));
+            axis.ends.push(axis.weights.len());
         }
-        along
+        axis
     }
 
-    /// Linear interpolation as PyTorch has it. With `align_corners` the first and last pixels of
-    /// both sides lie on each other, without it the outer edges do.
+    /// Linear interpolation as in PyTorch. With `align_corners` the centers of the corner pixels are
+    /// aligned, without it the outer edges.
     pub(crate) fn bilinear(inputs: usize, outputs: usize, align_corners: bool) -> Self {
         let (from, to) = (inputs as f64, outputs as f64);
         Self::new(inputs, outputs, |i| {
@@ -57,7 +56,7 @@ impl Along {
         })
     }
 
-    /// `[inputs, outputs]`: column `i` holds the weights of output `i`.
+    /// Returns the dense matrix `[inputs, outputs]`.
     pub(crate) fn matrix(&self) -> Vec<f64> {
         let mut values = vec![0.0; self.inputs * self.outputs()];
         for i in 0..self.outputs() {
@@ -68,17 +67,17 @@ impl Along {
         values
     }
 
-    /// Outputs.
+    /// Returns the output length.
     pub(crate) fn outputs(&self) -> usize {
         self.ends.len()
     }
 
-    /// Inputs.
+    /// Returns the input length.
     pub(crate) fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// The map that carries gradients back.
+    /// Returns the transposed operator, for gradients.
     pub(crate) fn transposed(&self) -> Self {
         let mut lists = vec![Vec::new(); self.inputs];
         for i in 0..self.outputs() {
@@ -91,16 +90,16 @@ impl Along {
 
     fn at(&self, i: usize) -> &[(usize, f64)] {
         let start = if i == 0 { 0 } else { self.ends[i - 1] };
-        &self.taps[start..self.ends[i]]
+        &self.weights[start..self.ends[i]]
     }
 }
 
 looped! {
-    /// One output row from the rows that `taps` names.
+    /// One output row from the weighted input rows.
     resample_row<'a>(
         x: &'a [T],
-        taps: &'a [(usize, f64)],
-        columns: &'a Along,
+        weights: &'a [(usize, f64)],
+        columns: &'a AxisWeights,
         channels: usize,
         add: bool,
         out: &'a mut [T],
@@ -109,11 +108,11 @@ looped! {
             out.fill(T::ZERO);
         }
         let width = columns.inputs * channels;
-        for (y, wy) in taps {
+        for (y, wy) in weights {
             let row = &x[y * width..(y + 1) * width];
             for (i, out) in out.chunks_exact_mut(channels).enumerate() {
                 for (at, wx) in columns.at(i) {
-                    let weight = T::of(wy * wx);
+                    let weight = T::narrow(wy * wx);
                     for (o, v) in out.iter_mut().zip(&row[at * channels..(at + 1) * channels]) {
                         *o += weight * *v;
                     }
@@ -123,12 +122,12 @@ looped! {
     }
 }
 
-/// `[images, rows.inputs, columns.inputs, channels]` to `[images, rows.outputs, columns.outputs,
-/// channels]`, added to what is there or written.
+/// Resamples `[images, rows.inputs, columns.inputs, channels]` to `[images, rows.outputs,
+/// columns.outputs, channels]`, adding to or overwriting `out`.
 pub(crate) fn resample<T: Float>(
     x: &[T],
-    rows: &Along,
-    columns: &Along,
+    rows: &AxisWeights,
+    columns: &AxisWeights,
     channels: usize,
     add: bool,
     out: &mut [T],
@@ -136,7 +135,7 @@ pub(crate) fn resample<T: Float>(
     let (h, width) = (rows.outputs(), columns.outputs() * channels);
     let source = rows.inputs * columns.inputs * channels;
     let images = out.len() / (h * width);
-    let out = Shared::new(out);
+    let out = SharedSlice::new(out);
     parallel(images * h, |task| {
         let (image, y) = (task / h, task % h);
         // SAFETY: one output row per task.

@@ -1,4 +1,4 @@
-//! Products of matrices that lie in the cache.
+//! GEMM for matrices that fit the cache.
 
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
@@ -6,7 +6,7 @@
 use crate::simd::Simd;
 use crate::weight_packing::LANES;
 
-/// A left factor: element `(i, k)` is `values[i * row + k * column]`.
+/// Left operand: element `(i, k)` is `values[i * row + k * column]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a, T> {
     pub(crate) values: &'a [T],
@@ -14,10 +14,11 @@ pub(crate) struct Left<'a, T> {
     pub(crate) column: usize,
 }
 
-/// `c = a b`, `[m, k]` times `[k, n]`. `b` and `c` are dense and `n` is a whole number of vectors.
+/// Computes `c = a b`, `[m, k]` times `[k, n]`. `b` and `c` are dense and `n` is a multiple of the vector
+/// length.
 ///
 /// # Safety
-/// To be called inside a function that enables the instructions of `L`, as every kernel is.
+/// Must be called inside a function that enables the instructions of `L`, as every kernel is.
 #[inline(always)]
 pub(crate) unsafe fn multiply<L: Simd>(
     a: Left<L::T>,
@@ -33,7 +34,7 @@ pub(crate) unsafe fn multiply<L: Simd>(
         // SAFETY: bounds by the assertions above, instructions by the caller.
         unsafe {
             v += LANES
-                * if L::WIDE {
+                * if L::LARGE_TILES {
                     match left {
                         1 => columns::<L, 12, 1>(a, b, c, (m, k, n), v),
                         2 => columns::<L, 10, 2>(a, b, c, (m, k, n), v),
@@ -47,10 +48,10 @@ pub(crate) unsafe fn multiply<L: Simd>(
     }
 }
 
-/// `NV` vectors of columns from column `v` on; gives `NV`.
+/// Computes `NV` vectors of columns from column `v`; returns `NV`.
 ///
 /// # Safety
-/// Bounds as [`multiply`] has checked them, and `v + NV * LANES <= n`.
+/// Bounds as checked by [`multiply`], and `v + NV * LANES <= n`.
 #[inline(always)]
 unsafe fn columns<L: Simd, const MR: usize, const NV: usize>(
     a: Left<L::T>,
@@ -63,7 +64,7 @@ unsafe fn columns<L: Simd, const MR: usize, const NV: usize>(
     let mut row = 0;
     while row < m {
         let count = MR.min(m - row);
-        // SAFETY: rows behind the last are read as the last and not written.
+        // SAFETY: rows past the end repeat the last one and are not stored.
         unsafe {
             let mut from = [a_at; MR];
             for i in 0..MR {
@@ -83,7 +84,7 @@ unsafe fn columns<L: Simd, const MR: usize, const NV: usize>(
                     }
                 }
             }
-            // A loop to `count` would index the tile by a variable and put it into memory.
+            // A loop bound of `count` would index the tile with a variable and spill it to memory.
             for i in 0..MR {
                 if i >= count {
                     break;

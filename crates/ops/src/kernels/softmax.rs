@@ -1,13 +1,13 @@
-//! Logarithms of probabilities and cross-entropy, row by row.
+//! Row-wise log-softmax and cross-entropy.
 
 #![allow(unsafe_code)]
 
 use super::elementwise::looped;
-use super::{Shared, parallel, rows_per_task};
+use super::{SharedSlice, parallel, rows_per_task};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 
-/// The largest value of a row, and `ln sum exp (x - largest)`; that is not a number if one of the row is not.
+/// Returns the maximum of a row and `ln sum exp (x - max)`, which is NaN if the row has a NaN.
 #[inline(always)]
 fn log_sum<T: Float>(x: &[T]) -> (T, T) {
     let mut max = x[0];
@@ -17,11 +17,11 @@ fn log_sum<T: Float>(x: &[T]) -> (T, T) {
     let (mut sum, mut lost) = (T::ZERO, false);
     for v in x {
         let shifted = *v - max;
-        // The exponential takes anything for a number.
+        // The approximate exponential does not propagate NaN.
         lost |= shifted.partial_cmp(&T::ZERO).is_none();
-        sum += shifted.power_of_e();
+        sum += shifted.fast_exp();
     }
-    (max, T::of(if lost { f64::NAN } else { sum.wide().ln() }))
+    (max, T::narrow(if lost { f64::NAN } else { sum.widen().ln() }))
 }
 
 looped! {
@@ -43,8 +43,8 @@ looped! {
             *y = if smoothing == 0.0 {
                 own
             } else {
-                let mean = x.iter().map(|v| (*v - max).wide()).sum::<f64>() / width as f64;
-                own * T::of(1.0 - smoothing) + (log_sum - T::of(mean)) * T::of(smoothing)
+                let mean = x.iter().map(|v| (*v - max).widen()).sum::<f64>() / width as f64;
+                own * T::narrow(1.0 - smoothing) + (log_sum - T::narrow(mean)) * T::narrow(smoothing)
             };
         }
     }
@@ -54,13 +54,13 @@ looped! {
     entropy_slopes<'a>(
         x: &'a [T], labels: &'a [u32], dy: &'a [T], width: usize, smoothing: f64, dx: &'a mut [T],
     ) {
-        let (own, all) = (T::of(1.0 - smoothing), T::of(smoothing / width as f64));
+        let (own, all) = (T::narrow(1.0 - smoothing), T::narrow(smoothing / width as f64));
         for (((x, label), dy), dx) in
             x.chunks_exact(width).zip(labels).zip(dy).zip(dx.chunks_exact_mut(width))
         {
             let (max, log_sum) = log_sum(x);
             for (dx, v) in dx.iter_mut().zip(x) {
-                *dx = ((*v - max) - log_sum).power_of_e() * *dy - all * *dy;
+                *dx = ((*v - max) - log_sum).fast_exp() * *dy - all * *dy;
             }
             dx[*label as usize] -= own * *dy;
         }
@@ -75,7 +75,7 @@ looped! {
                 sum += *d;
             }
             for ((dx, d), y) in dx.iter_mut().zip(dy).zip(y) {
-                *dx = *d - y.power_of_e() * sum;
+                *dx = *d - y.fast_exp() * sum;
             }
         }
     }
@@ -89,27 +89,27 @@ fn rows<T: Float>(
 ) -> Vec<T> {
     let mut values = vec![T::ZERO; len];
     let each = rows_per_task(len / width, width) * width;
-    let shared = Shared::new(&mut values);
+    let shared = SharedSlice::new(&mut values);
     parallel(len.div_ceil(each), |task| {
         let range = task * each..((task + 1) * each).min(len);
-        // SAFETY: one stretch per task.
+        // SAFETY: one range per task.
         let to = unsafe { shared.range(range.start, range.len()) };
         fill(range, to);
     });
     values
 }
 
-/// `x - ln sum exp x` of every row.
+/// Computes `x - ln sum exp x` for every row.
 pub(crate) fn forward<T: Float>(x: &[T], width: usize) -> Vec<T> {
     rows(x.len(), width, |range, y| forward_rows(&x[range], width, y))
 }
 
-/// Its gradient from the result and the gradient of that.
+/// Computes its gradient from the result and the gradient of the result.
 pub(crate) fn backward<T: Float>(y: &[T], dy: &[T], width: usize) -> Vec<T> {
     rows(y.len(), width, |range, dx| backward_rows(&y[range.clone()], &dy[range], width, dx))
 }
 
-/// Cross-entropy of every row with its label, which is below `width`.
+/// Computes the cross-entropy of every row with its label, which must be below `width`.
 pub(crate) fn entropy<T: Float>(x: &[T], labels: &[u32], width: usize, smoothing: f64) -> Vec<T> {
     rows(labels.len(), 1, |range, y| {
         let x = &x[range.start * width..range.end * width];
@@ -117,7 +117,7 @@ pub(crate) fn entropy<T: Float>(x: &[T], labels: &[u32], width: usize, smoothing
     })
 }
 
-/// Its gradient by `x`.
+/// Computes its gradient with respect to `x`.
 pub(crate) fn entropy_backward<T: Float>(
     x: &[T],
     labels: &[u32],

@@ -1,26 +1,27 @@
-//! Weight gradient of a convolution, in panel order.
+//! Weight gradient of a convolution, in packed order.
 
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
 use super::geometry::Rows;
-use super::{Shared, parallel};
+use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::weight_packing::{LANES, MAX_VECTORS, Panel};
 
-/// Rows whose output gradients lie in the first-level cache at a time.
+/// Rows of output gradients per cache block (L1).
 const BLOCK: usize = 64;
-/// Inputs times taps up to which a row of the output's gradient is read too seldom to be copied.
-const FEW_INPUTS: usize = 32;
-/// Weights up to this size are summed in partial copies over chunks of rows.
-const SMALL: usize = 160 * 1024;
-/// Copies: of small weights more, which balances threads better.
+/// Largest number of inputs times kernel offsets for which copying a row of the output gradient does not
+/// pay.
+const MAX_IN_PLACE_INPUTS: usize = 32;
+/// Largest weight, in values, that is accumulated in one copy per chunk of rows.
+const MAX_CHUNKED: usize = 160 * 1024;
+/// Number of copies; more for small weights, for load balance.
 const CHUNKS: std::ops::RangeInclusive<usize> = 8..=32;
-/// Least rows of a chunk.
+/// Minimum rows of a chunk.
 const CHUNK_ROWS: usize = 128;
 
-/// `gradient[tap][input][column] = sum over rows of source * output gradient` for one group.
+/// `gradient[kernel offset][input][column] = sum over rows of source * output gradient` for one group.
 pub(crate) struct WeightGradient<'a, T> {
     pub(crate) images: usize,
     /// Tables of the forward pass.
@@ -33,32 +34,32 @@ pub(crate) struct WeightGradient<'a, T> {
     pub(crate) dy_len: usize,
     pub(crate) dy_first: usize,
     pub(crate) panels: &'a [Panel],
-    /// Written whole (taps that read only padding: zeros).
+    /// All values are written (zeros for kernel offsets that read only padding).
     pub(crate) gradient: &'a mut [T],
-    /// For partial sums: at least [`scratch_len`] values.
+    /// At least [`scratch_len`] values, for partial sums.
     pub(crate) scratch: &'a mut [T],
 }
 
-/// Chunks of rows, fixed by the shape.
+/// Returns the number of row chunks, fixed by the shape.
 pub(crate) fn chunks(rows: usize, stored: usize) -> usize {
     let (least, most) = (*CHUNKS.start(), *CHUNKS.end());
-    if stored > SMALL || rows < least * CHUNK_ROWS {
+    if stored > MAX_CHUNKED || rows < least * CHUNK_ROWS {
         return 1;
     }
-    (2 * SMALL / stored).clamp(least, most).min(rows / CHUNK_ROWS)
+    (2 * MAX_CHUNKED / stored).clamp(least, most).min(rows / CHUNK_ROWS)
 }
 
-/// The rows of a chunk.
+/// Returns the rows of a chunk.
 pub(crate) fn chunk(rows: usize, chunks: usize, i: usize) -> std::ops::Range<usize> {
     let per_chunk = rows.div_ceil(chunks);
     (i * per_chunk).min(rows)..((i + 1) * per_chunk).min(rows)
 }
 
-/// Adds the copies of the chunks after the first to `gradient`, which is the first one's.
+/// Adds the partial sums of all chunks but the first, which is in `gradient` already.
 pub(crate) fn add_chunks<T: Float>(gradient: &mut [T], scratch: &mut [T], chunks: usize) {
     let stored = gradient.len();
     let size = stored.div_ceil(16).max(1);
-    let (gradient, scratch) = (Shared::new(gradient), Shared::new(scratch));
+    let (gradient, scratch) = (SharedSlice::new(gradient), SharedSlice::new(scratch));
     parallel(stored.div_ceil(size), |i| {
         let (start, len) = (i * size, size.min(stored - i * size));
         // SAFETY: tasks take disjoint ranges.
@@ -73,16 +74,16 @@ pub(crate) fn add_chunks<T: Float>(gradient: &mut [T], scratch: &mut [T], chunks
     });
 }
 
-/// Values of scratch memory that a weight gradient needs.
+/// Returns the scratch length of a weight gradient.
 pub(crate) fn scratch_len(rows: usize, stored: usize) -> usize {
     (chunks(rows, stored) - 1) * stored
 }
 
-/// Values that begin with a line of the cache.
+/// Values aligned to a cache line.
 #[repr(align(64))]
 struct Lines<T>([T; BLOCK * MAX_VECTORS * LANES]);
 
-/// A part of the work: these rows, this panel, these inputs, into this copy.
+/// A unit of work: rows, panel, inputs, and the copy to accumulate into.
 struct Part<'a, 'b, T> {
     all: &'a WeightGradient<'b, T>,
     panel: Panel,
@@ -97,10 +98,10 @@ impl<T: Float> WeightGradient<'_, T> {
     pub(crate) fn run(mut self) {
         let stored = self.gradient.len();
         let rows = self.images * self.rows.p;
-        let taps = self.rows.taps.iter().max().map_or(0, |t| t + 1);
-        let per_tap: usize = self.panels.iter().map(|p| p.vectors * LANES).sum::<usize>() * self.rows.kc;
-        self.check(taps, stored);
-        if rows == 0 || self.rows.taps.len() * per_tap < stored {
+        let kernel_offsets = self.rows.kernel_offsets.iter().max().map_or(0, |t| t + 1);
+        let per_offset: usize = self.panels.iter().map(|p| p.vectors * LANES).sum::<usize>() * self.rows.kc;
+        self.check(kernel_offsets, stored);
+        if rows == 0 || self.rows.kernel_offsets.len() * per_offset < stored {
             self.gradient.fill(T::ZERO);
             self.scratch.fill(T::ZERO);
             if rows == 0 {
@@ -110,8 +111,8 @@ impl<T: Float> WeightGradient<'_, T> {
         let chunks = chunks(rows, stored);
         assert!(self.scratch.len() >= (chunks - 1) * stored);
         let (first, others) = (std::mem::take(&mut self.gradient), std::mem::take(&mut self.scratch));
-        let (gradient, scratch) = (Shared::new(first), Shared::new(others));
-        // Enough tasks for many threads also where there are few panels.
+        let (gradient, scratch) = (SharedSlice::new(first), SharedSlice::new(others));
+        // Enough tasks for many threads even with few panels.
         let cuts = if chunks > 1 { 1 } else { (16 / self.panels.len()).clamp(1, self.rows.kc.div_ceil(32)) };
         let per_cut = self.rows.kc.div_ceil(cuts).next_multiple_of(8);
         let all = &self;
@@ -120,7 +121,7 @@ impl<T: Float> WeightGradient<'_, T> {
             let (panel, cut) = (all.panels[rest / cuts], rest % cuts);
             let inputs = (cut * per_cut).min(all.rows.kc)..((cut + 1) * per_cut).min(all.rows.kc);
             let rows = chunk(rows, chunks, number);
-            // SAFETY: inside: chunk 0 is the gradient itself, the others lie in the scratch.
+            // SAFETY: in bounds: chunk 0 is the gradient itself, the others lie in the scratch buffer.
             let into = unsafe {
                 if number == 0 { gradient.ptr() } else { scratch.ptr().add((number - 1) * stored) }
             };
@@ -131,26 +132,26 @@ impl<T: Float> WeightGradient<'_, T> {
         }
     }
 
-    /// Adds all rows to `into` on this thread, inside of a task; `fresh` ones overwrite it.
+    /// Accumulates all rows into `into` on the calling thread, inside a task; overwrites it if `fresh`.
     pub(crate) fn run_here(&self, into: &mut [T], fresh: bool) {
-        self.check(self.rows.taps.iter().max().map_or(0, |t| t + 1), into.len());
+        self.check(self.rows.kernel_offsets.iter().max().map_or(0, |t| t + 1), into.len());
         for &panel in self.panels {
             let (rows, inputs) = (0..self.images * self.rows.p, 0..self.rows.kc);
             T::run(Part { all: self, panel, rows, inputs, into: into.as_mut_ptr(), fresh });
         }
     }
 
-    /// Everything that the unchecked pointers below rely on.
-    fn check(&self, taps: usize, stored: usize) {
+    /// Checks every bound that the unchecked accesses rely on.
+    fn check(&self, kernel_offsets: usize, stored: usize) {
         let r = self.rows;
-        assert_eq!(r.table.len(), r.taps.len() * r.p);
+        assert_eq!(r.table.len(), r.kernel_offsets.len() * r.p);
         let reach = r.table.iter().max().map_or(0, |m| usize::try_from(*m + 1).unwrap_or(0));
         assert!(reach == 0 || reach - 1 + self.source_first + r.kc <= self.source_len);
         assert!(self.source.len() >= self.images * self.source_len);
         assert!(self.dy.len() >= self.images * self.dy_len);
         for p in self.panels {
             assert!(p.vectors <= MAX_VECTORS);
-            assert!(p.offset + taps * r.kc * p.vectors * LANES <= stored);
+            assert!(p.offset + kernel_offsets * r.kc * p.vectors * LANES <= stored);
             let far = r.target.iter().max().map_or(0, |m| *m as usize);
             assert!(far + self.dy_first + p.first + p.columns <= self.dy_len);
         }
@@ -164,22 +165,23 @@ impl<T: Float> Kernel<T> for Part<'_, '_, T> {
         let all = self.all;
         let r = all.rows;
         let width = self.panel.vectors * LANES;
-        // Rows of a few inputs are read in place: a copy takes as long as their products.
-        let copies = self.panel.columns < width || r.taps.len() * self.inputs.len() > FEW_INPUTS;
+        // With few inputs, rows are read in place: a copy costs as much as their products.
+        let copies =
+            self.panel.columns < width || r.kernel_offsets.len() * self.inputs.len() > MAX_IN_PLACE_INPUTS;
         let mut copy = Lines([T::ZERO; BLOCK * MAX_VECTORS * LANES]);
-        let (mut pairs, mut places) = ([(0usize, 0usize); BLOCK], [(0usize, 0usize, 0usize); BLOCK]);
+        let (mut pairs, mut positions) = ([(0usize, 0usize); BLOCK], [(0usize, 0usize, 0usize); BLOCK]);
         let (mut image, mut at) = (self.rows.start / r.p, self.rows.start % r.p);
         let mut start = self.rows.start;
         while start < self.rows.end || start == self.rows.start {
             let end = (start + BLOCK).min(self.rows.end);
-            let places = &mut places[..end.saturating_sub(start)];
-            for (i, place) in places.iter_mut().enumerate() {
+            let positions = &mut positions[..end.saturating_sub(start)];
+            for (i, position) in positions.iter_mut().enumerate() {
                 let from = image * all.dy_len + r.target[at] as usize + all.dy_first + self.panel.first;
-                *place = (image * all.source_len + all.source_first, at, from);
+                *position = (image * all.source_len + all.source_first, at, from);
                 if copies {
                     let columns = self.panel.columns;
                     copy.0[i * width..i * width + columns].copy_from_slice(&all.dy[from..from + columns]);
-                    place.2 = i * width;
+                    position.2 = i * width;
                 }
                 at += 1;
                 if at == r.p {
@@ -188,9 +190,9 @@ impl<T: Float> Kernel<T> for Part<'_, '_, T> {
             }
             let dy = if copies { &copy.0[..] } else { all.dy };
             let fresh = self.fresh && start == self.rows.start;
-            for (t, tap) in r.taps.iter().enumerate() {
+            for (t, kernel_offset) in r.kernel_offsets.iter().enumerate() {
                 let mut count = 0;
-                for (source, at, dy) in places.iter() {
+                for (source, at, dy) in positions.iter() {
                     let offset = r.table[t * r.p + at];
                     if offset >= 0 {
                         pairs[count] = (source + offset as usize, *dy);
@@ -201,12 +203,12 @@ impl<T: Float> Kernel<T> for Part<'_, '_, T> {
                 let mut input = self.inputs.start;
                 while input < self.inputs.end {
                     let left = self.inputs.end - input;
-                    // SAFETY: the panel's block of this tap, checked by `WeightGradient::check`;
-                    // parts write disjoint panels, inputs or copies.
+                    // SAFETY: the panel's block of this kernel offset, checked by
+                    // `WeightGradient::check`; units write disjoint panels, inputs or copies.
                     unsafe {
-                        let into = self.into.add(self.panel.offset + (tap * r.kc + input) * width);
+                        let into = self.into.add(self.panel.offset + (kernel_offset * r.kc + input) * width);
                         let source = all.source.as_ptr().add(input);
-                        input += if L::WIDE {
+                        input += if L::LARGE_TILES {
                             match self.panel.vectors {
                                 4 => tiles::<L, 6, 4>(source, dy, pairs, into, width, left, fresh),
                                 3 => tiles::<L, 8, 3>(source, dy, pairs, into, width, left, fresh),
@@ -232,7 +234,7 @@ impl<T: Float> Kernel<T> for Part<'_, '_, T> {
     }
 }
 
-/// One tile of at most `MR` inputs; returns how many it took.
+/// Computes one register tile of at most `MR` inputs; returns the number of inputs.
 #[inline(always)]
 unsafe fn tiles<L: Simd, const MR: usize, const NV: usize>(
     source: *const L::T,

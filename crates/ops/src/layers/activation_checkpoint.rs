@@ -1,4 +1,5 @@
-//! Segments of a network whose inner values are computed again on the way back.
+//! Gradient checkpointing: segments of a network whose intermediate values are recomputed in the backward
+//! pass.
 //!
 //! *Source*: Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016, arXiv
 //! 1604.06174.
@@ -12,28 +13,28 @@ use crate::layers::Record;
 use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
 use crate::{Error, ParamId, Result};
 
-/// Where a pass stands.
+/// Position relative to a checkpointed segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pass {
+pub(crate) enum SegmentPass {
     Outside,
-    /// Inside of a segment, on the way there.
+    /// Inside a segment, in the forward pass.
     First,
-    /// Inside of a segment that runs again, on the way back.
+    /// Inside a segment that is recomputed in the backward pass.
     Again,
 }
 
-/// What a segment computes of its input.
+/// Forward function of a segment.
 type Segment = Arc<dyn Fn(&Node, &mut Tape) -> Result<Node> + Send + Sync>;
 
 /// A segment of which only the input is kept.
 pub(crate) struct CheckpointRecord<T> {
     pub(crate) out: usize,
     x: Node,
-    /// Number of its first inner node: inner nodes have the same numbers when they are made again, and
-    /// so draw the same random numbers.
+    /// Index of its first inner node. Recomputed nodes get the same indices, and so draw the same random
+    /// numbers.
     first: usize,
     segment: Segment,
-    /// What its batch norms summed around: their running means have moved since.
+    /// Shifts of its batch statistics: the running means have changed since.
     shifts: VecDeque<Vec<T>>,
 }
 
@@ -47,12 +48,15 @@ impl<T> std::fmt::Debug for CheckpointRecord<T> {
 }
 
 impl<T: Elem> CheckpointRecord<T> {
-    /// Computes the segment again and goes back through it.
+    /// Recomputes the segment and propagates the gradient through it.
     pub(crate) fn backward(self, dy: Buf<T>, back: &mut Backward<T>, tape: &mut Tape) -> Result<()> {
         let (out, records) =
             tape.again::<T>(self.first, self.shifts, |tape| (self.segment)(&self.x, tape))?;
         if out.id != self.out {
-            return Err(Error::usage("checkpoint", "the segment took another way when it ran again"));
+            return Err(Error::usage(
+                "gradient_checkpoint",
+                "the segment was not deterministic: recomputation ended at another node",
+            ));
         }
         back.add(self.out, dy);
         for record in records.into_iter().rev() {
@@ -63,67 +67,67 @@ impl<T: Elem> CheckpointRecord<T> {
 }
 
 impl Tape {
-    /// Whether segments that a network runs by [`Tape::checkpoint`] keep no inner values. Off at first.
-    pub fn set_checkpointing(&mut self, on: bool) {
-        self.checkpointing = on;
+    /// Enables gradient checkpointing of segments run by [`Tape::gradient_checkpoint`]. Off by default.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.gradient_checkpointing = on;
     }
 
-    /// Runs a segment of a network. With [`Tape::set_checkpointing`] its inner values are thrown away
-    /// and computed again on the way back: the same values and gradients bit for bit, for one more pass
-    /// through the segment. Running it again moves no running statistics and draws the same random
-    /// numbers. `segment` reads nothing of this pass but its argument.
-    pub fn checkpoint(
+    /// Runs a segment of a network. With [`Tape::set_gradient_checkpointing`] its intermediate values are
+    /// dropped and recomputed in the backward pass: bit-identical values and gradients, for one more
+    /// forward pass through the segment. Recomputation does not update running statistics and draws the
+    /// same random numbers. `segment` must not use other nodes of this pass than its argument.
+    pub fn gradient_checkpoint(
         &mut self,
         x: &Node,
         segment: impl Fn(&Node, &mut Tape) -> Result<Node> + Send + Sync + 'static,
     ) -> Result<Node> {
-        let inside = self.segment != Pass::Outside; // where there is nothing left to save
-        // candle's graph keeps what it keeps.
-        if self.composed.is_some()
-            || !self.checkpointing
+        let inside = self.segment != SegmentPass::Outside; // where there is nothing left to save
+        // The graph engine manages its own intermediate values.
+        if self.graph_state.is_some()
+            || !self.gradient_checkpointing
             || !self.mode().records()
             || inside
             || self.is_tracing()
         {
             return segment(x, self);
         }
-        dispatch_dtype!(self, T => self.checkpoint_t::<T>(x, Arc::new(segment)))
+        dispatch_dtype!(self, T => self.gradient_checkpoint_t::<T>(x, Arc::new(segment)))
     }
 
-    fn checkpoint_t<T: Elem>(&mut self, x: &Node, segment: Segment) -> Result<Node> {
-        let (first, kept) = (self.count(), T::lane(self).records.len());
-        T::lane(self).shifts.clear();
-        self.segment = Pass::First;
+    fn gradient_checkpoint_t<T: Elem>(&mut self, x: &Node, segment: Segment) -> Result<Node> {
+        let (first, kept) = (self.count(), T::state(self).records.len());
+        T::state(self).shifts.clear();
+        self.segment = SegmentPass::First;
         let out = segment(x, self);
-        self.segment = Pass::Outside;
-        let (out, shifts) = (out?, std::mem::take(&mut T::lane(self).shifts));
+        self.segment = SegmentPass::Outside;
+        let (out, shifts) = (out?, std::mem::take(&mut T::state(self).shifts));
         if out.id < first {
             return Ok(out);
         }
-        T::lane(self).records.truncate(kept);
+        T::state(self).records.truncate(kept);
         if out.needs_grad {
             let record = CheckpointRecord { out: out.id, x: x.clone(), first, segment, shifts };
-            T::lane(self).records.push(Record::Checkpoint(record));
+            T::state(self).records.push(Record::Checkpoint(record));
         }
         Ok(out)
     }
 
-    /// What a batch norm sums around, to lose no digits: its running mean, in a segment that runs again
-    /// that of the first time.
+    /// Returns the shift of batch statistics, which avoids cancellation: the running mean or, in a
+    /// recomputed segment, the one used in the forward pass.
     pub(crate) fn shift<T: Elem>(&mut self, mean: ParamId) -> Result<Vec<T>> {
-        if self.segment == Pass::Again
-            && let Some(shift) = T::lane(self).shifts.pop_front()
+        if self.segment == SegmentPass::Again
+            && let Some(shift) = T::state(self).shifts.pop_front()
         {
             return Ok(shift);
         }
         let shift = with_values::<T, _>(self.params().get(mean).var(), <[T]>::to_vec)?;
-        if self.segment == Pass::First {
-            T::lane(self).shifts.push_back(shift.clone());
+        if self.segment == SegmentPass::First {
+            T::state(self).shifts.push_back(shift.clone());
         }
         Ok(shift)
     }
 
-    /// Runs a segment again from its first node on: its result and its records.
+    /// Recomputes a segment from its first node; returns its result and records.
     fn again<T: Elem>(
         &mut self,
         first: usize,
@@ -131,11 +135,11 @@ impl Tape {
         segment: impl FnOnce(&mut Self) -> Result<Node>,
     ) -> Result<(Node, Vec<Record<T>>)> {
         let count = self.rewind(first);
-        T::lane(self).shifts = shifts;
-        self.segment = Pass::Again;
+        T::state(self).shifts = shifts;
+        self.segment = SegmentPass::Again;
         let out = segment(self);
-        self.segment = Pass::Outside;
+        self.segment = SegmentPass::Outside;
         self.rewind(count);
-        Ok((out?, std::mem::take(&mut T::lane(self).records)))
+        Ok((out?, std::mem::take(&mut T::state(self).records)))
     }
 }

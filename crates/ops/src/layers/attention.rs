@@ -1,4 +1,4 @@
-//! Window attention.
+//! Window attention layer.
 
 use std::sync::Arc;
 
@@ -15,13 +15,12 @@ use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
 use crate::trace::Op;
 use crate::{Error, ParamId, Result};
 
-/// Multi-head self-attention inside windows with a bias by relative position: `[B, C, H, W]` to
-/// `[B, C, H, W]` (Liu et al., "Swin Transformer", ICCV 2021, DOI 10.1109/ICCV48922.2021.00986,
-/// section 3.2).
+/// Multi-head self-attention inside windows with relative position bias: `[B, C, H, W]` to `[B, C, H, W]`
+/// (Liu et al., "Swin Transformer", ICCV 2021, DOI 10.1109/ICCV48922.2021.00986, section 3.2).
 ///
-/// The map is rolled by `shift` rows and columns, filled up with zeros to whole windows, attended
-/// window by window, and rolled back. Tokens that the roll brought together from opposite edges do
-/// not see each other. Queries are scaled by `1 / sqrt(C / heads)`.
+/// The map is cyclically shifted by `shift` rows and columns, zero-padded to whole windows, attended
+/// window by window, and shifted back. Tokens that the shift wraps around from opposite edges are masked
+/// from each other. Queries are scaled by `1 / sqrt(C / heads)`.
 #[derive(Debug, Clone)]
 pub struct WindowAttention {
     channels: usize,
@@ -34,8 +33,8 @@ pub struct WindowAttention {
 }
 
 impl WindowAttention {
-    /// Makes, below `p`, `relative_position_bias_table` `[(2 h - 1) (2 w - 1), heads]`, `qkv` (three
-    /// times as many outputs as channels) and `proj`, the weights from `init`, the biases zero.
+    /// Creates `relative_position_bias_table` `[(2 h - 1) (2 w - 1), heads]`, `qkv` (three times as many
+    /// outputs as channels) and `proj` under `p`; weights from `init`, biases zero.
     pub fn new(
         channels: usize,
         heads: usize,
@@ -57,20 +56,20 @@ impl WindowAttention {
         Ok(Self { channels, heads, window, shift, table, qkv, proj })
     }
 
-    /// Runs it.
+    /// Runs the layer.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         let y = self.attend(x, tape)?;
         self.proj.forward(&y, tape)
     }
 
-    /// Runs it and adds the shortcut.
+    /// Runs the layer and adds the shortcut.
     pub fn forward_add(&self, x: &Node, shortcut: &Node, tape: &mut Tape) -> Result<Node> {
         let y = self.attend(x, tape)?;
         self.proj.forward_add(&y, shortcut, tape)
     }
 
-    /// Multiply-accumulates for one map: of the linear layers, and of the products between queries,
-    /// keys and values. Padding counts as work.
+    /// Returns the multiply-accumulates for one map: of the linear layers, and of the products between
+    /// queries, keys and values. Padding is included.
     pub fn macs(&self, (height, width): (usize, usize)) -> (u64, u64) {
         let [h, w] = self.window;
         let windows = height.div_ceil(h) * width.div_ceil(w);
@@ -83,17 +82,17 @@ impl WindowAttention {
         let qkv = self.qkv.forward(x, tape)?;
         let [images, h, w, _] = qkv.shape;
         let shape = [images, h, w, self.channels];
-        if let Some(node) = tape.sketched(|| Op::WindowAttention, &[&qkv], shape, false) {
+        if let Some(node) = tape.traced(|| Op::WindowAttention, &[&qkv], shape, false) {
             return Ok(node);
         }
-        if tape.composed.is_some() {
-            return self.compose(&qkv, tape);
+        if tape.graph_state.is_some() {
+            return self.graph_op(&qkv, tape);
         }
         dispatch_dtype!(tape, T => self.run::<T>(&qkv, tape))
     }
 
-    /// As a candle graph.
-    fn compose(&self, qkv: &Node, tape: &mut Tape) -> Result<Node> {
+    /// Graph engine.
+    fn graph_op(&self, qkv: &Node, tape: &mut Tape) -> Result<Node> {
         let map = [qkv.shape[1], qkv.shape[2]];
         let key = [map, self.window, self.shift];
         let table = tape.weight(self.table);
@@ -101,13 +100,13 @@ impl WindowAttention {
             Some(id) => tape.weight(id),
             None => Tensor::zeros(3 * self.channels, tape.dtype(), tape.params().device())?,
         };
-        let known = tape.composed.as_ref().and_then(|kept| kept.windows.get(&key)).cloned();
+        let known = tape.graph_state.as_ref().and_then(|kept| kept.windows.get(&key)).cloned();
         let tables = match known {
             Some(tables) => tables,
             None => {
                 let windows = Windows::new(map, self.window, self.shift);
                 let tables = WindowTables::new(&windows, tape.dtype(), tape.params().device())?;
-                if let Some(kept) = &mut tape.composed {
+                if let Some(kept) = &mut tape.graph_state {
                     kept.windows.insert(key, tables.clone());
                 }
                 tables
@@ -115,14 +114,14 @@ impl WindowAttention {
         };
         let x = tape.tensor("window attention", qkv)?;
         let y = graph::window_attention(&x, &outside, &table, self.heads, &tables)?;
-        tape.composed_node(y)
+        tape.graph_node(y)
     }
 
     fn run<T: Elem>(&self, qkv: &Node, tape: &mut Tape) -> Result<Node> {
         let [images, h, w, _] = qkv.shape;
         let values = tape.values::<T>("window attention", qkv)?;
         let windows = Windows::new([h, w], self.window, self.shift);
-        let pool = Arc::clone(&T::lane(tape).pool);
+        let pool = Arc::clone(&T::state(tape).pool);
         let inputs = self.inputs::<T>(&windows, tape)?;
         let mut out = pool.take(images * h * w * self.channels);
         self.kernel(images, &windows, &values, &inputs, &pool).forward(&mut out);
@@ -132,15 +131,15 @@ impl WindowAttention {
             let layer = Box::new(self.clone());
             let qkv = (qkv.id, qkv.needs_grad);
             let record = AttentionRecord { out: node.id, layer, qkv, images, windows, values, inputs };
-            T::lane(tape).records.push(Record::Attention(record));
+            T::state(tape).records.push(Record::Attention(record));
         }
         Ok(node)
     }
 
-    /// The bias by relative position as the kernel reads it, and the tokens outside of the map.
+    /// Returns the expanded relative position bias and the projection of a zero pixel.
     fn inputs<T: Elem>(&self, windows: &Windows, tape: &mut Tape) -> Result<Inputs<T>> {
         let params = tape.params().clone();
-        let pool = Arc::clone(&T::lane(tape).pool);
+        let pool = Arc::clone(&T::state(tape).pool);
         let mut bias = pool.take(bias_len(self.heads, windows.tokens()));
         with_values::<T, _>(params.get(self.table).var(), |table| {
             spread_bias(windows, table, self.heads, &mut bias);
@@ -167,7 +166,7 @@ impl WindowAttention {
     }
 }
 
-/// What the kernel reads besides the map.
+/// Kernel inputs in addition to the map.
 #[derive(Debug)]
 struct Inputs<T> {
     bias: Buf<T>,

@@ -1,4 +1,4 @@
-//! Maps side by side.
+//! Concatenation along the channels.
 
 use candle_core::Tensor;
 
@@ -34,8 +34,8 @@ impl ConcatRecord {
 }
 
 impl Tape {
-    /// Concatenation over channels: maps `[B, C1, H, W]`, `[B, C2, H, W]`, ... to
-    /// `[B, C1 + C2 + ..., H, W]`; vectors alike.
+    /// Concatenates along the channels: maps `[B, C1, H, W]`, `[B, C2, H, W]`, ... to `[B, C1 + C2 + ...,
+    /// H, W]`; likewise vectors.
     pub fn concat(&mut self, inputs: &[&Node]) -> Result<Node> {
         let Some(first) = inputs.first() else {
             return Err(Error::shape("concat", "at least one map", inputs.len()));
@@ -48,10 +48,10 @@ impl Tape {
         }
         let [images, h, w, _] = first.shape;
         let shape = [images, h, w, inputs.iter().map(|x| x.channels()).sum()];
-        if let Some(node) = self.sketched(|| Op::Concat, inputs, shape, first.flat) {
+        if let Some(node) = self.traced(|| Op::Concat, inputs, shape, first.flat) {
             return Ok(node);
         }
-        if let Some(node) = self.compose("concat", inputs, |x| Ok(Tensor::cat(x, 1)?)) {
+        if let Some(node) = self.graph_op("concat", inputs, |x| Ok(Tensor::cat(x, 1)?)) {
             return node;
         }
         dispatch_dtype!(self, T => self.concat_t::<T>(inputs, first))
@@ -71,7 +71,7 @@ impl Tape {
         let node = self.node([images, h, w, channels], first.flat, needs_grad, out);
         if needs_grad {
             let inputs = inputs.iter().map(|x| (x.id, x.channels(), x.needs_grad)).collect();
-            T::lane(self).records.push(Record::Concat(ConcatRecord { out: node.id, inputs, channels }));
+            T::state(self).records.push(Record::Concat(ConcatRecord { out: node.id, inputs, channels }));
         }
         Ok(node)
     }

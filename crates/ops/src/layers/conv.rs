@@ -1,8 +1,8 @@
 //! Convolution, batch norm and activation as one block.
 
 mod backward;
-mod composed;
-mod pass;
+mod dispatch;
+mod graph;
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,18 +12,18 @@ use crate::kernels::geometry::ConvSpec;
 use crate::kernels::indirect_gemm::{Activation, Epilogue};
 use crate::kernels::norm::Sums;
 use crate::kernels::winograd;
-use crate::kernels::{Shared, memory, norm};
+use crate::kernels::{SharedSlice, allocator, norm};
 use crate::layers::Record;
-use crate::params::{GIVEN_UP, Init, ParamBuilder};
+use crate::params::{Init, ParamBuilder, RELEASED};
 use crate::tape::{Elem, Folded, Mode, Node, Tape};
 use crate::trace::{NormIds, Op};
-use crate::weight_packing::Panels;
+use crate::weight_packing::PackedLayout;
 use crate::{Error, ParamId, Result};
 
 pub(crate) use backward::ConvRecord;
-use pass::Pass;
+use dispatch::Dispatch;
 
-/// Batch norm: names as in PyTorch, momentum 0.1.
+/// Batch norm parameters, named as in PyTorch.
 #[derive(Debug, Clone, Copy)]
 struct Norm {
     weight: ParamId,
@@ -35,19 +35,19 @@ struct Norm {
 
 const BN_EPS: f64 = 1e-5;
 const BN_MOMENTUM: f64 = 0.1;
-/// Values of a weight that is worth a call to the system when it is given up.
-const LARGE: usize = 1 << 18;
-/// Images that the choice of an algorithm counts with outside of training.
+/// Smallest weight, in values, whose release is worth trimming the heap.
+const MIN_TRIM_VALUES: usize = 1 << 18;
+/// Batch size assumed for the choice of an algorithm outside training.
 const NOMINAL_BATCH: usize = 8;
 
 /// `act(bn(conv(x)))`, or `act(bn(conv(x)) + shortcut)`; `[B, C, H, W]` to `[B, O, H', W']`.
 ///
-/// Batch norm is as in PyTorch: eps 1e-5, momentum 0.1, biased variance in the normalization and
-/// unbiased in the running statistics.
+/// Batch norm as in PyTorch: eps 1e-5, momentum 0.1, biased variance for normalization and unbiased
+/// variance in the running statistics.
 #[derive(Debug, Clone)]
 pub struct ConvBnAct {
     spec: ConvSpec,
-    panels: Panels,
+    packing: PackedLayout,
     weight: ParamId,
     bias: Option<ParamId>,
     norm: Option<Norm>,
@@ -55,7 +55,7 @@ pub struct ConvBnAct {
 }
 
 impl ConvBnAct {
-    /// Makes `<conv>.weight` and `<bn>.weight`, `.bias`, `.running_mean`, `.running_var`.
+    /// Creates `<conv>.weight` and `<bn>.weight`, `.bias`, `.running_mean`, `.running_var`.
     pub fn new(
         spec: ConvSpec,
         conv: &str,
@@ -67,7 +67,7 @@ impl ConvBnAct {
         Self::build(spec, &spec.weight_shape(), conv, Some(bn), None, act, init, p)
     }
 
-    /// Without batch norm; with `bias`, makes `<conv>.bias` (zeros).
+    /// Creates a block without batch norm; with `bias`, also `<conv>.bias` (zeros).
     pub fn without_bn(
         spec: ConvSpec,
         conv: &str,
@@ -80,9 +80,9 @@ impl ConvBnAct {
         Self::build(spec, &spec.weight_shape(), conv, None, bias, act, init, p)
     }
 
-    /// With a bias and, if `bn` names one, batch norm: makes `<conv>.weight`, `<conv>.bias` and the
-    /// batch norm's. A bias before batch norm moves only its running mean.
-    pub fn biased(
+    /// Creates a block with a bias and, if `bn` is given, batch norm: `<conv>.weight`, `<conv>.bias` and
+    /// the batch norm's parameters. A bias before batch norm affects only its running mean.
+    pub fn with_bias(
         spec: ConvSpec,
         conv: &str,
         bn: Option<&str>,
@@ -120,37 +120,37 @@ impl ConvBnAct {
                 })
             })
             .transpose()?;
-        let panels = Panels::new(weight_shape, spec.groups)?;
-        Ok(Self { spec, panels, weight, bias, norm, act })
+        let packing = PackedLayout::new(weight_shape, spec.groups)?;
+        Ok(Self { spec, packing, weight, bias, norm, act })
     }
 
-    /// The same block, on the same parameters, with this activation.
+    /// Returns the block on the same parameters with another activation.
     #[must_use]
-    pub fn activated(&self, act: Activation) -> Self {
+    pub fn with_activation(&self, act: Activation) -> Self {
         Self { act, ..self.clone() }
     }
 
-    /// Its bias, if it has one.
+    /// Returns the bias, if any.
     pub(crate) fn bias(&self) -> Option<ParamId> {
         self.bias
     }
 
-    /// Its convolution.
+    /// Returns the convolution's hyperparameters.
     pub fn spec(&self) -> &ConvSpec {
         &self.spec
     }
 
-    /// Output rows and columns for an input of `h` x `w`.
+    /// Returns the output rows and columns for an input of `h` x `w`.
     pub fn output_size(&self, h: usize, w: usize) -> Result<(usize, usize)> {
         self.spec.output_size(h, w)
     }
 
-    /// Multiply-accumulates for one image of `h` x `w`.
+    /// Returns the multiply-accumulates for one image of `h` x `w`.
     pub fn macs(&self, h: usize, w: usize) -> Result<u64> {
         self.spec.macs(h, w)
     }
 
-    /// What it is in a trace.
+    /// Describes the block in a trace.
     fn op(&self) -> Op {
         let norm = self.norm.map(|n| NormIds {
             weight: n.weight,
@@ -167,7 +167,7 @@ impl ConvBnAct {
         crate::tape::dispatch_dtype!(tape, T => self.run::<T>(x, None, tape))
     }
 
-    /// Runs the block with a shortcut that is added before the activation.
+    /// Runs the block with a shortcut added before the activation.
     pub fn forward_add(&self, x: &Node, shortcut: &Node, tape: &mut Tape) -> Result<Node> {
         crate::tape::dispatch_dtype!(tape, T => self.run::<T>(x, Some(shortcut), tape))
     }
@@ -186,15 +186,15 @@ impl ConvBnAct {
         }
         let inputs: Vec<&Node> = [Some(x), shortcut].into_iter().flatten().collect();
         let flat = x.flat && tape.params().get(self.weight).shape.len() == 2;
-        if let Some(node) = tape.sketched(|| self.op(), &inputs, shape, flat) {
+        if let Some(node) = tape.traced(|| self.op(), &inputs, shape, flat) {
             return Ok(node);
         }
-        if tape.composed.is_some() {
-            return self.compose(x, shortcut, tape);
+        if tape.graph_state.is_some() {
+            return self.graph_op(x, shortcut, tape);
         }
         let geo = tape.geo(self.spec, h, w)?;
-        let pass = Pass { layer: self, geo: &geo, images: b };
-        let started = tape.started();
+        let pass = Dispatch { layer: self, geo: &geo, images: b };
+        let started = tape.start_timer();
         let values = tape.values::<T>("conv", x)?;
         let shortcut_values = shortcut.map(|s| tape.values::<T>("conv", s)).transpose()?;
         let extra = shortcut_values.as_ref().map(|s| &s[..]);
@@ -211,7 +211,7 @@ impl ConvBnAct {
                     Epilogue { accumulate: false, bias: Some(&folded.bias), shortcut: extra, act: self.act };
                 if let Some(tiles) = pass.tiles::<T>(tape) {
                     let weight = folded.points.get_or_init(|| {
-                        let mut points = T::lane(tape).pool.keep(tiles.weight_len());
+                        let mut points = T::state(tape).pool.keep(tiles.weight_len());
                         winograd::transform_weight(
                             &folded.weight,
                             tiles.inputs,
@@ -229,7 +229,7 @@ impl ConvBnAct {
                 self.plain(&pass, source, extra, &mut out, tape)?;
             }
             let node = tape.node(shape, false, false, out);
-            tape.ended(started, || geo.work("forward"), geo.macs(b));
+            tape.stop_timer(started, || geo.label("forward"), geo.macs(b));
             return Ok(node);
         }
 
@@ -241,37 +241,38 @@ impl ConvBnAct {
         let needs_grad = x.needs_grad || weights || shortcut.is_some_and(|s| s.needs_grad);
         let (mut raw, mut stats) = (None, None);
         if let Some(norm) = self.norm {
-            let mut y = T::lane(tape).pool.take(len);
+            let mut y = T::state(tape).pool.take(len);
             let weight = params.get(self.weight);
-            // Sums for the batch's statistics, taken while the values are in the cache.
+            // Sums for the batch statistics, accumulated while the values are in the cache.
             let mut parts = match tape.mode() {
                 Mode::Train => {
                     let shift = tape.shift::<T>(norm.mean)?;
                     let tasks = pass.sum_tasks::<T>(tape);
-                    Some((shift, T::lane(tape).pool.take(tasks * 2 * self.spec.outputs)))
+                    Some((shift, T::state(tape).pool.take(tasks * 2 * self.spec.outputs)))
                 }
                 _ => None,
             };
-            let sums = parts.as_mut().map(|(shift, parts)| Sums { shift, parts: Shared::new(parts) });
+            let sums = parts.as_mut().map(|(shift, parts)| Sums { shift, parts: SharedSlice::new(parts) });
             with_values::<T, _>(weight.var(), |w| {
                 pass.forward(source, w, &mut y, Epilogue::store(false), sums, tape)
             })?;
-            tape.ended(started, || geo.work("forward"), geo.macs(b));
-            let started = tape.started();
+            tape.stop_timer(started, || geo.label("forward"), geo.macs(b));
+            let started = tape.start_timer();
             let found =
                 parts.and_then(|(shift, parts)| norm::from_sums(&parts, &shift, y.len() / self.spec.outputs));
             let s = self.statistics::<T>(&norm, &y, found, tape)?;
             norm::affine(&y, &s.a, &s.b, extra, self.act, &mut out);
             raw = Some(y);
             stats = Some(s);
-            tape.ended(started, || geo.work("norm"), 0);
+            tape.stop_timer(started, || geo.label("norm"), 0);
         } else {
             self.plain(&pass, source, extra, &mut out, tape)?;
-            tape.ended(started, || geo.work("forward"), geo.macs(b));
+            tape.stop_timer(started, || geo.label("forward"), geo.macs(b));
         }
         let node = tape.node(shape, false, needs_grad, out);
         if needs_grad {
-            // The derivative of the activation is read off the result, unless batch norm finds it anew.
+            // The derivative of the activation is computed from the result, unless batch norm recomputes
+            // it.
             let reads = self.act != Activation::None && (self.norm.is_none() || shortcut.is_some());
             let result = if reads { Some(tape.values::<T>("conv", &node)?) } else { None };
             let record = ConvRecord {
@@ -288,15 +289,15 @@ impl ConvBnAct {
                 shortcut: shortcut.filter(|s| s.needs_grad).map(|s| s.id),
                 shifted: shortcut.is_some(),
             };
-            T::lane(tape).records.push(Record::Conv(Box::new(record)));
+            T::state(tape).records.push(Record::Conv(Box::new(record)));
         }
         Ok(node)
     }
 
-    /// Without batch norm: bias, shortcut and activation in the kernel.
+    /// Without batch norm: bias, shortcut and activation in the epilogue.
     fn plain<T: Elem>(
         &self,
-        pass: &Pass,
+        pass: &Dispatch,
         source: &[T],
         shortcut: Option<&[T]>,
         out: &mut [T],
@@ -315,8 +316,8 @@ impl ConvBnAct {
         Ok(())
     }
 
-    /// Batch or running statistics as the affine pass and the backward pass need them. Those of the
-    /// batch may have been found already.
+    /// Computes the statistics for the affine transform and the backward pass; `found` are batch
+    /// statistics accumulated by the convolution.
     fn statistics<T: Elem>(
         &self,
         norm: &Norm,
@@ -328,10 +329,10 @@ impl ConvBnAct {
         let rows = y.len() / c;
         let params = tape.params().clone();
         let wide = |id: ParamId| {
-            with_values::<T, _>(params.get(id).var(), |v| v.iter().map(|x| x.wide()).collect::<Vec<f64>>())
+            with_values::<T, _>(params.get(id).var(), |v| v.iter().map(|x| x.widen()).collect::<Vec<f64>>())
         };
         let batch = tape.mode() == Mode::Train;
-        // `y` comes without the bias: shifting it shifts the mean alone.
+        // `y` excludes the bias, which only shifts the mean.
         let bias = self.bias.map(wide).transpose()?.unwrap_or_else(|| vec![0.0; c]);
         let (mean, variance) = if batch {
             if rows < 2 {
@@ -342,16 +343,16 @@ impl ConvBnAct {
                 ));
             }
             let (mean, variance) = found.unwrap_or_else(|| {
-                let mut scratch = T::lane(tape).pool.take(norm::scratch_len(rows, c));
+                let mut scratch = T::state(tape).pool.take(norm::scratch_len(rows, c));
                 norm::statistics(y, c, &mut scratch)
             });
             let unbiased = rows as f64 / (rows as f64 - 1.0);
             let blend = |running: &mut [T], now: &dyn Fn(usize) -> f64| {
                 for (i, r) in running.iter_mut().enumerate() {
-                    *r = T::of((1.0 - BN_MOMENTUM) * r.wide() + BN_MOMENTUM * now(i));
+                    *r = T::narrow((1.0 - BN_MOMENTUM) * r.widen() + BN_MOMENTUM * now(i));
                 }
             };
-            if tape.segment != crate::layers::activation_checkpoint::Pass::Again {
+            if tape.segment != crate::layers::activation_checkpoint::SegmentPass::Again {
                 params.modify::<T>(norm.mean, |r| blend(r, &|i| mean[i] + bias[i]))?;
                 params.modify::<T>(norm.variance, |r| blend(r, &|i| variance[i] * unbiased))?;
             }
@@ -363,55 +364,55 @@ impl ConvBnAct {
         let (gamma, beta) = (wide(norm.weight)?, wide(norm.bias)?);
         let inverse: Vec<f64> = variance.iter().map(|v| 1.0 / (v + norm.eps).sqrt()).collect();
         let a: Vec<f64> = gamma.iter().zip(&inverse).map(|(g, i)| g * i).collect();
-        let b = (0..c).map(|i| T::of(beta[i] - mean[i] * a[i])).collect();
-        let narrow = |v: &[f64]| v.iter().map(|x| T::of(*x)).collect::<Vec<T>>();
+        let b = (0..c).map(|i| T::narrow(beta[i] - mean[i] * a[i])).collect();
+        let narrow = |v: &[f64]| v.iter().map(|x| T::narrow(*x)).collect::<Vec<T>>();
         Ok(Stats { batch, a: narrow(&a), b, mean: narrow(&mean), wide_mean: mean, wide_a: a, inverse })
     }
 
-    /// Weights with batch norm folded in, kept until the parameters change.
+    /// Returns the weights with batch norm folded in, cached until the parameters change.
     fn folded<T: Elem>(&self, tape: &mut Tape) -> Result<Arc<Folded<T>>> {
         let version = tape.params().version();
         let frozen = tape.mode() == Mode::Inference;
-        if let Some(found) = T::lane(tape).folded.get(&self.weight)
+        if let Some(found) = T::state(tape).folded.get(&self.weight)
             && (frozen || found.version == version)
         {
             return Ok(Arc::clone(found));
         }
         self.has_values(tape)?;
-        let weight = T::lane(tape).pool.keep(self.panels.stored());
+        let weight = T::state(tape).pool.keep(self.packing.packed_len());
         let (weight, bias) = self.fold(weight, tape)?;
         let folded = Arc::new(Folded { version, weight, points: OnceLock::new(), bias });
-        T::lane(tape).folded.insert(self.weight, Arc::clone(&folded));
-        self.give_up(tape)?;
+        T::state(tape).folded.insert(self.weight, Arc::clone(&folded));
+        self.release_weight(tape)?;
         Ok(folded)
     }
 
-    /// After folding: lets the store's weight go, if the tape is to.
-    fn give_up(&self, tape: &Tape) -> Result<()> {
-        if tape.gives_up() {
-            tape.params().give_up(self.weight)?;
-            if self.panels.stored() >= LARGE {
-                memory::release_freed_memory();
+    /// Releases the store's weight after folding, if the tape is set to.
+    fn release_weight(&self, tape: &Tape) -> Result<()> {
+        if tape.releases_weights() {
+            tape.params().release_weight(self.weight)?;
+            if self.packing.packed_len() >= MIN_TRIM_VALUES {
+                allocator::trim();
             }
         }
         Ok(())
     }
 
-    /// An error if the store's weight was given up to another tape, or in another mode.
+    /// Fails if the store's weight was released by another tape, or in another mode.
     fn has_values(&self, tape: &Tape) -> Result<()> {
         let param = tape.params().get(self.weight);
-        match param.given_up {
-            true => Err(Error::Param { name: param.name, what: GIVEN_UP.into() }),
+        match param.released {
+            true => Err(Error::Param { name: param.name, what: RELEASED.into() }),
             false => Ok(()),
         }
     }
 
-    /// Weight in panel order, in the memory that is given, and bias, with the batch norm of running
-    /// statistics folded in.
+    /// Folds batch norm with running statistics into the packed weight, in the given buffer, and the
+    /// bias.
     fn fold<T: Elem>(&self, mut weight: Buf<T>, tape: &Tape) -> Result<(Buf<T>, Vec<T>)> {
         let params = tape.params().clone();
         let wide = |id: ParamId| {
-            with_values::<T, _>(params.get(id).var(), |v| v.iter().map(|x| x.wide()).collect::<Vec<f64>>())
+            with_values::<T, _>(params.get(id).var(), |v| v.iter().map(|x| x.widen()).collect::<Vec<f64>>())
         };
         let mut bias = match self.bias {
             Some(id) => wide(id)?,
@@ -427,15 +428,15 @@ impl ConvBnAct {
             }
         }
         with_values::<T, _>(params.get(self.weight).var(), |w| weight.copy_from_slice(w))?;
-        self.panels.scale(&mut weight, &factors);
-        Ok((weight, bias.into_iter().map(T::of).collect()))
+        self.packing.scale(&mut weight, &factors);
+        Ok((weight, bias.into_iter().map(T::narrow).collect()))
     }
 }
 
 /// Batch norm of one pass: `out = a * y + b`.
 #[derive(Debug)]
 struct Stats<T> {
-    /// Statistics of the batch, through which gradients pass.
+    /// Batch statistics, through which gradients flow.
     batch: bool,
     a: Vec<T>,
     b: Vec<T>,
@@ -454,7 +455,7 @@ mod tests {
     use crate::rng::Rng;
 
     #[test]
-    fn a_weight_that_was_given_up_is_not_read_again() {
+    fn released_weight_is_an_error() {
         let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let p = params.builder(Rng::new(1));
         let spec = ConvSpec::new(3, 8, 3);
@@ -485,19 +486,19 @@ mod tests {
         assert_eq!(run(&mut frozen).unwrap(), whole, "the passes after it");
         let id = params.id("conv.weight").unwrap();
         assert_eq!(params.get(id).var().elem_count(), 0);
-        assert!(params.export(params.id("head.weight").unwrap()).is_ok(), "nothing else holds it");
+        assert!(params.export(params.id("head.weight").unwrap()).is_ok(), "still in the store");
         for mode in [Mode::Inference, Mode::Eval, Mode::Train, Mode::EvalWithGrad] {
-            let said = run(&mut tape(mode)).unwrap_err().to_string();
-            assert!(said.contains("conv.weight") && said.contains("given up"), "{mode:?}: {said}");
+            let error = run(&mut tape(mode)).unwrap_err().to_string();
+            assert!(error.contains("conv.weight") && error.contains("released"), "{mode:?}: {error}");
         }
-        let said = params.export(id).unwrap_err().to_string();
-        assert!(said.contains("given up"), "{said}");
+        let error = params.export(id).unwrap_err().to_string();
+        assert!(error.contains("released"), "{error}");
         assert!(params.import(id, &Tensor::zeros((8, 3, 3, 3), DType::F32, &Device::Cpu).unwrap()).is_err());
     }
 
-    /// What one tape has done with serves the other, and changes nothing.
+    /// A shared pool changes no result.
     #[test]
-    fn tapes_that_share_memory_take_turns() {
+    fn tapes_share_memory() {
         let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let p = params.builder(Rng::new(1));
         let spec = ConvSpec::new(3, 8, 3);
@@ -519,7 +520,7 @@ mod tests {
         assert_eq!(run(&mut first).unwrap(), values);
         assert_eq!(first.memory_bytes(), alone.memory_bytes());
         assert_eq!(run(&mut second).unwrap(), values);
-        // Only the folded weights, which stay, are there twice; without sharing nothing would be.
+        // Only the folded weights, which are long-lived, exist twice; without sharing everything would.
         let more = second.memory_bytes() - alone.memory_bytes();
         assert!(more > 0 && more < alone.memory_bytes() / 4, "{more} of {}", alone.memory_bytes());
     }

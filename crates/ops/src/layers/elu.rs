@@ -13,7 +13,7 @@ use crate::trace::Op;
 pub(crate) struct EluRecord<T> {
     pub(crate) out: usize,
     x: usize,
-    /// What came out: the derivative can be told from it.
+    /// Result, from which the derivative is computed.
     values: Arc<Buf<T>>,
 }
 
@@ -21,7 +21,7 @@ impl<T: Elem> EluRecord<T> {
     pub(crate) fn backward(self, mut dy: Buf<T>, back: &mut Backward<T>) -> Result<()> {
         for (g, y) in dy.iter_mut().zip(self.values.iter()) {
             if *y < T::ZERO {
-                *g *= *y + T::of(1.0);
+                *g *= *y + T::narrow(1.0);
             }
         }
         back.add(self.x, dy);
@@ -30,18 +30,18 @@ impl<T: Elem> EluRecord<T> {
 }
 
 fn elu<T: Float>(x: T) -> T {
-    if x < T::ZERO { T::of(x.wide().exp_m1()) } else { x }
+    if x < T::ZERO { T::narrow(x.widen().exp_m1()) } else { x }
 }
 
 impl Tape {
-    /// `x` above zero, `exp(x) - 1` below (Clevert et al., "Fast and Accurate Deep Network Learning by
-    /// Exponential Linear Units", ICLR 2016, arXiv 1511.07289, with alpha 1). For vectors: it runs on
-    /// one thread.
+    /// Exponential linear unit: `x` above zero, `exp(x) - 1` below (Clevert et al., "Fast and Accurate
+    /// Deep Network Learning by Exponential Linear Units", ICLR 2016, arXiv 1511.07289, with alpha 1).
+    /// Single-threaded: intended for vectors.
     pub fn elu(&mut self, x: &Node) -> Result<Node> {
-        if let Some(node) = self.sketched(|| Op::Elu, &[x], x.shape, x.flat) {
+        if let Some(node) = self.traced(|| Op::Elu, &[x], x.shape, x.flat) {
             return Ok(node);
         }
-        if let Some(node) = self.compose("elu", &[x], |x| Ok(x[0].elu(1.0)?)) {
+        if let Some(node) = self.graph_op("elu", &[x], |x| Ok(x[0].elu(1.0)?)) {
             return node;
         }
         dispatch_dtype!(self, T => self.elu_t::<T>(x))
@@ -57,7 +57,7 @@ impl Tape {
         let node = self.node(x.shape, x.flat, needs_grad, out);
         if needs_grad {
             let values = self.values::<T>("elu", &node)?;
-            T::lane(self).records.push(Record::Elu(EluRecord { out: node.id, x: x.id, values }));
+            T::state(self).records.push(Record::Elu(EluRecord { out: node.id, x: x.id, values }));
         }
         Ok(node)
     }

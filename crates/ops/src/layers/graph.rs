@@ -8,7 +8,7 @@ use crate::layers::Record;
 use crate::tape::{Backward, Elem, Node, Tape};
 use crate::{Error, Result};
 
-/// The inputs as candle leaves, and the result that hangs on them.
+/// The inputs as candle leaves, and the result that depends on them.
 #[derive(Debug)]
 pub(crate) struct GraphRecord {
     pub(crate) out: usize,
@@ -16,7 +16,7 @@ pub(crate) struct GraphRecord {
     result: Tensor,
 }
 
-/// `[N, H, W, C]` values as `[N, C, H, W]`, vectors as they are.
+/// Permutes `[N, H, W, C]` to `[N, C, H, W]`; a vector is unchanged.
 fn outside(t: &Tensor, flat: bool) -> candle_core::Result<Tensor> {
     if flat { Ok(t.clone()) } else { t.permute((0, 3, 1, 2)) }
 }
@@ -50,26 +50,26 @@ pub(crate) fn forward<T: Elem>(
         return Err(Error::shape("graph", format!("a result of {:?}", T::TYPE), result.dtype()));
     }
     let inside = if flat { result.clone() } else { result.permute((0, 2, 3, 1))? };
-    let mut out = T::lane(tape).pool.take(inside.elem_count());
+    let mut out = T::state(tape).pool.take(inside.elem_count());
     with_values::<T, _>(&inside, |v| out.copy_from_slice(v))?;
     let needs_grad = records && (tape.mode().trains() || !leaves.is_empty());
     let node = tape.node(shape, flat, needs_grad, out);
     if needs_grad {
         let record = GraphRecord { out: node.id, inputs: leaves, result };
-        T::lane(tape).records.push(Record::Graph(record));
+        T::state(tape).records.push(Record::Graph(record));
     }
     Ok(node)
 }
 
-/// Values from outside as a node that no gradient passes.
-pub(crate) fn outside_values<T: Elem>(
+/// Wraps external values as a node without gradients.
+pub(crate) fn opaque_values<T: Elem>(
     tape: &mut Tape,
     shape: [usize; 4],
     flat: bool,
     values: &Tensor,
 ) -> Result<Node> {
     let inside = if flat { values.clone() } else { values.permute((0, 2, 3, 1))? };
-    let mut out = T::lane(tape).pool.take(inside.elem_count());
+    let mut out = T::state(tape).pool.take(inside.elem_count());
     with_values::<T, _>(&inside.to_dtype(T::TYPE)?, |v| out.copy_from_slice(v))?;
     Ok(tape.node(shape, flat, false, out))
 }

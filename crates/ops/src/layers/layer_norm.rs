@@ -14,8 +14,8 @@ use crate::{Error, ParamId, Result};
 
 const EPS: f64 = 1e-5;
 
-/// `weight * (x - mean) / sqrt(variance + 1e-5) + bias` with mean and (biased) variance over the
-/// channels of every pixel, or of a vector; as PyTorch's `LayerNorm`.
+/// `weight * (x - mean) / sqrt(variance + 1e-5) + bias` with mean and biased variance over the channels
+/// of each pixel or vector, as PyTorch's `LayerNorm`.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerNorm {
     channels: usize,
@@ -24,7 +24,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Makes `<name>.weight` (ones) and `<name>.bias` (zeros), `[channels]` each.
+    /// Creates `<name>.weight` (ones) and `<name>.bias` (zeros), `[channels]` each.
     pub fn new(channels: usize, name: &str, p: &ParamBuilder) -> Result<Self> {
         let at = p.pp(name);
         let weight = at.weight("weight", &[channels], Init::Constant(1.0))?;
@@ -32,18 +32,18 @@ impl LayerNorm {
         Ok(Self { channels, weight, bias })
     }
 
-    /// Runs it on a map `[B, C, H, W]` or vector `[B, C]`.
+    /// Runs the layer on a map `[B, C, H, W]` or vector `[B, C]`.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         if x.channels() != self.channels {
             return Err(Error::shape("layer norm", format!("{} channels", self.channels), x.shape));
         }
         let op = || Op::LayerNorm { weight: self.weight, bias: self.bias, eps: EPS };
-        if let Some(node) = tape.sketched(op, &[x], x.shape, x.flat) {
+        if let Some(node) = tape.traced(op, &[x], x.shape, x.flat) {
             return Ok(node);
         }
         let [weight, bias] = [self.weight, self.bias].map(|id| tape.weight(id));
         if let Some(node) =
-            tape.compose("layer norm", &[x], |x| graph::layer_norm(&x[0], &weight, &bias, EPS))
+            tape.graph_op("layer norm", &[x], |x| graph::layer_norm(&x[0], &weight, &bias, EPS))
         {
             return node;
         }
@@ -53,7 +53,7 @@ impl LayerNorm {
     fn run<T: Elem>(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         let values = tape.values::<T>("layer norm", x)?;
         let params = tape.params().clone();
-        let pool = Arc::clone(&T::lane(tape).pool);
+        let pool = Arc::clone(&T::state(tape).pool);
         let (mut out, mut stats) = (pool.take(values.len()), pool.take(values.len() / self.channels * 2));
         with_values::<T, _>(params.get(self.weight).var(), |gamma| {
             with_values::<T, _>(params.get(self.bias).var(), |beta| {
@@ -66,7 +66,7 @@ impl LayerNorm {
         if needs_grad {
             let x = (x.id, x.needs_grad);
             let record = LayerNormRecord { out: node.id, layer: *self, x, values, stats };
-            T::lane(tape).records.push(Record::LayerNorm(record));
+            T::state(tape).records.push(Record::LayerNorm(record));
         }
         Ok(node)
     }
@@ -94,7 +94,7 @@ impl<T: Elem> LayerNormRecord<T> {
         for (id, sums) in [(self.layer.weight, d_weight), (self.layer.bias, d_bias)] {
             if tape.trains(id) {
                 let mut gradient = back.pool.take(c);
-                gradient.iter_mut().zip(sums).for_each(|(g, s)| *g = T::of(s));
+                gradient.iter_mut().zip(sums).for_each(|(g, s)| *g = T::narrow(s));
                 back.param(id, gradient);
             }
         }

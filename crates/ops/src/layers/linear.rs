@@ -12,7 +12,7 @@ use crate::{Error, ParamId, Result};
 pub struct Linear(ConvBnAct);
 
 impl Linear {
-    /// Makes `<name>.weight` `[outputs, inputs]` and, with an initialization for it, `<name>.bias`.
+    /// Creates `<name>.weight` `[outputs, inputs]` and, if `bias` is given, `<name>.bias`.
     pub fn new(
         inputs: usize,
         outputs: usize,
@@ -25,9 +25,9 @@ impl Linear {
         Ok(Self(ConvBnAct::build(spec, &[outputs, inputs], name, None, bias, Activation::None, weight, p)?))
     }
 
-    /// With batch norm over its outputs: makes `<bn>.weight`, `.bias`, `.running_mean` and `.running_var`
-    /// too. As PyTorch's batch norm of vectors, it needs two vectors in training. The bias before it
-    /// moves only its running mean.
+    /// Creates a linear layer with batch norm over its outputs, and `<bn>.weight`, `.bias`,
+    /// `.running_mean` and `.running_var`. Like PyTorch's `BatchNorm1d`, it requires at least two vectors
+    /// in training. The bias before it affects only its running mean.
     pub fn with_bn(
         inputs: usize,
         outputs: usize,
@@ -40,7 +40,7 @@ impl Linear {
         Ok(Self(ConvBnAct::build(spec, &shape, name, Some(bn), Some(bias), Activation::None, weight, p)?))
     }
 
-    /// Runs it on a vector or on every pixel of a map.
+    /// Runs the layer on a vector or on every pixel of a map.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
         self.check(x)?;
         let mut y = self.0.forward(x, tape)?;
@@ -64,22 +64,22 @@ impl Linear {
         Ok(())
     }
 
-    /// Its bias, if it has one.
+    /// Returns the bias, if any.
     pub(crate) fn bias(&self) -> Option<ParamId> {
         self.0.bias()
     }
 
-    /// Values of a vector that goes in.
+    /// Returns the input length.
     pub fn inputs(&self) -> usize {
         self.0.spec().inputs
     }
 
-    /// Values of a vector that comes out.
+    /// Returns the output length.
     pub fn outputs(&self) -> usize {
         self.0.spec().outputs
     }
 
-    /// Multiply-accumulates for one vector or pixel.
+    /// Returns the multiply-accumulates for one vector or pixel.
     pub fn macs(&self) -> u64 {
         (self.0.spec().inputs * self.0.spec().outputs) as u64
     }

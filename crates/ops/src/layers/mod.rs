@@ -1,36 +1,38 @@
-//! Layers: written once, forward and backward side by side.
+//! Layers: forward and backward pass of each in one file.
 
 pub(crate) mod activation_checkpoint;
+pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod concat;
 pub(crate) mod conv;
+pub(crate) mod dropout;
 pub(crate) mod elu;
 pub(crate) mod gelu;
 pub(crate) mod graph;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod patches;
+pub(crate) mod pool;
 pub(crate) mod resize;
-pub(crate) mod shape;
 
 use crate::Result;
 use crate::buffers::Buf;
 use crate::tape::{Backward, Elem, Tape};
 
-/// What a layer has left on the tape.
+/// Values saved by a layer for the backward pass.
 #[derive(Debug)]
 pub(crate) enum Record<T> {
     Conv(Box<conv::ConvRecord<T>>),
-    MaxPool(shape::MaxPoolRecord),
-    Average(shape::AverageRecord),
-    Add(shape::AddRecord<T>),
-    Dropout(shape::DropoutRecord<T>),
+    MaxPool(pool::MaxPoolRecord),
+    Average(pool::AverageRecord),
+    Add(add::AddRecord<T>),
+    Dropout(dropout::DropoutRecord<T>),
     Resample(resize::ResampleRecord),
     Expand(resize::ExpandRecord),
     Concat(concat::ConcatRecord),
     Gelu(gelu::GeluRecord<T>),
     Elu(elu::EluRecord<T>),
-    DropPath(gelu::DropPathRecord),
+    DropPath(dropout::DropPathRecord),
     LayerNorm(layer_norm::LayerNormRecord<T>),
     Patches(patches::PatchesRecord),
     Attention(attention::AttentionRecord<T>),
@@ -39,7 +41,7 @@ pub(crate) enum Record<T> {
 }
 
 impl<T: Elem> Record<T> {
-    /// The node it made.
+    /// Returns the index of the layer's node.
     pub(crate) fn out(&self) -> usize {
         match self {
             Self::Conv(r) => r.out,
@@ -61,7 +63,7 @@ impl<T: Elem> Record<T> {
         }
     }
 
-    /// Carries the gradient of its node to its inputs and parameters.
+    /// Propagates the gradient of the node to its inputs and parameters.
     pub(crate) fn backward(self, dy: Buf<T>, back: &mut Backward<T>, tape: &mut Tape) -> Result<()> {
         match self {
             Self::Conv(r) => r.backward(dy, back, tape),

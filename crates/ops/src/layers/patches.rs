@@ -1,4 +1,4 @@
-//! Neighboring pixels as channels.
+//! Patch merging layer.
 
 use crate::Result;
 use crate::buffers::Buf;
@@ -25,16 +25,16 @@ impl PatchesRecord {
 }
 
 impl Tape {
-    /// Four neighbors side by side, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W / 2)]`, in the
-    /// order (row 0, column 0), (1, 0), (0, 1), (1, 1); an odd edge is filled up with zeros. The first
-    /// half of Swin's patch merging.
+    /// Concatenates 2 x 2 neighbors along the channels, `[B, C, H, W]` to `[B, 4C, ceil(H / 2), ceil(W /
+    /// 2)]`, in the order (row 0, column 0), (1, 0), (0, 1), (1, 1); an odd edge is zero-padded. The
+    /// first half of Swin's patch merging.
     pub fn merge_patches(&mut self, x: &Node) -> Result<Node> {
         let [b, h, w, c] = x.shape;
         let shape = [b, h.div_ceil(2), w.div_ceil(2), 4 * c];
-        if let Some(node) = self.sketched(|| Op::MergePatches, &[x], shape, false) {
+        if let Some(node) = self.traced(|| Op::MergePatches, &[x], shape, false) {
             return Ok(node);
         }
-        if let Some(node) = self.compose("merge_patches", &[x], |x| graph::merge_patches(&x[0])) {
+        if let Some(node) = self.graph_op("merge_patches", &[x], |x| graph::merge_patches(&x[0])) {
             return node;
         }
         dispatch_dtype!(self, T => self.merge_patches_t::<T>(x))
@@ -50,7 +50,7 @@ impl Tape {
         let node = self.node(shape, false, needs_grad, out);
         if needs_grad {
             let record = PatchesRecord { out: node.id, x: x.id, shape: x.shape };
-            T::lane(self).records.push(Record::Patches(record));
+            T::state(self).records.push(Record::Patches(record));
         }
         Ok(node)
     }

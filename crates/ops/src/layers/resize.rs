@@ -1,9 +1,9 @@
-//! Maps of another size: bilinear resizing, adaptive average pooling, a vector on every pixel.
+//! Resizing layers: bilinear interpolation, adaptive average pooling, broadcasting a vector to a map.
 
 use crate::buffers::Buf;
 use crate::graph;
 use crate::kernels::pool::{spread, sum_pixels};
-use crate::kernels::resample::{Along, resample};
+use crate::kernels::resample::{AxisWeights, resample};
 use crate::layers::Record;
 use crate::tape::{Backward, Elem, Node, Tape, dispatch_dtype};
 use crate::trace::Op;
@@ -15,8 +15,8 @@ pub(crate) struct ResampleRecord {
     x: usize,
     images: usize,
     channels: usize,
-    rows: Along,
-    columns: Along,
+    rows: AxisWeights,
+    columns: AxisWeights,
 }
 
 impl ResampleRecord {
@@ -40,7 +40,7 @@ pub(crate) struct ExpandRecord {
 impl ExpandRecord {
     pub(crate) fn backward<T: Elem>(self, dy: &Buf<T>, back: &mut Backward<T>) -> Result<()> {
         let mut dx = back.pool.take(dy.len() / self.pixels);
-        sum_pixels(dy, self.pixels, self.channels, T::of(1.0), &mut dx);
+        sum_pixels(dy, self.pixels, self.channels, T::narrow(1.0), &mut dx);
         back.add(self.x, dx);
         Ok(())
     }
@@ -48,17 +48,19 @@ impl ExpandRecord {
 
 impl Tape {
     /// Bilinear interpolation to `size` rows and columns, as PyTorch's `interpolate`: with
-    /// `align_corners` corner pixels lie on each other, without it the edges of the maps do
-    /// (`source = (i + 0.5) * in / out - 0.5`, not below 0). `[B, C, H, W]` to `[B, C, size.0, size.1]`.
+    /// `align_corners` the centers of the corner pixels are aligned, without it the edges of the maps
+    /// (`source = (i + 0.5) * in / out - 0.5`, at least 0). `[B, C, H, W]` to `[B, C, size.0, size.1]`.
     pub fn resize_bilinear(&mut self, x: &Node, size: (usize, usize), align_corners: bool) -> Result<Node> {
         let op = Op::Resize { align_corners };
-        self.resample("resize_bilinear", op, x, size, |from, to| Along::bilinear(from, to, align_corners))
+        self.resample("resize_bilinear", op, x, size, |from, to| {
+            AxisWeights::bilinear(from, to, align_corners)
+        })
     }
 
-    /// Means over bins: `[B, C, H, W]` to `[B, C, size.0, size.1]`; bin `i` of `n` covers
+    /// Adaptive average pooling: `[B, C, H, W]` to `[B, C, size.0, size.1]`; bin `i` of `n` covers
     /// `floor(i * H / n) .. ceil((i + 1) * H / n)`.
     pub fn adaptive_avg_pool(&mut self, x: &Node, size: (usize, usize)) -> Result<Node> {
-        self.resample("adaptive_avg_pool", Op::AdaptiveAveragePool, x, size, Along::adaptive_average)
+        self.resample("adaptive_avg_pool", Op::AdaptiveAveragePool, x, size, AxisWeights::adaptive_average)
     }
 
     fn resample(
@@ -67,7 +69,7 @@ impl Tape {
         step: Op,
         x: &Node,
         size: (usize, usize),
-        along: impl Fn(usize, usize) -> Along,
+        along: impl Fn(usize, usize) -> AxisWeights,
     ) -> Result<Node> {
         if size.0 * size.1 == 0 {
             return Err(Error::shape(op, "a size of at least one pixel", size));
@@ -76,11 +78,11 @@ impl Tape {
             return Ok(x.clone());
         }
         let shape = [x.shape[0], size.0, size.1, x.shape[3]];
-        if let Some(node) = self.sketched(|| step, &[x], shape, false) {
+        if let Some(node) = self.traced(|| step, &[x], shape, false) {
             return Ok(node);
         }
         let (rows, columns) = (along(x.shape[1], size.0), along(x.shape[2], size.1));
-        if let Some(node) = self.compose(op, &[x], |x| graph::resample(&x[0], &rows, &columns)) {
+        if let Some(node) = self.graph_op(op, &[x], |x| graph::resample(&x[0], &rows, &columns)) {
             return node;
         }
         dispatch_dtype!(self, T => self.resample_t::<T>(op, x, rows, columns))
@@ -90,8 +92,8 @@ impl Tape {
         &mut self,
         op: &'static str,
         x: &Node,
-        rows: Along,
-        columns: Along,
+        rows: AxisWeights,
+        columns: AxisWeights,
     ) -> Result<Node> {
         let [images, _, _, channels] = x.shape;
         let values = self.values::<T>(op, x)?;
@@ -102,22 +104,22 @@ impl Tape {
         let node = self.node(shape, false, needs_grad, out);
         if needs_grad {
             let record = ResampleRecord { out: node.id, x: x.id, images, channels, rows, columns };
-            T::lane(self).records.push(Record::Resample(record));
+            T::state(self).records.push(Record::Resample(record));
         }
         Ok(node)
     }
 
-    /// The vector `[B, C]` (or a map of one pixel) on every pixel: `[B, C, size.0, size.1]`.
+    /// Broadcasts a vector `[B, C]` (or a map of one pixel) to all pixels: `[B, C, size.0, size.1]`.
     pub fn expand(&mut self, x: &Node, size: (usize, usize)) -> Result<Node> {
         if x.size() != (1, 1) || size.0 * size.1 == 0 {
             let expected = format!("a vector [B, C] and a size of at least one pixel, not {size:?}");
             return Err(Error::shape("expand", expected, x.shape));
         }
         let shape = [x.shape[0], size.0, size.1, x.shape[3]];
-        if let Some(node) = self.sketched(|| Op::Expand, &[x], shape, false) {
+        if let Some(node) = self.traced(|| Op::Expand, &[x], shape, false) {
             return Ok(node);
         }
-        if let Some(node) = self.compose("expand", &[x], |x| graph::expand(&x[0], size)) {
+        if let Some(node) = self.graph_op("expand", &[x], |x| graph::expand(&x[0], size)) {
             return node;
         }
         dispatch_dtype!(self, T => self.expand_t::<T>(x, size))
@@ -127,12 +129,12 @@ impl Tape {
         let [images, _, _, channels] = x.shape;
         let values = self.values::<T>("expand", x)?;
         let mut out = self.map::<T>(images * h * w * channels);
-        spread(&values, h * w, channels, T::of(1.0), false, &mut out);
+        spread(&values, h * w, channels, T::narrow(1.0), false, &mut out);
         let needs_grad = self.mode().records() && x.needs_grad;
         let node = self.node([images, h, w, channels], false, needs_grad, out);
         if needs_grad {
             let record = ExpandRecord { out: node.id, x: x.id, channels, pixels: h * w };
-            T::lane(self).records.push(Record::Expand(record));
+            T::state(self).records.push(Record::Expand(record));
         }
         Ok(node)
     }

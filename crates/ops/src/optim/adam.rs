@@ -5,16 +5,15 @@ use std::collections::hash_map::Entry;
 
 use candle_core::{Device, Tensor};
 
-use super::{Hyper, Moment, Moments, composed, dispatch_dtype, moment_tensor, movable, read_moment};
+use super::{Hyper, StateBuffer, StateFloat, buffer_tensor, dispatch_dtype, graph, movable, read_buffer};
 use crate::gradients::Gradients;
 use crate::kernels::optim::{AdamStep, adam};
 use crate::params::{Param, ParamStore};
 use crate::{Error, ParamId, Result};
 
-/// Adam as PyTorch defines it (Kingma and Ba, ICLR 2015): means of gradients and of their squares,
-/// corrected for their start at zero, eps added to the root; the weight decay is added to the
-/// gradient. AdamW (Loshchilov and Hutter, ICLR 2019): the weight decay shrinks the parameter
-/// itself, `p *= 1 - lr * decay`. Steps are counted for every parameter by itself.
+/// Adam as in PyTorch (Kingma and Ba, ICLR 2015): bias-corrected first and second moments, eps added to
+/// the root, weight decay added to the gradient. AdamW (Loshchilov and Hutter, ICLR 2019): the weight
+/// decay is decoupled, `p *= 1 - lr * decay`. Steps are counted per parameter.
 #[derive(Debug)]
 pub struct Adam {
     betas: [f64; 2],
@@ -26,8 +25,8 @@ pub struct Adam {
 #[derive(Debug)]
 struct State {
     steps: u64,
-    first: Moment,
-    second: Moment,
+    first: StateBuffer,
+    second: StateBuffer,
 }
 
 const STEPS: &str = ".step";
@@ -35,18 +34,18 @@ const FIRST: &str = ".exp_avg";
 const SECOND: &str = ".exp_avg_sq";
 
 impl Adam {
-    /// With these decays of the means and this summand of the root.
+    /// Creates Adam with these decay rates of the moments and this eps.
     pub fn new(betas: [f64; 2], eps: f64) -> Self {
         Self { betas, eps, decoupled: false, state: HashMap::new() }
     }
 
-    /// AdamW.
+    /// Creates AdamW.
     pub fn decoupled(betas: [f64; 2], eps: f64) -> Self {
         Self { decoupled: true, ..Self::new(betas, eps) }
     }
 
-    /// Moves every trainable parameter that has a gradient and for which `hyper` gives settings;
-    /// nothing else changes, not even its means and its count of steps.
+    /// Updates each trainable parameter that has a gradient and hyperparameters from `hyper`; the others,
+    /// their moments and step counts do not change.
     pub fn step(
         &mut self,
         params: &ParamStore,
@@ -59,7 +58,7 @@ impl Adam {
         Ok(())
     }
 
-    fn update<T: Moments>(
+    fn update<T: StateFloat>(
         &mut self,
         params: &ParamStore,
         gradients: &Gradients,
@@ -70,8 +69,8 @@ impl Adam {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(State {
                 steps: 0,
-                first: Moment::zeros(params, id)?,
-                second: Moment::zeros(params, id)?,
+                first: StateBuffer::zeros(params, id)?,
+                second: StateBuffer::zeros(params, id)?,
             }),
         };
         state.steps += 1;
@@ -84,20 +83,20 @@ impl Adam {
             weight_decay: hyper.weight_decay,
             decoupled: self.decoupled,
         };
-        if let (Moment::Tensor(m), Moment::Tensor(v), Some(g)) =
+        if let (StateBuffer::Tensor(m), StateBuffer::Tensor(v), Some(g)) =
             (&mut state.first, &mut state.second, gradients.tensor(id))
         {
-            return composed::adam(params, id, g, [m, v], step);
+            return graph::adam(params, id, g, [m, v], step);
         }
-        let (Some(m), Some(v)) = (T::of_state(&mut state.first), T::of_state(&mut state.second)) else {
-            return Err(Error::usage("adam", "the state has another element type than the parameters"));
+        let (Some(m), Some(v)) = (T::values_mut(&mut state.first), T::values_mut(&mut state.second)) else {
+            return Err(Error::usage("adam", "dtype mismatch between state and parameters"));
         };
         gradients
             .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| adam(p, g, m, v, step)))?
             .unwrap_or(Ok(()))
     }
 
-    /// The means and counts by parameter name, in stored order, for a checkpoint.
+    /// Returns the moments and step counts by parameter name, in storage order, for a checkpoint.
     pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
         let mut ids: Vec<_> = self.state.keys().copied().collect();
         ids.sort_unstable();
@@ -105,13 +104,13 @@ impl Adam {
         for id in ids {
             let (name, state) = (params.get(id).name, &self.state[&id]);
             all.push((format!("{name}{STEPS}"), Tensor::new(&[state.steps as i64], &Device::Cpu)?));
-            all.push((format!("{name}{FIRST}"), moment_tensor(&state.first)?));
-            all.push((format!("{name}{SECOND}"), moment_tensor(&state.second)?));
+            all.push((format!("{name}{FIRST}"), buffer_tensor(&state.first)?));
+            all.push((format!("{name}{SECOND}"), buffer_tensor(&state.second)?));
         }
         Ok(all)
     }
 
-    /// Restores what [`Adam::state`] gave.
+    /// Restores the state returned by [`Adam::state`].
     pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         self.state.clear();
         let by_name: HashMap<&str, &Tensor> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -120,27 +119,26 @@ impl Adam {
                 if [FIRST, SECOND].iter().any(|end| full.ends_with(end)) {
                     continue;
                 }
-                return Err(Error::Param {
-                    name: full.clone(),
-                    what: "in the state, but not of Adam's".into(),
-                });
+                return Err(Error::Param { name: full.clone(), what: "not part of an Adam state".into() });
             };
             let part = |end: &str| {
-                let missing =
-                    || Error::Param { name: name.into(), what: format!("its {end} is not in the state") };
+                let missing = || Error::Param {
+                    name: name.into(),
+                    what: format!("missing `{end}` in the optimizer state"),
+                };
                 by_name.get(format!("{name}{end}").as_str()).copied().ok_or_else(missing)
             };
-            let (id, first) = read_moment(params, name, part(FIRST)?)?;
-            let (_, second) = read_moment(params, name, part(SECOND)?)?;
+            let (id, first) = read_buffer(params, name, part(FIRST)?)?;
+            let (_, second) = read_buffer(params, name, part(SECOND)?)?;
             let steps = steps.flatten_all()?.to_vec1::<i64>()?;
             let steps = steps.first().and_then(|s| u64::try_from(*s).ok()).ok_or_else(|| Error::Param {
                 name: name.into(),
-                what: "expected one count of steps".into(),
+                what: "invalid optimizer state: expected one step count".into(),
             })?;
             self.state.insert(id, State { steps, first, second });
         }
         if self.state.len() * 3 != state.len() {
-            let what = format!("expected three tensors for each parameter, got {}", state.len());
+            let what = format!("invalid state: expected three tensors per parameter, found {}", state.len());
             return Err(Error::usage("adam", what));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The way back: from the gradients at the taps to those of the parameters.
+//! Backward pass: from the gradients of features to those of parameters.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use crate::element::{Float, with_values};
 use crate::gradients::Gradients;
 use crate::kernels::elementwise;
 use crate::layers::Record;
-use crate::params::Kind;
+use crate::params::ParamKind;
 use crate::{Error, ParamId, Result};
 
 impl Tape {
-    /// Gradients of a scalar with respect to every trainable parameter: candle's backward to the
-    /// taps, then the tape's own to the parameters. The recorded pass is used up.
+    /// Computes the gradients of a scalar with respect to all trainable parameters: candle's backward to
+    /// the features, then the tape's own to the parameters. Consumes the recorded pass.
     pub fn backward(&mut self, loss: &Tensor) -> Result<Gradients> {
         if !self.mode.records() {
             return Err(Error::usage("backward", format!("a pass in mode {:?} records nothing", self.mode)));
@@ -32,9 +32,9 @@ impl Tape {
         if self.mode.trains() {
             gradients.collect(&store)?;
         }
-        if let Some(composed) = &self.composed {
-            let taps = self.taps.iter().map(|tap| (tap.name.as_str(), tap.node));
-            gradients.taps = composed.tap_gradients(taps, &store, self.dtype())?;
+        if let Some(graph_state) = &self.graph_state {
+            let features = self.features.iter().map(|feature| (feature.name.as_str(), feature.node));
+            gradients.features = graph_state.feature_gradients(features, &store, self.dtype())?;
         } else {
             dispatch_dtype!(self, T => self.sweep::<T>(&store, &mut gradients))?;
         }
@@ -47,25 +47,25 @@ impl Tape {
         store: &candle_core::backprop::GradStore,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let records = std::mem::take(&mut T::lane(self).records);
+        let records = std::mem::take(&mut T::state(self).records);
         let mut back = Backward {
             grads: (0..self.nodes).map(|_| None).collect(),
             params: HashMap::new(),
             tensors: Vec::new(),
-            taps: Vec::new(),
-            pool: Arc::clone(&T::lane(self).pool),
+            features: Vec::new(),
+            pool: Arc::clone(&T::state(self).pool),
         };
-        for tap in &self.taps {
-            if let Some(g) = tap.leaf.as_ref().and_then(|leaf| store.get(leaf)) {
+        for feature in &self.features {
+            if let Some(g) = feature.leaf.as_ref().and_then(|leaf| store.get(leaf)) {
                 let mut buf = back.pool.take(g.elem_count());
                 with_values::<T, _>(g, |g| buf.copy_from_slice(g))?;
-                back.add(tap.node, buf);
+                back.add(feature.node, buf);
             }
         }
         for record in records.into_iter().rev() {
             self.go_back(record, &mut back)?;
         }
-        gradients.taps.append(&mut back.taps);
+        gradients.features.append(&mut back.features);
         for store in &back.tensors {
             gradients.collect(store)?;
         }
@@ -75,35 +75,35 @@ impl Tape {
         Ok(())
     }
 
-    /// Carries the gradient of a record's node on, if it has one.
+    /// Propagates the gradient of a record's node, if it has one.
     pub(crate) fn go_back<T: Elem>(&mut self, record: Record<T>, back: &mut Backward<T>) -> Result<()> {
         let out = record.out();
         let Some(dy) = back.grads.get_mut(out).and_then(Option::take) else { return Ok(()) };
-        // A segment that runs again gives its node's gradient to the record that made it.
+        // A recomputed segment passes its gradient to the record that produced the node.
         if self.mode == Mode::EvalWithGrad && !matches!(record, Record::Checkpoint(_)) {
-            for tap in self.taps.iter().filter(|t| t.node == out) {
-                let shape = tap.leaf.as_ref().map_or(tap.tensor.shape(), |l| l.shape());
+            for feature in self.features.iter().filter(|t| t.node == out) {
+                let shape = feature.leaf.as_ref().map_or(feature.tensor.shape(), |l| l.shape());
                 let g = Tensor::from_slice(&dy, shape, &Device::Cpu)?;
                 let g = if g.rank() == 4 { g.permute((0, 3, 1, 2))? } else { g };
-                back.taps.push((tap.name.clone(), g));
+                back.features.push((feature.name.clone(), g));
             }
         }
         record.backward(dy, back, self)
     }
 
-    /// Whether a parameter gets a gradient in this mode.
+    /// Returns whether a parameter gets a gradient in this mode.
     pub(crate) fn trains(&self, id: ParamId) -> bool {
         let param = self.params.get(id);
-        self.mode.trains() && param.trainable && param.kind == Kind::Weight
+        self.mode.trains() && param.trainable && param.kind == ParamKind::Weight
     }
 }
 
-/// Gradients on their way back.
+/// Gradients accumulated during the backward pass.
 pub(crate) struct Backward<T> {
     pub(crate) grads: Vec<Option<Buf<T>>>,
     pub(crate) params: HashMap<ParamId, Buf<T>>,
     pub(crate) tensors: Vec<candle_core::backprop::GradStore>,
-    pub(crate) taps: Vec<(String, Tensor)>,
+    pub(crate) features: Vec<(String, Tensor)>,
     pub(crate) pool: Arc<Pool<T>>,
 }
 
@@ -116,7 +116,7 @@ impl<T: Float> Backward<T> {
         }
     }
 
-    /// Adds to the gradient of a node what others still read.
+    /// Adds to the gradient of a node, copying since other records still read the values.
     pub(crate) fn add_copy(&mut self, id: usize, gradient: &[T]) {
         match &mut self.grads[id] {
             Some(sum) => elementwise::add_to(sum, gradient),
@@ -128,7 +128,7 @@ impl<T: Float> Backward<T> {
         }
     }
 
-    /// Takes what has been collected for a node, or new memory: `(buffer, whether it holds a sum)`.
+    /// Takes the accumulated gradient of a node, or a new buffer; the flag says whether it holds a sum.
     pub(crate) fn slot(&mut self, id: usize, len: usize) -> (Buf<T>, bool) {
         match self.grads[id].take() {
             Some(sum) => (sum, true),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Stored PyTorch numbers for the layers: writes layers.json and maps.json beside this file.
+"""PyTorch reference values for the layers: writes layers.json and map_layers.json to its own folder.
 
-    python3 generate.py            needs torch (made with 2.15.0, CPU, float64)
+    python3 generate.py            requires torch (stored values:  2.15.0, CPU, float64)
 
 Every case is: images -> 1x1 convolution with bias ("front") -> the block under test (with the
 front's output as shortcut where `shortcut`) -> optional max pooling -> sum(out * loss_weight).
@@ -161,7 +161,7 @@ if __name__ == "__main__":
     print(len(CASES), "cases", path.stat().st_size, "bytes")
     for c in MAPS:
         c["expected"] = run_map(c)
-    path = pathlib.Path(__file__).parent / "maps.json"
+    path = pathlib.Path(__file__).parent / "map_layers.json"
     lines = ",\n".join(json.dumps(c, separators=(",", ":")) for c in MAPS)
     path.write_text('{"torch":"%s","dtype":"float64","cases":[\n%s\n]}\n' % (torch.__version__.split("+")[0], lines))
     print(len(MAPS), "maps", path.stat().st_size, "bytes")

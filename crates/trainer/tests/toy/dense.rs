@@ -28,7 +28,7 @@ struct DenseNet {
 
 pub fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let width = if request.name == "dense_big" { 12 } else { 6 };
-    let init = Init::kaiming_out(&[width, 3, 3, 3]);
+    let init = Init::kaiming_fan_out(&[width, 3, 3, 3]);
     let spec = ConvSpec::new(3, width, 3).stride(2);
     let body = ConvBnAct::new(spec, "conv1", "bn1", Activation::Relu, init, p)?;
     let spec = ConvSpec::new(width, request.classes, 1);

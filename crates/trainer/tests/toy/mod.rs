@@ -169,7 +169,7 @@ fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let width = if request.name == "big" { 12 } else { 5 };
     let spec = ConvSpec::new(3, width, 3);
     let conv =
-        ConvBnAct::new(spec, "conv1", "bn1", Activation::Relu, Init::kaiming_out(&[width, 3, 3, 3]), p)?;
+        ConvBnAct::new(spec, "conv1", "bn1", Activation::Relu, Init::kaiming_fan_out(&[width, 3, 3, 3]), p)?;
     let init = Init::fan_in_uniform(width);
     let head = Linear::new(width, request.classes, "fc", init, Some(init), p)?;
     Ok(Box::new(Net {

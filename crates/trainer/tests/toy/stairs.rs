@@ -19,7 +19,7 @@ struct Stairs {
 pub(super) fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let classes = request.classes;
     let stage = |i: usize, inputs: usize, outputs: usize| {
-        let (spec, init) = (ConvSpec::new(inputs, outputs, 3), Init::kaiming_out(&[outputs, inputs, 3, 3]));
+        let (spec, init) = (ConvSpec::new(inputs, outputs, 3), Init::kaiming_fan_out(&[outputs, inputs, 3, 3]));
         ConvBnAct::new(spec, "conv", "bn", Activation::Relu, init, &p.pp(format!("s{i}")))
     };
     let out = |i: usize, inputs: usize| {

@@ -1,24 +1,24 @@
-//! The forward pass and the data gradient.
+//! Forward pass and data gradient.
 
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
-use super::super::indirect_gemm::{AHEAD, Epilogue, acted};
+use super::super::indirect_gemm::{Epilogue, PREFETCH_ROWS, activate};
 use super::super::norm::Sums;
-use super::super::{Shared, parallel};
+use super::super::{SharedSlice, parallel};
 use super::transform::{output, transform_input};
-use super::{POINTS, SMALL, Tiles, slot};
+use super::{MAX_CACHED, POINTS, Tiles, slot};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::weight_packing::{LANES, Panel, cut};
 
-/// `target = A^T (U (B^T source B)) A` with what [`Epilogue`] adds.
+/// `target = A^T (U (B^T source B)) A`, with [`Epilogue`].
 pub(crate) struct Convolution<'a, T> {
     pub(crate) tiles: Tiles,
     pub(crate) source: &'a [T],
     /// From [`transform_weight`].
     pub(crate) weight: &'a [T],
-    pub(crate) target: Shared<T>,
+    pub(crate) target: SharedSlice<T>,
     pub(crate) target_len: usize,
     pub(crate) epilogue: Epilogue<'a, T>,
     /// Sums of the target; [`Tiles::sum_tasks`] of them.
@@ -27,7 +27,7 @@ pub(crate) struct Convolution<'a, T> {
     pub(crate) scratch: &'a mut [T],
 }
 
-/// Which of the three steps a task runs, on these tiles of the scratch memory.
+/// Stage of a task, on tiles of the scratch buffer.
 enum Part {
     /// `source -> V`.
     Input,
@@ -35,7 +35,7 @@ enum Part {
     Product(usize),
     /// `M -> target`.
     Output,
-    /// All three.
+    /// All three stages.
     All,
 }
 
@@ -43,11 +43,11 @@ struct Task<'a, 'b, T> {
     all: &'a Convolution<'b, T>,
     panels: &'a [Panel],
     part: Part,
-    /// First tile and how many.
+    /// Tiles of the task.
     tiles: std::ops::Range<usize>,
-    /// Number of the task in the sums.
+    /// Index of the task in the sums.
     task: usize,
-    /// First tile of the scratch memory and how many it holds.
+    /// First tile of the scratch buffer and its capacity.
     first: usize,
     held: usize,
     v: *mut T,
@@ -70,17 +70,17 @@ impl<T: Float> Convolution<'_, T> {
             assert!(shortcut.len() >= self.target_len);
         }
         let panels = cut(t.outputs, POINTS * t.inputs);
-        let scratch = Shared::new(&mut *std::mem::take(&mut self.scratch));
+        let scratch = SharedSlice::new(&mut *std::mem::take(&mut self.scratch));
         let (all, panels) = (&self, &panels[..]);
         let run = |part, task, tiles: std::ops::Range<usize>, first: usize, held: usize, at: usize| {
-            // SAFETY: the scratch memory was measured by `scratch_len`.
+            // SAFETY: the scratch buffer has `scratch_len` values.
             let (v, m) = unsafe {
                 let v = scratch.ptr().add(at);
                 (v, v.add(POINTS * held * t.inputs))
             };
             T::run(Task { all, panels, part, tiles, task, first, held, v, m });
         };
-        if t.weight_len() <= SMALL {
+        if t.weight_len() <= MAX_CACHED {
             let held = t.block();
             parallel(count.div_ceil(held), |i| {
                 let at = slot() * held * POINTS * (t.inputs + t.outputs);
@@ -104,7 +104,7 @@ impl<T: Float> Kernel<T> for Task<'_, '_, T> {
     type Out = ();
     #[inline(always)]
     fn run<L: Simd<T = T>>(self) {
-        // SAFETY: bounds were seen by `Convolution::run`; tasks own their tiles or their point.
+        // SAFETY: bounds were checked by `Convolution::run`; tasks own their tiles or their point.
         unsafe {
             match self.part {
                 Part::Input => self.input::<L>(),
@@ -144,7 +144,7 @@ impl<T: Float> Task<'_, '_, T> {
                 let width = panel.vectors * LANES;
                 let b = self.all.weight.as_ptr().add(panel.offset + point * t.inputs * width);
                 let to = c.add(panel.first);
-                if L::WIDE {
+                if L::LARGE_TILES {
                     match panel.vectors {
                         4 => rows_by_panel::<L, 6, 4>(a, t.inputs, rows, b, width, to, t.outputs),
                         3 => rows_by_panel::<L, 8, 3>(a, t.inputs, rows, b, width, to, t.outputs),
@@ -172,7 +172,7 @@ impl<T: Float> Task<'_, '_, T> {
             (part.as_mut_ptr(), sums.shift.as_ptr())
         });
         for tile in self.tiles.clone() {
-            let (image, y0, x0) = t.place(tile);
+            let (image, y0, x0) = t.position(tile);
             for channel in (0..k).step_by(LANES) {
                 // SAFETY: by the caller.
                 unsafe {
@@ -188,7 +188,7 @@ impl<T: Float> Task<'_, '_, T> {
                     }
                     let mut moments = (zero, zero);
                     let minus_shift = sums.map_or(zero, |(_, shift)| {
-                        zero.fma(L::load(shift.add(channel)), L::splat(T::of(-1.0)))
+                        zero.fma(L::load(shift.add(channel)), L::splat(T::narrow(-1.0)))
                     });
                     let bias = e.bias.map(|bias| L::load(bias.as_ptr().add(channel)));
                     for x in 0..4 {
@@ -216,7 +216,7 @@ impl<T: Float> Task<'_, '_, T> {
                             if let Some(shortcut) = e.shortcut {
                                 value = value.add(L::load(shortcut.as_ptr().add(at)));
                             }
-                            value = acted(value, e.act);
+                            value = activate(value, e.act);
                             value.store(to);
                             if sums.is_some() {
                                 let d = value.add(minus_shift);
@@ -249,7 +249,7 @@ unsafe fn rows_by_panel<L: Simd, const MR: usize, const NV: usize>(
     let mut row = 0;
     while row < rows {
         let count = MR.min(rows - row);
-        // SAFETY: by the caller; rows past the last read the last again and are not stored.
+        // SAFETY: by the caller; rows past the end repeat the last one and are not stored.
         unsafe {
             let mut from = [a; MR];
             for i in 0..MR {
@@ -257,7 +257,8 @@ unsafe fn rows_by_panel<L: Simd, const MR: usize, const NV: usize>(
             }
             let mut acc = [[L::splat(L::T::ZERO); NV]; MR];
             let mut w = b;
-            // What the next tile reads and leaves is asked for line by line, as in `IndirectGemm`.
+            // Prefetch the next tile's input and output one cache line per iteration, as in
+            // `IndirectGemm`.
             let mut ahead = a.wrapping_add((row + MR) * depth);
             for k in 0..depth {
                 L::prefetch(ahead);
@@ -268,7 +269,7 @@ unsafe fn rows_by_panel<L: Simd, const MR: usize, const NV: usize>(
                 }
                 let mut b = [L::splat(L::T::ZERO); NV];
                 for v in 0..NV {
-                    L::prefetch(w.wrapping_add(AHEAD * width + v * LANES));
+                    L::prefetch(w.wrapping_add(PREFETCH_ROWS * width + v * LANES));
                     b[v] = L::load(w.add(v * LANES));
                 }
                 for i in 0..MR {
@@ -279,7 +280,7 @@ unsafe fn rows_by_panel<L: Simd, const MR: usize, const NV: usize>(
                 }
                 w = w.add(width);
             }
-            // A loop to `count` would index the tile by a variable and put it into memory.
+            // A loop bound of `count` would index the tile with a variable and spill it to memory.
             for i in 0..MR {
                 if i >= count {
                     break;

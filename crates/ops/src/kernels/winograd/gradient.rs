@@ -1,16 +1,16 @@
-//! The weight gradient.
+//! Weight gradient.
 
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
-use super::super::{Shared, elementwise, parallel};
+use super::super::{SharedSlice, elementwise, parallel};
 use super::transform::{both_ways, spread, transform_input, weight_back};
 use super::{POINTS, Tiles, slot};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::weight_packing::{LANES, Panel, cut};
 
-/// Weight gradient in panel order `[panel][9][input][width]`, written whole.
+/// Packed weight gradient `[panel][9][input][width]`; all values are written.
 pub(crate) struct WeightGradient<'a, T> {
     pub(crate) tiles: Tiles,
     pub(crate) source: &'a [T],
@@ -20,7 +20,7 @@ pub(crate) struct WeightGradient<'a, T> {
     pub(crate) scratch: &'a mut [T],
 }
 
-/// Sums `V^T (A dy A^T)` of a stretch of tiles.
+/// Accumulates `V^T (A dy A^T)` over a range of tiles.
 struct Sum<'a, T> {
     tiles: &'a Tiles,
     source: &'a [T],
@@ -36,11 +36,11 @@ struct Sum<'a, T> {
 }
 
 enum SumPart {
-    /// Both transforms.
+    /// Transforms both operands.
     Transform,
-    /// One panel of one point; `true` adds to what is there.
+    /// One panel of one point; `true` accumulates.
     Point(usize, usize, bool),
-    /// Everything, block by block.
+    /// All stages, block by block.
     All,
 }
 
@@ -54,9 +54,9 @@ impl<T: Float> WeightGradient<'_, T> {
         let panels = cut(t.outputs, POINTS * t.inputs);
         let (len, chunks) = (t.weight_len(), t.gradient_chunks());
         let (sums, scratch) = self.scratch.split_at_mut(chunks * len);
-        let (shared, scratch) = (Shared::new(sums), Shared::new(scratch));
+        let (shared, scratch) = (SharedSlice::new(sums), SharedSlice::new(scratch));
         let run = |part, range: std::ops::Range<usize>, first, held: usize, at: usize, chunk: usize| {
-            // SAFETY: measured by `gradient_scratch_len`.
+            // SAFETY: the scratch buffer has `gradient_scratch_len` values.
             let (v, w, u) = unsafe {
                 let v = scratch.ptr().add(at);
                 (v, v.add(POINTS * held * t.inputs), shared.ptr().add(chunk * len))
@@ -75,7 +75,7 @@ impl<T: Float> WeightGradient<'_, T> {
             let step = len.div_ceil(16);
             parallel(len.div_ceil(step), |i| {
                 let (start, n) = (i * step, step.min(len - i * step));
-                // SAFETY: disjoint parts.
+                // SAFETY: disjoint ranges.
                 let sum = unsafe { shared.range(start, n) };
                 for chunk in 1..chunks {
                     // SAFETY: as above.
@@ -94,10 +94,10 @@ impl<T: Float> WeightGradient<'_, T> {
                 });
             }
         }
-        // SAFETY: the parallel parts are over.
+        // SAFETY: all tasks have finished.
         let sums = unsafe { shared.range(0, len) };
         let rows = t.inputs;
-        let gradient = Shared::new(self.gradient);
+        let gradient = SharedSlice::new(self.gradient);
         parallel(panels.len() * rows, |task| {
             T::run(GradientRow { u: sums, g: gradient, panel: panels[task / rows], rows, row: task % rows });
         });
@@ -108,7 +108,7 @@ impl<T: Float> Kernel<T> for Sum<'_, T> {
     type Out = ();
     #[inline(always)]
     fn run<L: Simd<T = T>>(self) {
-        // SAFETY: bounds were seen by `WeightGradient::run`; tasks own their tiles, points or chunks.
+        // SAFETY: bounds were checked by `WeightGradient::run`; tasks own their tiles, points or chunks.
         unsafe {
             match self.part {
                 SumPart::Transform => self.transform::<L>(self.range.clone(), self.first),
@@ -137,7 +137,7 @@ impl<T: Float> Kernel<T> for Sum<'_, T> {
 }
 
 impl<T: Float> Sum<'_, T> {
-    /// `V` and `W = A dy A^T` of some tiles.
+    /// Computes `V` and `W = A dy A^T` of some tiles.
     #[inline(always)]
     unsafe fn transform<L: Simd<T = T>>(&self, range: std::ops::Range<usize>, first: usize) {
         let t = self.tiles;
@@ -146,7 +146,7 @@ impl<T: Float> Sum<'_, T> {
         unsafe {
             transform_input::<L>(t, self.source.as_ptr(), range.clone(), (first, self.held), self.v);
             for tile in range {
-                let (image, y0, x0) = t.place(tile);
+                let (image, y0, x0) = t.position(tile);
                 for channel in (0..k).step_by(LANES) {
                     let zero = L::splat(T::ZERO);
                     let mut d = [[zero; 4]; 4];
@@ -168,7 +168,7 @@ impl<T: Float> Sum<'_, T> {
         }
     }
 
-    /// `u[point][panel] (+)= V^T W` over so many tiles.
+    /// Computes `u[point][panel] (+)= V^T W`.
     #[inline(always)]
     unsafe fn point<L: Simd<T = T>>(&self, point: usize, panel: &Panel, count: usize, add: bool) {
         let t = self.tiles;
@@ -181,7 +181,7 @@ impl<T: Float> Sum<'_, T> {
             let mut input = 0;
             while input < t.inputs {
                 let (v, u) = (v.add(input), u.add(input * width));
-                input += if L::WIDE {
+                input += if L::LARGE_TILES {
                     match panel.vectors {
                         // Six, six and four of every sixteen.
                         4 if input % LANES < 12 => {
@@ -251,7 +251,7 @@ unsafe fn outer<L: Simd, const MR: usize, const NV: usize>(
 /// `G^T u G` of one input and one panel.
 struct GradientRow<'a, T> {
     u: &'a [T],
-    g: Shared<T>,
+    g: SharedSlice<T>,
     panel: Panel,
     rows: usize,
     row: usize,
@@ -264,7 +264,7 @@ impl<T: Float> Kernel<T> for GradientRow<'_, T> {
         let width = self.panel.vectors * LANES;
         let (from, to) = (self.panel.offset, self.panel.offset / POINTS * 9);
         for v in 0..self.panel.vectors {
-            // SAFETY: lengths were seen by `WeightGradient::run`; rows of panels are disjoint.
+            // SAFETY: lengths were checked by `WeightGradient::run`; rows of panels are disjoint.
             unsafe {
                 let zero = L::splat(T::ZERO);
                 let mut u = [[zero; 6]; 6];
@@ -273,9 +273,9 @@ impl<T: Float> Kernel<T> for GradientRow<'_, T> {
                     u[p / 6][p % 6] = L::load(self.u.as_ptr().add(at));
                 }
                 let g = both_ways!(weight_back, u, zero, 6, 3);
-                for tap in 0..9 {
-                    let at = to + (tap * self.rows + self.row) * width + v * LANES;
-                    g[tap / 3][tap % 3].store(self.g.ptr().add(at));
+                for kernel_offset in 0..9 {
+                    let at = to + (kernel_offset * self.rows + self.row) * width + v * LANES;
+                    g[kernel_offset / 3][kernel_offset % 3].store(self.g.ptr().add(at));
                 }
             }
         }

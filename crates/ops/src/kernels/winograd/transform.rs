@@ -1,20 +1,20 @@
-//! The transforms of weights and tiles.
+//! Transforms of weights and tiles.
 
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // register tiles are indexed
 
-use super::super::{Shared, parallel};
+use super::super::{SharedSlice, parallel};
 use super::{POINTS, Tiles};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
 use crate::weight_packing::{LANES, Panel, cut};
 
-// The one-dimensional transforms. SAFETY of all: simd of the instruction set in use.
+// One-dimensional transforms. SAFETY (all): called inside a function that enables the instruction set.
 
 #[inline(always)]
 unsafe fn sub<L: Simd>(a: L, b: L) -> L {
     // SAFETY: as above.
-    unsafe { a.fma(b, L::splat(L::T::of(-1.0))) }
+    unsafe { a.fma(b, L::splat(L::T::narrow(-1.0))) }
 }
 
 /// `B^T d`.
@@ -22,7 +22,8 @@ unsafe fn sub<L: Simd>(a: L, b: L) -> L {
 pub(super) unsafe fn input<L: Simd>(d: [L; 6]) -> [L; 6] {
     // SAFETY: as above.
     unsafe {
-        let [two, four, minus2, minus4, minus5] = [2.0, 4.0, -2.0, -4.0, -5.0].map(|c| L::splat(L::T::of(c)));
+        let [two, four, minus2, minus4, minus5] =
+            [2.0, 4.0, -2.0, -4.0, -5.0].map(|c| L::splat(L::T::narrow(c)));
         let (a, b) = (d[4].fma(d[2], minus4), d[3].fma(d[1], minus4));
         let (c, e) = (sub(d[4], d[2]), sub(d[3], d[1]));
         [
@@ -41,7 +42,7 @@ pub(super) unsafe fn input<L: Simd>(d: [L; 6]) -> [L; 6] {
 pub(super) unsafe fn output<L: Simd>(m: [L; 6]) -> [L; 4] {
     // SAFETY: as above.
     unsafe {
-        let [two, four, eight] = [2.0, 4.0, 8.0].map(|c| L::splat(L::T::of(c)));
+        let [two, four, eight] = [2.0, 4.0, 8.0].map(|c| L::splat(L::T::narrow(c)));
         let (s, d) = (m[1].add(m[2]), sub(m[1], m[2]));
         let (s2, d2) = (m[3].add(m[4]), sub(m[3], m[4]));
         [m[0].add(s).add(s2), d.fma(d2, two), s.fma(s2, four), d.fma(d2, eight).add(m[5])]
@@ -53,7 +54,7 @@ pub(super) unsafe fn output<L: Simd>(m: [L; 6]) -> [L; 4] {
 pub(super) unsafe fn spread<L: Simd>(d: [L; 4]) -> [L; 6] {
     // SAFETY: as above.
     unsafe {
-        let [two, four, eight] = [2.0, 4.0, 8.0].map(|c| L::splat(L::T::of(c)));
+        let [two, four, eight] = [2.0, 4.0, 8.0].map(|c| L::splat(L::T::narrow(c)));
         let (even, odd) = (d[0].add(d[2]), d[1].add(d[3]));
         let even2 = d[0].fma(d[2], four);
         let odd2 = L::splat(L::T::ZERO).fma(d[1], two).fma(d[3], eight);
@@ -68,7 +69,7 @@ unsafe fn weight<L: Simd>(g: [L; 3]) -> [L; 6] {
     unsafe {
         let zero = L::splat(L::T::ZERO);
         let [quarter, minus6th, by24, by12, by6] =
-            [0.25, -1.0 / 6.0, 1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0].map(|c| L::splat(L::T::of(c)));
+            [0.25, -1.0 / 6.0, 1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0].map(|c| L::splat(L::T::narrow(c)));
         let ends = zero.fma(g[0].add(g[2]), minus6th);
         let middle = zero.fma(g[1], minus6th);
         let outer = zero.fma(g[0], by24).fma(g[2], by6);
@@ -91,7 +92,7 @@ pub(super) unsafe fn weight_back<L: Simd>(u: [L; 6]) -> [L; 3] {
     unsafe {
         let zero = L::splat(L::T::ZERO);
         let [quarter, minus6th, by24, by12, by6] =
-            [0.25, -1.0 / 6.0, 1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0].map(|c| L::splat(L::T::of(c)));
+            [0.25, -1.0 / 6.0, 1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0].map(|c| L::splat(L::T::narrow(c)));
         let (s, d) = (u[1].add(u[2]), sub(u[1], u[2]));
         let (s2, d2) = (u[3].add(u[4]), sub(u[3], u[4]));
         [
@@ -127,26 +128,32 @@ macro_rules! both_ways {
 
 pub(super) use both_ways;
 
-/// Transforms the weights of a convolution in panel order, `[panel][9][rows][width]`, to
-/// `[panel][36][rows][width]`; turned by half a circle for the data gradient.
-pub(crate) fn transform_weight<T: Float>(g: &[T], rows: usize, columns: usize, turned: bool, u: &mut [T]) {
+/// Transforms packed weights `[panel][9][rows][width]` to `[panel][36][rows][width]`, rotated by 180
+/// degrees for the data gradient.
+pub(crate) fn transform_weight<T: Float>(
+    g: &[T],
+    rows: usize,
+    columns: usize,
+    transposed: bool,
+    u: &mut [T],
+) {
     let panels = cut(columns, 9 * rows);
     assert!(g.len() >= 9 * rows * columns && u.len() >= POINTS * rows * columns);
-    let (len, u) = (u.len(), Shared::new(u));
+    let (len, u) = (u.len(), SharedSlice::new(u));
     parallel(panels.len() * rows, |task| {
         let (panel, row) = (panels[task / rows], task % rows);
-        T::run(WeightRow { g, u, len, panel, rows, row, turned });
+        T::run(WeightRow { g, u, len, panel, rows, row, transposed });
     });
 }
 
 struct WeightRow<'a, T> {
     g: &'a [T],
-    u: Shared<T>,
+    u: SharedSlice<T>,
     len: usize,
     panel: Panel,
     rows: usize,
     row: usize,
-    turned: bool,
+    transposed: bool,
 }
 
 impl<T: Float> Kernel<T> for WeightRow<'_, T> {
@@ -157,13 +164,13 @@ impl<T: Float> Kernel<T> for WeightRow<'_, T> {
         let (from, to) = (self.panel.offset, self.panel.offset / 9 * POINTS);
         assert!(from + 9 * self.rows * width <= self.g.len() && to + POINTS * self.rows * width <= self.len);
         for v in 0..self.panel.vectors {
-            // SAFETY: inside by the line above; rows of panels are disjoint.
+            // SAFETY: in bounds by the assertion above; rows of panels are disjoint.
             unsafe {
                 let zero = L::splat(T::ZERO);
                 let mut g = [[zero; 3]; 3];
-                for tap in 0..9 {
-                    let at = if self.turned { 8 - tap } else { tap };
-                    g[tap / 3][tap % 3] =
+                for kernel_offset in 0..9 {
+                    let at = if self.transposed { 8 - kernel_offset } else { kernel_offset };
+                    g[kernel_offset / 3][kernel_offset % 3] =
                         L::load(self.g.as_ptr().add(from + (at * self.rows + self.row) * width + v * LANES));
                 }
                 let u = both_ways!(weight, g, zero, 3, 6);
@@ -176,7 +183,7 @@ impl<T: Float> Kernel<T> for WeightRow<'_, T> {
     }
 }
 
-/// `V` of some tiles: `v[point][tile - first][channel]`.
+/// Transforms input tiles: `v[point][tile - first][channel]`.
 #[inline(always)]
 pub(super) unsafe fn transform_input<L: Simd>(
     t: &Tiles,
@@ -187,7 +194,7 @@ pub(super) unsafe fn transform_input<L: Simd>(
 ) {
     let ([h, w], c) = (t.source, t.inputs);
     for tile in tiles {
-        let (image, y0, x0) = t.place(tile);
+        let (image, y0, x0) = t.position(tile);
         for channel in (0..c).step_by(LANES) {
             // SAFETY: by the caller: the source holds all images, `v` the tiles.
             unsafe {

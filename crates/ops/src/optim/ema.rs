@@ -1,54 +1,54 @@
-//! Moving averages of the parameters.
+//! Exponential moving average (EMA) of the parameters.
 
 use candle_core::Tensor;
 
-use super::{Moment, Moments, dispatch_dtype, moment_tensor, read_moment};
+use super::{StateBuffer, StateFloat, buffer_tensor, dispatch_dtype, read_buffer};
 use crate::element::Float;
 use crate::params::{Param, ParamStore};
 use crate::{Error, ParamId, Result};
 
-/// Exponential moving averages `a = decay * a + (1 - decay) * p` of weights and buffers (Polyak and
-/// Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992), begun at the values of
-/// the start, as timm's `ModelEma` has them.
+/// Exponential moving average `a = decay * a + (1 - decay) * p` of weights and buffers (Polyak and
+/// Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992), initialized with the current
+/// values like timm's `ModelEma`.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,
-    values: Vec<(ParamId, Moment)>,
+    values: Vec<(ParamId, StateBuffer)>,
 }
 
 impl Ema {
-    /// Averages of the parameters that are `wanted`, at their present values.
-    pub fn new(decay: f64, params: &ParamStore, wanted: impl Fn(&Param) -> bool) -> Result<Self> {
+    /// Creates averages of the `selected` parameters, initialized with their current values.
+    pub fn new(decay: f64, params: &ParamStore, selected: impl Fn(&Param) -> bool) -> Result<Self> {
         let mut values = Vec::new();
-        for param in params.all().into_iter().filter(|p| wanted(p)) {
+        for param in params.all().into_iter().filter(|p| selected(p)) {
             if let Some(id) = params.id(&param.name) {
-                values.push((id, read_moment(params, &param.name, param.var().as_tensor())?.1));
+                values.push((id, read_buffer(params, &param.name, param.var().as_tensor())?.1));
             }
         }
         Ok(Self { decay, values })
     }
 
-    /// Moves the averages towards the present values.
+    /// Updates the averages with the current values.
     pub fn update(&mut self, params: &ParamStore) -> Result<()> {
         let decay = self.decay;
         for (id, average) in &mut self.values {
-            if let Moment::Tensor(average) = average {
+            if let StateBuffer::Tensor(average) = average {
                 let now = (params.get(*id).var().as_detached_tensor() * (1.0 - decay))?;
                 *average = ((&*average * decay)? + now)?;
                 continue;
             }
             dispatch_dtype!(params, T => each::<T>(params, *id, average, |a, p| {
-                *a = T::of(decay * a.wide() + (1.0 - decay) * p.wide());
+                *a = T::narrow(decay * a.widen() + (1.0 - decay) * p.widen());
             }))?;
         }
         Ok(())
     }
 
-    /// Exchanges the averages and the present values: once to test or save the averages, once more to
-    /// train on.
+    /// Swaps the averages with the current values: once to evaluate or save them, once more to continue
+    /// training.
     pub fn swap(&mut self, params: &ParamStore) -> Result<()> {
         for (id, average) in &mut self.values {
-            if let Moment::Tensor(average) = average {
+            if let StateBuffer::Tensor(average) = average {
                 let now = params.get(*id).var().as_detached_tensor().copy()?;
                 params.set(*id, average)?;
                 *average = now;
@@ -59,36 +59,37 @@ impl Ema {
         Ok(())
     }
 
-    /// The averages by parameter name, in stored order, for a checkpoint.
+    /// Returns the averages by parameter name, in storage order, for a checkpoint.
     pub fn state(&self, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
-        self.values.iter().map(|(id, v)| Ok((params.get(*id).name, moment_tensor(v)?))).collect()
+        self.values.iter().map(|(id, v)| Ok((params.get(*id).name, buffer_tensor(v)?))).collect()
     }
 
-    /// Restores what [`Ema::state`] gave.
+    /// Restores the state returned by [`Ema::state`].
     pub fn load_state(&mut self, params: &ParamStore, state: &[(String, Tensor)]) -> Result<()> {
         if state.len() != self.values.len() {
-            let what = format!("the state has {} averages, expected {}", state.len(), self.values.len());
-            return Err(Error::usage("average", what));
+            let what =
+                format!("invalid state: expected {} averages, found {}", self.values.len(), state.len());
+            return Err(Error::usage("ema", what));
         }
         for (name, tensor) in state {
-            let (id, moment) = read_moment(params, name, tensor)?;
+            let (id, moment) = read_buffer(params, name, tensor)?;
             match self.values.iter_mut().find(|(own, _)| *own == id) {
                 Some((_, value)) => *value = moment,
-                None => return Err(Error::Param { name: name.clone(), what: "is not averaged".into() }),
+                None => return Err(Error::Param { name: name.clone(), what: "not part of the EMA".into() }),
             }
         }
         Ok(())
     }
 }
 
-fn each<T: Moments>(
+fn each<T: StateFloat>(
     params: &ParamStore,
     id: ParamId,
-    average: &mut Moment,
+    average: &mut StateBuffer,
     f: impl Fn(&mut T, &mut T),
 ) -> Result<()> {
-    let Some(average) = T::of_state(average) else {
-        return Err(Error::usage("average", "the averages have another element type than the parameters"));
+    let Some(average) = T::values_mut(average) else {
+        return Err(Error::usage("ema", "dtype mismatch between averages and parameters"));
     };
     params.modify::<T>(id, |values| average.iter_mut().zip(values).for_each(|(a, p)| f(a, p)))
 }
@@ -101,7 +102,7 @@ mod tests {
     use crate::{Init, Rng};
 
     #[test]
-    fn averages_follow_and_change_places() {
+    fn ema_updates_and_swaps() {
         let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
         let p = params.builder(Rng::new(0));
         let moving = p.weight("a", &[2], Init::Constant(1.0)).unwrap();

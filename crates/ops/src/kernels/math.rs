@@ -1,10 +1,10 @@
-//! Exponentials and the normal distribution, in a form that the compiler turns into vectors.
+//! Vectorizable exponential and normal distribution.
 
-/// `exp(x)` to 3e-7 of its value: reduction by powers of two and a series of degree 7. Below -87.3 it
-/// stays at the smallest normal number.
+/// `exp(x)` with a relative error of 3e-7: range reduction by powers of two and a polynomial of degree 7.
+/// Below -87.3 it stays at the smallest normal number.
 #[inline(always)]
 pub(crate) fn exp32(x: f32) -> f32 {
-    // Adding this number leaves the nearest integer in the lowest bits.
+    // Adding this constant leaves the nearest integer in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -20,8 +20,8 @@ pub(crate) fn exp32(x: f32) -> f32 {
     sum * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// Distribution function and density of the standard normal. The former to 3e-7 by Hastings'
-/// rational approximation (Abramowitz and Stegun 7.1.26).
+/// CDF and density of the standard normal; the CDF within 3e-7 by Hastings' rational approximation
+/// (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
 pub(crate) fn normal32(x: f32) -> (f32, f32) {
     let size = if x < 0.0 { -x } else { x };
@@ -35,7 +35,7 @@ pub(crate) fn normal32(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, 0.398_942_3 * exp)
 }
 
-/// As [`normal32`], to the last places.
+/// CDF and density of the standard normal to full f64 precision.
 pub(crate) fn normal64(x: f64) -> (f64, f64) {
     let erf = candle_core::cpu::erf::erf_f64(x * std::f64::consts::FRAC_1_SQRT_2);
     (0.5 * (1.0 + erf), 0.398_942_280_401_432_7 * (-0.5 * x * x).exp())
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn close_to_the_wide_ones() {
+    fn f32_is_near_f64() {
         let mut worst = [0.0f64; 3];
         for i in -90_000..=88_000 {
             let x = i as f32 * 1e-3;
@@ -64,9 +64,9 @@ mod tests {
         assert!(exp32(f32::NEG_INFINITY) < 2e-38 && exp32(0.0) == 1.0);
     }
 
-    /// Tables of the normal distribution.
+    /// Values from tables of the normal distribution.
     #[test]
-    fn known_values() {
+    fn normal_matches_table() {
         for (x, p) in [(0.0, 0.5), (1.0, 0.841_344_746_068_543), (-1.96, 0.024_997_895_148_220_4)] {
             assert!((normal64(x).0 - p).abs() < 1e-15, "{x}");
         }

@@ -1,4 +1,4 @@
-//! One pass of a convolution over maps of one size: which kernel serves, and its calls.
+//! Kernel selection and calls for one convolution and map size.
 
 use std::sync::Arc;
 
@@ -11,52 +11,52 @@ use crate::kernels::norm::{Slopes, Sums};
 use crate::kernels::pointwise::{self, Pointwise};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
-use crate::kernels::{Shared, parallel};
+use crate::kernels::{SharedSlice, parallel};
 use crate::tape::{Elem, Tape};
 use crate::weight_packing::{LANES, MAX_VECTORS, Panel};
 
-/// Rows of a data gradient up to which turning the weights is much of its work.
-const FEW_ROWS: usize = 512;
-/// Panels that keep threads busy when each is a task.
-const ENOUGH_PANELS: usize = 4;
+/// Largest data gradient, in rows, for which transposing the weights dominates.
+const MAX_BY_OFFSET_ROWS: usize = 512;
+/// Number of panels that keeps the threads busy with one task per panel.
+const MIN_BY_OFFSET_PANELS: usize = 4;
 
-/// A layer on maps of one size.
-pub(super) struct Pass<'a> {
+/// A convolution for one map size and batch.
+pub(super) struct Dispatch<'a> {
     pub(super) layer: &'a ConvBnAct,
     pub(super) geo: &'a ConvGeo,
     pub(super) images: usize,
 }
 
-impl Pass<'_> {
-    /// The zero-padded copy that convolutions of few channels read.
+impl Dispatch<'_> {
+    /// Returns the zero-padded copy that convolutions of few channels read.
     pub(super) fn pad<T: Elem>(&self, values: &[T], tape: &mut Tape) -> Option<Buf<T>> {
         let size = self.geo.padded?;
-        let mut copy = T::lane(tape).pool.take(self.images * self.geo.source_len());
+        let mut copy = T::state(tape).pool.take(self.images * self.geo.source_len());
         pad_images(values, self.geo.input, self.geo.spec.inputs, self.geo.before, size, &mut copy);
         Some(copy)
     }
 
-    /// Tiles of the forward pass, where Winograd's algorithm serves.
+    /// Returns the Winograd tiling of the forward pass, if profitable.
     pub(super) fn tiles<T: Elem>(&self, tape: &Tape) -> Option<Tiles> {
-        // Outside of training the choice must not depend on how many images there are, so that a
-        // single image gets the very logits that it has in a batch.
+        // Outside training the choice must not depend on the batch size, so that a single image gets the
+        // same logits as within a batch.
         let nominal = if tape.mode().records() { self.images } else { NOMINAL_BATCH };
-        tape.winograd::<T>().then(|| Tiles::of(self.geo, self.images, nominal))?
+        tape.winograd::<T>().then(|| Tiles::new(self.geo, self.images, nominal))?
     }
 
-    /// Parts that the forward pass leaves in [`Sums`].
+    /// Returns the number of parts that the forward pass writes to [`Sums`].
     pub(super) fn sum_tasks<T: Elem>(&self, tape: &Tape) -> usize {
         let rows = self.images * self.geo.forward.p;
         if let Some(tiles) = self.tiles::<T>(tape) {
             tiles.sum_tasks()
-        } else if self.layer.panels.depthwise() {
+        } else if self.layer.packing.depthwise() {
             depthwise::sum_tasks(rows, self.geo.spec.outputs)
         } else {
             indirect_gemm::sum_tasks(rows)
         }
     }
 
-    /// Winograd's convolution with transformed weights.
+    /// Winograd convolution with transformed weights.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn convolve<T: Elem>(
         &self,
@@ -68,9 +68,9 @@ impl Pass<'_> {
         sums: Option<Sums<T>>,
         tape: &mut Tape,
     ) {
-        let mut scratch = T::lane(tape).pool.take(tiles.scratch_len());
+        let mut scratch = T::state(tape).pool.take(tiles.scratch_len());
         let target_len = out.len();
-        let target = Shared::new(out);
+        let target = SharedSlice::new(out);
         let scratch = &mut scratch[..];
         winograd::Convolution { tiles, source, weight, target, target_len, epilogue, sums, scratch }.run();
     }
@@ -88,16 +88,16 @@ impl Pass<'_> {
         sums: Option<Sums<T>>,
         tape: &mut Tape,
     ) {
-        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
         if let Some(tiles) = self.tiles::<T>(tape) {
-            let mut points = T::lane(tape).pool.take(tiles.weight_len());
+            let mut points = T::state(tape).pool.take(tiles.weight_len());
             winograd::transform_weight(weight, tiles.inputs, tiles.outputs, false, &mut points);
             self.convolve(tiles, source, &points, out, epilogue, sums, tape);
             return;
         }
-        let target = Shared::new(out);
+        let target = SharedSlice::new(out);
         let (source_len, target_len) = (self.geo.source_len(), self.output_len());
-        if panels.depthwise() {
+        if packing.depthwise() {
             Depthwise {
                 images: self.images,
                 channels: spec.outputs,
@@ -113,9 +113,9 @@ impl Pass<'_> {
             .run();
             return;
         }
-        let zeros = T::lane(tape).zeros(self.geo.forward.kc);
-        let cut = panels.panels();
-        for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
+        let zeros = T::state(tape).zeros(self.geo.forward.kc);
+        let cut = packing.panels();
+        for (g, weight) in weight.chunks_exact(packing.group_len()).enumerate() {
             IndirectGemm {
                 images: self.images,
                 rows: &self.geo.forward,
@@ -135,7 +135,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Gradient of the input, added to what is there if `accumulate`.
+    /// Computes the gradient of the input, added to `dx` if `accumulate`.
     pub(super) fn data_gradient<T: Elem>(
         &self,
         dy: &[T],
@@ -144,16 +144,16 @@ impl Pass<'_> {
         accumulate: bool,
         tape: &mut Tape,
     ) {
-        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
         let [h, w] = self.geo.input;
         let (source_len, target_len) = (self.output_len(), h * w * spec.inputs);
-        // Pixels that no output reads: stride larger than the kernel, or the cut edge.
-        if !accumulate && self.geo.backward.iter().any(|r| r.taps.is_empty()) {
+        // Pixels that no output reads: stride larger than the kernel, or a cut edge.
+        if !accumulate && self.geo.backward.iter().any(|r| r.kernel_offsets.is_empty()) {
             dx.fill(T::ZERO);
         }
-        if panels.depthwise() {
-            let target = Shared::new(dx);
-            for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
+        if packing.depthwise() {
+            let target = SharedSlice::new(dx);
+            for rows in self.geo.backward.iter().filter(|r| !r.kernel_offsets.is_empty()) {
                 Depthwise {
                     images: self.images,
                     channels: spec.inputs,
@@ -171,26 +171,26 @@ impl Pass<'_> {
             return;
         }
         if let Some(tiles) = self.tiles::<T>(tape) {
-            let tiles = tiles.turned();
-            let mut turned = T::lane(tape).pool.take(panels.transposed_len());
-            panels.transpose(weight, &panels.transposed_panels(), &mut turned);
-            let mut points = T::lane(tape).pool.take(tiles.weight_len());
-            winograd::transform_weight(&turned, tiles.inputs, tiles.outputs, true, &mut points);
+            let tiles = tiles.transposed();
+            let mut transposed = T::state(tape).pool.take(packing.transposed_len());
+            packing.transpose(weight, &packing.transposed_panels(), &mut transposed);
+            let mut points = T::state(tape).pool.take(tiles.weight_len());
+            winograd::transform_weight(&transposed, tiles.inputs, tiles.outputs, true, &mut points);
             self.convolve(tiles, dy, &points, dx, Epilogue::store(accumulate), None, tape);
             return;
         }
-        let tasks = spec.groups * panels.transposed_panels().len();
-        if self.images * h * w <= FEW_ROWS && tasks >= ENOUGH_PANELS {
-            self.data_gradient_by_tap(dy, weight, dx, accumulate, tape);
+        let tasks = spec.groups * packing.transposed_panels().len();
+        if self.images * h * w <= MAX_BY_OFFSET_ROWS && tasks >= MIN_BY_OFFSET_PANELS {
+            self.data_gradient_by_offset(dy, weight, dx, accumulate, tape);
             return;
         }
-        let zeros = T::lane(tape).zeros(spec.outputs / spec.groups);
-        let (target, parts) = (Shared::new(dx), panels.transposed_parts());
-        let mut turned = T::lane(tape).pool.take(panels.transposed_part_len());
-        for (g, weight) in weight.chunks_exact(panels.group_len()).enumerate() {
+        let zeros = T::state(tape).zeros(spec.outputs / spec.groups);
+        let (target, parts) = (SharedSlice::new(dx), packing.transposed_chunks());
+        let mut transposed = T::state(tape).pool.take(packing.transposed_chunk_len());
+        for (g, weight) in weight.chunks_exact(packing.group_len()).enumerate() {
             for part in &parts {
-                panels.transpose(weight, part, &mut turned);
-                for rows in self.geo.backward.iter().filter(|r| !r.taps.is_empty()) {
+                packing.transpose(weight, part, &mut transposed);
+                for rows in self.geo.backward.iter().filter(|r| !r.kernel_offsets.is_empty()) {
                     IndirectGemm {
                         images: self.images,
                         rows,
@@ -198,7 +198,7 @@ impl Pass<'_> {
                         source_len,
                         source_first: g * spec.outputs / spec.groups,
                         target_first: g * spec.inputs / spec.groups,
-                        weight: &turned,
+                        weight: &transposed,
                         panels: part,
                         target,
                         target_len,
@@ -212,9 +212,9 @@ impl Pass<'_> {
         }
     }
 
-    /// The data gradient where turning the weights is much of the work: a task turns one tap of one
-    /// panel into memory that stays in the cache, multiplies, and goes on to the next tap.
-    fn data_gradient_by_tap<T: Elem>(
+    /// Data gradient for few rows, where transposing the weights dominates: a task transposes one kernel
+    /// offset of one panel into cache-resident memory, multiplies, and continues with the next offset.
+    fn data_gradient_by_offset<T: Elem>(
         &self,
         dy: &[T],
         weight: &[T],
@@ -222,32 +222,32 @@ impl Pass<'_> {
         accumulate: bool,
         tape: &mut Tape,
     ) {
-        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
         let (inputs, outputs) = (spec.inputs / spec.groups, spec.outputs / spec.groups);
-        let cut = panels.transposed_panels();
-        // Of each phase the first tap stores, if it reaches all rows.
-        let mut taps: Vec<(usize, bool, Rows)> = Vec::new();
+        let cut = packing.transposed_panels();
+        // The first kernel offset of each phase overwrites if it reaches all rows.
+        let mut kernel_offsets: Vec<(usize, bool, Rows)> = Vec::new();
         for phase in &self.geo.backward {
-            for (i, (tap, rows)) in phase.by_tap().into_iter().enumerate() {
+            for (i, (kernel_offset, rows)) in phase.by_offset().into_iter().enumerate() {
                 if i == 0 && rows.p < phase.p && !accumulate {
                     dx.fill(T::ZERO);
                 }
-                taps.push((tap, accumulate || i > 0 || rows.p < phase.p, rows));
+                kernel_offsets.push((kernel_offset, accumulate || i > 0 || rows.p < phase.p, rows));
             }
         }
-        let (target, zeros) = (Shared::new(dx), T::lane(tape).zeros(outputs));
+        let (target, zeros) = (SharedSlice::new(dx), T::state(tape).zeros(outputs));
         let held = outputs * MAX_VECTORS * LANES;
-        let mut turned = T::lane(tape).pool.take(rayon::current_num_threads() * held);
-        let turned = Shared::new(&mut turned);
+        let mut transposed = T::state(tape).pool.take(rayon::current_num_threads() * held);
+        let transposed = SharedSlice::new(&mut transposed);
         parallel(spec.groups * cut.len(), |task| {
             let (g, panel) = (task / cut.len(), Panel { offset: 0, ..cut[task % cut.len()] });
-            let weight = &weight[g * panels.group_len()..][..panels.group_len()];
+            let weight = &weight[g * packing.group_len()..][..packing.group_len()];
             let slot = rayon::current_thread_index().unwrap_or(0);
-            // SAFETY: one stretch per thread, which a task leaves to no other before it ends.
+            // SAFETY: one range per thread, which no other task uses until this one ends.
             #[allow(unsafe_code)]
-            let turned = unsafe { turned.range(slot * held, outputs * panel.vectors * LANES) };
-            for (tap, adds, rows) in &taps {
-                panels.transpose_tap(weight, &panel, *tap, turned);
+            let transposed = unsafe { transposed.range(slot * held, outputs * panel.vectors * LANES) };
+            for (kernel_offset, adds, rows) in &kernel_offsets {
+                packing.transpose_offset(weight, &panel, *kernel_offset, transposed);
                 IndirectGemm {
                     images: self.images,
                     rows,
@@ -255,7 +255,7 @@ impl Pass<'_> {
                     source_len: self.output_len(),
                     source_first: g * outputs,
                     target_first: g * inputs,
-                    weight: turned,
+                    weight: transposed,
                     panels: &[panel],
                     target,
                     target_len: self.geo.input.iter().product::<usize>() * spec.inputs,
@@ -268,19 +268,19 @@ impl Pass<'_> {
         });
     }
 
-    /// Whether weight and input get their gradients in one go.
+    /// Returns whether the fused backward pass for weight and input is used.
     pub(super) fn is_pointwise(&self) -> bool {
         let (spec, rows) = (&self.geo.spec, self.images * self.geo.forward.p);
         let dense = spec.kernel == 1 && spec.stride == 1 && spec.groups == 1;
-        // Padding would make the output larger.
+        // With padding the output would be larger.
         dense
             && self.geo.input == self.geo.output
             && self.geo.padded.is_none()
-            && pointwise::serves(rows, spec.inputs, spec.outputs, self.layer.panels.stored())
+            && pointwise::serves(rows, spec.inputs, spec.outputs, self.layer.packing.packed_len())
     }
 
-    /// Gradient of the weight in panel order, and of the input, added to what is there if
-    /// `accumulate`, from the one behind the norm and what went into the norm.
+    /// Computes the packed weight gradient and the input gradient, added to `dx` if `accumulate`, from
+    /// the gradient of the norm's output and the norm's input.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn pointwise<T: Elem>(
         &self,
@@ -292,12 +292,12 @@ impl Pass<'_> {
         accumulate: bool,
         tape: &mut Tape,
     ) -> Buf<T> {
-        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
-        let (inputs, outputs, stored) = (spec.inputs, spec.outputs, panels.stored());
-        let pool = Arc::clone(&T::lane(tape).pool);
-        let turned_panels = panels.transposed_panels();
-        let mut turned = pool.take(panels.transposed_len());
-        panels.transpose(weight, &turned_panels, &mut turned);
+        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
+        let (inputs, outputs, stored) = (spec.inputs, spec.outputs, packing.packed_len());
+        let pool = Arc::clone(&T::state(tape).pool);
+        let transposed_panels = packing.transposed_panels();
+        let mut transposed = pool.take(packing.transposed_len());
+        packing.transpose(weight, &transposed_panels, &mut transposed);
         let mut gradient = pool.take(stored);
         let mut scratch = pool.take(wgrad::scratch_len(self.images * self.geo.forward.p, stored));
         let threads = rayon::current_num_threads();
@@ -309,29 +309,29 @@ impl Pass<'_> {
             dz,
             y,
             slopes,
-            panels: &panels.panels(),
-            turned: &turned,
-            turned_panels: &turned_panels,
+            panels: &packing.panels(),
+            transposed: &transposed,
+            transposed_panels: &transposed_panels,
             gradient: &mut gradient,
             scratch: &mut scratch,
             dx,
             accumulate,
             blocks: &mut blocks,
-            zeros: &T::lane(tape).zeros(outputs),
+            zeros: &T::state(tape).zeros(outputs),
         }
         .run();
         gradient
     }
 
-    /// Gradient of the weight in panel order.
+    /// Computes the packed weight gradient.
     pub(super) fn weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], tape: &mut Tape) -> Buf<T> {
-        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
         let rows = self.images * self.geo.forward.p;
-        let pool = Arc::clone(&T::lane(tape).pool);
-        let mut gradient = pool.take(panels.stored());
+        let pool = Arc::clone(&T::state(tape).pool);
+        let mut gradient = pool.take(packing.packed_len());
         let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
-        if panels.depthwise() {
-            let mut scratch = pool.take(gradient_scratch(rows, panels.stored()));
+        if packing.depthwise() {
+            let mut scratch = pool.take(gradient_scratch(rows, packing.packed_len()));
             DepthwiseGradient {
                 images: self.images,
                 channels: spec.outputs,
@@ -357,12 +357,12 @@ impl Pass<'_> {
     }
 
     fn direct_weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], gradient: &mut [T], tape: &mut Tape) {
-        let (spec, panels) = (&self.geo.spec, &self.layer.panels);
+        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
         let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
         let rows = self.images * self.geo.forward.p;
-        let mut scratch = T::lane(tape).pool.take(wgrad::scratch_len(rows, panels.group_len()));
-        let cut = panels.panels();
-        for (g, gradient) in gradient.chunks_exact_mut(panels.group_len()).enumerate() {
+        let mut scratch = T::state(tape).pool.take(wgrad::scratch_len(rows, packing.group_len()));
+        let cut = packing.panels();
+        for (g, gradient) in gradient.chunks_exact_mut(packing.group_len()).enumerate() {
             WeightGradient {
                 images: self.images,
                 rows: &self.geo.forward,
@@ -389,15 +389,15 @@ mod tests {
     use crate::kernels::geometry::{ConvSpec, Padding};
     use crate::{Activation, Init, Mode, ParamStore, Rng};
 
-    /// By definition: every product goes to the pixel that it came from.
+    /// Reference: adds every product to the pixel it came from.
     fn by_definition(spec: &ConvSpec, geo: &ConvGeo, images: usize, dy: &[f64], w: &[f64], dx: &mut [f64]) {
         let ([h, wide], [oh, ow], [top, left]) = (geo.input, geo.output, geo.before);
         let (inner, per) = (spec.inputs / spec.groups, spec.outputs / spec.groups);
         for row in 0..images * oh * ow {
             let (image, oy, ox) = (row / (oh * ow), row / ow % oh, row % ow);
-            for tap in 0..spec.kernel * spec.kernel {
-                let y = (oy * spec.stride + tap / spec.kernel * spec.dilation).wrapping_sub(top);
-                let x = (ox * spec.stride + tap % spec.kernel * spec.dilation).wrapping_sub(left);
+            for kernel_offset in 0..spec.kernel * spec.kernel {
+                let y = (oy * spec.stride + kernel_offset / spec.kernel * spec.dilation).wrapping_sub(top);
+                let x = (ox * spec.stride + kernel_offset % spec.kernel * spec.dilation).wrapping_sub(left);
                 if y >= h || x >= wide {
                     continue;
                 }
@@ -405,7 +405,7 @@ mod tests {
                     let g = dy[row * spec.outputs + o];
                     for i in 0..inner {
                         let at = ((image * h + y) * wide + x) * spec.inputs + o / per * inner + i;
-                        dx[at] += g * w[(o * inner + i) * spec.kernel * spec.kernel + tap];
+                        dx[at] += g * w[(o * inner + i) * spec.kernel * spec.kernel + kernel_offset];
                     }
                 }
             }
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn data_gradients_of_few_rows_by_definition() {
+    fn data_gradient_of_few_rows_matches_reference() {
         let value = |i: usize| ((i * 7919 + 13) % 257) as f64 / 64.0 - 2.0;
         let same = ConvSpec::new(250, 21, 3);
         let cut = ConvSpec::new(193, 17, 2).padding(Padding::Symmetric(0));
@@ -432,7 +432,7 @@ mod tests {
                 .unwrap();
             let mut tape = Tape::new(&params, Mode::Train).unwrap();
             let geo = ConvGeo::new(spec, size[0], size[1]).unwrap();
-            let (images, pass) = (3, Pass { layer: &layer, geo: &geo, images: 3 });
+            let (images, pass) = (3, Dispatch { layer: &layer, geo: &geo, images: 3 });
             let plain: Vec<f64> = (0..spec.weight_shape().iter().product()).map(|i| value(3 * i)).collect();
             let dy: Vec<f64> = (0..images * pass.output_len()).map(value).collect();
             for adds in [false, true] {
@@ -440,9 +440,9 @@ mod tests {
                     (0..images * size[0] * size[1] * spec.inputs).map(|i| value(5 * i)).collect();
                 let mut want = if adds { dx.clone() } else { vec![0.0; dx.len()] };
                 by_definition(&spec, &geo, images, &dy, &plain, &mut want);
-                pass.data_gradient(&dy, &layer.panels.pack(&plain), &mut dx, adds, &mut tape);
+                pass.data_gradient(&dy, &layer.packing.pack(&plain), &mut dx, adds, &mut tape);
                 for (x, w) in dx.iter().zip(&want) {
-                    assert!((x - w).abs() < 1e-9, "{spec:?} on {size:?}: {x} in place of {w}");
+                    assert!((x - w).abs() < 1e-9, "{spec:?} on {size:?}: {x} instead of {w}");
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! Updates of parameters that are tensors of a device: on a card by one kernel, in place, elsewhere out
-//! of candle's operations. Nothing comes to the host.
+//! Optimizer updates on the graph engine: one in-place kernel per parameter on a GPU, candle operations
+//! elsewhere. Nothing is transferred to the host.
 
 use candle_core::Tensor;
 
@@ -7,12 +7,12 @@ use crate::kernels::optim::{AdamStep, SgdStep};
 use crate::params::ParamStore;
 use crate::{ParamId, Result};
 
-/// The gradient with an L2 penalty.
+/// Adds the L2 penalty to a gradient.
 fn decayed(g: &Tensor, p: &Tensor, decay: f64) -> Result<Tensor> {
     Ok(if decay == 0.0 { g.clone() } else { (g + (p * decay)?)? })
 }
 
-/// SGD as [`crate::kernels::optim::sgd`] has it.
+/// SGD; see [`crate::kernels::optim::sgd`].
 pub(super) fn sgd(params: &ParamStore, id: ParamId, g: &Tensor, m: &mut Tensor, step: SgdStep) -> Result<()> {
     let p = params.get(id).var().as_detached_tensor();
     #[cfg(feature = "cuda")]
@@ -27,7 +27,7 @@ pub(super) fn sgd(params: &ParamStore, id: ParamId, g: &Tensor, m: &mut Tensor, 
     params.set(id, &(p - (by * step.lr)?)?)
 }
 
-/// Adam as [`crate::kernels::optim::adam`] has it.
+/// Adam; see [`crate::kernels::optim::adam`].
 pub(super) fn adam(
     params: &ParamStore,
     id: ParamId,

@@ -1,4 +1,4 @@
-//! What of the tape depends on the element type.
+//! State of the tape that depends on the element type.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
@@ -10,17 +10,17 @@ use crate::element::Float;
 use crate::gradients::Grad;
 use crate::layers::Record;
 
-/// Weights with batch norm folded in, made at one version of the parameters.
+/// Weights with batch norm folded in, at one version of the parameters.
 #[derive(Debug)]
 pub(crate) struct Folded<T> {
     pub(crate) version: u64,
     pub(crate) weight: Buf<T>,
-    /// The weight as Winograd's algorithm reads it, once it was wanted.
+    /// The weight in Winograd's domain, computed on first use.
     pub(crate) points: OnceLock<Buf<T>>,
     pub(crate) bias: Vec<T>,
 }
 
-/// Everything of the tape that depends on the element type.
+/// State of the tape that depends on the element type.
 #[derive(Debug)]
 pub(crate) struct TypedState<T> {
     pub(crate) pool: Arc<Pool<T>>,
@@ -28,7 +28,7 @@ pub(crate) struct TypedState<T> {
     pub(crate) records: Vec<Record<T>>,
     pub(crate) folded: HashMap<ParamId, Arc<Folded<T>>>,
     pub(crate) zeros: Arc<Vec<T>>,
-    /// What the batch norms of a segment sum around.
+    /// Shifts of the batch statistics of a checkpointed segment.
     pub(crate) shifts: VecDeque<Vec<T>>,
 }
 
@@ -46,7 +46,7 @@ impl<T: Default + Clone> Default for TypedState<T> {
 }
 
 impl<T: Float> TypedState<T> {
-    /// At least `len` zeros.
+    /// Returns at least `len` zeros.
     pub(crate) fn zeros(&mut self, len: usize) -> Arc<Vec<T>> {
         if self.zeros.len() < len {
             self.zeros = Arc::new(vec![T::ZERO; len]);
@@ -55,9 +55,9 @@ impl<T: Float> TypedState<T> {
     }
 }
 
-/// `f32` and `f64` inside the tape.
+/// Element types of the CPU kernels.
 pub(crate) trait Elem: Float {
-    fn lane(tape: &mut Tape) -> &mut TypedState<Self>;
+    fn state(tape: &mut Tape) -> &mut TypedState<Self>;
     fn data(data: &Data) -> Option<&Arc<Buf<Self>>>;
     fn wrap(values: Arc<Buf<Self>>) -> Data;
     fn grad(values: Buf<Self>) -> Grad;
@@ -66,7 +66,7 @@ pub(crate) trait Elem: Float {
 macro_rules! elem {
     ($type:ty, $field:ident, $variant:ident) => {
         impl Elem for $type {
-            fn lane(tape: &mut Tape) -> &mut TypedState<Self> {
+            fn state(tape: &mut Tape) -> &mut TypedState<Self> {
                 &mut tape.$field
             }
             fn data(data: &Data) -> Option<&Arc<Buf<Self>>> {

@@ -1,4 +1,4 @@
-//! A block as a candle graph.
+//! Graph engine of a block.
 
 use candle_core::Tensor;
 
@@ -9,14 +9,14 @@ use crate::tape::{Mode, Node, Tape};
 use crate::{Error, Result};
 
 impl ConvBnAct {
-    pub(super) fn compose(&self, x: &Node, shortcut: Option<&Node>, tape: &mut Tape) -> Result<Node> {
+    pub(super) fn graph_op(&self, x: &Node, shortcut: Option<&Node>, tape: &mut Tape) -> Result<Node> {
         let input = tape.tensor("conv", x)?;
         let of_vectors = x.flat && tape.params().get(self.weight).shape.len() == 2;
         let y = match self.norm {
             Some(norm) if tape.mode() == Mode::Train => self.normed(&norm, &input, tape)?,
             Some(norm) if tape.mode().trains() => {
                 let (a, b) = self.running(&norm, tape)?;
-                let y = graph::wide(&self.convolved(&input, &self.kernel(tape)?)?)?;
+                let y = graph::upcast(&self.convolved(&input, &self.kernel(tape)?)?)?;
                 let y = y.broadcast_mul(&of_channel(&a)?)?.broadcast_add(&of_channel(&b)?)?;
                 y.to_dtype(input.dtype())?
             }
@@ -30,22 +30,22 @@ impl ConvBnAct {
                 self.plain_tensor(&input, &tape.weight(self.weight), bias.as_ref())?
             }
         };
-        // A linear layer with batch norm was a convolution of one pixel.
+        // A linear layer with batch norm ran as a 1x1 convolution.
         let y = if of_vectors { y.flatten_from(1)? } else { y };
         let y = match shortcut {
             Some(shortcut) => graph::add(&y, &tape.tensor("conv", shortcut)?)?,
             None => y,
         };
-        tape.composed_node(graph::activate(&y, self.act)?)
+        tape.graph_node(graph::activate(&y, self.act)?)
     }
 
-    /// The weight as one of convolutions.
+    /// Returns the weight in the shape of a convolution.
     fn kernel(&self, tape: &Tape) -> Result<Tensor> {
         self.has_values(tape)?;
         Ok(tape.weight(self.weight).reshape(&self.spec.weight_shape())?)
     }
 
-    /// Convolution of a map, or of a vector as a map of one pixel; the weight is rounded to their type.
+    /// Convolves a map, or a vector as a map of one pixel; the weight is rounded to its dtype.
     fn convolved(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let x = match *x.dims() {
             [b, d] => x.reshape((b, d, 1, 1))?,
@@ -54,7 +54,7 @@ impl ConvBnAct {
         graph::conv2d(&x, &weight.to_dtype(x.dtype())?, self.spec)
     }
 
-    /// Without batch norm; a weight `[out, in]` is that of a linear layer.
+    /// Without batch norm; a weight `[out, in]` belongs to a linear layer.
     fn plain_tensor(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         if weight.rank() == 2 {
             return graph::linear(x, weight, bias);
@@ -62,14 +62,14 @@ impl ConvBnAct {
         let y = self.convolved(x, weight)?;
         match bias {
             Some(bias) => {
-                let biased = graph::wide(&y)?.broadcast_add(&of_channel(bias)?)?;
+                let biased = graph::upcast(&y)?.broadcast_add(&of_channel(bias)?)?;
                 Ok(biased.to_dtype(y.dtype())?)
             }
             None => Ok(y),
         }
     }
 
-    /// By the batch's statistics, which move the running ones.
+    /// Normalizes with batch statistics and updates the running ones.
     fn normed(&self, norm: &Norm, x: &Tensor, tape: &mut Tape) -> Result<Tensor> {
         let y = self.convolved(x, &self.kernel(tape)?)?;
         let rows = y.elem_count() / self.spec.outputs;
@@ -82,7 +82,7 @@ impl ConvBnAct {
         }
         let mut beta = tape.weight(norm.bias);
         if let Some(id) = self.bias {
-            // The bias cancels out; it stays in the graph to get its gradient of zeros.
+            // The bias cancels; it stays in the graph to get its zero gradient.
             let bias = tape.weight(id);
             beta = (beta + (&bias * bias.zeros_like()?)?)?;
         }
@@ -101,7 +101,8 @@ impl ConvBnAct {
         Ok(normed.y)
     }
 
-    /// Factor and summand of a channel by the running statistics; gradients pass to the parameters.
+    /// Returns scale and offset per channel from the running statistics; gradients flow to the
+    /// parameters.
     fn running(&self, norm: &Norm, tape: &Tape) -> Result<(Tensor, Tensor)> {
         let deviation = (tape.weight(norm.variance) + norm.eps)?.sqrt()?;
         let a = (tape.weight(norm.weight) / deviation)?;
@@ -113,10 +114,11 @@ impl ConvBnAct {
         Ok((a, b))
     }
 
-    /// The weight with batch norm folded in, in the type of the maps, kept until the parameters change.
+    /// Returns the weight with batch norm folded in, in the dtype of the maps, cached until the
+    /// parameters change.
     fn folded_tensors(&self, norm: &Norm, tape: &mut Tape) -> Result<FoldedTensors> {
         let (version, frozen) = (tape.params().version(), tape.mode() == Mode::Inference);
-        let known = tape.composed.as_ref().and_then(|kept| kept.folded.get(&self.weight));
+        let known = tape.graph_state.as_ref().and_then(|kept| kept.folded.get(&self.weight));
         if let Some(found) = known.filter(|found| frozen || found.version == version) {
             return Ok(found.clone());
         }
@@ -126,15 +128,15 @@ impl ConvBnAct {
         let weight = self.kernel(tape)?.broadcast_mul(&a.reshape(&shape)?)?;
         let (weight, bias) = (weight.to_dtype(tape.map_type())?, bias.to_dtype(tape.map_type())?);
         let folded = FoldedTensors { version, weight, bias };
-        if let Some(kept) = &mut tape.composed {
+        if let Some(kept) = &mut tape.graph_state {
             kept.folded.insert(self.weight, folded.clone());
         }
-        self.give_up(tape)?;
+        self.release_weight(tape)?;
         Ok(folded)
     }
 }
 
-/// A value for every channel of maps.
+/// Reshapes per-channel values for broadcasting over maps.
 fn of_channel(values: &Tensor) -> Result<Tensor> {
     Ok(values.reshape((1, values.elem_count(), 1, 1))?)
 }

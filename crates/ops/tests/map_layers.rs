@@ -1,4 +1,6 @@
-//! Layers on maps and tokens against plain loops and central differences.
+//! Layers on maps and tokens compared with naive loops and central differences.
+
+mod child;
 
 use std::sync::Arc;
 
@@ -29,7 +31,7 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Inputs are maps that come out of a graph, each with a parameter `input0`, ... of its own.
+    /// Inputs are maps that come out of a graph, each with its own parameter `input0`, ...
     fn run(&self, mode: Mode) -> (Tensor, Vec<(String, Tensor)>) {
         let dtype = self.params.dtype();
         let mut tape = Tape::new(self.params, mode).unwrap();
@@ -56,8 +58,7 @@ impl Case<'_> {
         (out, found.collect())
     }
 
-    /// Values as the plain loops have them, gradients as central differences have them, the same in
-    /// f32.
+    /// Compares values with naive loops, gradients with central differences, and f32 with f64.
     fn check(&self, naive: impl Fn(&[Vec<f64>]) -> Vec<f64>) {
         for (i, shape) in self.shapes.iter().enumerate() {
             let name = format!("input{i}");
@@ -89,7 +90,7 @@ impl Case<'_> {
                 let t = Tensor::from_slice(v, shape.as_slice(), &device()).unwrap();
                 self.params.import(id, &t).unwrap();
             };
-            // A few entries of the large ones are enough.
+            // A sample of the entries of large ones.
             let some: Vec<usize> = (0..start.len()).step_by(start.len().div_ceil(24)).collect();
             let at = |v: &[f64]| {
                 let mut moved = start.clone();
@@ -119,7 +120,7 @@ fn store(dtype: DType) -> ParamStore {
     ParamStore::new(dtype, &device()).unwrap()
 }
 
-/// Nothing at its default.
+/// Randomizes all parameters.
 fn shake(params: &ParamStore) {
     for param in params.all() {
         let values = random(&param.name, &param.shape);
@@ -197,7 +198,7 @@ fn adaptive_average() {
     }
 }
 
-/// A map with several consumers, one of them twice, beside a vector on every pixel.
+/// A map with several consumers, one of them twice, concatenated with a broadcast vector.
 #[test]
 fn concat_and_expand() {
     for dtype in BOTH {
@@ -221,7 +222,7 @@ fn concat_and_expand() {
 }
 
 #[test]
-fn merged_patches() {
+fn merge_patches_on_maps() {
     for dtype in BOTH {
         for [h, w] in [[4, 6], [3, 5], [1, 1]] {
             let (params, shape) = (store(dtype), [2, 3, h, w]);
@@ -291,7 +292,8 @@ fn elu_on_maps() {
     }
 }
 
-/// Swin's attention, pixel by pixel: no windows are cut, a pixel looks for the others of its own.
+/// Swin's attention, pixel by pixel and without partitioning: each pixel collects the others of its
+/// window.
 fn naive_attention(
     value: &dyn Fn(&str) -> Vec<f64>,
     x: &[f64],
@@ -304,7 +306,7 @@ fn naive_attention(
     let (proj, proj_bias) = (value("proj.weight"), value("proj.bias"));
     let d = channels / heads;
     let padded = [h.div_ceil(window[0]) * window[0], w.div_ceil(window[1]) * window[1]];
-    // Position in the rolled and padded map, its input, its region.
+    // Position in the shifted and padded map, input, and region.
     let token = |n: usize, r: usize, c: usize, o: usize| {
         let mut sum = bias[o];
         if r < h && c < w {
@@ -395,7 +397,7 @@ fn window_attention() {
     }
 }
 
-/// A bias before batch norm: of the running mean it is a part, of nothing else.
+/// A bias before batch norm affects only the running mean.
 #[test]
 fn bias_before_batch_norm() {
     let run = |biased: bool, mode: Mode| {
@@ -403,7 +405,7 @@ fn bias_before_batch_norm() {
         let p = params.builder(Rng::new(2));
         let spec = ConvSpec::new(2, 3, 3);
         let init = (Init::Uniform(1.0), Init::Constant(0.0));
-        let conv = ConvBnAct::biased(spec, "conv", Some("bn"), Activation::Relu, init, &p).unwrap();
+        let conv = ConvBnAct::with_bias(spec, "conv", Some("bn"), Activation::Relu, init, &p).unwrap();
         let value = |name: &str| flat(&params.export(params.id(name).unwrap()).unwrap());
         let set = |name: &str, v: [f64; 3]| {
             params.import(params.id(name).unwrap(), &Tensor::new(&v, &device()).unwrap()).unwrap();
@@ -479,7 +481,7 @@ fn drop_path_drops_whole_images() {
 }
 
 #[test]
-fn any_thread_count_gives_the_same_bits() {
+fn results_do_not_depend_on_thread_count() {
     let train = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
@@ -520,7 +522,7 @@ fn any_thread_count_gives_the_same_bits() {
 }
 
 #[test]
-fn misuse_is_an_error() {
+fn rejects_misuse() {
     let params = store(DType::F32);
     let p = params.builder(Rng::new(1));
     let norm = LayerNorm::new(4, "norm", &p).unwrap();
@@ -543,15 +545,15 @@ fn misuse_is_an_error() {
     assert!(e.to_string().contains("divisible by the heads"));
 }
 
-/// A training pass over three segments in a row: values and gradients, the running mean, and what the
-/// tape holds.
-fn in_segments(dtype: DType, checkpointing: bool) -> (Vec<(String, Vec<f64>)>, usize) {
+/// A training pass over three segments: values, gradients, running mean, and the tape's memory.
+fn in_segments(dtype: DType, gradient_checkpointing: bool) -> (Vec<(String, Vec<f64>)>, usize) {
     let params = store(dtype);
     let p = params.builder(Rng::new(6));
     let block = |i: usize| {
         let (p, spec) = (p.pp(format!("b{i}")), ConvSpec::new(8, 8, 3));
-        let conv = ConvBnAct::new(spec, "conv", "bn", Activation::Relu, Init::kaiming_out(&[8, 8, 3, 3]), &p)
-            .unwrap();
+        let conv =
+            ConvBnAct::new(spec, "conv", "bn", Activation::Relu, Init::kaiming_fan_out(&[8, 8, 3, 3]), &p)
+                .unwrap();
         let norm = LayerNorm::new(8, "norm", &p).unwrap();
         let attention = WindowAttention::new(8, 2, [4, 4], [2, 2], Init::Normal(0.2), &p).unwrap();
         Arc::new((conv, norm, attention))
@@ -562,12 +564,12 @@ fn in_segments(dtype: DType, checkpointing: bool) -> (Vec<(String, Vec<f64>)>, u
         "conv",
         "bn",
         Activation::Relu,
-        Init::kaiming_out(&[8, 3, 3, 3]),
+        Init::kaiming_fan_out(&[8, 3, 3, 3]),
         &p,
     );
     let stem = stem.unwrap();
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
-    tape.set_checkpointing(checkpointing);
+    tape.set_gradient_checkpointing(gradient_checkpointing);
     tape.select_features(&["middle", "out"]);
     let mut found = Vec::new();
     for step in 0..2 {
@@ -587,7 +589,7 @@ fn in_segments(dtype: DType, checkpointing: bool) -> (Vec<(String, Vec<f64>)>, u
                 let y = tape.dropout(&y, 0.3)?;
                 tape.add(&x, &y)
             };
-            x = tape.checkpoint(&x, run).unwrap();
+            x = tape.gradient_checkpoint(&x, run).unwrap();
             tape.mark_feature(if i == 2 { "out" } else { "middle" }, &x).unwrap();
         }
         let outputs = tape.outputs().unwrap();
@@ -605,9 +607,9 @@ fn in_segments(dtype: DType, checkpointing: bool) -> (Vec<(String, Vec<f64>)>, u
     (found, tape.memory_bytes())
 }
 
-/// Random numbers, batch statistics and gradients of what runs twice: the same bits, in less memory.
+/// Recomputed random numbers, batch statistics and gradients are bit-identical, in less memory.
 #[test]
-fn segments_that_run_again_change_nothing() {
+fn gradient_checkpointing_is_bit_identical() {
     for dtype in [DType::F32, DType::F64] {
         let ((whole, held), (again, less)) = (in_segments(dtype, false), in_segments(dtype, true));
         assert_eq!(whole.len(), again.len());
@@ -617,19 +619,14 @@ fn segments_that_run_again_change_nothing() {
         }
         let gradient = whole.iter().find(|(name, _)| name == "b1.qkv.weight1");
         assert!(gradient.is_some_and(|(_, g)| g.iter().all(|v| *v != 0.0)));
-        // candle's graph keeps what it keeps.
+        // The graph engine manages its own memory.
         let kernels = store(dtype).engine() == Engine::Kernels;
         assert!(!kernels || 10 * less < 8 * held, "{less} bytes of {held}");
     }
 }
 
-/// All of this once more as candle graphs, in a process of its own.
+/// Runs these tests on the graph engine, in a child process.
 #[test]
-fn kernels_and_graphs_agree() {
-    let run = std::process::Command::new(std::env::current_exe().unwrap())
-        .env("STILLHOUSE_ENGINE", "graph")
-        .args(["--skip", "kernels_", "--test-threads=1"])
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+fn kernels_and_graph_engine_agree() {
+    child::rerun(("STILLHOUSE_ENGINE", "graph"), &["--skip", "kernels_"], 12);
 }
