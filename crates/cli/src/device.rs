@@ -56,7 +56,7 @@ pub(crate) fn select(device: DeviceArg, precision: Precision) -> Result<(), CliE
 
 /// Returns whether networks on the CPU run on candle's graph (`STILLHOUSE_ENGINE=graph`).
 fn uses_graph_engine() -> bool {
-    matches!(Engine::of(&Device::Cpu), Ok(Engine::Graph))
+    matches!(Engine::for_device(&Device::Cpu), Ok(Engine::Graph))
 }
 
 #[cfg(feature = "cuda")]

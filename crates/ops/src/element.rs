@@ -46,12 +46,12 @@ fn best() -> Isa {
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
-        let wanted = match std::env::var("STILLHOUSE_ISA").as_deref() {
+        let requested = match std::env::var("STILLHOUSE_ISA").as_deref() {
             Ok("scalar") => Isa::Scalar,
             Ok("avx2") => Isa::Avx2,
             _ => Isa::Avx512,
         };
-        wanted.min(best())
+        requested.min(best())
     })
 }
 

@@ -95,7 +95,7 @@ impl Engine {
     ///
     /// # Errors
     /// An unknown value of `STILLHOUSE_ENGINE`.
-    pub fn of(device: &Device) -> Result<Self> {
+    pub fn for_device(device: &Device) -> Result<Self> {
         if !device.is_cpu() {
             return Ok(Self::Graph);
         }
@@ -105,7 +105,7 @@ impl Engine {
             Ok(other) => {
                 let what =
                     format!("invalid STILLHOUSE_ENGINE: expected `kernels` or `graph`, found `{other}`");
-                Err(Error::usage("Engine::of", what))
+                Err(Error::usage("Engine::for_device", what))
             }
         }
     }
@@ -183,7 +183,7 @@ fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
 impl ParamStore {
     /// Creates an empty store for `f32` or `f64` values.
     pub fn new(dtype: DType, device: &Device) -> Result<Self> {
-        Self::with_engine(dtype, device, Engine::of(device)?)
+        Self::with_engine(dtype, device, Engine::for_device(device)?)
     }
 
     /// Creates an empty store with an explicit engine.

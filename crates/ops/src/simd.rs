@@ -4,7 +4,7 @@
 //! portable fallback and the only implementation for `f64`.
 
 #![allow(unsafe_code, clippy::missing_safety_doc)]
-#![allow(clippy::needless_range_loop)] // simd are indexed
+#![allow(clippy::needless_range_loop)] // lanes are indexed
 
 use crate::element::Float;
 

@@ -140,7 +140,7 @@ impl Conv {
         }
         let (handle, stream) = (context.handle, device.cuda_stream());
         // Lists are sorted by time, as predicted by cuDNN's heuristics or measured.
-        macro_rules! ask {
+        macro_rules! query {
             ($choice:path, $perf:ty, $call:path, $($arg:expr),* => $($end:expr),*) => {{
                 let mut found = 0;
                 // SAFETY: plain data, for which zeros are valid.
@@ -165,12 +165,12 @@ impl Conv {
                 $choice:path, $perf:ty, $expect:path, ($($descriptor:expr),*),
                 $measure:path, ($($arg:expr),*)
             ) => {{
-                let expected = ask!($choice, $perf, $expect, $($descriptor),* =>);
+                let expected = query!($choice, $perf, $expect, $($descriptor),* =>);
                 let bytes = expected.iter().map(|a| a.bytes).max().unwrap_or(0);
                 let measured = match context.workspace(bytes, device) {
                     Ok(space) if expected.len() > 1 => {
                         write_to!(space = space, &stream);
-                        ask!($choice, $perf, $measure, $($arg),* => space, bytes)
+                        query!($choice, $perf, $measure, $($arg),* => space, bytes)
                     }
                     Ok(_) => Vec::new(),
                     // Memory is nearly exhausted.

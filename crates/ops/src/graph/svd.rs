@@ -66,7 +66,7 @@ impl Svd {
         let mut out = vec![T::ZERO; parts.len() * self.n * (c + 1)];
         for ((x, part), out) in x.chunks(r * c).zip(&parts).zip(out.chunks_mut(self.n * (c + 1))) {
             if x.iter().any(|v| !v.widen().is_finite()) {
-                out.fill(T::narrow(f64::NAN)); // not to be taken for a zero matrix
+                out.fill(T::narrow(f64::NAN)); // NaN must not pass for a zero matrix
             }
             for (j, row) in out.chunks_mut(c + 1).enumerate().take(part.values.len()) {
                 row.iter_mut().zip(part.vector(j, c)).for_each(|(o, v)| *o = T::narrow(*v));

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 /// Keeps freed memory in the process instead of returning it to the system at once. candle allocates
-/// every tensor of a graph anew; without this, mapping and clearing their pages costs a tenth of a step
+/// every tensor of a graph separately; without this, mapping and clearing their pages costs a tenth of a step
 /// or more. Call it once, before the first tensor. No effect except on Linux with glibc.
 ///
 /// The process then holds its peak memory (up to 2 GiB more than is in use) until it ends.

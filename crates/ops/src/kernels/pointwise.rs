@@ -49,7 +49,7 @@ pub(crate) struct Pointwise<'a, T> {
 
 /// Returns whether the fused pass is used. Maps that fit the cache gain nothing. The tasks here are the
 /// row chunks of the weight gradient, so more threads than chunks are better used by the separate passes.
-pub(crate) fn serves(rows: usize, inputs: usize, outputs: usize, stored: usize) -> bool {
+pub(crate) fn is_profitable(rows: usize, inputs: usize, outputs: usize, stored: usize) -> bool {
     let chunks = chunks(rows, stored);
     rows * (inputs + outputs) >= MIN_VALUES && chunks > 1 && rayon::current_num_threads() <= chunks
 }

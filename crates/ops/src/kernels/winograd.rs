@@ -202,7 +202,7 @@ mod tests {
             random("x", t.images * t.source[0] * t.source[1] * c),
             random("dy", t.images * t.target[0] * t.target[1] * k),
         );
-        let plain: Vec<T> = random("w", 9 * c * k); // [k][c][kernel_offset]
+        let plain: Vec<T> = random("w", 9 * c * k); // [k][c][kernel offset]
         let stored = packing.pack(&plain);
 
         let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);

@@ -81,7 +81,7 @@ impl Tape {
         x: &Node,
         segment: impl Fn(&Node, &mut Tape) -> Result<Node> + Send + Sync + 'static,
     ) -> Result<Node> {
-        let inside = self.segment != SegmentPass::Outside; // where there is nothing left to save
+        let inside = self.segment != SegmentPass::Outside; // a nested segment would save nothing more
         // The graph engine manages its own intermediate values.
         if self.graph_state.is_some()
             || !self.gradient_checkpointing

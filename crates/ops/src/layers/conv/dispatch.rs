@@ -276,7 +276,7 @@ impl Dispatch<'_> {
         dense
             && self.geo.input == self.geo.output
             && self.geo.padded.is_none()
-            && pointwise::serves(rows, spec.inputs, spec.outputs, self.layer.packing.packed_len())
+            && pointwise::is_profitable(rows, spec.inputs, spec.outputs, self.layer.packing.packed_len())
     }
 
     /// Computes the packed weight gradient and the input gradient, added to `dx` if `accumulate`, from
@@ -390,7 +390,14 @@ mod tests {
     use crate::{Activation, Init, Mode, ParamStore, Rng};
 
     /// Reference: adds every product to the pixel it came from.
-    fn by_definition(spec: &ConvSpec, geo: &ConvGeo, images: usize, dy: &[f64], w: &[f64], dx: &mut [f64]) {
+    fn reference_data_gradient(
+        spec: &ConvSpec,
+        geo: &ConvGeo,
+        images: usize,
+        dy: &[f64],
+        w: &[f64],
+        dx: &mut [f64],
+    ) {
         let ([h, wide], [oh, ow], [top, left]) = (geo.input, geo.output, geo.before);
         let (inner, per) = (spec.inputs / spec.groups, spec.outputs / spec.groups);
         for row in 0..images * oh * ow {
@@ -439,7 +446,7 @@ mod tests {
                 let mut dx: Vec<f64> =
                     (0..images * size[0] * size[1] * spec.inputs).map(|i| value(5 * i)).collect();
                 let mut want = if adds { dx.clone() } else { vec![0.0; dx.len()] };
-                by_definition(&spec, &geo, images, &dy, &plain, &mut want);
+                reference_data_gradient(&spec, &geo, images, &dy, &plain, &mut want);
                 pass.data_gradient(&dy, &layer.packing.pack(&plain), &mut dx, adds, &mut tape);
                 for (x, w) in dx.iter().zip(&want) {
                     assert!((x - w).abs() < 1e-9, "{spec:?} on {size:?}: {x} instead of {w}");
