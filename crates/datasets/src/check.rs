@@ -1,60 +1,61 @@
-//! What `stillhouse data check` reports of a dataset.
+//! Validation of a dataset's files against its manifest (`stillhouse data check`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use stillhouse_core::data::{Dataset, Image, Label, Task};
 use stillhouse_core::registry::DatasetRequest;
 
-use crate::findings::{Finding, Kind, Notes};
-use crate::listing::{Item, Listing, Truth, read_mask};
+use crate::diagnostics::{Diagnostic, Diagnostics, Kind};
+use crate::file_dataset::{Annotation, FileDataset, FileSample, read_mask};
 use crate::manifest::{self, Manifest};
-use crate::{Error, image, set};
+use crate::{Error, catalog, decode};
 
-/// Findings of one kind that the text shows; JSON has all.
-const SHOWN: usize = 20;
+/// Diagnostics of one kind in the text; JSON has all.
+const MAX_SHOWN: usize = 20;
 
-/// What was found in a dataset; printed as text, or kept as JSON.
+/// Result of a check, as text or JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Registry name.
     pub dataset: String,
     /// Its title.
     pub title: String,
-    /// Whether only a part of the official set was meant, so that counts are no faults.
+    /// Whether the files are a subset, so that counts are warnings.
     pub subset: bool,
     /// Images found.
     pub images: usize,
-    /// Images by the manifest, if there is one.
+    /// Images according to the manifest, if known.
     pub expected: Option<usize>,
     /// Images of each class, in class order; empty for segmentation.
     pub classes: Vec<Count>,
-    /// Images of each official list.
+    /// Images of each official split.
     pub splits: Vec<Count>,
-    /// Values that the masks hold, as they are stored; empty for classification.
+    /// Stored mask values; empty for classification.
     pub mask_values: Vec<u8>,
-    /// Keys of images with the same pixels, group by group.
+    /// Groups of keys of identical images.
     pub duplicates: Vec<Vec<String>>,
-    /// How often each size occurs, the most frequent first.
+    /// Image sizes, the most frequent first.
     pub sizes: Vec<SizeCount>,
-    /// What is wrong or odd.
-    pub findings: Vec<Finding>,
+    /// Errors, then warnings.
+    pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Images of one class or of one list.
+/// Image count of a class or an official split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
-    /// The class or list.
+    /// Name of the class or split.
     pub name: String,
     /// Images found.
     pub found: usize,
-    /// Images by the manifest, if it says.
+    /// Images according to the manifest, if known.
     pub expected: Option<usize>,
 }
 
-/// How often a size occurs.
+/// Number of images of a size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeCount {
     /// Columns.
@@ -66,133 +67,150 @@ pub struct SizeCount {
 }
 
 impl Report {
-    /// Whether nothing is wrong. Oddities that the official files are known to have are no faults,
-    /// nor are images with the same pixels in one class and one split.
+    /// Whether there is no error. Known peculiarities of the official files are warnings, as are
+    /// identical images within a class and split.
     pub fn is_ok(&self) -> bool {
-        !self.findings.iter().any(|f| f.fault)
+        !self.diagnostics.iter().any(|d| d.is_error)
     }
 }
 
-/// Reads the lists and decodes every file of a dataset, and compares what it finds with the
-/// manifest; for `subset` counts are reported, but no faults. The report does not depend on the
-/// number of threads.
+/// Reads the lists, decodes every file and compares the result with the manifest. With `subset`,
+/// count differences are warnings. The report does not depend on the number of threads.
 ///
 /// # Errors
 ///
-/// A dataset that is not there, an unknown name or setting, or a list that cannot be read at all;
-/// all other faults are in the report.
+/// A missing dataset, an unknown name or setting, an invalid manifest, or an unreadable list; all
+/// other problems are in the report.
 pub fn check(request: &DatasetRequest, subset: bool) -> stillhouse_core::Result<Report> {
-    let Some(set) = set::ENTRIES.iter().find(|s| s.entry.name == request.name) else {
+    let manifest = manifest::find(&request.name, &request.roots)?;
+    let Some(read) = catalog::reader(&request.name) else {
         let set = (crate::registry().get(&request.name)?.build)(request)?;
-        return Ok(check_embedded(&*set));
+        return Ok(check_synthetic(&*set, manifest.as_deref()));
     };
+    // An unknown name gets a suggestion.
+    crate::registry_in(&request.roots).get(&request.name)?;
     let mut request = request.clone();
     request.options.remove("on_error");
-    let mut notes = Notes::collecting();
-    let listing = (set.read)(&request, &mut notes)?;
-    let looks = listing.items.par_iter().map(|item| look_at(&listing, item)).collect();
-    Ok(report(&listing, looks, notes.found, subset))
+    let mut diagnostics = Diagnostics::collecting();
+    let set = read(&request, &mut diagnostics)?;
+    let inspected = set.samples.par_iter().map(|sample| Inspector::of_files(&set, sample)).collect();
+    Ok(report(&set, manifest.as_deref(), inspected, diagnostics.found, subset))
 }
 
-/// What one image file shows.
+/// Content and problems of one sample.
 #[derive(Default)]
-struct Look {
-    /// Width, height, hash of the pixels; none if it is broken.
+struct Inspector {
+    /// Width, height and hash of the pixels; `None` if it cannot be decoded.
     image: Option<(usize, usize, String)>,
-    values: BTreeSet<u8>,
-    found: Vec<Finding>,
+    mask_values: BTreeSet<u8>,
+    diagnostics: Vec<Diagnostic>,
 }
 
-impl Look {
-    fn see(&mut self, image: &Image) {
+impl Inspector {
+    fn hash(&mut self, image: &Image) {
         self.image = Some((image.width, image.height, stillhouse_core::fs::sha256(&image.pixels)));
     }
-}
 
-fn look_at(listing: &Listing, item: &Item) -> Look {
-    let mut look = Look::default();
-    let mut size = None;
-    match image::inspect_image(&item.path) {
-        Err(e) => look.found.push(Finding::new(Kind::Broken, e)),
-        Ok((image, stored)) => {
-            size = Some((image.width, image.height));
-            look.see(&image);
-            let path = item.path.display();
-            if stored.colors != image::RGB {
-                let message = format!("{path}: stored as {}, read as RGB", stored.colors);
-                look.found.push(Finding::new(Kind::NotRgb, message));
+    fn error(&mut self, kind: Kind, message: impl ToString) {
+        self.diagnostics.push(Diagnostic::error(kind, message));
+    }
+
+    fn of_files(set: &FileDataset, sample: &FileSample) -> Self {
+        let mut inspector = Self::default();
+        let size = inspector.image_file(&sample.path);
+        if let Annotation::Mask { path, .. } = &sample.annotation {
+            inspector.mask_file(set, path, size);
+        }
+        inspector
+    }
+
+    /// Decodes an image; returns its size.
+    fn image_file(&mut self, path: &Path) -> Option<(usize, usize)> {
+        let (image, stored) = match decode::inspect_image(path) {
+            Ok(decoded) => decoded,
+            Err(e) => {
+                self.error(Kind::Broken, e);
+                return None;
             }
-            let extension = item.path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-            let meant = match extension.as_str() {
-                "jpg" | "jpeg" => "JPEG",
-                "png" => "PNG",
-                "tif" | "tiff" => "TIFF",
-                "bmp" => "BMP",
-                _ => stored.format,
-            };
-            if meant != stored.format {
-                let message = format!("{path}: holds {}, read as such", stored.format);
-                look.found.push(Finding::new(Kind::Extension, message));
-            }
+        };
+        self.hash(&image);
+        let file = path.display();
+        if stored.colors != decode::RGB {
+            self.error(Kind::NotRgb, format!("{file}: expected {}, found {}", decode::RGB, stored.colors));
+        }
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        let expected = match extension.as_str() {
+            "jpg" | "jpeg" => "JPEG",
+            "png" => "PNG",
+            "tif" | "tiff" => "TIFF",
+            "bmp" => "BMP",
+            _ => stored.format,
+        };
+        if expected != stored.format {
+            self.error(Kind::Extension, format!("{file}: expected {expected}, found {}", stored.format));
+        }
+        Some((image.width, image.height))
+    }
+
+    fn mask_file(&mut self, set: &FileDataset, path: &Path, size: Option<(usize, usize)>) {
+        let mask = match read_mask(path) {
+            Ok(mask) => mask,
+            Err(e) => return self.error(Kind::Broken, e),
+        };
+        self.mask_values = mask.labels.iter().copied().collect();
+        let found = (mask.width, mask.height);
+        if let Some(expected) = size.filter(|size| *size != found) {
+            self.error(Kind::MaskSize, Error::MaskSize { path: path.to_path_buf(), found, expected });
+        }
+        if let Some(Err(e)) = set.masks.as_ref().map(|mapping| mapping.apply(mask, path)) {
+            self.error(Kind::MaskValue, e);
         }
     }
-    if let Truth::Mask { path, .. } = &item.truth {
-        match read_mask(path) {
-            Err(e) => look.found.push(Finding::new(Kind::Broken, e)),
-            Ok(mask) => {
-                look.values = mask.labels.iter().copied().collect();
-                let found = (mask.width, mask.height);
-                if let Some(expected) = size.filter(|size| *size != found) {
-                    let error = Error::MaskSize { path: path.clone(), found, expected };
-                    look.found.push(Finding::new(Kind::MaskSize, error));
-                }
-                if let Some(Err(e)) = listing.masks.as_ref().map(|rule| rule.apply(mask, path)) {
-                    look.found.push(Finding::new(Kind::MaskValue, e));
-                }
-            }
-        }
-    }
-    look
 }
 
-/// The report of images that are made by the program.
-fn check_embedded(set: &dyn Dataset) -> Report {
-    let look = |index: usize| {
-        let mut look = Look::default();
+/// Checks a synthetic dataset.
+fn check_synthetic(set: &dyn Dataset, manifest: Option<&Manifest>) -> Report {
+    let inspect = |index: usize| {
+        let mut inspector = Inspector::default();
         match set.sample(index) {
             Ok(sample) => {
-                look.see(&sample.image);
+                inspector.hash(&sample.image);
                 if let Label::Mask(mask) = sample.label {
-                    look.values.extend(mask.labels);
+                    inspector.mask_values.extend(mask.labels);
                 }
             }
-            Err(e) => look.found.push(Finding::new(Kind::Broken, format!("{}: {e}", set.key(index)))),
+            Err(e) => inspector.error(Kind::Broken, format!("{}: {e}", set.key(index))),
         }
-        look
+        inspector
     };
-    report(set, (0..set.len()).into_par_iter().map(look).collect(), Vec::new(), false)
+    report(set, manifest, (0..set.len()).into_par_iter().map(inspect).collect(), Vec::new(), false)
 }
 
-fn report(set: &dyn Dataset, looks: Vec<Look>, mut findings: Vec<Finding>, subset: bool) -> Report {
+fn report(
+    set: &dyn Dataset,
+    manifest: Option<&Manifest>,
+    inspected: Vec<Inspector>,
+    mut diagnostics: Vec<Diagnostic>,
+    subset: bool,
+) -> Report {
     let info = set.info();
-    let manifest = manifest::find(&info.name);
-    let (mut sizes, mut same) = (BTreeMap::new(), BTreeMap::<_, Vec<usize>>::new());
+    let (mut sizes, mut identical) = (BTreeMap::new(), BTreeMap::<_, Vec<usize>>::new());
     let mut values = BTreeSet::new();
-    for (index, look) in looks.into_iter().enumerate() {
-        if let Some((width, height, hash)) = look.image {
+    for (index, sample) in inspected.into_iter().enumerate() {
+        if let Some((width, height, hash)) = sample.image {
             *sizes.entry((width, height)).or_insert(0) += 1;
-            same.entry((hash, width, height)).or_default().push(index);
+            identical.entry((hash, width, height)).or_default().push(index);
         }
-        values.extend(look.values);
-        findings.extend(look.found);
+        values.extend(sample.mask_values);
+        diagnostics.extend(sample.diagnostics);
     }
     let mut sizes: Vec<SizeCount> =
         sizes.into_iter().map(|((width, height), images)| SizeCount { width, height, images }).collect();
     sizes.sort_by_key(|s| (std::cmp::Reverse(s.images), s.width, s.height));
-    let mut groups: Vec<Vec<usize>> = same.into_values().filter(|group| group.len() > 1).collect();
+    let mut groups: Vec<Vec<usize>> = identical.into_values().filter(|group| group.len() > 1).collect();
     groups.sort_unstable();
-    let splits = official(set);
-    findings.extend(groups.iter().map(|group| duplicate(set, &splits, group)));
+    let splits = official_splits(set);
+    diagnostics.extend(groups.iter().map(|group| duplicate(set, &splits, group)));
     let classes = class_counts(set, manifest);
     let splits: Vec<Count> = splits
         .into_iter()
@@ -203,14 +221,14 @@ fn report(set: &dyn Dataset, looks: Vec<Look>, mut findings: Vec<Finding>, subse
         })
         .collect();
     let expected = manifest.and_then(Manifest::total);
-    findings.extend(counts(set, manifest, expected, &classes, &splits));
-    for finding in &mut findings {
-        let known = manifest.is_some_and(|m| m.allow.contains(&finding.kind));
-        let part = subset && matches!(finding.kind, Kind::Count | Kind::MissingClass);
-        finding.fault &= !known && !part;
+    diagnostics.extend(count_errors(set, manifest, expected, &classes, &splits));
+    for diagnostic in &mut diagnostics {
+        let known = manifest.is_some_and(|m| m.allow.contains(&diagnostic.kind));
+        let is_subset = subset && matches!(diagnostic.kind, Kind::Count | Kind::MissingClass);
+        diagnostic.is_error &= !known && !is_subset;
     }
-    // Faults first, then by kind; within a kind in the order of the files.
-    findings.sort_by_key(|f| (!f.fault, f.kind));
+    // Errors first, then by kind; within a kind in the order of the files.
+    diagnostics.sort_by_key(|d| (!d.is_error, d.kind));
     let keys = |group: &Vec<usize>| group.iter().map(|&i| set.key(i)).collect();
     Report {
         dataset: info.name.clone(),
@@ -223,11 +241,11 @@ fn report(set: &dyn Dataset, looks: Vec<Look>, mut findings: Vec<Finding>, subse
         mask_values: values.into_iter().collect(),
         duplicates: groups.iter().map(keys).collect(),
         sizes,
-        findings,
+        diagnostics,
     }
 }
 
-fn official(set: &dyn Dataset) -> Vec<(String, Vec<usize>)> {
+fn official_splits(set: &dyn Dataset) -> Vec<(String, Vec<usize>)> {
     let lists = ["train", "val", "test"].map(|name| Some((name.to_string(), set.official_split(name)?)));
     lists.into_iter().flatten().collect()
 }
@@ -248,25 +266,25 @@ fn class_counts(set: &dyn Dataset, manifest: Option<&Manifest>) -> Vec<Count> {
     counted.map(|(name, found)| Count { name: name.clone(), found, expected: expected(name) }).collect()
 }
 
-/// Counts that are not the manifest's.
-fn counts(
+/// Compares counts with the manifest.
+fn count_errors(
     set: &dyn Dataset,
     manifest: Option<&Manifest>,
     expected: Option<usize>,
     classes: &[Count],
     splits: &[Count],
-) -> Vec<Finding> {
+) -> Vec<Diagnostic> {
     let mut all = Vec::new();
-    let mut compare = |what: String, found: usize, expected: Option<usize>| {
+    let mut compare = |unit: String, found: usize, expected: Option<usize>| {
         if let Some(expected) = expected.filter(|n| *n != found) {
-            let message = format!("{what}: found {found}, the official set has {expected}");
-            all.push(Finding::new(Kind::Count, message));
+            let message = format!("{unit}: expected {expected}, found {found}");
+            all.push(Diagnostic::error(Kind::Count, message));
         }
     };
     compare("images".to_string(), set.len(), expected);
     compare("classes".to_string(), set.info().classes.len(), manifest.and_then(Manifest::class_count));
     for count in splits {
-        compare(format!("images of the list `{}`", count.name), count.found, count.expected);
+        compare(format!("images of the split `{}`", count.name), count.found, count.expected);
     }
     for count in classes {
         compare(format!("images of the class `{}`", count.name), count.found, count.expected);
@@ -274,32 +292,32 @@ fn counts(
     all
 }
 
-fn duplicate(set: &dyn Dataset, splits: &[(String, Vec<usize>)], group: &[usize]) -> Finding {
-    let side = |index: usize| splits.iter().position(|(_, list)| list.binary_search(&index).is_ok());
+fn duplicate(set: &dyn Dataset, splits: &[(String, Vec<usize>)], group: &[usize]) -> Diagnostic {
+    let split_of = |index: usize| splits.iter().position(|(_, list)| list.binary_search(&index).is_ok());
     let differ = |f: &dyn Fn(usize) -> Option<usize>| group.iter().any(|&i| f(i) != f(group[0]));
     let class = |index: usize| set.class(index).map(|c| c as usize);
-    let named = |&i: &usize| match side(i) {
+    let named = |&i: &usize| match split_of(i) {
         Some(split) => format!("{} ({})", set.key(i), splits[split].0),
         None => set.key(i),
     };
     let message = group.iter().map(named).collect::<Vec<_>>().join(", ");
-    if differ(&side) {
-        Finding::new(Kind::DuplicateAcrossSplits, message)
+    if differ(&split_of) {
+        Diagnostic::error(Kind::DuplicateAcrossSplits, message)
     } else if differ(&class) {
-        Finding::new(Kind::DuplicateAcrossClasses, message)
+        Diagnostic::error(Kind::DuplicateAcrossClasses, message)
     } else {
-        Finding { kind: Kind::Duplicate, message, fault: false }
+        Diagnostic { kind: Kind::Duplicate, message, is_error: false }
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = |expected: Option<usize>| expected.map(|n| format!(" of {n}")).unwrap_or_default();
-        let part = if self.subset { " (a part of the official set)" } else { "" };
-        writeln!(f, "{}: {}{part}", self.dataset, self.title)?;
+        let subset = if self.subset { " (subset)" } else { "" };
+        writeln!(f, "{}: {}{subset}", self.dataset, self.title)?;
         writeln!(f, "{:<12}{}{}", "images", self.images, of(self.expected))?;
         for split in &self.splits {
-            writeln!(f, "{:<12}{}: {}{}", "list", split.name, split.found, of(split.expected))?;
+            writeln!(f, "{:<12}{}: {}{}", "split", split.name, split.found, of(split.expected))?;
         }
         if !self.classes.is_empty() {
             let found = self.classes.iter().map(|c| c.found);
@@ -310,29 +328,29 @@ impl fmt::Display for Report {
             let values: Vec<String> = self.mask_values.iter().map(ToString::to_string).collect();
             writeln!(f, "{:<12}{}", "mask values", values.join(" "))?;
         }
-        for size in self.sizes.iter().take(SHOWN) {
+        for size in self.sizes.iter().take(MAX_SHOWN) {
             writeln!(f, "{:<12}{}x{}: {} images", "size", size.width, size.height, size.images)?;
         }
-        if self.sizes.len() > SHOWN {
-            writeln!(f, "{:<12}and {} more sizes", "", self.sizes.len() - SHOWN)?;
+        if self.sizes.len() > MAX_SHOWN {
+            writeln!(f, "{:<12}and {} more sizes", "", self.sizes.len() - MAX_SHOWN)?;
         }
         let mut shown = BTreeMap::<(Kind, bool), usize>::new();
-        for finding in &self.findings {
-            let n = shown.entry((finding.kind, finding.fault)).or_insert(0);
+        for diagnostic in &self.diagnostics {
+            let n = shown.entry((diagnostic.kind, diagnostic.is_error)).or_insert(0);
             *n += 1;
-            if *n <= SHOWN {
-                let mark = if finding.fault { "fault" } else { "note" };
-                writeln!(f, "{mark:<12}{}: {}", finding.kind, finding.message)?;
+            if *n <= MAX_SHOWN {
+                let mark = if diagnostic.is_error { "error" } else { "warning" };
+                writeln!(f, "{mark:<12}{}: {}", diagnostic.kind, diagnostic.message)?;
             }
         }
-        for ((kind, fault), n) in shown.into_iter().filter(|(_, n)| *n > SHOWN) {
-            let mark = if fault { "fault" } else { "note" };
-            writeln!(f, "{mark:<12}{kind}: {} more (--json shows all)", n - SHOWN)?;
+        for ((kind, is_error), n) in shown.into_iter().filter(|(_, n)| *n > MAX_SHOWN) {
+            let mark = if is_error { "error" } else { "warning" };
+            writeln!(f, "{mark:<12}{kind}: {} more (--json shows all)", n - MAX_SHOWN)?;
         }
-        let faults = self.findings.iter().filter(|f| f.fault).count();
-        match faults {
+        let errors = self.diagnostics.iter().filter(|d| d.is_error).count();
+        match errors {
             0 => write!(f, "ok"),
-            n => write!(f, "not as expected: {n} fault{}", if n == 1 { "" } else { "s" }),
+            n => write!(f, "failed: {n} error{}", if n == 1 { "" } else { "s" }),
         }
     }
 }
@@ -343,29 +361,29 @@ mod tests {
     use crate::fake::Fake;
 
     #[test]
-    fn faults_are_found() {
+    fn reports_unreadable_images() {
         let mut set = Fake::new(&[3, 4]);
         set.broken = Some(5);
-        let report = check_embedded(&set);
+        let report = check_synthetic(&set, None);
         assert!(!report.is_ok());
         assert_eq!((report.images, report.expected), (7, None));
-        assert_eq!(report.findings.len(), 1);
+        assert_eq!(report.diagnostics.len(), 1);
         assert_eq!(report.sizes.iter().map(|s| s.images).sum::<usize>(), 6);
         let text = report.to_string();
-        assert!(text.contains("broken: c1/005.png") && text.ends_with("1 fault"), "{text}");
+        assert!(text.contains("unreadable: c1/005.png") && text.ends_with("1 error"), "{text}");
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
-        assert!(check_embedded(&Fake::new(&[2])).is_ok());
+        assert!(check_synthetic(&Fake::new(&[2]), None).is_ok());
     }
 
     #[test]
-    fn equal_pixels_are_found() {
+    fn reports_identical_images() {
         // Values repeat with the index modulo 256, sizes modulo 6: 768 images apart.
-        let report = check_embedded(&Fake::new(&[770]));
+        let report = check_synthetic(&Fake::new(&[770]), None);
         assert_eq!(report.duplicates, [["c0/000.png", "c0/768.png"], ["c0/001.png", "c0/769.png"]]);
         assert!(report.is_ok());
-        let report = check_embedded(&Fake::new(&[760, 10]));
-        assert_eq!(report.findings[0].kind, Kind::DuplicateAcrossClasses);
+        let report = check_synthetic(&Fake::new(&[760, 10]), None);
+        assert_eq!(report.diagnostics[0].kind, Kind::DuplicateAcrossClasses);
         assert!(!report.is_ok());
     }
 }

@@ -1,23 +1,23 @@
-//! What can go wrong with images and folders of them.
+//! Errors of datasets, images and transforms.
 
 use std::path::PathBuf;
 
-/// An error of a dataset, an image or a transform; each says where, what was found, what was
-/// expected and what to do.
+/// An error of a dataset, an image or a transform. Messages name the location, the found and the
+/// expected value, and a remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder that cannot be read.
+    /// An unreadable file or folder.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// Cause.
         source: std::io::Error,
     },
-    /// A file whose first bytes are those of no format that is read.
+    /// A file of an unknown format.
     #[error(
-        "{name}: not an image: expected JPEG, PNG, TIFF or BMP by its first bytes, found {found}; replace or remove the file"
+        "{name}: not an image: expected the first bytes of JPEG, PNG, TIFF or BMP, found {found}; replace or remove the file"
     )]
     UnknownFormat {
         /// The file.
@@ -25,56 +25,56 @@ pub enum Error {
         /// Its first bytes.
         found: String,
     },
-    /// A file that its decoder or reader refuses.
-    #[error("{name}: broken {format}: {message}; fetch the file again or remove it")]
+    /// A corrupt file.
+    #[error("{name}: corrupt {format}: {message}; download the file again or remove it")]
     Decode {
         /// The file.
         name: String,
         /// JPEG, PNG, TIFF, BMP, MAT, ...
         format: &'static str,
-        /// What the decoder said.
+        /// Cause.
         message: String,
     },
-    /// A sound file in a variant that is not read.
-    #[error("{name}: this {format} holds {found}, expected {expected}; convert the file")]
+    /// A valid file in an unsupported variant.
+    #[error("{name}: unsupported {format}: expected {expected}, found {found}; convert the file")]
     Unsupported {
         /// The file.
         name: String,
         /// JPEG, PNG, TIFF or BMP.
         format: &'static str,
-        /// What it holds.
+        /// Found variant.
         found: String,
-        /// What is read.
+        /// Supported variants.
         expected: &'static str,
     },
     /// An image beyond the limits for untrusted files.
     #[error(
-        "{name}: {width}x{height} pixels, expected at most {} a side and {} in all; scale the image down",
-        crate::image::MAX_SIDE,
-        crate::image::MAX_PIXELS
+        "{name}: image too large: expected at most {} pixels per side and {} in total, found {width}x{height}; scale the image down",
+        crate::decode::MAX_SIDE,
+        crate::decode::MAX_PIXELS
     )]
     TooLarge {
         /// The file.
         name: String,
-        /// Columns that it claims.
+        /// Width in the header.
         width: u64,
-        /// Rows that it claims.
+        /// Height in the header.
         height: u64,
     },
-    /// A dataset that is under none of the roots.
-    #[error("{dataset} not found: expected the folder {expected} under {searched}; {hint}")]
+    /// A dataset that no data root contains.
+    #[error("{dataset} not found: expected the folder {expected} below {searched}; {hint}")]
     MissingDataset {
         /// Its title.
         dataset: String,
-        /// The folder that a root must hold.
+        /// The expected folder.
         expected: String,
-        /// The roots.
+        /// The searched roots.
         searched: String,
-        /// What to do.
+        /// Remedy.
         hint: String,
     },
     /// A class without a folder.
-    #[error("{}: no folder for class `{class}`; expected {expected} class folders, found {found}; restore the folder or fetch the set again", path.display())]
+    #[error("{}: no folder of class `{class}`: expected {expected} class folders, found {found}; restore the folder or download the dataset again", path.display())]
     MissingClass {
         /// The folder of the class folders.
         path: PathBuf,
@@ -82,73 +82,73 @@ pub enum Error {
         class: String,
         /// Number of classes.
         expected: usize,
-        /// The folders that are there.
+        /// The found folders.
         found: String,
     },
     /// A class folder without an image.
-    #[error("{}: class `{class}` has no image; expected files with the extension {extensions}, found {found} other files; add images or remove the folder", path.display())]
+    #[error("{}: no image of class `{class}`: expected files with the extension {extensions}, found {found} other files; add images or remove the folder", path.display())]
     EmptyClass {
         /// The class's folder.
         path: PathBuf,
         /// The class.
         class: String,
-        /// The extensions that count.
+        /// Extensions of images.
         extensions: String,
-        /// Files that do not count.
+        /// Number of other files.
         found: usize,
     },
-    /// A file that the official layout does not have.
+    /// A file outside of the official layout.
     #[error("{}: unexpected file in class `{class}`: expected {expected}; move the file away", path.display())]
     UnexpectedFile {
         /// The file.
         path: PathBuf,
         /// The class.
         class: String,
-        /// The layout's pattern.
+        /// Expected name.
         expected: String,
     },
-    /// A line of a list file that does not read as it should.
-    #[error("{}:{line}: found `{found}`, expected {expected}; mend the line or fetch the list again", path.display())]
+    /// An invalid line of a list.
+    #[error("{}:{line}: expected {expected}, found `{found}`; fix the line or download the list again", path.display())]
     ListLine {
         /// The list.
         path: PathBuf,
         /// Its line, from 1.
         line: usize,
-        /// What stands there, shortened.
+        /// Start of the line.
         found: String,
-        /// What should.
+        /// Expected content.
         expected: String,
     },
-    /// A file that a list or the layout names and that is not there.
-    #[error("{}: not there, but {named_by} names it; fetch the set again or mend the list", path.display())]
+    /// A missing file that a list or the layout requires.
+    #[error("{}: file not found: required by {listed_by}; download the dataset again or fix the list", path.display())]
     MissingFile {
         /// The file.
         path: PathBuf,
-        /// Who names it.
-        named_by: String,
+        /// The list or file that requires it.
+        listed_by: String,
     },
-    /// A label that contradicts the file's folder or name, or that no class has.
-    #[error("{place}: labeled {found}, expected {expected}; mend the list or move the file")]
+    /// A label that contradicts the file's folder or name, or belongs to no class.
+    #[error("{location}: wrong label: expected {expected}, found {found}; fix the list or move the file")]
     WrongLabel {
         /// The file, or the list and its line.
-        place: String,
+        location: String,
         /// The label.
         found: String,
-        /// What it should be.
+        /// The expected label.
         expected: String,
     },
-    /// A folder or name that the layout does not have.
-    #[error("{}: found {found}, expected {expected}; move it away or mend it", path.display())]
+    /// A folder or name outside of the official layout.
+    #[error("{}: expected {expected}, found {found}; fix or remove it", path.display())]
     Layout {
         /// The folder.
         path: PathBuf,
-        /// What is there.
+        /// Found content.
         found: String,
-        /// What should be.
+        /// Expected content.
         expected: String,
     },
-    /// A mask that does not have the size of its image.
-    #[error("{}: a mask of {}x{}, its image has {}x{}; replace the mask", path.display(), found.0, found.1, expected.0, expected.1)]
+    /// A mask whose size differs from its image.
+    #[error("{}: mask size: expected the image's {}x{}, found {}x{}; replace the mask", path.display(), expected.0, expected.1, found.0, found.1)]
     MaskSize {
         /// The mask.
         path: PathBuf,
@@ -157,8 +157,8 @@ pub enum Error {
         /// The image's.
         expected: (usize, usize),
     },
-    /// A mask with a value that no class has.
-    #[error("{}: value {value} at column {x}, row {y}, expected {expected}; replace the mask", path.display())]
+    /// A mask value that belongs to no class.
+    #[error("{}: mask value at column {x}, row {y}: expected {expected}, found {value}; replace the mask", path.display())]
     MaskValue {
         /// The mask.
         path: PathBuf,
@@ -168,49 +168,52 @@ pub enum Error {
         x: usize,
         /// Its row.
         y: usize,
-        /// What is allowed.
+        /// Valid values.
         expected: String,
     },
-    /// An archive that is damaged, hostile or none.
-    #[error("{}: {message}; fetch it again, or from elsewhere", path.display())]
+    /// A corrupt or malicious archive.
+    #[error("{}: {message}; download it again, or from another source", path.display())]
     Archive {
         /// The archive.
         path: PathBuf,
-        /// The entry and what is wrong with it.
+        /// The entry and its problem.
         message: String,
     },
-    /// A download that failed.
-    #[error("{what}: {message}")]
+    /// A failed download.
+    #[error("{source_name}: {message}")]
     Download {
-        /// The address, or the set.
-        what: String,
-        /// What happened, and what to do.
+        /// The URL, or the dataset.
+        source_name: String,
+        /// Cause and remedy.
         message: String,
     },
-    /// A set that only a person can get.
-    #[error("{dataset} cannot be fetched by the program: {how}")]
+    /// A dataset that requires manual steps.
+    #[error("{dataset} cannot be downloaded automatically: {instructions}")]
     Access {
         /// Its title.
         dataset: String,
-        /// What to do.
-        how: String,
+        /// Remedy.
+        instructions: String,
     },
-    /// A setting or parameter out of its range.
-    #[error("{what}: {why}")]
+    /// An invalid setting or parameter.
+    #[error("{subject}: {message}")]
     Setting {
         /// Transform, sampler, split or dataset.
-        what: String,
-        /// Found, allowed, and what to do.
-        why: String,
+        subject: String,
+        /// Expected and found value, and a remedy.
+        message: String,
     },
-    /// The loader's thread ended by a panic: a bug.
-    #[error("the loader's thread died: {0}; this is a bug, please report it")]
-    Died(String),
+    /// An invalid manifest; the message has file, line and field.
+    #[error("{0}")]
+    Manifest(String),
+    /// A panic of a loader thread: a bug.
+    #[error("the loader thread panicked: {0}; this is a bug in stillhouse; please report it")]
+    LoaderPanic(String),
 }
 
 impl Error {
-    pub(crate) fn setting(what: impl ToString, why: impl ToString) -> Self {
-        Self::Setting { what: what.to_string(), why: why.to_string() }
+    pub(crate) fn setting(subject: impl ToString, message: impl ToString) -> Self {
+        Self::Setting { subject: subject.to_string(), message: message.to_string() }
     }
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {

@@ -1,8 +1,9 @@
-//! `stillhouse data fetch`: an official set from its sources to its place, or not at all.
+//! Download of a dataset from its sources (`stillhouse data fetch`).
 //!
-//! Archives and repositories are downloaded into a work folder `.fetch/NAME` below the root,
-//! verified, unpacked there, and moved to the set's folder in one step: a set that was cut off is
-//! never seen, and a later start goes on where it was. One process downloads, others wait for it.
+//! Archives and repositories are downloaded into the work folder `.fetch/NAME` below the data root,
+//! verified and unpacked there, and moved to the dataset's folder in one step: an incomplete
+//! dataset is never visible, and a later start resumes the download. One process downloads; others
+//! wait for it.
 
 pub mod archive;
 mod http;
@@ -19,37 +20,36 @@ use stillhouse_core::fs::FolderLock;
 
 pub use http::Client;
 
-use crate::manifest::{self, Manifest, Source, SourceKind};
+use crate::manifest::{Manifest, Source, SourceKind};
 use crate::{Error, Result};
 
-/// Where the hub is, unless `HF_ENDPOINT` says otherwise.
+/// Default hub endpoint.
 pub const HUB: &str = "https://huggingface.co";
 
-/// What a fetched folder holds beside the set: where it came from. Written last before the folder
-/// gets its name.
+/// File in a downloaded folder that records its origin. Written last before the folder is renamed.
 pub const RECORD: &str = ".stillhouse-fetch.json";
 
-/// How to fetch.
+/// Download configuration.
 #[derive(Debug, Clone)]
 pub struct Fetch {
-    /// The data root that the set is to lie under.
+    /// Data root to download into.
     pub root: PathBuf,
-    /// The hub's address, without a slash at its end.
+    /// Hub endpoint without a trailing slash.
     pub endpoint: String,
-    /// A token of the hub; it is sent to the hub alone.
+    /// Hub token; sent to the hub only.
     pub token: Option<String>,
-    /// Nothing is downloaded.
+    /// Whether downloads are forbidden.
     pub offline: bool,
-    /// Keep the archives in `.fetch`.
+    /// Whether the archives are kept in `.fetch`.
     pub keep: bool,
-    /// Tries of one file that is cut off or refused for a time.
+    /// Attempts per file after interruptions and temporary rejections.
     pub tries: u32,
-    /// Pause after the first failed try; it doubles.
+    /// Pause after the first failed attempt; doubled each time.
     pub pause: Duration,
 }
 
 impl Fetch {
-    /// From the environment, as the hub's own tools read it: `HF_ENDPOINT`, `HF_HUB_OFFLINE`,
+    /// Reads the environment variables of the hub's own tools: `HF_ENDPOINT`, `HF_HUB_OFFLINE`,
     /// `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`.
     pub fn from_env(root: PathBuf) -> Self {
         let text =
@@ -81,93 +81,85 @@ impl Fetch {
     }
 }
 
-/// What goes on, for a progress bar; may come from several threads.
+/// Progress events; may come from several threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// A sentence for the person.
-    Say(String),
-    /// A download begins: its name and its bytes, if they are known.
-    Begin(String, Option<u64>),
-    /// So many bytes more.
-    More(u64),
-    /// The bytes that were counted so far do not count: the file begins anew.
-    Again,
-    /// The download is whole.
-    End,
+    /// A message.
+    Message(String),
+    /// A download starts: name and size in bytes, if known.
+    Started(String, Option<u64>),
+    /// Bytes received.
+    Advanced(u64),
+    /// The download restarts; the bytes received so far do not count.
+    Restarted,
+    /// The download is complete.
+    Finished,
 }
 
-/// Where progress is told.
-pub type Tell<'a> = &'a (dyn Fn(Progress) + Sync);
+/// Receives progress events.
+pub type ProgressFn<'a> = &'a (dyn Fn(Progress) + Sync);
 
-/// What was done.
+/// Result of [`fetch`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fetched {
-    /// The set's folder.
+    /// The dataset's folder.
     pub folder: PathBuf,
-    /// Whether it had been there before.
-    pub was_there: bool,
-    /// What it was made of; empty where it had been there before.
+    /// Whether the folder existed before.
+    pub already_present: bool,
+    /// Downloads; empty if the folder existed before.
     pub from: Vec<Origin>,
 }
 
 /// One downloaded archive or repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Origin {
-    /// Its address.
+    /// URL.
     pub url: String,
     /// Commit of the repository.
     pub revision: Option<String>,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// SHA-256 of an archive.
     pub sha256: Option<String>,
-    /// Whether its bytes were compared with a published hash (or that of the repository).
+    /// Whether the content was compared with a published hash, or that of the repository.
     pub verified: bool,
 }
 
-/// Fetches an official set by its registry name.
+/// Downloads a dataset into its folder below the data root, unless that folder exists.
 ///
 /// # Errors
 ///
-/// A set without a manifest or source, one that asks for a registration (with what to do), offline
-/// mode, an address that refuses, a download that stays cut off, a wrong size or hash (what was
-/// downloaded is removed), an archive that is no archive or is hostile, a full disk. What was
-/// downloaded before an error stays in the work folder, and no error leaves a half set behind.
-pub fn fetch(name: &str, how: &Fetch, tell: Tell) -> Result<Fetched> {
-    let manifest = manifest::find(name).filter(|m| !m.folder.is_empty()).ok_or_else(|| {
-        Error::setting(format!("dataset `{name}`"), "there is nothing to fetch: it has no official source")
-    })?;
-    fetch_manifest(manifest, how, tell)
-}
-
-/// As [`fetch`], by a manifest.
-///
-/// # Errors
-///
-/// As [`fetch`].
-pub fn fetch_manifest(manifest: &Manifest, how: &Fetch, tell: Tell) -> Result<Fetched> {
-    let folder = how.root.join(&manifest.folder);
-    let there = |was_there| Fetched { folder: folder.clone(), was_there, from: Vec::new() };
+/// A manifest without a source that can be downloaded (with the manual steps), offline mode, a
+/// rejected request, a download that stays incomplete, a wrong size or hash (the file is removed),
+/// a corrupt or malicious archive, a full disk. Complete downloads stay in the work folder, and no
+/// error leaves an incomplete dataset behind.
+pub fn fetch(manifest: &Manifest, config: &Fetch, progress: ProgressFn) -> Result<Fetched> {
+    let Some(target) = manifest.target_folder() else {
+        let message = "no source to download from; see the manifest";
+        return Err(Error::setting(format!("dataset `{}`", manifest.name), message));
+    };
+    let folder = config.root.join(target);
+    let present = |already_present| Fetched { folder: folder.clone(), already_present, from: Vec::new() };
     if folder.exists() {
-        return Ok(there(true));
+        return Ok(present(true));
     }
     let parts = parts(manifest)?;
-    if how.offline {
+    if config.offline {
         return Err(Error::Download {
-            what: manifest.title.clone(),
+            source_name: manifest.title.clone(),
             message: format!(
-                "{} is not there and HF_HUB_OFFLINE forbids to download; unset it, or put the set there",
+                "{} does not exist, and HF_HUB_OFFLINE forbids downloads; unset it, or copy the dataset there",
                 folder.display()
             ),
         });
     }
-    let work = how.root.join(".fetch").join(&manifest.name);
-    let _lock = wait_for_lock(&work, tell)?;
+    let work = config.root.join(".fetch").join(&manifest.name);
+    let _lock = wait_for_lock(&work, progress)?;
     if folder.exists() {
-        // Another process was at it.
-        return Ok(there(true));
+        // Another process downloaded it.
+        return Ok(present(true));
     }
-    let client = Client::new(how)?;
+    let client = Client::new(config)?;
     let (downloads, unpacked) = (work.join("downloads"), work.join("unpacked"));
     let remove = |path: &Path| match fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
@@ -179,7 +171,7 @@ pub fn fetch_manifest(manifest: &Manifest, how: &Fetch, tell: Tell) -> Result<Fe
     }
     let mut from = Vec::new();
     for sources in parts {
-        from.push(first_that_works(&client, manifest, &sources, &downloads, &unpacked, tell)?);
+        from.push(fetch_first_available(&client, manifest, &sources, &downloads, &unpacked, progress)?);
     }
     let record = serde_json::to_vec_pretty(&from).map_err(|e| Error::setting(RECORD, e))?;
     stillhouse_core::fs::write_atomic(&unpacked.join(RECORD), &record)
@@ -189,16 +181,16 @@ pub fn fetch_manifest(manifest: &Manifest, how: &Fetch, tell: Tell) -> Result<Fe
     }
     stillhouse_core::fs::rename_folder(&unpacked, &folder)
         .map_err(|e| Error::setting(folder.display(), e))?;
-    if !how.keep {
+    if !config.keep {
         remove(&downloads)?;
     }
-    Ok(Fetched { folder, was_there: false, from })
+    Ok(Fetched { folder, already_present: false, from })
 }
 
-/// The sources of each part of the set, in their order.
+/// Groups the usable sources by the part of the dataset that they provide.
 fn parts(manifest: &Manifest) -> Result<Vec<Vec<&Source>>> {
     if !manifest.access.is_empty() {
-        return Err(Error::Access { dataset: manifest.title.clone(), how: manifest.access.clone() });
+        return Err(Error::Access { dataset: manifest.title.clone(), instructions: manifest.access.clone() });
     }
     let mut parts: Vec<Vec<&Source>> = Vec::new();
     for source in manifest.sources.iter().filter(|s| s.fetch) {
@@ -212,8 +204,8 @@ fn parts(manifest: &Manifest) -> Result<Vec<Vec<&Source>>> {
             manifest.sources.iter().map(|s| format!("{} ({})", s.id, s.content)).collect();
         return Err(Error::Access {
             dataset: manifest.title.clone(),
-            how: format!(
-                "none of its sources is in the official layout; get it by hand: {}",
+            instructions: format!(
+                "none of its sources has the official layout; download it manually: {}",
                 known.join("; ")
             ),
         });
@@ -221,15 +213,17 @@ fn parts(manifest: &Manifest) -> Result<Vec<Vec<&Source>>> {
     Ok(parts)
 }
 
-fn wait_for_lock(work: &Path, tell: Tell) -> Result<FolderLock> {
-    let mut told = false;
+fn wait_for_lock(work: &Path, progress: ProgressFn) -> Result<FolderLock> {
+    let mut reported = false;
     loop {
         match FolderLock::take(work) {
             Ok(lock) => return Ok(lock),
             Err(stillhouse_core::Error::Incompatible { .. }) => {
-                if !told {
-                    tell(Progress::Say("another process is fetching this set; waiting for it".to_string()));
-                    told = true;
+                if !reported {
+                    progress(Progress::Message(
+                        "waiting for another process that downloads this dataset".to_string(),
+                    ));
+                    reported = true;
                 }
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -239,34 +233,34 @@ fn wait_for_lock(work: &Path, tell: Tell) -> Result<FolderLock> {
     }
 }
 
-/// Takes the first source that can be had; the error of the first one that cannot, if none.
-fn first_that_works(
+/// Downloads from the first available source; returns the first error if there is none.
+fn fetch_first_available(
     client: &Client,
     manifest: &Manifest,
     sources: &[&Source],
     downloads: &Path,
     unpacked: &Path,
-    tell: Tell,
+    progress: ProgressFn,
 ) -> Result<Origin> {
     let mut first = None;
     for (i, source) in sources.iter().enumerate() {
         let result = match (source.kind, &source.file) {
             (SourceKind::Hub, None) if source.parquet => {
                 let tables = downloads.join("tables");
-                hub::folder(client, source, &tables, tell).and_then(|origin| {
-                    table::unpack(&tables, &manifest.classes, unpacked, tell).map(|()| origin)
+                hub::folder(client, source, &tables, progress).and_then(|origin| {
+                    table::unpack(&tables, &manifest.classes, unpacked, progress).map(|()| origin)
                 })
             }
-            (SourceKind::Hub, None) => hub::folder(client, source, unpacked, tell),
-            _ => an_archive(client, source, downloads, unpacked, tell),
+            (SourceKind::Hub, None) => hub::folder(client, source, unpacked, progress),
+            _ => fetch_archive(client, source, downloads, unpacked, progress),
         };
         match result {
             Ok(origin) => return Ok(origin),
-            // A full disk or a hostile file is no reason to try elsewhere.
+            // A full disk or a malicious file is not worth another source.
             Err(e @ (Error::Io { .. } | Error::Archive { .. } | Error::Decode { .. })) => return Err(e),
             Err(e) => {
                 if i + 1 < sources.len() {
-                    tell(Progress::Say(format!("{e}; trying the next source")));
+                    progress(Progress::Message(format!("{e}; trying the next source")));
                 }
                 first.get_or_insert(e);
             }
@@ -275,32 +269,32 @@ fn first_that_works(
     Err(first.unwrap_or_else(|| Error::setting("manifest", "a part without a source")))
 }
 
-fn an_archive(
+fn fetch_archive(
     client: &Client,
     source: &Source,
     downloads: &Path,
     unpacked: &Path,
-    tell: Tell,
+    progress: ProgressFn,
 ) -> Result<Origin> {
     let (url, name) = match (&source.url, &source.file) {
         (Some(url), _) => (url.clone(), source.id.as_str()),
         (None, Some(file)) => (hub::resolve(client, source, file), file.as_str()),
-        (None, None) => return Err(Error::setting(&source.id, "the manifest gives no address")),
+        (None, None) => return Err(Error::setting(&source.id, "the manifest has no URL for it")),
     };
     let name = name.rsplit('/').next().unwrap_or(name);
     let path = downloads.join(name);
-    let wanted = http::Wanted {
+    let expected = http::ExpectedFile {
         size: source.size,
         sha256: source.sha256.clone(),
         md5: source.md5.clone(),
-        // What is no archive is told before its hash is.
+        // Detects an error page before a hash mismatch.
         is_archive: true,
     };
-    let got = client.download(&url, &path, &wanted, tell)?;
-    tell(Progress::Say(format!("unpacking {name}")));
+    let got = client.download(&url, &path, &expected, progress)?;
+    progress(Progress::Message(format!("unpacking {name}")));
     if let Err(e) = archive::unpack(&path, unpacked, &source.take, &source.strip) {
         if matches!(e, Error::Archive { .. }) {
-            // A later start is not to trip over it again.
+            // A later start would fail on it again.
             fs::remove_file(&path).map_err(Error::io(&path))?;
         }
         return Err(e);

@@ -8,10 +8,10 @@ use std::fs;
 use std::io::Result;
 use std::path::Path;
 
+use crate::decode::{self, PixelFormat, mat as mat_files};
+use crate::diagnostics::Diagnostics;
 use crate::fetch::{archive as archives, parquet};
-use crate::findings::Notes;
-use crate::image::{self, As};
-use crate::{id_lists, lists as list_files, mat as mat_files};
+use crate::layout::{cub_format, text_lists};
 
 /// JPEG.
 pub fn jpeg(bytes: &[u8]) {
@@ -40,12 +40,12 @@ pub fn bmp(bytes: &[u8]) {
 fn an_image(magic: &[u8], bytes: &[u8]) {
     let Some(rest) = bytes.get(magic.len()..) else { return };
     let bytes = [magic, rest].concat();
-    for to in [As::Rgb, As::Luma, As::Index] {
-        if let Ok(image) = image::decode(&bytes, "fuzzed", to, true) {
+    for to in [PixelFormat::Rgb, PixelFormat::Luma, PixelFormat::Index] {
+        if let Ok(image) = decode::decode(&bytes, "fuzzed", to, true) {
             assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
         }
     }
-    let _ = image::decode_u16(&bytes, "fuzzed");
+    let _ = decode::decode_u16(&bytes, "fuzzed");
 }
 
 /// MATLAB 5 files.
@@ -86,13 +86,13 @@ pub fn lists(bytes: &[u8]) -> Result<()> {
         for name in names {
             fs::write(folder.join(name), parts.next().unwrap_or_default())?;
         }
-        for mut notes in [Notes::strict(), Notes::collecting()] {
-            let _ = list_files::lines(&folder.join(names[0]), &mut notes);
-            let classes = id_lists::classes(folder, &mut notes).unwrap_or_default();
+        for mut diagnostics in [Diagnostics::strict(), Diagnostics::collecting()] {
+            let _ = text_lists::lines(&folder.join(names[0]), &mut diagnostics);
+            let classes = cub_format::classes(folder, &mut diagnostics).unwrap_or_default();
             let id = |path: &str| path.split_once('.').and_then(|(id, _)| id.parse().ok());
             let index = |id: u32| classes.contains_key(&id).then_some(0);
-            if let Ok(rows) = id_lists::rows(folder, id, &mut notes) {
-                let _ = id_lists::items(folder, &rows, index, id, &mut notes);
+            if let Ok(rows) = cub_format::rows(folder, id, &mut diagnostics) {
+                let _ = cub_format::samples(folder, &rows, index, id, &mut diagnostics);
             }
         }
         Ok(())

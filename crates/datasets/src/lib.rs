@@ -1,55 +1,45 @@
 #![doc = include_str!("../README.md")]
 
-mod aid;
-mod camvid;
+mod catalog;
 pub mod check;
-mod cityscapes;
-mod class_folders;
-mod cub;
-mod dogs;
+pub mod decode;
+mod diagnostics;
 mod error;
 #[cfg(test)]
 mod fake;
 pub mod fetch;
-mod findings;
-mod folder;
-#[doc(hidden)]
+mod file_dataset;
+#[cfg(any(fuzzing, test))]
 pub mod fuzz;
-mod id_lists;
-pub mod image;
-pub mod label_map;
-mod listing;
-mod lists;
+mod image_buffer;
+mod layout;
 mod loader;
 pub mod manifest;
-mod mat;
-mod nabirds;
-mod pairs;
-pub mod pipeline;
-mod raster;
-mod rsc11;
-mod rsscn7;
-mod sampler;
-mod scenes;
-mod set;
+pub mod palette;
 mod split;
 pub mod stats;
-pub mod transform;
-mod ucm;
-mod voc;
+mod synthetic;
+pub mod transforms;
+
+use std::path::PathBuf;
 
 pub use check::{Report, check};
+pub use diagnostics::{Diagnostic, Kind};
 pub use error::{Error, Result};
-pub use findings::{Finding, Kind};
+pub use image_buffer::ImageBuffer;
+pub use loader::sampler::BatchSampler;
 pub use loader::{loader, loader_with_threads};
-pub use raster::Raster;
-pub use sampler::Order;
 pub use split::split;
-use stillhouse_core::registry::{DatasetBuild, Entry, Registry};
+use stillhouse_core::registry::{DatasetBuild, Registry};
 
-/// All datasets; a row stands beside its implementation.
+/// Returns the built-in datasets.
 pub fn registry() -> Registry<DatasetBuild> {
-    let mut rows: Vec<Entry<DatasetBuild>> = set::ENTRIES.iter().map(|s| s.entry).collect();
-    rows.extend([scenes::ENTRY, scenes::fields::ENTRY, scenes::species::ENTRY]);
-    Registry::new("dataset", &rows)
+    catalog::registry(&[])
+}
+
+/// Returns the built-in datasets and those that manifests in the data roots describe.
+///
+/// An invalid manifest is an entry too: its summary has the reason, and opening it is an error.
+pub fn registry_in(roots: &[PathBuf]) -> Registry<DatasetBuild> {
+    catalog::registry(roots)
 }

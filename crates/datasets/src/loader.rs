@@ -1,4 +1,6 @@
-//! The loader: batches made ahead on a thread of their own.
+//! Data loader: worker threads decode and transform batches ahead of their use.
+
+pub(crate) mod sampler;
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,15 +9,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use candle_core::{Device, Tensor};
-use stillhouse_core::data::{Batch, BatchSource, Dataset, Label, LoaderSpec, Position, Target, Task};
+use stillhouse_core::data::{Batch, BatchSource, Dataset, Label, Labels, LoaderSpec, Position, Task};
 use stillhouse_core::{Result, Rng};
 
-use crate::pipeline::{Pair, Pipeline};
-use crate::sampler::Order;
-use crate::{Error, Raster};
+use crate::transforms::pipeline::{Pair, Pipeline};
+use crate::{Error, ImageBuffer};
+use sampler::BatchSampler;
 
 /// Batches made ahead, whose images the workers take in order.
-const AHEAD: usize = 2;
+const PREFETCH: usize = 2;
 
 /// Makes a loader with as many workers as rayon has threads here; see [`loader_with_threads`].
 ///
@@ -46,13 +48,13 @@ pub fn loader_with_threads(
     spec: &LoaderSpec,
     threads: usize,
 ) -> Result<Box<dyn BatchSource>> {
-    let order = Order::new(&*dataset, &spec.indices, &spec.sampler, spec.rng)?;
+    let sampler = BatchSampler::new(&*dataset, &spec.indices, &spec.sampler, spec.rng)?;
     let source = Source {
         pipeline: Pipeline::new(&spec.transforms)?,
         cache: (0..dataset.len()).map(|_| OnceLock::new()).collect(),
         cache_left: AtomicUsize::new(spec.cache_bytes),
         augment: spec.rng.stream("augment"),
-        order,
+        sampler,
         dataset,
         stopped: AtomicBool::new(false),
     };
@@ -67,7 +69,7 @@ pub fn loader_with_threads(
 /// What the worker needs to make any batch.
 struct Source {
     dataset: Arc<dyn Dataset>,
-    order: Order,
+    sampler: BatchSampler,
     pipeline: Pipeline,
     augment: Rng,
     /// By dataset index.
@@ -78,7 +80,7 @@ struct Source {
 }
 
 /// A transformed image and its class.
-type Made = (Pair, u32);
+type TransformedSample = (Pair, u32);
 
 /// A decoded image after the fixed steps.
 struct Cached {
@@ -91,13 +93,13 @@ impl Source {
         let sample = self.dataset.sample(index)?;
         let (class, mask) = match sample.label {
             Label::Class(class) => (class, None),
-            Label::Mask(mask) => (0, Some(Raster::from(mask))),
+            Label::Mask(mask) => (0, Some(ImageBuffer::from(mask))),
         };
         Ok(Cached { pair: self.pipeline.fixed(Pair { image: sample.image.into(), mask }), class })
     }
 
     /// One image.
-    fn image(&self, epoch: u64, place: u64, index: usize) -> Result<Made> {
+    fn image(&self, epoch: u64, place: u64, index: usize) -> Result<TransformedSample> {
         let mut draw = self.augment.at(epoch, place);
         let slot = &self.cache[index];
         if let Some(cached) = slot.get() {
@@ -120,8 +122,8 @@ impl Source {
     }
 
     /// A batch of these images; the first error in order, whichever was made first.
-    fn batch(&self, indices: &[usize], images: Vec<Result<Made>>) -> Result<Batch> {
-        let images: Vec<Made> = images.into_iter().collect::<Result<_>>()?;
+    fn batch(&self, indices: &[usize], images: Vec<Result<TransformedSample>>) -> Result<Batch> {
+        let images: Vec<TransformedSample> = images.into_iter().collect::<Result<_>>()?;
         let (height, width) = images.first().map_or((0, 0), |(p, _)| (p.image.height, p.image.width));
         let other = images.iter().position(|(p, _)| (p.image.height, p.image.width) != (height, width));
         if let Some(i) = other {
@@ -143,19 +145,19 @@ impl Source {
         // go on with the next batch.
         let mut values = Vec::with_capacity(count * 3 * height * width);
         images.iter().for_each(|(pair, _)| self.pipeline.finish(&pair.image, &mut values));
-        let target = match self.dataset.info().task {
+        let labels = match self.dataset.info().task {
             Task::Classification => {
-                Target::Classes(Tensor::from_iter(images.iter().map(|(_, class)| *class), &Device::Cpu)?)
+                Labels::Classes(Tensor::from_iter(images.iter().map(|(_, class)| *class), &Device::Cpu)?)
             }
             Task::Segmentation => {
                 let labels = images.iter().filter_map(|(p, _)| p.mask.as_ref()).flat_map(|m| &m.pixels);
                 let labels: Vec<u32> = labels.map(|&l| u32::from(l)).collect();
-                Target::Mask(Tensor::from_vec(labels, (count, height, width), &Device::Cpu)?)
+                Labels::Mask(Tensor::from_vec(labels, (count, height, width), &Device::Cpu)?)
             }
         };
         Ok(Batch {
             images: Tensor::from_vec(values, (count, 3, height, width), &Device::Cpu)?,
-            target,
+            labels,
             ids: indices.iter().map(|&i| i as u64).collect(),
         })
     }
@@ -163,22 +165,22 @@ impl Source {
 
 /// A batch whose images are being made. Images are tasks of their own, first in first out, so that no
 /// worker waits at the end of a batch for the others.
-struct Making<'a> {
+struct PendingBatch<'a> {
     source: &'a Source,
     position: Position,
     indices: Vec<usize>,
-    images: Mutex<Vec<Option<Result<Made>>>>,
+    images: Mutex<Vec<Option<Result<TransformedSample>>>>,
     /// Images that are not made yet.
     left: AtomicUsize,
     done: SyncSender<Result<Batch>>,
 }
 
-impl Making<'_> {
+impl PendingBatch<'_> {
     /// Makes one image, and the batch after its last one.
     fn image(&self, i: usize) {
-        let place = self.position.batch * self.source.order.batch_size() as u64 + i as u64;
+        let place = self.position.batch * self.source.sampler.batch_size() as u64 + i as u64;
         let image = if self.source.stopped.load(Ordering::Relaxed) {
-            Err(Error::Died("stopped".to_string()).into())
+            Err(Error::LoaderPanic("stopped".to_string()).into())
         } else {
             self.source.image(self.position.epoch, place, self.indices[i])
         };
@@ -206,24 +208,24 @@ struct Worker {
 }
 
 impl Loader {
-    /// Starts making batches from `next` on, which is not the end of an epoch.
+    /// Starts pending batches from `next` on, which is not the end of an epoch.
     fn start(&self) -> Result<Worker> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .thread_name(|i| format!("loader-{i}"))
             .build()
             .map_err(stillhouse_core::Error::other)?;
-        let (sender, batches) = sync_channel(AHEAD - 1);
+        let (sender, batches) = sync_channel(PREFETCH - 1);
         let source = Arc::clone(&self.source);
         let mut position = self.next;
         let run = move || {
             // Ends when every image that was begun is done.
             pool.in_place_scope_fifo(|scope| {
                 loop {
-                    let epoch = source.order.epoch(position.epoch);
+                    let epoch = source.sampler.epoch(position.epoch);
                     for indices in &epoch[(position.batch as usize).min(epoch.len())..] {
                         let (done, batch) = sync_channel(1);
-                        let making = Arc::new(Making {
+                        let pending = Arc::new(PendingBatch {
                             source: &source,
                             position,
                             indices: indices.clone(),
@@ -232,8 +234,8 @@ impl Loader {
                             done,
                         });
                         for i in 0..indices.len() {
-                            let making = Arc::clone(&making);
-                            scope.spawn_fifo(move |_| making.image(i));
+                            let pending = Arc::clone(&pending);
+                            scope.spawn_fifo(move |_| pending.image(i));
                         }
                         if sender.send(batch).is_err() {
                             return;
@@ -269,7 +271,7 @@ fn reason(panic: &(dyn Any + Send)) -> String {
 
 impl BatchSource for Loader {
     fn batches_per_epoch(&self) -> u64 {
-        self.source.order.batches_per_epoch()
+        self.source.sampler.batches_per_epoch()
     }
 
     fn next_batch(&mut self) -> Result<Option<Batch>> {
@@ -292,7 +294,7 @@ impl BatchSource for Loader {
                 self.stop();
                 Err(error)
             }
-            Err(_) => Err(Error::Died(self.stop().unwrap_or_default()).into()),
+            Err(_) => Err(Error::LoaderPanic(self.stop().unwrap_or_default()).into()),
         }
     }
 
@@ -368,7 +370,7 @@ mod tests {
             loader.next_batch().unwrap().unwrap();
             let last = loader.next_batch().unwrap().unwrap();
             assert_eq!((last.images.dim(0).unwrap(), &last.ids[..]), (1, &[4][..]));
-            assert_eq!(last.target.classes("test").unwrap().to_vec1::<u32>().unwrap(), [1]);
+            assert_eq!(last.labels.classes("test").unwrap().to_vec1::<u32>().unwrap(), [1]);
             assert!(loader.next_batch().unwrap().is_none());
         }
         loader.seek(Position { epoch: 1, batch: 3 }).unwrap();
@@ -441,7 +443,7 @@ mod tests {
         let spec =
             spec(&set, Sampler::Shuffle { batch: 4, drop_last: true }, r#"{op="random_crop", size=24}"#);
         let batch = loader(Arc::new(set), &spec).unwrap().next_batch().unwrap().unwrap();
-        let mask = batch.target.mask("test").unwrap();
+        let mask = batch.labels.mask("test").unwrap();
         assert_eq!(mask.dims(), [4, 24, 24]);
         let labels = mask.flatten_all().unwrap().to_vec1::<u32>().unwrap();
         assert!(labels.contains(&255) && labels.iter().all(|&l| l < 5 || l == 255));

@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 use serde::Serialize;
 use stillhouse_core::Result;
-use stillhouse_core::data::{Dataset, Label, Sample, Task};
+use stillhouse_core::data::{Dataset, IGNORE_INDEX, Label, Sample, Task};
 
-use crate::label_map::voc;
-use crate::raster::Raster;
-use crate::transform::{Filter, resize};
+use crate::image_buffer::ImageBuffer;
+use crate::palette::voc_color;
+use crate::transforms::{Filter, resize};
 
 /// What `stillhouse data stats` tells.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -102,7 +102,7 @@ pub fn stats(set: &dyn Dataset) -> Result<Stats> {
             class.images += 1;
         }
         if let Some(labels) = &one.labels {
-            ignored += labels[255];
+            ignored += labels[usize::from(IGNORE_INDEX)];
             for (class, n) in classes.iter_mut().zip(labels.iter()) {
                 class.images += usize::from(*n > 0);
                 class.pixels += n;
@@ -132,7 +132,7 @@ pub fn stats(set: &dyn Dataset) -> Result<Stats> {
 /// # Errors
 ///
 /// An image that cannot be read.
-pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<Raster> {
+pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<ImageBuffer> {
     // PNG viewers manage this many rows.
     const ROWS: usize = 256;
     let columns = columns.max(2);
@@ -157,16 +157,16 @@ pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<R
         }
     }
     let rows = cells.iter().map(|c| c.0 + 1).max().unwrap_or(1);
-    let mut sheet = Raster::filled(columns * side, rows * side, 3, 0);
-    let thumbnails: Vec<(usize, usize, Raster)> = cells
+    let mut sheet = ImageBuffer::filled(columns * side, rows * side, 3, 0);
+    let thumbnails: Vec<(usize, usize, ImageBuffer)> = cells
         .into_par_iter()
         .map(|(row, column, index)| {
             let sample = set.sample(index)?;
             let mut all = vec![(row, column, resize(&sample.image.into(), side, side, Filter::Bicubic))];
             if let Label::Mask(mask) = sample.label {
                 let small = resize(&mask.into(), side, side, Filter::Nearest);
-                let pixels = small.pixels.iter().flat_map(|l| voc(*l)).collect();
-                all.push((row, column + 1, Raster { channels: 3, pixels, ..small }));
+                let pixels = small.pixels.iter().flat_map(|l| voc_color(*l)).collect();
+                all.push((row, column + 1, ImageBuffer { channels: 3, pixels, ..small }));
             }
             Ok(all)
         })
@@ -186,7 +186,7 @@ pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<R
 /// # Errors
 ///
 /// An image that is not RGB.
-pub fn png(image: &Raster) -> crate::Result<Vec<u8>> {
+pub fn png(image: &ImageBuffer) -> crate::Result<Vec<u8>> {
     let wrong = |e: png::EncodingError| crate::Error::setting("PNG", e);
     let mut out = Vec::new();
     let mut encoder = png::Encoder::new(&mut out, image.width as u32, image.height as u32);
@@ -230,7 +230,8 @@ mod tests {
         let sheet = contact_sheet(&set, 4, 10).unwrap();
         assert_eq!((sheet.width, sheet.height), (40, 30));
         let decoded =
-            crate::image::decode(&png(&sheet).unwrap(), "sheet", crate::image::As::Rgb, false).unwrap();
+            crate::decode::decode(&png(&sheet).unwrap(), "sheet", crate::decode::PixelFormat::Rgb, false)
+                .unwrap();
         assert_eq!(decoded, sheet);
         let sheet = contact_sheet(&Fake::new(&[3, 9]), 8, 12).unwrap();
         assert_eq!((sheet.width, sheet.height), (96, 24));

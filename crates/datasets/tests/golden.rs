@@ -8,9 +8,9 @@ use std::fmt::Debug;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stillhouse_datasets::Raster;
-use stillhouse_datasets::image::{As, decode, decode_u16};
-use stillhouse_datasets::transform::{self as t, Filter, Jitter, PadMode, Padding, ScaleCrop};
+use stillhouse_datasets::ImageBuffer;
+use stillhouse_datasets::decode::{PixelFormat, decode, decode_u16};
+use stillhouse_datasets::transforms::{self as t, Filter, Jitter, PadMode, Padding, ScaleCrop};
 use stillhouse_testkit::golden::{self, Case};
 
 /// Operations of the golden folder that are not built yet.
@@ -23,10 +23,10 @@ struct Values {
     values: Vec<f64>,
 }
 
-impl From<Raster> for Values {
-    fn from(raster: Raster) -> Self {
-        let shape = vec![raster.height, raster.width, raster.channels];
-        Self { shape, values: raster.pixels.iter().map(|&v| f64::from(v)).collect() }
+impl From<ImageBuffer> for Values {
+    fn from(buffer: ImageBuffer) -> Self {
+        let shape = vec![buffer.height, buffer.width, buffer.channels];
+        Self { shape, values: buffer.pixels.iter().map(|&v| f64::from(v)).collect() }
     }
 }
 
@@ -44,10 +44,10 @@ fn bytes(case: &Case, name: &str) -> Vec<u8> {
 }
 
 /// Reads a PNG with as many channels as it has.
-fn png(case: &Case, name: &str) -> Raster {
+fn png(case: &Case, name: &str) -> ImageBuffer {
     let bytes = bytes(case, name);
-    decode(&bytes, name, As::Index, false)
-        .or_else(|_| decode(&bytes, name, As::Rgb, false))
+    decode(&bytes, name, PixelFormat::Index, false)
+        .or_else(|_| decode(&bytes, name, PixelFormat::Rgb, false))
         .unwrap_or_else(|e| panic!("{case}: {e}"))
 }
 
@@ -225,12 +225,12 @@ fn run(case: &Case, op: &str) -> Option<BTreeMap<&'static str, Values>> {
     if op == "decode" {
         return Some(BTreeMap::from([("image", run_decode(case))]));
     }
-    let factor = |f: fn(&Raster, f32) -> Raster| f(&input("image"), params::<Factor>(case).factor);
-    let plain = |f: fn(&Raster) -> Raster| {
+    let factor = |f: fn(&ImageBuffer, f32) -> ImageBuffer| f(&input("image"), params::<Factor>(case).factor);
+    let plain = |f: fn(&ImageBuffer) -> ImageBuffer| {
         let Nothing {} = params(case);
         f(&input("image"))
     };
-    let raster = match op {
+    let buffer = match op {
         "resize" => {
             let p: Size = params(case);
             t::resize(&input("image"), p.width, p.height, p.filter)
@@ -305,7 +305,7 @@ fn run(case: &Case, op: &str) -> Option<BTreeMap<&'static str, Values>> {
         }
         _ => return None,
     };
-    Some(BTreeMap::from([("image", raster.into())]))
+    Some(BTreeMap::from([("image", buffer.into())]))
 }
 
 fn run_decode(case: &Case) -> Values {
@@ -313,9 +313,9 @@ fn run_decode(case: &Case) -> Values {
     let name = text(case, &case.meta["inputs"]["file"]);
     let bytes = bytes(case, name);
     let to = match p.r#as.as_str() {
-        "rgb" => As::Rgb,
-        "luma" => As::Luma,
-        "index" => As::Index,
+        "rgb" => PixelFormat::Rgb,
+        "luma" => PixelFormat::Luma,
+        "index" => PixelFormat::Index,
         "u16" => {
             assert!(!p.orient, "{case}: orient of 16-bit values");
             let (width, height, values) = decode_u16(&bytes, name).unwrap_or_else(|e| panic!("{case}: {e}"));

@@ -37,7 +37,7 @@ type Bits = (Vec<u64>, Vec<u32>, Vec<u32>);
 
 fn bits(batch: &Batch) -> Bits {
     let images = batch.images.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let classes = batch.target.classes("test").unwrap().to_vec1().unwrap();
+    let classes = batch.labels.classes("test").unwrap().to_vec1().unwrap();
     (batch.ids.clone(), classes, images.into_iter().map(f32::to_bits).collect())
 }
 
@@ -118,7 +118,7 @@ fn a_split_trains_and_tests() {
     let mut classes = Vec::new();
     while let Some(batch) = loader.next_batch().unwrap() {
         assert_eq!(&batch.images.dims()[1..], [3, 32, 32]);
-        classes.extend(batch.target.classes("test").unwrap().to_vec1::<u32>().unwrap());
+        classes.extend(batch.labels.classes("test").unwrap().to_vec1::<u32>().unwrap());
     }
     assert!(classes.into_iter().eq(0..21));
     assert_eq!(loader.position(), Position { epoch: 1, batch: 0 });

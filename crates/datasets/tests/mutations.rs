@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::{Arbitrary, ProptestConfig, prop, prop_assert, proptest};
 use proptest::test_runner::TestRunner;
-use stillhouse_datasets::image::{As, MAX_PIXELS, decode, decode_u16, format};
+use stillhouse_datasets::decode::{MAX_PIXELS, PixelFormat, decode, decode_u16, format};
 use stillhouse_testkit::golden;
 
 /// Every encoded file of the golden folder.
@@ -18,7 +18,7 @@ fn files() -> Vec<(PathBuf, Vec<u8>)> {
 
 fn try_all(bytes: &[u8]) -> bool {
     let mut any = false;
-    for to in [As::Rgb, As::Luma, As::Index] {
+    for to in [PixelFormat::Rgb, PixelFormat::Luma, PixelFormat::Index] {
         if let Ok(image) = decode(bytes, "mutated", to, true) {
             assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
             assert!(image.width * image.height <= MAX_PIXELS);
@@ -41,11 +41,11 @@ fn whole_files_are_read() {
 #[test]
 fn cut_files_are_errors() {
     for (path, bytes) in files() {
-        let whole = decode(&bytes, "whole", As::Rgb, false).ok();
+        let whole = decode(&bytes, "whole", PixelFormat::Rgb, false).ok();
         let mut lengths: Vec<usize> = (0..40).map(|part| bytes.len() * part / 40).collect();
         lengths.extend(bytes.len().saturating_sub(40)..bytes.len());
         for length in lengths {
-            let cut = decode(&bytes[..length], "cut", As::Rgb, false).ok();
+            let cut = decode(&bytes[..length], "cut", PixelFormat::Rgb, false).ok();
             let name = path.display();
             assert!(
                 cut.is_none() || cut == whole,

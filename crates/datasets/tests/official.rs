@@ -1,5 +1,5 @@
-//! The official layouts, on small sets made here: what is read, and that every seeded fault is
-//! found by `check`, and is an error where the set is used.
+//! Official layouts, on small generated datasets: they are read correctly, and `check` reports every
+//! seeded corruption, which is an error in use where it invalidates samples.
 
 mod fixtures;
 
@@ -47,7 +47,7 @@ const ALL: [(&str, Make); 11] = [
 ];
 
 #[test]
-fn official_layouts_are_read() {
+fn reads_official_layouts() {
     for (name, make) in ALL {
         let root = tempfile::tempdir().unwrap();
         let folder = make(root.path());
@@ -58,7 +58,7 @@ fn official_layouts_are_read() {
         for index in 0..set.len() {
             set.sample(index).unwrap();
         }
-        // The set's own folder does for a root.
+        // The dataset's own folder may be the root.
         assert_eq!(found(name, &folder).images, set.len(), "{name}");
         let whole = check(&request(name, root.path()), false).unwrap();
         assert_eq!(whole.is_ok(), name == "rsscn7", "{whole}");
@@ -66,7 +66,7 @@ fn official_layouts_are_read() {
 }
 
 #[test]
-fn labels_and_splits_are_the_official_ones() {
+fn reads_official_labels_and_splits() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     for (_, make) in ALL {
@@ -81,7 +81,7 @@ fn labels_and_splits_are_the_official_ones() {
     let (set, cut) = official("cub");
     assert_eq!((set.class(0), set.class(11)), (Some(0), Some(2)));
     assert_eq!((cut.train, cut.test), (vec![0, 1, 4, 5, 8, 9], vec![2, 3, 6, 7, 10, 11]));
-    // Sparse ids are numbered in numerical order, whatever the order of the files.
+    // Sparse ids are numbered in numerical order, regardless of the file order.
     let (set, cut) = official("nabirds");
     assert_eq!(
         set.info().classes,
@@ -118,7 +118,7 @@ fn labels_and_splits_are_the_official_ones() {
 }
 
 #[test]
-fn the_augmented_list_of_voc() {
+fn reads_the_augmented_list_of_voc() {
     let root = tempfile::tempdir().unwrap();
     let folder = voc(root.path());
     put(&folder.join("JPEGImages/2008_000002.jpg"), jpeg(40, 30, 9));
@@ -135,13 +135,13 @@ fn the_augmented_list_of_voc() {
     assert_eq!(set.official_split("train").unwrap(), [0, 1, 2, 3]);
     assert_eq!(set.official_split("val").unwrap(), [4, 5]);
     set.sample(2).unwrap();
-    // Columns there are rows here.
+    // MATLAB stores columns first.
     let Label::Mask(mask) = set.sample(3).unwrap().label else { panic!("no mask") };
     assert_eq!((mask.width, mask.height, &mask.labels[..9]), (8, 16, &[0, 1, 2, 3, 4, 5, 6, 7, 0][..]));
 }
 
 #[test]
-fn own_masks_need_lists_only() {
+fn reads_own_masks_from_lists() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();
     for n in 0..3 {
@@ -159,38 +159,42 @@ fn own_masks_need_lists_only() {
     assert_eq!(report.mask_values, [0, 1, 255]);
     put(&folder.join("m/2.png"), gray(16, 16, |x, _| x as u8));
     let report = check(&request, false).unwrap();
-    assert_eq!(report.findings[0].kind, Kind::MaskValue);
-    assert!(report.findings[0].message.contains("value 2 at column 2, row 0, expected 0 to 1"), "{report}");
+    assert_eq!(report.diagnostics[0].kind, Kind::MaskValue);
+    assert!(
+        report.diagnostics[0].message.contains("mask value at column 2, row 0: expected 0 to 1"),
+        "{report}"
+    );
     put(&folder.join("train.txt"), "a/0.jpg ../m/0.png\n");
     let e = (registry().get("folder").unwrap().build)(&request).err().unwrap().to_string();
     assert!(e.contains("train.txt:1"), "{e}");
 }
 
-/// One fault: which set, what is done to it, what is found, words of the message.
-struct Fault {
+/// A corruption of a dataset and the expected diagnostic.
+struct Corruption {
     name: &'static str,
     make: Make,
-    seed: fn(&Path),
+    apply: fn(&Path),
     kind: Kind,
     words: &'static [&'static str],
-    /// Whether a set with it can be used all the same: it is read over, or shows when it is read.
+    /// Whether the dataset can still be opened: the corruption is tolerated, or found on decoding.
     opens: bool,
 }
 
-/// The faults by their name; most stand in several sets.
-fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
+/// Corruptions by name.
+fn corruptions() -> Vec<(&'static str, Vec<Corruption>)> {
     fn cut(path: &Path) {
         let bytes = fs::read(path).unwrap();
         fs::write(path, &bytes[..bytes.len() * 2 / 3]).unwrap();
     }
     const CUB: &str = "003.Sooty_Albatross/Sooty_Albatross_0001_10.jpg";
     const FRAME: &str = "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png";
-    let fault = |name, make, seed, kind, words, opens| Fault { name, make, seed, kind, words, opens };
+    let corruption =
+        |name, make, apply, kind, words, opens| Corruption { name, make, apply, kind, words, opens };
     vec![
         (
             "a mislabeled class",
             vec![
-                fault(
+                corruption(
                     "ucm",
                     ucm,
                     |f| put(&f.join("beach/airplane05.tif"), tiff(16, 16, 99)),
@@ -198,7 +202,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["airplane05.tif", "beach"],
                     false,
                 ),
-                fault(
+                corruption(
                     "aid",
                     aid,
                     |f| put(&f.join("Pond/park_7.jpg"), jpeg(16, 16, 99)),
@@ -206,7 +210,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["park_7.jpg", "pond_"],
                     false,
                 ),
-                fault(
+                corruption(
                     "rsscn7",
                     rsscn7,
                     |f| fs::rename(f.join("eForest/e017.jpg"), f.join("eForest/a017.jpg")).unwrap(),
@@ -214,15 +218,15 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["a017.jpg", "e001"],
                     false,
                 ),
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| edit(&f.join("image_class_labels.txt"), "10 3\n", "10 2\n"),
                     Kind::Mislabeled,
-                    &["image_class_labels.txt:10", "labeled 2"],
+                    &["image_class_labels.txt:10", "found 2"],
                     false,
                 ),
-                fault(
+                corruption(
                     "nabirds",
                     nabirds,
                     |f| edit(&f.join("image_class_labels.txt"), " 817\n", " 295\n"),
@@ -230,7 +234,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["image_class_labels.txt:1", "817"],
                     false,
                 ),
-                fault(
+                corruption(
                     "dogs",
                     dogs_plain,
                     |f| {
@@ -241,7 +245,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                         dogs_list(f, "train", &files.map(String::from), &[1.0, 1.0], true);
                     },
                     Kind::Mislabeled,
-                    &["n02085782_100.jpg", "labeled 1"],
+                    &["n02085782_100.jpg", "found 1"],
                     false,
                 ),
             ],
@@ -249,7 +253,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "a missing file",
             vec![
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| fs::remove_file(f.join("images").join(CUB)).unwrap(),
@@ -257,7 +261,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["Sooty_Albatross_0001_10.jpg", "images.txt"],
                     false,
                 ),
-                fault(
+                corruption(
                     "voc",
                     voc,
                     |f| fs::remove_file(f.join("SegmentationClass/2007_000033.png")).unwrap(),
@@ -265,7 +269,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["2007_000033.png", "val.txt:1"],
                     false,
                 ),
-                fault(
+                corruption(
                     "cityscapes",
                     cityscapes,
                     |f| fs::remove_file(f.join(FRAME)).unwrap(),
@@ -273,7 +277,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["aachen_000000_000019"],
                     false,
                 ),
-                fault(
+                corruption(
                     "dogs",
                     dogs_compressed,
                     |f| fs::remove_dir_all(f.join("Images/n02085620-Chihuahua")).unwrap(),
@@ -281,7 +285,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["n02085620_100.jpg"],
                     false,
                 ),
-                fault(
+                corruption(
                     "nabirds",
                     nabirds,
                     |f| fs::remove_dir_all(f.join("images")).unwrap(),
@@ -294,7 +298,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "a truncated image",
             vec![
-                fault(
+                corruption(
                     "ucm",
                     ucm,
                     |f| cut(&f.join("river/river01.tif")),
@@ -302,7 +306,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["river01.tif"],
                     true,
                 ),
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| cut(&f.join("images").join(CUB)),
@@ -310,7 +314,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["Sooty_Albatross_0001_10.jpg", "cut off"],
                     true,
                 ),
-                fault(
+                corruption(
                     "camvid",
                     camvid,
                     |f| cut(&f.join("valannot/0016E5_00001.png")),
@@ -321,9 +325,9 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
             ],
         ),
         (
-            "a mask of another size",
+            "a mask with a wrong size",
             vec![
-                fault(
+                corruption(
                     "voc",
                     voc,
                     |f| put(&f.join("SegmentationClass/2007_000039.png"), palette(30, 40, |_, _| 0)),
@@ -331,7 +335,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["2007_000039.png", "30x40", "40x30"],
                     true,
                 ),
-                fault(
+                corruption(
                     "cityscapes",
                     cityscapes,
                     |f| put(&f.join(FRAME), gray(16, 16, |_, _| 7)),
@@ -344,7 +348,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "a mask value out of range",
             vec![
-                fault(
+                corruption(
                     "voc",
                     voc,
                     |f| {
@@ -354,23 +358,23 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                         )
                     },
                     Kind::MaskValue,
-                    &["value 21 at column 3, row 2"],
+                    &["at column 3, row 2", "found 21"],
                     true,
                 ),
-                fault(
+                corruption(
                     "cityscapes",
                     cityscapes,
                     |f| put(&f.join(FRAME), gray(32, 16, |_, _| 34)),
                     Kind::MaskValue,
-                    &["value 34", "0 to 33"],
+                    &["found 34", "0 to 33"],
                     true,
                 ),
             ],
         ),
         (
-            "labels off by one",
+            "labels with a constant offset",
             vec![
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| {
@@ -378,10 +382,10 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                         put(&f.join("image_class_labels.txt"), text);
                     },
                     Kind::LabelRange,
-                    &["off by -1"],
+                    &["offset of -1"],
                     false,
                 ),
-                fault(
+                corruption(
                     "nabirds",
                     nabirds,
                     |f| {
@@ -394,10 +398,10 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                         );
                     },
                     Kind::LabelRange,
-                    &["off by +1"],
+                    &["offset of +1"],
                     false,
                 ),
-                fault(
+                corruption(
                     "dogs",
                     dogs_plain,
                     |f| {
@@ -408,10 +412,10 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                         dogs_list(f, "train", &files.map(String::from), &[0.0, 1.0], false);
                     },
                     Kind::LabelRange,
-                    &["off by -1"],
+                    &["offset of -1"],
                     false,
                 ),
-                fault(
+                corruption(
                     "camvid",
                     camvid,
                     |f| {
@@ -421,7 +425,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                         )
                     },
                     Kind::MaskValue,
-                    &["value 12"],
+                    &["found 12"],
                     true,
                 ),
             ],
@@ -429,7 +433,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "a duplicate across splits",
             vec![
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| {
@@ -443,7 +447,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["_0000_1.jpg (train)", "_0003_4.jpg (test)"],
                     true,
                 ),
-                fault(
+                corruption(
                     "voc",
                     voc,
                     |f| {
@@ -454,7 +458,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["2007_000032 (train)", "2007_000042 (val)"],
                     true,
                 ),
-                fault(
+                corruption(
                     "ucm",
                     ucm,
                     |f| {
@@ -469,7 +473,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "an unreadable line of a list",
             vec![
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| edit(&f.join("images.txt"), "3 001", "three"),
@@ -477,7 +481,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["train_test_split.txt:3"],
                     false,
                 ),
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| edit(&f.join("image_class_labels.txt"), "7 2\n", "7\n"),
@@ -485,7 +489,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["image_class_labels.txt:7", "found `7`"],
                     false,
                 ),
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| edit(&f.join("images.txt"), "5 002.", "5 ../../002."),
@@ -493,7 +497,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["images.txt:5"],
                     false,
                 ),
-                fault(
+                corruption(
                     "nabirds",
                     nabirds,
                     |f| edit(&f.join("train_test_split.txt"), " 1\n", " yes\n"),
@@ -501,7 +505,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["train_test_split.txt:1"],
                     false,
                 ),
-                fault(
+                corruption(
                     "voc",
                     voc,
                     |f| edit(&f.join("ImageSets/Segmentation/train.txt"), "2007_000039", "2007_000039 1"),
@@ -509,7 +513,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["train.txt:2"],
                     false,
                 ),
-                fault(
+                corruption(
                     "camvid",
                     camvid,
                     |f| edit(&f.join("val.txt"), "valannot/0016E5_00000.png", "valannot"),
@@ -522,7 +526,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "a byte order mark or CRLF",
             vec![
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| edit(&f.join("images.txt"), "1 001", "\u{feff}1 001"),
@@ -530,7 +534,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["images.txt", "byte order mark"],
                     true,
                 ),
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| {
@@ -546,7 +550,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "an image that is not RGB",
             vec![
-                fault(
+                corruption(
                     "ucm",
                     ucm,
                     |f| {
@@ -557,7 +561,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["river01.png", "gray"],
                     true,
                 ),
-                fault(
+                corruption(
                     "voc",
                     voc,
                     |f| put(&f.join("JPEGImages/2007_000032.jpg"), palette(40, 30, |x, _| x as u8)),
@@ -570,7 +574,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         (
             "an extra class",
             vec![
-                fault(
+                corruption(
                     "ucm",
                     ucm,
                     |f| put(&f.join("moon/moon00.tif"), tiff(16, 16, 99)),
@@ -578,7 +582,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["moon"],
                     true,
                 ),
-                fault(
+                corruption(
                     "cub",
                     cub,
                     |f| put(&f.join("images/201.Dodo/Dodo_0001_1.jpg"), jpeg(16, 16, 99)),
@@ -586,7 +590,7 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
                     &["201.Dodo"],
                     true,
                 ),
-                fault(
+                corruption(
                     "dogs",
                     dogs_plain,
                     |f| put(&f.join("Images/n09999999-Cat/n09999999_1.jpg"), jpeg(16, 16, 99)),
@@ -598,71 +602,73 @@ fn seeded() -> Vec<(&'static str, Vec<Fault>)> {
         ),
         (
             "a wrong count",
-            vec![fault(
+            vec![corruption(
                 "rsscn7",
                 rsscn7,
                 |f| fs::remove_file(f.join("gParking/g400.jpg")).unwrap(),
                 Kind::Count,
-                &["found 2799", "has 2800"],
+                &["expected 2800", "found 2799"],
                 true,
             )],
         ),
     ]
 }
 
-/// Whether `check` finds the fault, and whether the set can be used with it.
-fn is_found(fault: &Fault) {
+/// Asserts that `check` reports a corruption, and whether the dataset can be opened.
+fn assert_reported(corruption: &Corruption) {
     let root = tempfile::tempdir().unwrap();
-    let folder = (fault.make)(root.path());
-    (fault.seed)(&folder);
-    // Only the whole set has a right count.
-    let subset = fault.kind != Kind::Count;
-    let report = check(&request(fault.name, root.path()), subset).unwrap();
-    assert!(!report.is_ok(), "{}: {:?}: {report}", fault.name, fault.kind);
-    let hit = report
-        .findings
-        .iter()
-        .find(|f| f.kind == fault.kind && f.fault && fault.words.iter().all(|w| f.message.contains(w)));
-    assert!(hit.is_some(), "{}: no {:?} with {:?} in\n{report}", fault.name, fault.kind, fault.words);
-    let used = open(fault.name, root.path());
+    let folder = (corruption.make)(root.path());
+    (corruption.apply)(&folder);
+    // Only complete datasets have the right count.
+    let subset = corruption.kind != Kind::Count;
+    let report = check(&request(corruption.name, root.path()), subset).unwrap();
+    assert!(!report.is_ok(), "{}: {:?}: {report}", corruption.name, corruption.kind);
+    let reported = report.diagnostics.iter().find(|f| {
+        f.kind == corruption.kind && f.is_error && corruption.words.iter().all(|w| f.message.contains(w))
+    });
+    assert!(
+        reported.is_some(),
+        "{}: no {:?} with {:?} in\n{report}",
+        corruption.name,
+        corruption.kind,
+        corruption.words
+    );
+    let used = open(corruption.name, root.path());
     let error = used.as_ref().err().map(ToString::to_string);
-    assert_eq!(used.is_ok(), fault.opens, "{}: {:?}: {error:?}", fault.name, fault.kind);
+    assert_eq!(used.is_ok(), corruption.opens, "{}: {:?}: {error:?}", corruption.name, corruption.kind);
 }
 
 #[test]
-fn seeded_faults_are_found() {
-    let all = seeded();
+fn reports_seeded_corruptions() {
+    let all = corruptions();
     assert_eq!(all.len(), 12);
-    for (what, faults) in &all {
-        faults.iter().for_each(is_found);
-        println!("{what}: found in {} of {0}", faults.len());
+    for (name, corruptions) in &all {
+        println!("{name}: {} datasets", corruptions.len());
+        corruptions.iter().for_each(assert_reported);
     }
 }
 
 #[test]
-fn wrong_counts_are_found() {
+fn reports_wrong_counts() {
     let root = tempfile::tempdir().unwrap();
     let folder = rsscn7(root.path());
     fs::remove_file(folder.join("gParking/g400.jpg")).unwrap();
     let report = check(&request("rsscn7", root.path()), false).unwrap();
-    let messages: Vec<&str> = report.findings.iter().map(|f| f.message.as_str()).collect();
+    let messages: Vec<&str> = report.diagnostics.iter().map(|f| f.message.as_str()).collect();
     assert_eq!(
         messages,
-        [
-            "images: found 2799, the official set has 2800",
-            "images of the class `gParking`: found 399, the official set has 400"
-        ]
+        ["images: expected 2800, found 2799", "images of the class `gParking`: expected 400, found 399"]
     );
-    assert!(report.findings.iter().all(|f| f.kind == Kind::Count) && !report.is_ok());
+    assert!(report.diagnostics.iter().all(|f| f.kind == Kind::Count) && !report.is_ok());
     assert!(check(&request("rsscn7", root.path()), true).unwrap().is_ok());
     fs::remove_dir_all(folder.join("bField")).unwrap();
     let report = check(&request("rsscn7", root.path()), false).unwrap();
-    assert!(report.findings.iter().any(|f| f.kind == Kind::MissingClass && f.message.contains("bField")));
+    assert!(report.diagnostics.iter().any(|f| f.kind == Kind::MissingClass && f.message.contains("bField")));
 }
 
-/// With `on_error = "skip"` what is broken is left out, and the rest is as it was.
+/// `on_error = "skip"` leaves out unreadable files and keeps the rest unchanged.
 #[test]
-fn broken_files_are_skipped_where_asked() {
+fn skips_unreadable_files_on_request() {
     let root = tempfile::tempdir().unwrap();
     let folder = cub(root.path());
     fs::remove_file(folder.join("images/001.Black_footed_Albatross/Black_footed_Albatross_0000_1.jpg"))

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder};
 
-use crate::lists::is_below;
+use crate::layout::text_lists::is_below;
 use crate::{Error, Result};
 
 /// Most entries of an archive.

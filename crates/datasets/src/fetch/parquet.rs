@@ -458,7 +458,7 @@ mod tests {
     fn all(path: &Path) -> Result<Vec<(usize, i64)>> {
         let mut found = Vec::new();
         rows(path, &footer(path)?, |bytes, label| {
-            let image = crate::image::decode(bytes, "row", crate::image::As::Rgb, false)?;
+            let image = crate::decode::decode(bytes, "row", crate::decode::PixelFormat::Rgb, false)?;
             assert_eq!((image.width, image.height), (9, 7));
             found.push((usize::from(image.pixels[0]), label));
             Ok(())

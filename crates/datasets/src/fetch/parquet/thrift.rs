@@ -10,7 +10,7 @@ const MOST_DEPTH: usize = 24;
 /// A value.
 #[derive(Debug)]
 pub(super) enum Thrift {
-    /// An integer, or a truth value as 0 and 1.
+    /// An integer, or a annotation value as 0 and 1.
     Int(i64),
     Double,
     Bytes(Vec<u8>),
@@ -102,7 +102,7 @@ fn value(bytes: &mut &[u8], kind: u8, depth: usize, count: &mut usize) -> Parsed
         Ok::<Vec<u8>, String>(head.to_vec())
     };
     Ok(match kind {
-        // In a list, truth values are bytes.
+        // In a list, annotation values are bytes.
         1..=3 => Thrift::Int(i64::from(byte(bytes)? == 1)),
         4..=6 => Thrift::Int(zigzag(bytes)?),
         7 => {

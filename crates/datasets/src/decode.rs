@@ -1,0 +1,252 @@
+//! Readers of image files: the format is told by the first bytes, never by the extension.
+//!
+//! Files are untrusted: sizes are limited before anything is allocated, a cut or damaged file is
+//! an error, nothing panics.
+
+mod bmp;
+mod exif;
+mod jpeg;
+pub(crate) mod mat;
+mod png;
+mod tiff;
+
+use std::path::Path;
+
+use stillhouse_core::data::{Image, Mask};
+
+use crate::image_buffer::{ImageBuffer, luma};
+use crate::transforms::rot90;
+use crate::{Error, Result};
+
+/// Most pixels along one side.
+pub const MAX_SIDE: usize = 32_768;
+/// Most pixels in all.
+pub const MAX_PIXELS: usize = 1 << 26;
+/// Most bytes of a file.
+pub const MAX_FILE: u64 = 1 << 29;
+
+/// What a file's values are to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PixelFormat {
+    /// Three channels: alpha is dropped, gray repeated, palettes looked up, CMYK converted.
+    Rgb,
+    /// One channel: color becomes luma.
+    Luma,
+    /// One channel: palette indices or gray values as they are stored.
+    Index,
+}
+
+/// What a decoder hands over.
+struct Decoded {
+    buffer: ImageBuffer,
+    orientation: u8,
+    /// What a pixel is in the file: [`RGB`], gray, palette, ...
+    stored: &'static str,
+}
+
+/// [`Stored::colors`] of 8-bit color, which nothing has to be converted of.
+pub const RGB: &str = "RGB";
+
+/// How a file stores its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// JPEG, PNG, TIFF or BMP, by its first bytes.
+    pub format: &'static str,
+    /// [`RGB`], or what it was converted from.
+    pub colors: &'static str,
+}
+
+/// The name of what a pixel is, by its number of values and their bits.
+fn colors(channels: usize, bits: usize) -> &'static str {
+    match (channels, bits) {
+        (1, 16) => "16-bit gray",
+        (1, _) => "gray",
+        (2, _) => "gray with alpha",
+        (3, 16) => "16-bit RGB",
+        (3, _) => RGB,
+        _ => "RGB with alpha",
+    }
+}
+
+/// A file's bytes and its name for messages.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    bytes: &'a [u8],
+    name: &'a str,
+    format: &'static str,
+}
+
+impl Input<'_> {
+    fn broken(&self, message: impl ToString) -> Error {
+        Error::Decode { name: self.name.to_string(), format: self.format, message: message.to_string() }
+    }
+
+    fn unsupported(&self, found: impl ToString, expected: &'static str) -> Error {
+        let (name, format) = (self.name.to_string(), self.format);
+        Error::Unsupported { name, format, found: found.to_string(), expected }
+    }
+
+    /// The sides, if they are within the limits.
+    fn checked_size(&self, width: u64, height: u64) -> Result<(usize, usize)> {
+        let side = MAX_SIDE as u64;
+        if width == 0 || height == 0 {
+            return Err(self.broken(format!("{width}x{height} pixels")));
+        }
+        if width > side || height > side || width * height > MAX_PIXELS as u64 {
+            return Err(Error::TooLarge { name: self.name.to_string(), width, height });
+        }
+        Ok((width as usize, height as usize))
+    }
+}
+
+/// Decodes a file's bytes. With `orient` the image is turned by its EXIF orientation; training
+/// pipelines leave it. `name` is for messages.
+pub fn decode(bytes: &[u8], name: &str, to: PixelFormat, orient: bool) -> Result<ImageBuffer> {
+    let (format, decoder) = sniff(bytes, name)?;
+    let Decoded { buffer, orientation, .. } = decoder(&Input { bytes, name, format }, to)?;
+    debug_assert_eq!(buffer.channels, if to == PixelFormat::Rgb { 3 } else { 1 });
+    Ok(if orient { oriented(&buffer, orientation) } else { buffer })
+}
+
+/// Decodes a 16-bit gray PNG: width, height, values.
+pub fn decode_u16(bytes: &[u8], name: &str) -> Result<(usize, usize, Vec<u16>)> {
+    match sniff(bytes, name)?.0 {
+        "PNG" => png::decode_u16(&Input { bytes, name, format: "PNG" }),
+        format => Err(Input { bytes, name, format }.unsupported("8-bit values", "16-bit gray PNG")),
+    }
+}
+
+/// Reads an image file as RGB.
+pub fn read_image(path: &Path) -> Result<Image> {
+    Ok(decode(&read_file(path)?, &path.display().to_string(), PixelFormat::Rgb, false)?.into_image())
+}
+
+/// Reads an image file as RGB, with how it is stored.
+pub fn inspect_image(path: &Path) -> Result<(Image, Stored)> {
+    let (bytes, name) = (read_file(path)?, path.display().to_string());
+    let (format, decoder) = sniff(&bytes, &name)?;
+    let decoded = decoder(&Input { bytes: &bytes, name: &name, format }, PixelFormat::Rgb)?;
+    Ok((decoded.buffer.into_image(), Stored { format, colors: decoded.stored }))
+}
+
+/// Reads a label mask: palette indices or gray values as they are, never colors.
+pub fn read_mask(path: &Path) -> Result<Mask> {
+    Ok(decode(&read_file(path)?, &path.display().to_string(), PixelFormat::Index, false)?.into_mask())
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    if length > MAX_FILE {
+        return Err(Error::setting(
+            path.display(),
+            format!("{length} bytes, expected an image file of at most {MAX_FILE}; scale the image down"),
+        ));
+    }
+    std::fs::read(path).map_err(Error::io(path))
+}
+
+/// The format of a file by its first bytes: JPEG, PNG, TIFF or BMP.
+pub fn format(bytes: &[u8]) -> Option<&'static str> {
+    sniff(bytes, "").ok().map(|(format, _)| format)
+}
+
+type Decoder = fn(&Input, PixelFormat) -> Result<Decoded>;
+
+fn sniff(bytes: &[u8], name: &str) -> Result<(&'static str, Decoder)> {
+    match bytes {
+        [0xff, 0xd8, 0xff, ..] => Ok(("JPEG", jpeg::decode)),
+        [0x89, b'P', b'N', b'G', ..] => Ok(("PNG", png::decode)),
+        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(("TIFF", tiff::decode)),
+        [b'B', b'M', ..] => Ok(("BMP", bmp::decode)),
+        _ => {
+            let found = if bytes.is_empty() {
+                "an empty file".to_string()
+            } else {
+                let hex: Vec<String> = bytes.iter().take(4).map(|b| format!("{b:02x}")).collect();
+                format!("bytes {}", hex.join(" "))
+            };
+            Err(Error::UnknownFormat { name: name.to_string(), found })
+        }
+    }
+}
+
+/// Interleaved values of `channels` a pixel (1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha) to
+/// what is wanted; `to` is not [`PixelFormat::Index`] for color.
+fn collect(
+    input: &Input,
+    size: (usize, usize),
+    channels: usize,
+    pixels: Vec<u8>,
+    to: PixelFormat,
+) -> Result<ImageBuffer> {
+    let (width, height) = size;
+    if pixels.len() != width * height * channels {
+        return Err(input.broken(format!("{} values for {width}x{height}x{channels}", pixels.len())));
+    }
+    let pixels = match (to, channels) {
+        (PixelFormat::Rgb, 3) | (PixelFormat::Luma | PixelFormat::Index, 1) => pixels,
+        (PixelFormat::Rgb, 1 | 2) => pixels.chunks_exact(channels).flat_map(|p| [p[0]; 3]).collect(),
+        (PixelFormat::Rgb, _) => pixels.chunks_exact(channels).flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        (PixelFormat::Luma | PixelFormat::Index, 2) => pixels.into_iter().step_by(2).collect(),
+        (PixelFormat::Luma, _) => pixels.chunks_exact(channels).map(luma).collect(),
+        (PixelFormat::Index, _) => {
+            return Err(input.unsupported("colors", "a label mask of palette indices or gray values"));
+        }
+    };
+    Ok(ImageBuffer { width, height, channels: if to == PixelFormat::Rgb { 3 } else { 1 }, pixels })
+}
+
+/// Turns an image so that its EXIF orientation (1 to 8) becomes 1.
+fn oriented(image: &ImageBuffer, orientation: u8) -> ImageBuffer {
+    use crate::transforms::hflip;
+    match orientation {
+        2 => hflip(image),
+        3 => rot90(image, 2),
+        4 => hflip(&rot90(image, 2)),
+        5 => hflip(&rot90(image, 3)),
+        6 => rot90(image, 3),
+        7 => hflip(&rot90(image, 1)),
+        8 => rot90(image, 1),
+        _ => image.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_no_images_are_named() {
+        let e = decode(b"<html>", "a/b.jpg", PixelFormat::Rgb, false).unwrap_err().to_string();
+        assert!(e.contains("a/b.jpg") && e.contains("3c 68 74 6d") && e.contains("JPEG"), "{e}");
+        let e = decode(b"", "x.png", PixelFormat::Rgb, false).unwrap_err().to_string();
+        assert!(e.contains("empty file"), "{e}");
+        let folder = tempfile::tempdir().unwrap();
+        let e = read_image(&folder.path().join("absent.jpg")).unwrap_err().to_string();
+        assert!(e.contains("absent.jpg"), "{e}");
+    }
+
+    #[test]
+    fn limits_hold_before_allocation() {
+        let input = Input { bytes: &[], name: "x", format: "PNG" };
+        assert_eq!(input.checked_size(256, 256).unwrap(), (256, 256));
+        for (w, h) in [(0, 5), (40_000, 10), (32_768, 32_768), (u64::MAX, u64::MAX)] {
+            assert!(input.checked_size(w, h).is_err());
+        }
+    }
+
+    /// EXIF orientations as arrows: the pixel at (0, 0) of the upright image.
+    #[test]
+    fn orientations_bring_the_first_pixel_home() {
+        // Where a 2x3 image's first upright pixel is stored, by orientation.
+        let at = [(1, 0, 0), (2, 1, 0), (3, 1, 2), (4, 0, 2), (5, 0, 0), (6, 0, 2), (7, 1, 2), (8, 1, 0)];
+        for (orientation, x, y) in at {
+            let mut image = ImageBuffer::filled(2, 3, 1, 0);
+            image.pixels[y * 2 + x] = 9;
+            let upright = oriented(&image, orientation);
+            assert_eq!(upright.pixels[0], 9, "orientation {orientation}");
+            let turned = orientation > 4;
+            assert_eq!((upright.width, upright.height), if turned { (3, 2) } else { (2, 3) });
+        }
+    }
+}

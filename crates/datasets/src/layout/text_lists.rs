@@ -1,0 +1,130 @@
+//! Text files with one entry a line, as the official sets have them.
+
+use std::path::{Component, Path};
+
+use crate::diagnostics::{Diagnostics, Kind};
+use crate::{Error, Result};
+
+/// Most bytes of a list; the largest official one has a few million.
+const MAX_LIST: u64 = 1 << 26;
+
+/// One line, without its end.
+pub(crate) struct Line {
+    /// From 1.
+    pub(crate) number: usize,
+    pub(crate) text: String,
+}
+
+/// The lines of a list that are not empty. A byte order mark and carriage returns are read over
+/// and remarked on.
+///
+/// # Errors
+///
+/// A file that cannot be read or is too large; a line that is no UTF-8, where faults are errors.
+pub(crate) fn lines(path: &Path, diagnostics: &mut Diagnostics) -> Result<Vec<Line>> {
+    let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    if length > MAX_LIST {
+        return Err(Error::setting(
+            path.display(),
+            format!("{length} bytes, expected a list of at most {MAX_LIST}; fetch the set again"),
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let mut rest = bytes.as_slice();
+    if let Some(text) = rest.strip_prefix(b"\xef\xbb\xbf") {
+        diagnostics.warning(
+            Kind::TextForm,
+            format!("{}: begins with a byte order mark; save it as plain UTF-8", path.display()),
+        );
+        rest = text;
+    }
+    let mut all = Vec::new();
+    let mut returns = 0;
+    for (i, line) in rest.split(|b| *b == b'\n').enumerate() {
+        let plain = line.strip_suffix(b"\r").unwrap_or(line);
+        returns += usize::from(plain.len() < line.len());
+        match std::str::from_utf8(plain) {
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(text) if !text.contains('\0') => {
+                all.push(Line { number: i + 1, text: text.trim().to_string() });
+            }
+            _ => {
+                let found = String::from_utf8_lossy(plain);
+                diagnostics.error(Kind::ListLine, wrong_line(path, i + 1, &found, "text in UTF-8"))?;
+            }
+        }
+    }
+    if returns > 0 {
+        diagnostics.warning(
+            Kind::TextForm,
+            format!("{}: {returns} lines end with CRLF; save it with line feeds alone", path.display()),
+        );
+    }
+    Ok(all)
+}
+
+/// Lines of two words, the second of which may hold spaces, read by `read`; a line that it answers
+/// with nothing is a fault.
+pub(crate) fn pairs<T>(
+    path: &Path,
+    expected: &str,
+    diagnostics: &mut Diagnostics,
+    read: impl Fn(&str, &str) -> Option<T>,
+) -> Result<Vec<(usize, T)>> {
+    let mut all = Vec::new();
+    for line in lines(path, diagnostics)? {
+        let words = line.text.split_once([' ', '\t']);
+        match words.and_then(|(a, b)| read(a, b.trim_start())) {
+            Some(value) => all.push((line.number, value)),
+            None => {
+                diagnostics.error(Kind::ListLine, wrong_line(path, line.number, &line.text, expected))?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+pub(crate) fn wrong_line(path: &Path, line: usize, found: &str, expected: &str) -> Error {
+    let found = found.chars().take(80).collect::<String>().escape_debug().to_string();
+    Error::ListLine { path: path.to_path_buf(), line, found, expected: expected.to_string() }
+}
+
+/// Whether a path of a list stays below the folder that it is meant for.
+pub(crate) fn is_below(path: &str) -> bool {
+    !path.is_empty()
+        && !path.contains(['\\', '\0'])
+        && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_and_returns_are_read_over_and_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list.txt");
+        std::fs::write(&path, b"\xef\xbb\xbf1 a b\r\n\r\n2 c\n\xff\xfe\n3\n").unwrap();
+        let mut diagnostics = Diagnostics::collecting();
+        let read = |a: &str, b: &str| Some((a.parse::<u32>().ok()?, b.to_string()));
+        let all = pairs(&path, "a number and a name", &mut diagnostics, read).unwrap();
+        assert_eq!(all, [(1, (1, "a b".to_string())), (3, (2, "c".to_string()))]);
+        let kinds: Vec<Kind> = diagnostics.found.iter().map(|f| f.kind).collect();
+        assert_eq!(kinds, [Kind::TextForm, Kind::ListLine, Kind::TextForm, Kind::ListLine]);
+        assert!(
+            diagnostics.found[3].message.contains("list.txt:5: expected a number and a name, found `3`"),
+            "{}",
+            diagnostics.found[3].message
+        );
+        let e = pairs(&path, "a number and a name", &mut Diagnostics::strict(), read).unwrap_err();
+        assert!(e.to_string().contains("list.txt:4"), "{e}");
+    }
+
+    #[test]
+    fn paths_that_climb_are_told_apart() {
+        assert!(is_below("001.A/b c.jpg"));
+        for bad in ["", "/etc/passwd", "../x", "a/../../x", "a\\b", "./a/../b"] {
+            assert!(!is_below(bad), "{bad}");
+        }
+    }
+}
