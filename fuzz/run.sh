@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs fuzz targets, each for some seconds: run.sh SECONDS [TARGET...] (all of them without).
+# Runs fuzz targets for some seconds each: run.sh SECONDS [TARGET...] (default: all targets).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
@@ -7,7 +7,7 @@ shift || true
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(jpeg png tiff bmp mat parquet archive lists)
 
-# Small files to begin with. What a run finds is kept beside them.
+# Seed the corpus with small files. Runs add their inputs to it.
 golden=tests/golden/transforms/data own=crates/datasets/tests/data
 seed() {
   local to="fuzz/corpus/$1"
@@ -23,7 +23,7 @@ seed parquet "$own"/*.parquet
 mkdir -p fuzz/corpus/archive fuzz/corpus/lists
 tar -cf fuzz/corpus/archive/own.tar -C "$own" make.py
 tar -czf fuzz/corpus/archive/own.tgz -C "$own" make.py
-(cd "$own" && python3 -m zipfile -c "$OLDPWD/fuzz/corpus/archive/own.zip" make.py) || echo "no python3: no zip to begin with"
+(cd "$own" && python3 -m zipfile -c "$OLDPWD/fuzz/corpus/archive/own.zip" make.py) || echo "no python3: no zip in the seed corpus"
 printf '1 001.Crow/a.jpg\n2 002.Jay/b.jpg\n\3771 1\n2 2\n\3771 1\n2 0\n\3771 001.Crow\n2 002.Jay\n' > fuzz/corpus/lists/own
 
 for target in "${targets[@]}"; do
