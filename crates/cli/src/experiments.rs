@@ -1,8 +1,9 @@
-//! Finds experiment files: by path, by name in ./experiments, or among those of the program.
+//! Finds experiments and papers: by path, by name in `experiments/`, or embedded in the binary.
 
 use std::path::{Path, PathBuf};
 
-use stillhouse_core::suggest;
+use stillhouse_core::{config, suggest};
+use stillhouse_report::{Paper, PublishedSection, StaticTable};
 use stillhouse_trainer::Experiment;
 
 use crate::error::{CliError, Prepared};
@@ -58,13 +59,72 @@ fn embedded() -> impl Iterator<Item = (&'static str, &'static str, &'static str)
     })
 }
 
-/// Loads an experiment by path or name and lays `--set` on top.
+/// A loaded experiment file.
+#[derive(Debug)]
+pub(crate) enum Loaded {
+    /// An experiment with runs.
+    Runs(Box<Experiment>),
+    /// A table that runs nothing.
+    Static(StaticTable),
+}
+
+/// Loads an experiment with runs by path or name, with `--set` applied.
 pub(crate) fn load(name: &str, sets: &[String]) -> Result<Experiment, CliError> {
-    let mut experiment = open(name)?;
-    for set in sets {
-        experiment.set(set).prepared()?;
+    match open(name)? {
+        Loaded::Runs(mut experiment) => {
+            for set in sets {
+                experiment.set(set).prepared()?;
+            }
+            Ok(*experiment)
+        }
+        Loaded::Static(_) => Err(CliError::usage(format!("`{name}` has no runs: expected an experiment"))
+            .hint(format!("stillhouse reproduce {name} prints its table"))),
     }
-    Ok(experiment)
+}
+
+/// Loads an experiment file by path or name.
+pub(crate) fn open(name: &str) -> Result<Loaded, CliError> {
+    if let Some(path) = path(name) {
+        let text = std::fs::read_to_string(&path).map_err(stillhouse_core::Error::io(&path))?;
+        return match StaticTable::parse(&text, &path.display().to_string()).prepared()? {
+            Some(table) => Ok(Loaded::Static(table)),
+            None => Ok(Loaded::Runs(Box::new(Experiment::load(&path).prepared()?))),
+        };
+    }
+    if is_path(name) {
+        return Err(CliError::usage(format!("{name}: no such file"))
+            .hint("list experiments with `stillhouse list experiments`"));
+    }
+    let Some((_, path, text)) = embedded().find(|(known, ..)| *known == name) else {
+        let all = all();
+        let names: Vec<&str> = all.iter().map(|f| f.name.as_str()).collect();
+        let near = suggest(name, names.iter().copied());
+        let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+        return Err(CliError::usage(format!(
+            "unknown experiment `{name}`{near}; known: {}",
+            names.join(", ")
+        )));
+    };
+    let origin = format!("{FOLDER}/{path} (embedded)");
+    match StaticTable::parse(text, &origin).prepared()? {
+        Some(table) => Ok(Loaded::Static(table)),
+        None => {
+            let experiment = Experiment::parse_extending(text, &origin, name, &embedded_text).prepared()?;
+            Ok(Loaded::Runs(Box::new(experiment)))
+        }
+    }
+}
+
+/// The file of an experiment; `None` for an embedded or unknown one.
+pub(crate) fn path(name: &str) -> Option<PathBuf> {
+    if Path::new(name).is_file() {
+        return Some(PathBuf::from(name));
+    }
+    all().into_iter().find(|f| f.name == name && !is_path(name))?.path
+}
+
+fn is_path(name: &str) -> bool {
+    name.ends_with(".toml") || Path::new(name).components().count() > 1
 }
 
 /// The text of an embedded experiment.
@@ -73,28 +133,45 @@ fn embedded_text(name: &str) -> stillhouse_core::Result<String> {
     found.ok_or_else(|| stillhouse_core::Error::incompatible(name, "not an embedded experiment"))
 }
 
-fn open(name: &str) -> Result<Experiment, CliError> {
-    let path = Path::new(name);
-    if path.is_file() {
-        return Experiment::load(path).prepared();
+/// The `[published]` section of an experiment, with the paper's file if it is next to the experiment's.
+pub(crate) fn published(experiment: &Experiment, path: Option<&Path>) -> Result<PublishedSection, CliError> {
+    let section: PublishedSection =
+        config::from_table(&experiment.published(), &format!("{} [published]", experiment.name())).prepared()?;
+    Ok(with_file(section, path))
+}
+
+/// Adds the paper's file to a `[published]` section, if it is next to the experiment's.
+pub(crate) fn with_file(mut section: PublishedSection, path: Option<&Path>) -> PublishedSection {
+    let folder = path.and_then(Path::parent);
+    if let (Some(paper), Some(folder), None) = (&section.paper, folder, &section.file)
+        && folder.file_name().is_some_and(|name| name == paper.as_str())
+        && folder.join(PAPER).is_file()
+    {
+        section.file = std::path::absolute(folder.join(PAPER)).ok();
     }
-    if name.ends_with(".toml") || path.components().count() > 1 {
-        return Err(CliError::usage(format!("{name}: no such file"))
-            .hint("`stillhouse list experiments` names those there are"));
+    section
+}
+
+/// Reads the paper of a `[published]` section: its file, `experiments/<paper>/paper.toml`, or an embedded one.
+pub(crate) fn paper(section: &PublishedSection) -> Result<Option<Paper>, CliError> {
+    let Some(name) = &section.paper else { return Ok(None) };
+    let local = Path::new(FOLDER).join(name).join(PAPER);
+    let is_name = Path::new(name).components().count() == 1;
+    for file in section.file.iter().chain(is_name.then_some(&local)) {
+        if file.is_file() {
+            return Ok(Some(Paper::open(file).prepared()?));
+        }
     }
-    let all = all();
-    match all.iter().find(|f| f.name == name) {
-        Some(Found { path: Some(path), .. }) => Experiment::load(path).prepared(),
-        Some(Found { path: None, .. }) => {
-            let path = embedded().find(|(known, ..)| *known == name).map_or(name, |(_, path, _)| path);
-            let origin = format!("{FOLDER}/{path} (embedded)");
-            Experiment::parse_beside(&embedded_text(name)?, &origin, name, &embedded_text).prepared()
+    let below = format!("{name}/{PAPER}");
+    match EMBEDDED.iter().find(|(path, _)| *path == below) {
+        Some((path, text)) => {
+            Ok(Some(Paper::parse(text, &format!("{FOLDER}/{path} (embedded)")).prepared()?))
         }
         None => {
-            let names: Vec<&str> = all.iter().map(|f| f.name.as_str()).collect();
-            let near = suggest(name, names.iter().copied());
-            let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
-            Err(CliError::usage(format!("unknown experiment `{name}`{near}; known: {}", names.join(", "))))
+            let known = EMBEDDED.iter().filter_map(|(path, _)| path.strip_suffix(PAPER)?.strip_suffix('/'));
+            let near = suggest(name, known).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            Err(CliError::usage(format!("unknown paper `{name}`{near}"))
+                .hint(format!("add {}", local.display())))
         }
     }
 }
@@ -104,17 +181,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loads_every_embedded_experiment() {
+    fn loads_every_embedded_experiment_and_its_paper() {
         for (name, ..) in embedded() {
-            assert_eq!(load(name, &[]).unwrap().name(), name);
+            let section = match open(name).unwrap() {
+                Loaded::Runs(experiment) => {
+                    assert_eq!(experiment.name(), name);
+                    published(&experiment, None).unwrap()
+                }
+                Loaded::Static(table) => table.published().unwrap().clone(),
+            };
+            if let Some(paper) = paper(&section).unwrap() {
+                let table = section.table.unwrap();
+                assert!(paper.published_table(&table).unwrap().values().next().is_some(), "{name}");
+            }
         }
-        for (name, table) in
-            [("mksmt_cub", "p3.cub"), ("mksmt_nabirds", "p3.nabirds"), ("mksmt_dogs", "p3.dogs")]
-        {
-            let experiment = load(name, &[]).unwrap();
-            assert_eq!(experiment.published()["table"].as_str(), Some(table));
-            assert_eq!(experiment.profiles(), ["paper", "reduced", "smoke"]);
-        }
+        assert_eq!(load("mksmt_dogs", &[]).unwrap().profiles(), ["paper", "reduced", "smoke"]);
+        assert!(load("table1", &[]).unwrap_err().source.to_string().contains("has no runs"));
     }
 
     #[test]

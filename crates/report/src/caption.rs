@@ -1,65 +1,62 @@
-//! What stands above a table: data, resolution, schedule, seeds, device, sampler, steps of a batch,
-//! teacher.
+//! Captions: data, resolution, schedule, seeds, device, sampler, phases of a batch, initial weights.
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-/// What stands above the table. Every field is printed.
+/// The caption of a table. Every field is printed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Caption {
     /// The experiment's title.
     pub title: String,
-    /// `smoke`, `reduced` or `paper`; anything but `paper` is labeled as not the paper's.
+    /// `smoke`, `reduced` or `paper`; any but `paper` is labeled as a different setting.
     pub profile: String,
     /// The data: "UC Merced Land Use, 2100 images".
     pub data: String,
-    /// Whether the images are made by the program, in place of real ones.
+    /// Whether the images are procedural.
     pub synthetic: bool,
-    /// Side of the input in pixels, `512x1024` where rows and columns differ.
+    /// Side of the input in pixels, `512x1024` if it is not square.
     pub resolution: String,
-    /// How test images are seen, where that is not as in training.
+    /// Transforms of the test images, if they differ from training.
     #[serde(default)]
     pub tested: String,
-    /// Epochs, batches and learning rates in words.
+    /// Epochs, learning rates and schedule as text.
     pub schedule: String,
     /// Seeds.
     pub seeds: Vec<u64>,
-    /// Device in words.
+    /// Device as text.
     pub device: String,
-    /// How batches are drawn.
+    /// Sampler as text.
     pub sampler: String,
-    /// The training steps of a batch by method; empty where every method has one.
+    /// Training phases of a batch by method; empty if every method has one.
     #[serde(default)]
-    pub steps: String,
-    /// Registry id of the teacher; empty where there is none or there are several. Stands in headings.
+    pub phases: String,
+    /// Registry id of the teacher, for headings; empty if there is none or several.
     #[serde(default)]
     pub teacher_network: String,
-    /// Whether the teacher began from weights or from scratch.
+    /// Initial weights and schedule of the teacher.
     pub teacher: String,
-    /// Whether the student began from weights or from scratch.
+    /// Initial weights of the students.
     pub student: String,
-    /// Settings that were changed from the command line.
+    /// Settings that were changed on the command line.
     pub changed: Vec<String>,
 }
 
 impl Caption {
-    /// What tells a run apart from the paper's own; none where there is nothing to tell.
+    /// Returns how the runs differ from the paper's; none if they do not.
     pub fn label(&self) -> Option<String> {
         match self.profile.as_str() {
-            // An experiment without profiles has nothing that it could be taken for.
+            // An experiment without profiles is not mistaken for the paper's.
             "default" => None,
             "paper" if self.changed.is_empty() => None,
             "paper" => Some("CHANGED SETTINGS, not the paper's.".to_string()),
-            "smoke" => {
-                Some("SMOKE RUN: it shows that the path works, not what the methods are worth.".to_string())
-            }
+            "smoke" => Some("SMOKE RUN: a check that everything runs; the numbers mean nothing.".to_string()),
             "reduced" => Some("REDUCED RUN, not the paper's setting.".to_string()),
             other => Some(format!("PROFILE {other}, not the paper's setting.")),
         }
     }
 
-    /// The caption as one paragraph.
+    /// Formats the caption as one paragraph.
     pub fn text(&self) -> String {
         let label = self.label().map(|l| l + " ").unwrap_or_default();
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
@@ -75,7 +72,11 @@ impl Caption {
             seeds.join(", "),
             self.device,
             self.sampler,
-            if self.steps.is_empty() { String::new() } else { format!(" Steps of a batch: {}.", self.steps) },
+            if self.phases.is_empty() {
+                String::new()
+            } else {
+                format!(" Phases of a batch: {}.", self.phases)
+            },
             self.teacher,
             self.student
         );
@@ -86,12 +87,12 @@ impl Caption {
     }
 }
 
-/// The training steps of a batch of all methods, from their resolved configurations: what each step
-/// reads, how far the network runs and what moves. Empty where every method has one step.
-pub fn steps<'a>(runs: impl IntoIterator<Item = (&'a str, &'a Table)>) -> String {
+/// Describes the training phases of a batch by method, from resolved configurations: losses, depth and trained
+/// parameters of each phase. Empty if every method has one phase.
+pub fn phases<'a>(runs: impl IntoIterator<Item = (&'a str, &'a Table)>) -> String {
     let mut found: Vec<(String, Vec<&str>)> = Vec::new();
     for (method, run) in runs {
-        let text = steps_of(run);
+        let text = phases_of(run);
         match found.iter_mut().find(|(known, _)| *known == text) {
             Some((_, methods)) if methods.contains(&method) => {}
             Some((_, methods)) => methods.push(method),
@@ -101,39 +102,39 @@ pub fn steps<'a>(runs: impl IntoIterator<Item = (&'a str, &'a Table)>) -> String
     if found.iter().all(|(text, _)| text == ONE) {
         return String::new();
     }
-    let parts = found.into_iter().map(|(text, methods)| format!("{text} for {}", methods.join(", ")));
-    parts.collect::<Vec<_>>().join("; ")
+    let texts = found.into_iter().map(|(text, methods)| format!("{text} for {}", methods.join(", ")));
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 const ONE: &str = "one";
 
-fn steps_of(run: &Table) -> String {
+fn phases_of(run: &Table) -> String {
     let list = |table: Option<&Value>, key: &str| -> Vec<Value> {
         table.and_then(|t| t.get(key)?.as_array().cloned()).unwrap_or_default()
     };
-    let steps = list(run.get("train"), "step");
-    if steps.len() < 2 {
+    let phases = list(run.get("train"), "phase");
+    if phases.len() < 2 {
         return ONE.to_string();
     }
     let losses = run.get("loss").and_then(Value::as_array).cloned().unwrap_or_default();
-    let mut told = Vec::new();
-    for (place, step) in (1i64..).zip(&steps) {
-        let word = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).map(str::to_string);
-        let own = losses.iter().filter(|l| l.get("step").and_then(Value::as_integer) == Some(place));
+    let mut texts = Vec::new();
+    for (number, phase) in (1i64..).zip(&phases) {
+        let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).map(str::to_string);
+        let own = losses.iter().filter(|l| l.get("phase").and_then(Value::as_integer) == Some(number));
         let own: Vec<String> = own
             .filter_map(|loss| {
-                let method = word(loss, "method")?;
-                Some(word(loss, "tap").map_or(method.clone(), |tap| format!("{method} at {tap}")))
+                let method = text(loss, "method")?;
+                Some(text(loss, "feature").map_or(method.clone(), |feature| format!("{method} at {feature}")))
             })
             .collect();
-        let moves = list(Some(step), "moves");
-        let moves: Vec<&str> = moves.iter().filter_map(Value::as_str).collect();
-        let moves = if moves.is_empty() { "all".to_string() } else { moves.join(" ") };
-        let exit = step.get("exit").and_then(Value::as_integer);
+        let trainable = list(Some(phase), "trainable");
+        let trainable: Vec<&str> = trainable.iter().filter_map(Value::as_str).collect();
+        let trainable = if trainable.is_empty() { "all".to_string() } else { trainable.join(" ") };
+        let exit = phase.get("exit").and_then(Value::as_integer);
         let depth = exit.map_or_else(String::new, |exit| format!(" runs to exit {exit} and"));
-        told.push(format!("{place}. {},{depth} moves {moves}", own.join(" + ")));
+        texts.push(format!("{number}. {},{depth} trains {trainable}", own.join(" + ")));
     }
-    format!("{} ({})", steps.len(), told.join("; "))
+    format!("{} ({})", phases.len(), texts.join("; "))
 }
 
 #[cfg(test)]
@@ -141,22 +142,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_told_by_method() {
+    fn describes_phases_by_method() {
         let table = |text: &str| toml::from_str::<Table>(text).unwrap();
-        let (one, single) = (table("loss = []\n[train]\nepochs = 1"), table("train.step = [{ exit = 3 }]"));
+        let (one, single) = (table("loss = []\n[train]\nepochs = 1"), table("train.phase = [{ exit = 3 }]"));
         let two = table(
-            "loss = [{ method = 'ce', tap = 'exit3.logits', step = 1 }, { method = 'self_kl', step = 2 }]\n\
-             [[train.step]]\nexit = 3\nmoves = ['backbone.layers.0.*', 'out3.*']\n[[train.step]]\n",
+            "loss = [{ method = 'ce', feature = 'exit3.logits', phase = 1 }, { method = 'self_kl', phase = 2 }]\n\
+             [[train.phase]]\nexit = 3\ntrainable = ['backbone.layers.0.*', 'out3.*']\n[[train.phase]]\n",
         );
-        assert_eq!(steps([("baseline", &one), ("kd", &single)]), "");
-        let text = steps([("baseline", &one), ("mksmt", &two), ("mksmt", &two), ("t2", &two)]);
+        assert_eq!(phases([("baseline", &one), ("kd", &single)]), "");
+        let text = phases([("baseline", &one), ("two", &two), ("two", &two), ("t2", &two)]);
         assert_eq!(
             text,
-            "one for baseline; 2 (1. ce at exit3.logits, runs to exit 3 and moves \
-             backbone.layers.0.* out3.*; 2. self_kl, moves all) for mksmt, t2"
+            "one for baseline; 2 (1. ce at exit3.logits, runs to exit 3 and trains \
+             backbone.layers.0.* out3.*; 2. self_kl, trains all) for two, t2"
         );
-        let caption = Caption { steps: text, ..Caption::default() };
-        assert!(caption.text().contains("Steps of a batch: one for baseline; 2 (1. ce at"));
-        assert!(!Caption::default().text().contains("Steps of a batch"));
+        let caption = Caption { phases: text, ..Caption::default() };
+        assert!(caption.text().contains("Phases of a batch: one for baseline; 2 (1. ce at"));
+        assert!(!Caption::default().text().contains("Phases of a batch"));
+    }
+
+    #[test]
+    fn labels_all_but_the_papers_own_settings() {
+        let mut caption = Caption { profile: "smoke".into(), ..Caption::default() };
+        assert!(caption.text().contains("SMOKE RUN"));
+        caption.profile = "reduced".into();
+        assert!(caption.text().contains("REDUCED RUN, not the paper's"));
+        caption.profile = "paper".into();
+        assert!(!caption.text().contains("not the paper's"));
+        caption.changed = vec!["train.epochs=3".into()];
+        assert!(caption.text().contains("not the paper's") && caption.text().contains("train.epochs=3"));
     }
 }

@@ -1,12 +1,11 @@
-//! Size and speed of the networks of a table: what remains of the teacher, and how fast it is.
+//! Size and speed of the networks of a table.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use stillhouse_runs::format_size;
 
-use crate::accuracy::network_title;
-use crate::text::{Align, Grid};
+use crate::text_table::{Align, TextTable, optional};
 use crate::{Planned, Record};
 
 /// One network at one size of images.
@@ -14,26 +13,26 @@ use crate::{Planned, Record};
 pub struct NetworkRow {
     /// Registry id.
     pub network: String,
-    /// Side of the training images in pixels; rows where `image_width` is given.
+    /// Height of the training images in pixels; the width too unless `image_width` is set.
     pub image_size: usize,
-    /// Columns, where they are no squares.
+    /// Width of the training images, if they are not square.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_width: Option<usize>,
-    /// Trainable values.
+    /// Trainable parameters.
     pub parameters: u64,
-    /// Parameters in percent of the teacher's; none without a teacher.
-    pub of_the_teacher: Option<f64>,
+    /// Percentage of the largest teacher's parameters; none without a teacher.
+    pub percent_of_teacher: Option<f64>,
     /// Multiply-accumulates of one image.
     pub macs: u64,
-    /// Milliseconds for one image alone, the median over the runs.
+    /// Latency of a single image in milliseconds, median over the runs.
     pub latency_ms: Option<f64>,
-    /// Images per second in batches of 32, the median over the runs.
+    /// Throughput in batches of 32, median over the runs.
     pub images_per_second: Option<f64>,
 }
 
-/// The networks of these runs and teachers, the largest first.
-pub fn rows(runs: &[(Planned, Record)], teachers: &[Record]) -> Vec<NetworkRow> {
-    // By network and rows and columns of its training images.
+/// Returns the networks of these runs and teachers, the largest first.
+pub(crate) fn rows(runs: &[(Planned, Record)], teachers: &[Record]) -> Vec<NetworkRow> {
+    // Network, height and width of its training images.
     type Key = (String, usize, Option<usize>);
     let mut found: BTreeMap<Key, Vec<&Record>> = BTreeMap::new();
     for record in teachers.iter().chain(runs.iter().map(|(_, record)| record)) {
@@ -49,7 +48,7 @@ pub fn rows(runs: &[(Planned, Record)], teachers: &[Record]) -> Vec<NetworkRow> 
             image_size,
             image_width,
             parameters,
-            of_the_teacher: largest.map(|of| 100.0 * parameters as f64 / of as f64),
+            percent_of_teacher: largest.map(|of| 100.0 * parameters as f64 / of as f64),
             macs: records[0].result.macs,
             latency_ms: median(speeds().map(|s| s.latency_ms).collect()),
             images_per_second: median(speeds().map(|s| s.images_per_second).collect()),
@@ -65,34 +64,33 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// What stands below the grid.
-pub const BELOW: &str = "Speed: the trained network, without gradients, on the machine of its run while that \
-    machine did whatever else it did; medians over the runs.";
+/// Note below the table.
+pub const NOTE: &str = "Speed: inference with the trained network on the machine of its run, which may have been \
+    busy with other work; medians over the runs.";
 
-/// The networks as a grid.
-pub fn grid(rows: &[NetworkRow]) -> Grid {
-    let mut grid = Grid::new(&[
+/// Returns the networks as a text table.
+pub fn text_table(rows: &[NetworkRow]) -> TextTable {
+    let mut table = TextTable::new(&[
         ("network", Align::Left),
         ("px", Align::Right),
         ("parameters M", Align::Right),
-        ("of the teacher %", Align::Right),
+        ("% of teacher", Align::Right),
         ("MACs G", Align::Right),
-        ("one image ms", Align::Right),
-        ("batches of 32, images/s", Align::Right),
+        ("latency ms", Align::Right),
+        ("images/s, batch 32", Align::Right),
     ]);
-    let some = |v: Option<f64>, digits: usize| v.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"));
     for row in rows {
-        grid.row([
-            network_title(&row.network).to_string(),
+        table.push([
+            row.network.clone(),
             format_size(row.image_size, row.image_width),
             format!("{:.2}", row.parameters as f64 / 1e6),
-            some(row.of_the_teacher, 2),
+            optional(row.percent_of_teacher, 2),
             format!("{:.3}", row.macs as f64 / 1e9),
-            some(row.latency_ms, 1),
-            some(row.images_per_second, 0),
+            optional(row.latency_ms, 1),
+            optional(row.images_per_second, 0),
         ]);
     }
-    grid
+    table
 }
 
 #[cfg(test)]
@@ -100,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians() {
+    fn takes_medians() {
         assert_eq!((median(vec![]), median(vec![3.0, 1.0, 2.0])), (None, Some(2.0)));
     }
 }

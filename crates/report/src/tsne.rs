@@ -1,28 +1,28 @@
 //! Exact t-SNE (van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 9, 2008): `O(n^2)` in time
-//! and memory, for up to a thousand points or two. The start is drawn from a counter, the sums run in
-//! a fixed order: the same points always give the same picture.
+//! and memory. The initial positions come from a counter-based generator and sums run in a fixed order: the same
+//! points always have the same embedding.
 
 use stillhouse_core::Rng;
 
-/// Points of which a picture is made; more are refused by [`tsne`].
-pub const MOST: usize = 2000;
+/// Most points that [`tsne`] embeds.
+pub const MAX_POINTS: usize = 2000;
 
-/// Steps of the descent; in the first quarter the attraction is exaggerated.
+/// Steps of the gradient descent; the first quarter uses early exaggeration.
 const STEPS: usize = 600;
 const EXAGGERATED: usize = 150;
 const EXAGGERATION: f64 = 12.0;
 
-/// Brings points into the plane. `perplexity` is the effective number of neighbors of a point; it is
-/// lowered where there are too few points for it (a third of the others). None for more than
-/// [`MOST`] points, for points of different lengths or that are not finite; fewer than four stay at 0.
+/// Embeds points in the plane. `perplexity` is the effective number of neighbors of a point, at most a third of
+/// the other points. Returns `None` for more than [`MAX_POINTS`] points, for points of different lengths or that
+/// are not finite; fewer than four points are embedded at 0.
 ///
 /// *Equation.* `p_{j|i} ~ exp(-d_ij^2 / 2 s_i^2)` with `s_i` such that its perplexity is reached,
 /// `p_ij = (p_{j|i} + p_{i|j}) / 2n`, `q_ij ~ 1 / (1 + |y_i - y_j|^2)`, and gradient descent on
 /// `KL(P || Q)` with momentum 0.5, then 0.8, and gains.
 pub fn tsne(points: &[Vec<f32>], perplexity: f64, seed: u64) -> Option<Vec<[f64; 2]>> {
     let n = points.len();
-    let whole = |p: &Vec<f32>| p.len() == points[0].len() && p.iter().all(|v| v.is_finite());
-    if n > MOST || !points.iter().all(whole) {
+    let valid = |p: &Vec<f32>| p.len() == points[0].len() && p.iter().all(|v| v.is_finite());
+    if n > MAX_POINTS || !points.iter().all(valid) {
         return None;
     }
     if n < 4 {
@@ -99,18 +99,18 @@ fn affinities(points: &[Vec<f32>], perplexity: f64) -> Vec<f64> {
     p
 }
 
-/// `p_{j|i}` with the entropy that is asked for, found by halving.
+/// Computes `p_{j|i}` of a given entropy by bisection.
 fn neighbors(squared: &[f64], own: usize, entropy: f64, out: &mut [f64]) {
-    let suggest = squared.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, d)| *d);
-    let suggest = suggest.fold(f64::INFINITY, f64::min);
+    let nearest = squared.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, d)| *d);
+    let nearest = nearest.fold(f64::INFINITY, f64::min);
     let scale = squared.iter().sum::<f64>() / squared.len() as f64;
     let (mut low, mut high) = (0.0, f64::INFINITY);
     let mut beta = if scale > 0.0 { 1.0 / scale } else { 1.0 };
     for _ in 0..200 {
         let mut sum = 0.0;
         for (j, (p, d)) in out.iter_mut().zip(squared).enumerate() {
-            // Relative to the nearest: nothing underflows to a row of zeros.
-            *p = if j == own { 0.0 } else { (-beta * (d - suggest)).exp() };
+            // Relative to the nearest point, so that no row underflows to zeros.
+            *p = if j == own { 0.0 } else { (-beta * (d - nearest)).exp() };
             sum += *p;
         }
         out.iter_mut().for_each(|p| *p /= sum);
@@ -135,8 +135,8 @@ fn neighbors(squared: &[f64], own: usize, entropy: f64, out: &mut [f64]) {
 mod tests {
     use super::*;
 
-    /// Three clouds far apart in ten dimensions.
-    fn clouds() -> Vec<Vec<f32>> {
+    /// Three clusters far apart in ten dimensions.
+    fn clusters() -> Vec<Vec<f32>> {
         let rng = Rng::new(5);
         let point = |i: u64| -> Vec<f32> {
             let mut draw = rng.at(0, i);
@@ -146,21 +146,21 @@ mod tests {
     }
 
     #[test]
-    fn clouds_stay_apart() {
-        let y = tsne(&clouds(), 10.0, 0).unwrap();
+    fn separates_clusters() {
+        let y = tsne(&clusters(), 10.0, 0).unwrap();
         let distance = |a: &[f64; 2], b: &[f64; 2]| (a[0] - b[0]).hypot(a[1] - b[1]);
         for i in 0..60 {
-            let suggest = (0..60)
+            let nearest = (0..60)
                 .filter(|j| *j != i)
                 .min_by(|a, b| distance(&y[i], &y[*a]).total_cmp(&distance(&y[i], &y[*b])));
-            assert_eq!(suggest.unwrap() % 3, i % 3, "the nearest of {i} is of another cloud");
+            assert_eq!(nearest.unwrap() % 3, i % 3, "the nearest of {i} is of another cluster");
         }
-        assert_eq!(tsne(&clouds(), 10.0, 0).unwrap(), y, "the same points, the same picture");
+        assert_eq!(tsne(&clusters(), 10.0, 0).unwrap(), y, "deterministic");
     }
 
     #[test]
-    fn affinities_have_their_perplexity() {
-        let points = clouds();
+    fn affinities_reach_the_perplexity() {
+        let points = clusters();
         let p = affinities(&points, 10.0);
         assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-6);
         let squared: Vec<f64> = points
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_points() {
+    fn accepts_or_rejects_degenerate_points() {
         assert_eq!(tsne(&[], 30.0, 0), Some(vec![]));
         assert_eq!(tsne(&vec![vec![1.0]; 3], 30.0, 0), Some(vec![[0.0; 2]; 3]));
         assert_eq!(tsne(&[vec![f32::NAN]], 30.0, 0), None);

@@ -1,65 +1,65 @@
-//! Makes the table of a plan: what the caption states, and which run belongs to which cell.
+//! The results table of a plan: its caption and its runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use stillhouse_core::data::{Sampler, Task};
-use stillhouse_report::{AccuracyTable, Asked, Caption, Planned, accuracy, caption};
-use stillhouse_trainer::{Cell, CellConfig, Context, Experiment, Plan, Role};
+use stillhouse_report::results_table::BASELINE_PLAIN;
+use stillhouse_report::{Caption, Paper, Planned, PublishedSection, ResultsTable, TableSpec, caption};
+use stillhouse_runs::Role;
+use stillhouse_trainer::{Cell, CellConfig, Context, Experiment, Plan};
 
 use crate::commands::common;
-use crate::device;
 use crate::error::CliError;
+use crate::{device, experiments};
 
-/// Makes the table again and again while runs go on.
-pub(crate) struct Maker {
-    /// What is asked for.
-    pub(crate) asked: Asked,
+/// Writes the table of a plan, and updates it as runs finish.
+pub(crate) struct TableWriter {
+    /// Caption, published table and runs.
+    pub(crate) spec: TableSpec,
+    /// The paper with the published numbers.
+    paper: Option<Paper>,
 }
 
-impl Maker {
-    /// Reads what the caption states, and which runs there are, off the plan.
+impl TableWriter {
+    /// Derives caption and runs from a plan.
     pub(crate) fn new(
         experiment: &Experiment,
+        published: PublishedSection,
         plan: &Plan,
         context: &Context,
         sets: &[String],
         threads: usize,
     ) -> Result<Self, CliError> {
         let caption = caption_of(experiment, plan, context, sets, threads)?;
-        let published = published(experiment);
+        let paper = experiments::paper(&published)?;
         let students = plan.cells.iter().filter(|c| c.role == Role::Student);
         let runs = students.map(|c| Planned {
             method: c.method.clone(),
-            student: body(c),
+            student: backbone(c),
             dataset: c.dataset.clone(),
             ratio: u64::from(c.ratio),
             seed: c.seed,
             folder: c.folder.clone(),
         });
-        let missing = plan.cells.iter().filter(|c| !c.is_built()).map(|c| c.method.clone());
-        Ok(Self { asked: Asked::new(caption, published, missing.collect(), runs.collect()) })
+        let unknown = plan.cells.iter().filter(|c| !c.is_runnable()).map(|c| c.method.clone());
+        let spec = TableSpec::new(caption, Some(published), unknown.collect(), runs.collect());
+        Ok(Self { spec, paper })
     }
 
-    /// Writes what was asked for, and the table as it stands now, into the experiment's folder.
-    pub(crate) fn write(&self, folder: &Path) -> stillhouse_report::Result<AccuracyTable> {
-        self.asked.write(folder)?;
-        let table = self.asked.table()?;
+    /// Writes the specification and the table of the runs as they are now.
+    pub(crate) fn write(&self, folder: &Path) -> stillhouse_report::Result<ResultsTable> {
+        self.spec.write(folder)?;
+        let table = self.spec.table(self.paper.as_ref())?;
         table.write(folder)?;
         Ok(table)
     }
 }
 
-/// The network on which the trained one stands: a network with exits and its backbone alone are rows of
-/// one table.
-fn body(cell: &Cell) -> String {
+/// The backbone of the trained network: a network with exits and its backbone alone are rows of one table.
+fn backbone(cell: &Cell) -> String {
     let variant = cell.config.as_ref().and_then(|c| c.student.variant.get("backbone")?.as_str());
     variant.map_or_else(|| cell.student.clone(), str::to_string)
-}
-
-/// Id of the printed table that an experiment names.
-pub(crate) fn published(experiment: &Experiment) -> Option<String> {
-    experiment.published().get("table").and_then(|t| t.as_str().map(str::to_string))
 }
 
 fn caption_of(
@@ -75,7 +75,7 @@ fn caption_of(
     };
     let (students, teachers) = (of(Role::Student), of(Role::Teacher));
     if students.is_empty() {
-        return Err(CliError::usage("none of the methods of this experiment is built"));
+        return Err(CliError::usage("none of the methods of this experiment is in the registry"));
     }
     let (mut data, mut synthetic, mut masks) = (Vec::new(), false, false);
     for (at, (cell, config)) in students.iter().enumerate() {
@@ -98,13 +98,13 @@ fn caption_of(
     let mut seeds: Vec<u64> = students.iter().map(|(c, _)| c.seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
-    let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != accuracy::BELOW).copied().collect();
+    let balanced: Vec<_> = students.iter().filter(|(c, _)| c.method != BASELINE_PLAIN).copied().collect();
     let plain = if balanced.len() < students.len() { "; baseline_plain: shuffled" } else { "" };
     let resolved: Vec<(&str, toml::Table)> = students
         .iter()
         .map(|(cell, config)| Ok((cell.method.as_str(), toml::Table::try_from(config)?)))
         .collect::<anyhow::Result<_>>()?;
-    // A run that was there before teaches and is no cell of the plan.
+    // A finished run that serves as the teacher is not a cell of the plan.
     let given = students.iter().find_map(|(_, config)| config.teacher.as_ref());
     Ok(Caption {
         title: experiment.title().to_string(),
@@ -120,7 +120,7 @@ fn caption_of(
         seeds,
         device: device::describe(threads),
         sampler: common_value(if balanced.is_empty() { &students } else { &balanced }, sampler) + plain,
-        steps: caption::steps(resolved.iter().map(|(method, config)| (*method, config))),
+        phases: caption::phases(resolved.iter().map(|(method, config)| (*method, config))),
         teacher_network: match teachers.split_first() {
             Some(((first, _), rest)) if rest.iter().all(|(c, _)| c.student == first.student) => {
                 first.student.clone()
@@ -131,14 +131,14 @@ fn caption_of(
         teacher: match teachers.is_empty() {
             true => given
                 .map_or_else(|| "none".to_string(), |t| format!("{}, a finished run ({})", t.model, t.cell)),
-            false => common_value(&teachers, |c| format!("{}, {}", start(c), schedule(c))),
+            false => common_value(&teachers, |c| format!("{}, {}", init_text(c), schedule(c))),
         },
-        student: common_value(&students, start),
+        student: common_value(&students, init_text),
         changed: sets.to_vec(),
     })
 }
 
-/// The value that all runs share, or each value with the networks that have it.
+/// Returns the value that all runs share, or each value with its networks.
 fn common_value(cells: &[(&Cell, &CellConfig)], value: impl Fn(&CellConfig) -> String) -> String {
     let mut values: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (cell, config) in cells {
@@ -160,18 +160,18 @@ fn schedule(config: &CellConfig) -> String {
     format!("{} epochs, lr {}, {}", train.epochs, train.optimizer.lr(), train.schedule.describe(train.epochs))
 }
 
-/// How test images of label masks are seen.
+/// Describes the test transforms of label masks.
 fn tested(config: &CellConfig) -> String {
     let number = |t: &toml::Table, key: &str| t.get(key).map_or_else(String::new, ToString::to_string);
-    let words = config.data.test_transforms.iter().map(|t| match t.get("op").and_then(|op| op.as_str()) {
+    let transforms = config.data.test_transforms.iter().map(|t| match t.get("op").and_then(|op| op.as_str()) {
         Some("resize_short") => format!("shorter side {} px", number(t, "size")),
         Some("resize") => format!("resized to {}x{} px", number(t, "height"), number(t, "width")),
         other => other.unwrap_or("?").to_string(),
     });
-    std::iter::once("whole images".to_string()).chain(words).collect::<Vec<_>>().join(", ")
+    std::iter::once("whole images".to_string()).chain(transforms).collect::<Vec<_>>().join(", ")
 }
 
-fn start(config: &CellConfig) -> String {
+fn init_text(config: &CellConfig) -> String {
     match config.student.init.as_str() {
         "scratch" => "from scratch".to_string(),
         name => format!("from weights `{name}`"),

@@ -1,5 +1,5 @@
-//! One self-contained HTML page of a table: its numbers beside the printed ones, tests, curves,
-//! confusion matrices, bars by class, settings. It needs no network and no script.
+//! One self-contained HTML page of a table: measured and published numbers, significance tests, training curves,
+//! confusion matrices, bar charts by class, settings. It needs no network and no script.
 
 mod plots;
 mod tables;
@@ -11,37 +11,35 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::{Deserialize, Serialize};
 use stillhouse_runs::TEACHERS_DIR;
 
-use crate::record::Record;
-use crate::svg::{Group, points};
-use crate::text::Grid;
-use crate::{AccuracyTable, Asked, Planned, Result, accuracy};
+use crate::charts::{Group, scatter};
+use crate::results_table::{BASELINE, BASELINE_PLAIN, ratio_text};
+use crate::text_table::{Align, TextTable};
+use crate::{FinishedRuns, Planned, Record, Result, ResultsTable, TableSpec};
 
 const STYLE: &str = include_str!("style.css");
 
-/// Everything that a page shows.
+/// The contents of a page.
 #[derive(Debug)]
 pub struct Page<'a> {
-    /// What was asked for.
-    pub asked: &'a Asked,
+    /// The table's specification.
+    pub spec: &'a TableSpec,
     /// The table.
-    pub table: &'a AccuracyTable,
-    /// The finished runs.
-    pub runs: &'a [(Planned, Record)],
-    /// The finished teachers.
-    pub teachers: &'a [Record],
-    /// Features in the plane, a figure for each network.
-    pub features: &'a [Plane],
-    /// Sample images, if the page is made beside the data.
+    pub table: &'a ResultsTable,
+    /// The finished runs and their teachers.
+    pub finished: &'a FinishedRuns,
+    /// Embeddings of features, one per network.
+    pub embeddings: &'a [Embedding],
+    /// Sample images.
     pub samples: &'a Samples,
-    /// Version and revision of the program that makes the page.
+    /// Version and revision of the program that writes the page.
     pub program: &'a str,
 }
 
-/// Features of one network, brought into the plane.
+/// Features of one network, embedded in the plane.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Plane {
-    /// Whose features they are.
+pub struct Embedding {
+    /// Name of the network.
     pub title: String,
     /// The points of each class.
     pub groups: Vec<Group>,
@@ -50,9 +48,9 @@ pub struct Plane {
 /// Sample images of the dataset.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Samples {
-    /// What is seen.
-    pub words: String,
-    /// Colors of classes, as `#rrggbb`, with their names.
+    /// Explanation above the images.
+    pub text: String,
+    /// Colors (`#rrggbb`) and names of classes.
     pub legend: Vec<(String, String)>,
     /// The images.
     pub all: Vec<Sample>,
@@ -61,13 +59,13 @@ pub struct Samples {
 /// One sample image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// What it shows, what was predicted.
+    /// True and predicted class.
     pub title: String,
-    /// Pictures as PNG files, each with its name.
+    /// Names and PNG files.
     pub pictures: Vec<(String, Vec<u8>)>,
 }
 
-/// The finished teachers of runs: their folders lie in `teachers/` beside the experiments.
+/// Reads the teachers of runs: their folders are in `teachers/` next to the experiments.
 pub fn teachers(runs: &[(Planned, Record)]) -> Result<Vec<Record>> {
     let mut found: BTreeMap<String, Record> = BTreeMap::new();
     for (_, record) in runs {
@@ -75,7 +73,7 @@ pub fn teachers(runs: &[(Planned, Record)]) -> Result<Vec<Record>> {
         if found.contains_key(&teacher.cell) || teacher.cell.contains(['/', '\\']) || teacher.cell == ".." {
             continue;
         }
-        // A finished run that teaches as it is says where it lies.
+        // A run that uses a finished run as its teacher names its folder.
         let given = record.info.get("teacher.run").and_then(|run| run.as_str()).map(PathBuf::from);
         let folders = record.dir.path().ancestors().map(|a| a.join(TEACHERS_DIR).join(&teacher.cell));
         for folder in given.into_iter().chain(folders) {
@@ -89,7 +87,7 @@ pub fn teachers(runs: &[(Planned, Record)]) -> Result<Vec<Record>> {
 }
 
 impl Page<'_> {
-    /// The page as HTML.
+    /// Renders the page as HTML.
     pub fn html(&self) -> String {
         let title = self.table.title();
         let page = html! {
@@ -98,24 +96,24 @@ impl Page<'_> {
                 head {
                     meta charset="utf-8";
                     meta name="viewport" content="width=device-width, initial-scale=1";
-                    // An own icon, so that no browser asks a server for one.
+                    // An empty icon, so that no browser requests one from a server.
                     link rel="icon" href="data:,";
                     title { (title) }
                     style { (PreEscaped(STYLE)) }
                 }
                 body {
                     h1 { (title) }
-                    @if let Some(label) = self.asked.caption.label() { p.label { (label) } }
+                    @if let Some(label) = self.spec.caption.label() { p.label { (label) } }
                     (self.settings())
-                    (tables::tables(self))
+                    (tables::results(self))
                     (tables::exits(self))
-                    (tables::tests(self))
-                    (tables::printed(self))
-                    (plots::curves(self))
-                    (plots::confusions(self))
+                    (tables::significance(self))
+                    (tables::published(self))
+                    (plots::training_curves(self))
+                    (plots::confusion_matrices(self))
                     (plots::by_class(self))
                     (plots::sweep(self))
-                    (self.planes())
+                    (self.embeddings())
                     (self.sample_images())
                     (tables::networks(self))
                     (self.configurations())
@@ -126,13 +124,13 @@ impl Page<'_> {
         page.into_string()
     }
 
-    /// Writes the page into a folder as `report.html`; it is whole or not there.
+    /// Writes `report.html` atomically.
     pub fn write(&self, folder: &Path) -> Result<()> {
         Ok(stillhouse_core::fs::write_atomic(&folder.join("report.html"), self.html().as_bytes())?)
     }
 
     fn settings(&self) -> Markup {
-        let c = &self.asked.caption;
+        let c = &self.spec.caption;
         let seeds: Vec<String> = c.seeds.iter().map(u64::to_string).collect();
         let rows = [
             ("Profile", c.profile.clone()),
@@ -154,15 +152,17 @@ impl Page<'_> {
         }
     }
 
-    fn planes(&self) -> Markup {
+    fn embeddings(&self) -> Markup {
         html! {
-            @if !self.features.is_empty() {
-                h2 { "Pooled features in the plane" }
+            @if !self.embeddings.is_empty() {
+                h2 { "Pooled features" }
                 p.soft {
-                    "Exact t-SNE of the pooled features of the same test images; distances between far points and the \
-                     axes mean nothing."
+                    "Exact t-SNE of the pooled features of the same test images. The axes and the distances between \
+                     far points have no meaning."
                 }
-                div.figures { @for plane in self.features { (points(&plane.title, &plane.groups)) } }
+                div.figures {
+                    @for embedding in self.embeddings { (scatter(&embedding.title, &embedding.groups)) }
+                }
             }
         }
     }
@@ -171,9 +171,9 @@ impl Page<'_> {
         html! {
             @if !self.samples.all.is_empty() {
                 h2 { "Samples" }
-                p.soft { (self.samples.words) }
-                @if !self.asked.caption.synthetic {
-                    p.soft { "The images are the dataset's: pass this page on only where they may be." }
+                p.soft { (self.samples.text) }
+                @if !self.spec.caption.synthetic {
+                    p.soft { "The images are from the dataset: share this page only if its license permits." }
                 }
                 @if !self.samples.legend.is_empty() {
                     ul.legend {
@@ -182,18 +182,18 @@ impl Page<'_> {
                         }
                     }
                 }
-                // Two pictures fit beside others; a row of many has the width of the page.
+                // Up to two pictures share a row with other samples; more take the width of the page.
                 div class=(if self.samples.all.iter().any(|s| s.pictures.len() > 2) { "samples rows" } else { "samples" }) {
                     @for sample in &self.samples.all {
                         figure {
                             @if sample.pictures.len() > 2 {
                                 div.strip {
                                     @for (name, png) in &sample.pictures {
-                                        div { img alt=(name) title=(name) src=(inline(png)); small { (name) } }
+                                        div { img alt=(name) title=(name) src=(data_url(png)); small { (name) } }
                                     }
                                 }
                             } @else {
-                                @for (name, png) in &sample.pictures { img alt=(name) title=(name) src=(inline(png)); }
+                                @for (name, png) in &sample.pictures { img alt=(name) title=(name) src=(data_url(png)); }
                             }
                             figcaption { (sample.title) }
                         }
@@ -206,7 +206,7 @@ impl Page<'_> {
     fn configurations(&self) -> Markup {
         html! {
             h2 { "Resolved settings" }
-            @for record in self.teachers.iter().chain(self.runs.iter().map(|(_, record)| record)) {
+            @for record in self.finished.teachers.iter().chain(self.finished.runs.iter().map(|(_, record)| record)) {
                 details {
                     summary { (record.info.cell) " " span.soft { (record.info.hash) } }
                     pre { (record.config) }
@@ -217,7 +217,7 @@ impl Page<'_> {
 
     fn environment(&self) -> Markup {
         let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (_, record) in self.runs {
+        for (_, record) in &self.finished.runs {
             let summary = &record.result.summary;
             let all = summary.environment.iter().map(|(k, v)| (k.as_str(), v.as_str()));
             for (name, value) in all.chain([("version", summary.version.as_str())]) {
@@ -231,24 +231,24 @@ impl Page<'_> {
             h2 { "Environment of the runs" }
             dl {
                 @for (name, values) in &values { dt { (name) } dd { (values.join("; ")) } }
-                dt { "page made by" } dd { (self.program) }
+                dt { "page written by" } dd { (self.program) }
             }
         }
     }
 
-    /// Students and columns of the table in its order, `baseline_plain` aside.
+    /// Student, dataset and ratio of the finished cells, in the order of the table.
     fn columns(&self) -> Vec<(&str, &str, u64)> {
         let mut all = Vec::new();
         for cell in &self.table.cells {
-            let place = (cell.student.as_str(), cell.dataset.as_str(), cell.ratio);
-            if cell.n > 0 && !all.contains(&place) {
-                all.push(place);
+            let column = (cell.student.as_str(), cell.dataset.as_str(), cell.ratio);
+            if cell.n > 0 && !all.contains(&column) {
+                all.push(column);
             }
         }
         all
     }
 
-    /// Methods of a column that have finished, in the order of the table.
+    /// Finished methods of a column, in the order of the table.
     fn methods(&self, (student, dataset, ratio): (&str, &str, u64)) -> Vec<&str> {
         let here = self.table.cells.iter().filter(|c| c.student == student && c.dataset == dataset);
         here.filter(|c| c.ratio == ratio && c.n > 0).map(|c| c.method.as_str()).collect()
@@ -256,25 +256,25 @@ impl Page<'_> {
 
     /// Finished runs of a cell.
     fn runs_of(&self, (student, dataset, ratio): (&str, &str, u64), method: &str) -> Vec<&Record> {
-        let here = self.runs.iter().filter(|(p, _)| p.student == student && p.dataset == dataset);
+        let here = self.finished.runs.iter().filter(|(p, _)| p.student == student && p.dataset == dataset);
         here.filter(|(p, _)| p.ratio == ratio && p.method == method).map(|(_, record)| record).collect()
     }
 
     /// `ResNet50 -> ResNet18, ucm 80 %`.
-    fn place(&self, (student, dataset, ratio): (&str, &str, u64)) -> String {
-        format!("{}, {}", self.table.heading(student), Self::part(dataset, ratio))
+    fn column_title(&self, (student, dataset, ratio): (&str, &str, u64)) -> String {
+        format!("{}, {}", self.table.heading(student), Self::data_title(dataset, ratio))
     }
 
     /// `ucm 80 %`.
-    fn part(dataset: &str, ratio: u64) -> String {
+    fn data_title(dataset: &str, ratio: u64) -> String {
         let comma = if ratio == 0 { "," } else { "" };
-        format!("{dataset}{comma} {}", accuracy::part_words(ratio))
+        format!("{dataset}{comma} {}", ratio_text(ratio))
     }
 
-    /// The few methods of a column that are worth a figure each: the student alone, the leading
-    /// one, and the last of the table, which is the method that the paper is about.
-    fn chosen(&self, column: (&str, &str, u64)) -> Vec<&str> {
-        let methods: Vec<&str> = self.methods(column).into_iter().filter(|m| *m != accuracy::BELOW).collect();
+    /// The methods of a column that get a chart each: the baseline, the best one, and the last of the table, which
+    /// is usually the paper's own.
+    fn charted(&self, column: (&str, &str, u64)) -> Vec<&str> {
+        let methods: Vec<&str> = self.methods(column).into_iter().filter(|m| *m != BASELINE_PLAIN).collect();
         let mean = |m: &&str| {
             let (student, dataset, ratio) = column;
             let here = self.table.cells.iter().filter(|c| c.student == student && c.dataset == dataset);
@@ -289,25 +289,24 @@ impl Page<'_> {
         methods
             .iter()
             .enumerate()
-            .filter(|(i, m)| all || **m == "baseline" || Some(**m) == leading || i + 1 == methods.len())
+            .filter(|(i, m)| all || **m == BASELINE || Some(**m) == leading || i + 1 == methods.len())
             .map(|(_, m)| *m)
             .collect()
     }
 }
 
-/// A text grid as an HTML table; the first column and those of words stand at the left.
-fn grid(grid: &Grid) -> Markup {
-    use crate::text::Align;
+/// Renders a text table as HTML.
+fn html_table(table: &TextTable) -> Markup {
     html! {
         div.scroll {
             table {
                 thead { tr {
-                    @for (name, align) in grid.columns() {
+                    @for (name, align) in table.columns() {
                         th.(if *align == Align::Left { "word" } else { "number" }) { (name) }
                     }
                 } }
-                tbody { @for row in grid.rows() { tr {
-                    @for (cell, (_, align)) in row.iter().zip(grid.columns()) {
+                tbody { @for row in table.rows() { tr {
+                    @for (cell, (_, align)) in row.iter().zip(table.columns()) {
                         td.(match (align, cell.chars().count() > 24) {
                             (Align::Left, true) => "wrap",
                             (Align::Left, false) => "word",
@@ -320,12 +319,12 @@ fn grid(grid: &Grid) -> Markup {
     }
 }
 
-/// A PNG file inside the page.
-fn inline(png: &[u8]) -> String {
+/// Returns a PNG file as a data URL.
+fn data_url(png: &[u8]) -> String {
     format!("data:image/png;base64,{}", base64(png))
 }
 
-/// Base64 with padding (RFC 4648), for pictures inside the page.
+/// Encodes as base64 with padding (RFC 4648).
 fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -345,7 +344,7 @@ mod tests {
 
     /// The examples of RFC 4648, section 10.
     #[test]
-    fn base64_by_the_book() {
+    fn encodes_base64() {
         let cases = [
             ("", ""),
             ("f", "Zg=="),

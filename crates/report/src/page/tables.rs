@@ -1,77 +1,58 @@
-//! The tables of a page: accuracies with their deltas, tests, printed numbers, networks.
+//! Tables of a page: results with differences, significance tests, published numbers, networks.
 
 use maud::{Markup, html};
 
-use super::{Page, grid};
-use crate::accuracy::{BELOW, Cell, lines_grid, part_words};
-use crate::{AccuracyTable, exits, networks};
-use crate::{Measure, RunStatus};
+use super::{Page, html_table};
+use crate::published::comparison_table;
+use crate::results_table::{
+    BASELINE, BASELINE_PLAIN, SIGNIFICANCE_NOTE, TableCell, distinct, open_cells, ratio_text,
+};
+use crate::{Measure, RunStatus, exit_accuracy, networks};
 
-/// A table for each student: mean, counts, difference from the student alone, and the printed number.
-pub(super) fn tables(page: &Page) -> Markup {
+/// One table per student: mean, counts, difference to the baseline, published number, difference to it.
+pub(super) fn results(page: &Page) -> Markup {
     let table = page.table;
-    let mut students: Vec<&str> = Vec::new();
-    for cell in &table.cells {
-        if !students.contains(&cell.student.as_str()) {
-            students.push(&cell.student);
-        }
-    }
+    let students = distinct(table.cells.iter().map(|c| c.student.as_str()));
+    let open = open_cells(table);
     html! {
         h2 { (match table.measure { Measure::Accuracy => "Accuracy", Measure::MeanIou => "Mean IoU" }) }
-        @for student in students { h3 { (table.heading(student)) } (accuracies(page, student)) }
+        @for student in students { h3 { (table.heading(student)) } (student_table(page, student)) }
         p.small {
             (match table.measure {
-                Measure::Accuracy => "Percent of the test images classified rightly by the network of the last epoch: mean \
-                    over n seeds ± standard deviation (n - 1); below it correct of all test images, summed over the seeds.",
-                Measure::MeanIou => "Mean IoU in percent of the network of the last epoch, from one confusion matrix over all \
-                    pixels of the test images: mean over n seeds ± standard deviation (n - 1); below it test images, summed \
-                    over the seeds.",
+                Measure::Accuracy => "Percentage of test images classified correctly after the last epoch: mean over n seeds \
+                    ± standard deviation (n - 1); below it, correct and all test images, summed over the seeds.",
+                Measure::MeanIou => "Mean IoU in percent after the last epoch, from one confusion matrix over all pixels of \
+                    the test images: mean over n seeds ± standard deviation (n - 1); below it, test images, summed over \
+                    the seeds.",
             })
-            " The colored columns are differences in percentage points: to the baseline, which is drawn in the same \
-             batches, and to the printed number."
+            " Colored columns are differences in percentage points: to the baseline, trained with the same batches, and \
+             to the published number."
         }
-        @let states = open(table);
-        @if !states.is_empty() { p { (states) } }
+        @if !open.is_empty() { p { "Not all cells are done: " (open.join(", ")) "." } }
     }
 }
 
-/// Accuracies at every exit and on other views.
+/// Accuracy at every exit and on flipped images.
 pub(super) fn exits(page: &Page) -> Markup {
     html! {
         @if !page.table.exits.is_empty() {
             h2 { "Exits and views" }
-            (grid(&exits::grid(&page.table.exits)))
-            p.small { (exits::BELOW) }
+            (html_table(&exit_accuracy::text_table(&page.table.exits)))
+            p.small { (exit_accuracy::NOTE) }
         }
     }
 }
 
-fn open(table: &AccuracyTable) -> String {
-    let count = |state| table.cells.iter().filter(|c| c.state == state).count();
-    let open = [RunStatus::Pending, RunStatus::Running, RunStatus::Failed, RunStatus::UnknownMethod];
-    let open: Vec<String> =
-        open.into_iter().filter(|s| count(*s) > 0).map(|s| format!("{} {s}", count(s))).collect();
-    if open.is_empty() { String::new() } else { format!("Not all cells are done: {}.", open.join(", ")) }
-}
-
-fn accuracies(page: &Page, student: &str) -> Markup {
-    let cells: Vec<&Cell> = page.table.cells.iter().filter(|c| c.student == student).collect();
-    let mut columns: Vec<(&str, u64)> = Vec::new();
-    let mut methods: Vec<&str> = Vec::new();
-    for cell in &cells {
-        if !columns.contains(&(&cell.dataset, cell.ratio)) {
-            columns.push((&cell.dataset, cell.ratio));
-        }
-        if !methods.contains(&cell.method.as_str()) {
-            methods.push(&cell.method);
-        }
-    }
+fn student_table(page: &Page, student: &str) -> Markup {
+    let cells: Vec<&TableCell> = page.table.cells.iter().filter(|c| c.student == student).collect();
+    let columns = distinct(cells.iter().map(|c| (c.dataset.as_str(), c.ratio)));
+    let methods = distinct(cells.iter().map(|c| c.method.as_str()));
     let find = |method: &str, (dataset, ratio): (&str, u64)| {
         cells.iter().find(|c| c.method == method && c.dataset == dataset && c.ratio == ratio).copied()
     };
-    // The scale of the colors: the largest difference from the baseline in this table.
+    // The colors scale with the largest difference to the baseline in this table.
     let leads = columns.iter().flat_map(|at| {
-        let base = find("baseline", *at).and_then(|c| c.mean);
+        let base = find(BASELINE, *at).and_then(|c| c.mean);
         methods.iter().filter_map(move |m| Some((find(m, *at)?.mean? - base?).abs()))
     });
     let largest = leads.fold(0.0, f64::max).max(1.0);
@@ -82,8 +63,8 @@ fn accuracies(page: &Page, student: &str) -> Markup {
                     tr {
                         th { "method" }
                         @for (dataset, ratio) in &columns {
-                            th { (dataset) " " (part_words(*ratio)) }
-                            th { "Δ baseline" } th { "paper" } th { "Δ paper" }
+                            th { (dataset) " " (ratio_text(*ratio)) }
+                            th { "Δ baseline" } th { "published" } th { "Δ published" }
                         }
                     }
                 }
@@ -94,7 +75,7 @@ fn accuracies(page: &Page, student: &str) -> Markup {
                                 (method)
                                 @if let Some(sampler) = sampler(page, student, method) { br; small { (sampler) } }
                             }
-                            @for at in &columns { (four(page, find(method, *at), find("baseline", *at), largest, best(&cells, *at))) }
+                            @for at in &columns { (cell_columns(page, find(method, *at), find(BASELINE, *at), largest, best(&cells, *at))) }
                         }
                     }
                 }
@@ -104,37 +85,38 @@ fn accuracies(page: &Page, student: &str) -> Markup {
 }
 
 /// The highest mean of a column.
-fn best(cells: &[&Cell], (dataset, ratio): (&str, u64)) -> Option<f64> {
-    let here = cells.iter().filter(|c| c.dataset == dataset && c.ratio == ratio && c.method != BELOW);
+fn best(cells: &[&TableCell], (dataset, ratio): (&str, u64)) -> Option<f64> {
+    let here =
+        cells.iter().filter(|c| c.dataset == dataset && c.ratio == ratio && c.method != BASELINE_PLAIN);
     here.filter_map(|c| c.mean).reduce(f64::max)
 }
 
 fn sampler(page: &Page, student: &str, method: &str) -> Option<String> {
-    let (_, record) = page.runs.iter().find(|(p, _)| p.student == student && p.method == method)?;
+    let (_, record) = page.finished.runs.iter().find(|(p, _)| p.student == student && p.method == method)?;
     Some(record.result.summary.sampler.clone())
 }
 
-fn four(
+fn cell_columns(
     page: &Page,
-    cell: Option<&Cell>,
-    baseline: Option<&Cell>,
+    cell: Option<&TableCell>,
+    baseline: Option<&TableCell>,
     largest: f64,
     best: Option<f64>,
 ) -> Markup {
     let Some(cell) = cell else { return html! { td { "not planned" } td {} td {} td {} } };
     let lead = match (cell.mean, baseline.and_then(|b| b.mean)) {
-        (Some(own), Some(base)) if cell.method != "baseline" => Some(own - base),
+        (Some(own), Some(base)) if cell.method != BASELINE => Some(own - base),
         _ => None,
     };
-    // Procedural images are no other measurement of what the paper measured.
-    let paper = cell.published.filter(|_| !page.asked.caption.synthetic);
-    let from_paper = cell.mean.zip(paper).map(|(own, paper)| own - paper);
+    // Results on procedural images do not differ from the published ones in a meaningful way.
+    let published = cell.published.filter(|_| !page.spec.caption.synthetic);
+    let difference = cell.mean.zip(published).map(|(measured, published)| measured - published);
     html! {
         td {
             @match cell.mean {
                 Some(mean) => {
                     @let number = format!("{mean:.2}");
-                    @if cell.mean == best && cell.method != BELOW { b { (number) } } @else { (number) }
+                    @if cell.mean == best && cell.method != BASELINE_PLAIN { b { (number) } } @else { (number) }
                     @if let Some(std) = cell.std { " ± " (format!("{std:.2}")) }
                     br;
                     small {
@@ -150,11 +132,11 @@ fn four(
         }
         (delta(lead, largest))
         td { @match cell.published { Some(v) => (format!("{v:.2}")), None => "-" } }
-        (delta(from_paper, largest.max(10.0)))
+        (delta(difference, largest.max(10.0)))
     }
 }
 
-/// A difference with its shade: green ahead, red behind, as strong as it is large.
+/// A difference, shaded green or red in proportion to its size.
 fn delta(value: Option<f64>, largest: f64) -> Markup {
     let Some(value) = value else { return html! { td { "-" } } };
     let color = if value < 0.0 { "--down" } else { "--up" };
@@ -162,28 +144,30 @@ fn delta(value: Option<f64>, largest: f64) -> Markup {
     html! { td style=(format!("background:rgba(var({color}),{strength:.2})")) { (format!("{value:+.2}")) } }
 }
 
-/// Every method beside the best other one.
-pub(super) fn tests(page: &Page) -> Markup {
+/// Significance tests of every method against the best other one.
+pub(super) fn significance(page: &Page) -> Markup {
     html! {
         @if !page.table.tests.is_empty() {
-            h2 { "Is the difference more than chance?" }
-            (grid(&page.table.tests_grid()))
-            p.small { (crate::accuracy::TESTS) }
+            h2 { "Significance" }
+            (html_table(&page.table.significance_table()))
+            p.small { (SIGNIFICANCE_NOTE) }
         }
     }
 }
 
-/// Printed numbers beside ours, and what is known about them.
-pub(super) fn printed(page: &Page) -> Markup {
+/// Published and measured numbers, and notes on the published ones.
+pub(super) fn published(page: &Page) -> Markup {
     html! {
         @if !page.table.published.is_empty() {
-            h2 { "Printed numbers" }
-            details { summary { "All " (page.table.published.len()) " printed numbers beside ours" }
-                (grid(&lines_grid(&page.table.published))) }
+            h2 { "Published numbers" }
+            details {
+                summary { "All " (page.table.published.len()) " published numbers and the measured ones" }
+                (html_table(&comparison_table(&page.table.published)))
+            }
         }
-        @if !page.table.facts().is_empty() {
-            p { "What is known about the printed numbers:" }
-            ul.facts { @for fact in page.table.facts() { li { (fact) } } }
+        @if !page.table.known().is_empty() {
+            p { "Notes on the published numbers:" }
+            ul.notes { @for note in page.table.known() { li { (note) } } }
         }
     }
 }
@@ -193,8 +177,8 @@ pub(super) fn networks(page: &Page) -> Markup {
     html! {
         @if !page.table.networks.is_empty() {
             h2 { "Size and speed" }
-            (grid(&networks::grid(&page.table.networks)))
-            p.small { (networks::BELOW) }
+            (html_table(&networks::text_table(&page.table.networks)))
+            p.small { (networks::NOTE) }
         }
     }
 }

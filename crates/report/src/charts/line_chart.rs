@@ -1,4 +1,4 @@
-//! Curves.
+//! Line charts.
 
 use maud::{Markup, html};
 
@@ -13,21 +13,21 @@ const BOTTOM: f64 = 38.0;
 /// One curve.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// Its name.
+    /// Name in the legend.
     pub name: String,
-    /// Its points, x ascending.
+    /// Points with ascending x.
     pub points: Vec<(f64, f64)>,
     /// Whether it is drawn thick.
     pub strong: bool,
 }
 
-/// Curves over a common axis, with a legend.
-pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> Markup {
+/// Draws curves over a common axis, with a legend.
+pub fn line_chart(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> Markup {
     let all = || lines.iter().flat_map(|l| l.points.iter().copied());
-    let x = Axis::around(all().map(|p| p.0), 6);
-    let y = Axis::around(all().map(|p| p.1), 5);
-    let across = |v: f64| x.place(v, LEFT, WIDTH - RIGHT);
-    let up = |v: f64| y.place(v, HEIGHT - BOTTOM, TOP);
+    let x = Axis::from_values(all().map(|p| p.0), 6);
+    let y = Axis::from_values(all().map(|p| p.1), 5);
+    let across = |v: f64| x.position(v, LEFT, WIDTH - RIGHT);
+    let up = |v: f64| y.position(v, HEIGHT - BOTTOM, TOP);
     let entries: Vec<(String, &str)> =
         lines.iter().enumerate().map(|(i, l)| (l.name.clone(), color(i))).collect();
     html! {

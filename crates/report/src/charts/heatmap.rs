@@ -1,28 +1,28 @@
-//! Confusion matrices.
+//! Heatmaps of confusion matrices.
 
 use maud::{Markup, html};
 use stillhouse_metrics::ConfusionMatrix;
 
 use super::at;
 
-/// Cells never get smaller or larger than this.
-const CELL: (f64, f64) = (5.0, 26.0);
-/// With more classes numbers are left to the words that show up under the pointer.
-const NUMBERS: usize = 32;
+/// Smallest and largest side of a cell.
+const CELL_SIZE: (f64, f64) = (5.0, 26.0);
+/// With more classes, counts are shown in tooltips only.
+const MAX_CLASSES_WITH_COUNTS: usize = 32;
 
-/// A confusion matrix: rows are true classes, columns predicted ones; the shade is the part of the
-/// row, the number the images. Wrong cells have another color than right ones.
-pub fn heat_map(title: &str, classes: &[String], matrix: &ConfusionMatrix) -> Markup {
+/// Draws a confusion matrix: rows are true classes, columns predicted ones; the shade is the fraction of the
+/// row, the number the images. Errors have a color of their own.
+pub fn heatmap(title: &str, classes: &[String], matrix: &ConfusionMatrix) -> Markup {
     let n = matrix.classes();
     let name = |i: usize| classes.get(i).map_or_else(|| i.to_string(), Clone::clone);
     let longest = (0..n).map(|i| name(i).chars().count().min(22)).max().unwrap_or(0) as f64;
     let cell: f64 = 440.0 / n.max(1) as f64;
-    let cell = cell.clamp(CELL.0, CELL.1);
+    let cell = cell.clamp(CELL_SIZE.0, CELL_SIZE.1);
     let letters = (cell * 0.8).min(11.0);
     let named = letters >= 5.0;
     let side = if named { longest * letters * 0.58 + 8.0 } else { 4.0 };
     let (width, height) = (side + cell * n as f64 + 2.0, side + cell * n as f64 + 2.0);
-    let parts = matrix.row_normalized();
+    let fractions = matrix.row_normalized();
     let counts = matrix.counts();
     html! {
         figure.heat {
@@ -43,18 +43,18 @@ pub fn heat_map(title: &str, classes: &[String], matrix: &ConfusionMatrix) -> Ma
                     @for row in 0..n {
                         @for column in 0..n {
                             @let count = counts[row * n + column];
-                            @let part = parts[row * n + column];
+                            @let fraction = fractions[row * n + column];
                             @if count > 0 {
                                 @let (x, y) = (side + cell * column as f64, side + cell * row as f64);
                                 rect.(if row == column { "hit" } else { "miss" }) x=(at(x)) y=(at(y)) width=(at(cell))
-                                    height=(at(cell)) fill-opacity=(format!("{:.3}", 0.12 + 0.88 * part)) {
+                                    height=(at(cell)) fill-opacity=(format!("{:.3}", 0.12 + 0.88 * fraction)) {
                                     title {
-                                        (name(row)) " taken for " (name(column)) ": " (count) " ("
-                                        (format!("{:.2}", 100.0 * part)) " %)"
+                                        (name(row)) " predicted as " (name(column)) ": " (count) " ("
+                                        (format!("{:.2}", 100.0 * fraction)) " %)"
                                     }
                                 }
-                                @if n <= NUMBERS {
-                                    text.(if part > 0.55 { "on" } else { "off" }) x=(at(x + cell / 2.0))
+                                @if n <= MAX_CLASSES_WITH_COUNTS {
+                                    text.(if fraction > 0.55 { "on" } else { "off" }) x=(at(x + cell / 2.0))
                                         y=(at(y + cell / 2.0 + letters * 0.32)) text-anchor="middle"
                                         font-size=(at(letters * 0.9)) pointer-events="none" { (count) }
                                 }

@@ -1,4 +1,4 @@
-//! Points in a plane, colored by class.
+//! Scatter plots, colored by class.
 
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
@@ -11,20 +11,20 @@ const SIDE: f64 = 460.0;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// Its name.
+    /// Name in the legend.
     pub name: String,
-    /// Where its points stand.
+    /// Coordinates.
     pub points: Vec<[f64; 2]>,
 }
 
-/// Points in a square; what the axes mean is nothing, so they have no marks. Classes that share a
-/// color differ in their shape.
-pub fn points(title: &str, groups: &[Group]) -> Markup {
+/// Draws points in a square. The axes have no meaning and no ticks. Classes that share a color differ in
+/// their shape.
+pub fn scatter(title: &str, groups: &[Group]) -> Markup {
     let all = || groups.iter().flat_map(|g| g.points.iter());
-    let ends = |axis: usize| Axis::around(all().map(|p| p[axis]), 50);
+    let ends = |axis: usize| Axis::from_values(all().map(|p| p[axis]), 50);
     let (x, y) = (ends(0), ends(1));
-    let across = |v: f64| x.place(v, 10.0, SIDE - 10.0);
-    let up = |v: f64| y.place(v, SIDE - 10.0, 10.0);
+    let across = |v: f64| x.position(v, 10.0, SIDE - 10.0);
+    let up = |v: f64| y.position(v, SIDE - 10.0, 10.0);
     let entries: Vec<(String, &str)> =
         groups.iter().enumerate().map(|(i, g)| (g.name.clone(), color(i))).collect();
     html! {

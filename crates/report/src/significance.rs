@@ -1,21 +1,21 @@
-//! Whether a method is ahead by more than chance: paired tests against the best other method.
+//! Significance of differences: paired tests of each method against the best other one.
 
 use serde::Serialize;
 use stillhouse_metrics::mcnemar::McNemar;
 use stillhouse_metrics::paired::t_test;
 
-/// One finished seed of a cell.
+/// The score of one finished seed of a cell.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Seed {
+pub struct SeedScore {
     /// The seed.
     pub seed: u64,
-    /// Images right in percent.
+    /// Accuracy or mean IoU in percent.
     pub percent: f64,
-    /// Dataset index of each test image and whether it is classified rightly, where that is known.
+    /// Dataset index of each test image and whether it is classified correctly, if known.
     pub images: Option<(Vec<i64>, Vec<bool>)>,
 }
 
-/// A method beside the best other one of the same student and column, on the same images.
+/// A method compared with the best other one of the same student and column, on the same images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Registry id of the method.
@@ -26,7 +26,7 @@ pub struct Comparison {
     pub student: String,
     /// Registry id of the dataset.
     pub dataset: String,
-    /// Training part in percent.
+    /// Training ratio in percent.
     pub ratio: u64,
     /// Mean difference over the seeds that both have, in percentage points.
     pub difference: f64,
@@ -43,51 +43,50 @@ pub struct Comparison {
 pub struct SeedTest {
     /// The seed.
     pub seed: u64,
-    /// Images that only the method gets right.
+    /// Images that only the method classifies correctly.
     pub only_method: u64,
-    /// Images that only the other one gets right.
+    /// Images that only the other one classifies correctly.
     pub only_other: u64,
     /// Two-sided p-value.
     pub p: f64,
 }
 
-/// Mean difference over shared seeds, McNemar's tests where the test images are the same, t and its
-/// p-value.
-type Figures = (f64, Vec<SeedTest>, Option<f64>, Option<f64>);
+/// Mean difference over shared seeds, McNemar's tests for equal test images, t and its p-value.
+type Tests = (f64, Vec<SeedTest>, Option<f64>, Option<f64>);
 
-/// The figures of the comparison of two methods; none without a shared seed.
-fn compare(a: &[Seed], b: &[Seed]) -> Option<Figures> {
-    let shared: Vec<(&Seed, &Seed)> =
+/// Compares two methods; none without a shared seed.
+fn compare(a: &[SeedScore], b: &[SeedScore]) -> Option<Tests> {
+    let shared: Vec<(&SeedScore, &SeedScore)> =
         a.iter().filter_map(|x| Some((x, b.iter().find(|y| y.seed == x.seed)?))).collect();
     let (of_a, of_b): (Vec<f64>, Vec<f64>) = shared.iter().map(|(x, y)| (x.percent, y.percent)).unzip();
     let t = t_test(&of_a, &of_b).ok().filter(|t| t.pairs > 0)?;
     let seeds = shared.iter().filter_map(|(x, y)| {
-        let ((at, right), (other_at, other_right)) = (x.images.as_ref()?, y.images.as_ref()?);
-        // Other images are another test: nothing is paired.
-        if at != other_at {
+        let ((indices, correct), (other_indices, other_correct)) = (x.images.as_ref()?, y.images.as_ref()?);
+        // Different test images cannot be paired.
+        if indices != other_indices {
             return None;
         }
-        let test = McNemar::new(right, other_right).ok()?;
+        let test = McNemar::new(correct, other_correct).ok()?;
         Some(SeedTest { seed: x.seed, only_method: test.only_a, only_other: test.only_b, p: test.p })
     });
     let finite = |v: f64| v.is_finite().then_some(v);
     Some((t.mean_difference, seeds.collect(), finite(t.t), finite(t.p)))
 }
 
-/// Each method of one student and column beside the best other one; the cells are given by name.
-pub fn against_best(
-    cells: &[(String, Vec<Seed>)],
+/// Compares each method of one student and column with the best other one.
+pub fn compare_with_best(
+    cells: &[(String, Vec<SeedScore>)],
     student: &str,
     dataset: &str,
     ratio: u64,
 ) -> Vec<Comparison> {
-    let mean = |seeds: &[Seed]| seeds.iter().map(|s| s.percent).sum::<f64>() / seeds.len() as f64;
+    let mean = |seeds: &[SeedScore]| seeds.iter().map(|s| s.percent).sum::<f64>() / seeds.len() as f64;
     let done: Vec<_> = cells.iter().filter(|(_, seeds)| !seeds.is_empty()).collect();
     let comparisons = done.iter().filter_map(|(method, seeds)| {
-        // Of equal ones the first counts.
+        // The first of a tie counts.
         let others = done.iter().rev().filter(|(other, _)| other != method);
-        let (other, theirs) = others.max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1)))?;
-        let (difference, tests, t, p) = compare(seeds, theirs)?;
+        let (other, other_seeds) = others.max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1)))?;
+        let (difference, tests, t, p) = compare(seeds, other_seeds)?;
         Some(Comparison {
             method: method.clone(),
             other: other.clone(),
@@ -107,13 +106,13 @@ pub fn against_best(
 mod tests {
     use super::*;
 
-    fn seed(seed: u64, right: &[bool]) -> Seed {
-        let percent = 100.0 * right.iter().filter(|r| **r).count() as f64 / right.len() as f64;
-        Seed { seed, percent, images: Some(((0..right.len() as i64).collect(), right.to_vec())) }
+    fn seed(seed: u64, correct: &[bool]) -> SeedScore {
+        let percent = 100.0 * correct.iter().filter(|r| **r).count() as f64 / correct.len() as f64;
+        SeedScore { seed, percent, images: Some(((0..correct.len() as i64).collect(), correct.to_vec())) }
     }
 
     #[test]
-    fn each_beside_the_best_other() {
+    fn compares_each_method_with_the_best_other() {
         let (t, f) = (true, false);
         let cells = vec![
             ("a".to_string(), vec![seed(0, &[t, t, t, f]), seed(1, &[t, t, f, f])]),
@@ -121,7 +120,7 @@ mod tests {
             ("c".to_string(), vec![seed(0, &[f, f, f, f])]),
             ("d".to_string(), vec![]),
         ];
-        let all = against_best(&cells, "s", "x", 80);
+        let all = compare_with_best(&cells, "s", "x", 80);
         let who: Vec<_> = all.iter().map(|c| (c.method.as_str(), c.other.as_str())).collect();
         assert_eq!(who, [("a", "b"), ("b", "a"), ("c", "a")]);
         assert_eq!(all[0].difference, (50.0 + 25.0) / 2.0);
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn other_images_are_not_paired() {
+    fn does_not_pair_different_images() {
         let mut b = seed(0, &[true, false]);
         b.images.as_mut().unwrap().0 = vec![7, 8];
         let (_, tests, ..) = compare(&[seed(0, &[true, true])], &[b]).unwrap();

@@ -1,4 +1,4 @@
-//! Bars by class.
+//! Bar charts by class.
 
 use maud::{Markup, html};
 
@@ -7,17 +7,17 @@ use super::{WIDTH, at, color, legend};
 const BAR: f64 = 7.0;
 const LETTERS: f64 = 11.0;
 
-/// Values of one thing by class, in percent; none where a class has no images.
+/// Percentages by class; none for a class without images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
-    /// Its name.
+    /// Name in the legend.
     pub name: String,
     /// Percent by class.
     pub values: Vec<Option<f64>>,
 }
 
-/// Horizontal bars from 0 to 100 %, a group for each class.
-pub fn bars(title: &str, classes: &[String], series: &[Series]) -> Markup {
+/// Draws horizontal bars from 0 to 100 %, one group per class.
+pub fn bar_chart(title: &str, classes: &[String], series: &[Series]) -> Markup {
     let group = (BAR * series.len() as f64).max(LETTERS) + 6.0;
     let longest = classes.iter().map(|c| c.chars().count().min(22)).max().unwrap_or(0) as f64;
     let left = longest * LETTERS * 0.56 + 8.0;

@@ -1,46 +1,46 @@
-//! Figures as inline SVG: lines, heat maps, bars, points. They take their colors from the page's
-//! style and need no script; what a mark stands for is told when one rests on it.
+//! Charts as inline SVG: line charts, heatmaps, bar charts, scatter plots. Colors come from the page's style;
+//! values are shown as tooltips, without a script.
 
-mod bars;
-mod heat;
-mod lines;
-mod points;
+mod bar_chart;
+mod heatmap;
+mod line_chart;
+mod scatter;
 
 use maud::{Markup, html};
 
-pub use bars::{Series, bars};
-pub use heat::heat_map;
-pub use lines::{Line, lines};
-pub use points::{Group, points};
+pub use bar_chart::{Series, bar_chart};
+pub use heatmap::heatmap;
+pub use line_chart::{Line, line_chart};
+pub use scatter::{Group, scatter};
 
-/// Width of every figure in its own units: at a width of 390 px letters stay readable.
+/// Width of every chart in its own units: text stays readable on a screen of 390 px.
 const WIDTH: f64 = 460.0;
 
-/// Colors that stay apart for most eyes (Okabe and Ito), then darker ones of the same.
+/// The color-blind safe palette of Okabe and Ito, then darker colors.
 pub const COLORS: [&str; 12] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a", "#5e3c99",
     "#b2182b", "#35978f", "#bcbd22",
 ];
 
-/// The color of the n-th thing.
-pub fn color(at: usize) -> &'static str {
-    COLORS[at % COLORS.len()]
+/// Returns the color of the n-th series.
+pub fn color(index: usize) -> &'static str {
+    COLORS[index % COLORS.len()]
 }
 
 /// A range of values with round ticks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Axis {
-    /// Its lower end.
+    /// Lower end.
     pub low: f64,
-    /// Its upper end.
+    /// Upper end.
     pub high: f64,
-    /// Where it is marked.
+    /// Positions of the ticks.
     pub ticks: Vec<f64>,
 }
 
 impl Axis {
-    /// Round ends around all finite values, with about so many ticks; 0 to 1 without values.
-    pub fn around(values: impl Iterator<Item = f64>, ticks: usize) -> Self {
+    /// Returns the axis of all finite values, with about `ticks` ticks; 0 to 1 without values.
+    pub fn from_values(values: impl Iterator<Item = f64>, ticks: usize) -> Self {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values.filter(|v| v.is_finite()) {
             low = low.min(value);
@@ -61,26 +61,26 @@ impl Axis {
         Self { low: first as f64 * step, high: last as f64 * step, ticks }
     }
 
-    /// Where a value stands between `from` and `to`.
-    fn place(&self, value: f64, from: f64, to: f64) -> f64 {
+    /// Scales a value to a position between `from` and `to`.
+    fn position(&self, value: f64, from: f64, to: f64) -> f64 {
         from + (value - self.low) / (self.high - self.low) * (to - from)
     }
 }
 
-/// A number as short as it can be told apart on an axis.
+/// Formats a tick label.
 fn short(value: f64) -> String {
     let text = format!("{value:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if text == "-0" { "0".to_string() } else { text.to_string() }
 }
 
-/// A coordinate: a tenth is enough.
+/// Formats a coordinate, rounded to a tenth.
 fn at(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").map(str::to_string).unwrap_or(text)
 }
 
-/// The words for colors, below a figure.
+/// Legend of the colors.
 fn legend(entries: &[(String, &str)]) -> Markup {
     html! {
         ul.legend {
@@ -96,21 +96,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn round_ends() {
-        let axis = Axis::around([3.2, 17.8].into_iter(), 5);
+    fn rounds_the_ends_of_an_axis() {
+        let axis = Axis::from_values([3.2, 17.8].into_iter(), 5);
         assert_eq!((axis.low, axis.high, axis.ticks.len()), (0.0, 20.0, 5));
-        assert_eq!(axis.place(10.0, 100.0, 200.0), 150.0);
-        let flat = Axis::around([2.0, 2.0, f64::NAN].into_iter(), 4);
+        assert_eq!(axis.position(10.0, 100.0, 200.0), 150.0);
+        let flat = Axis::from_values([2.0, 2.0, f64::NAN].into_iter(), 4);
         assert!(flat.low < 2.0 && flat.high > 2.0);
-        let none = Axis::around(std::iter::empty(), 5);
+        let none = Axis::from_values(std::iter::empty(), 5);
         assert_eq!((none.low, none.high), (0.0, 1.0));
         assert_eq!((short(0.25), short(20.0), short(-0.0)), ("0.25".into(), "20".into(), "0".into()));
     }
 
     #[test]
-    fn names_are_escaped() {
+    fn escapes_names() {
         let line = Line { name: "<script>".into(), points: vec![(1.0, 2.0), (2.0, 1.0)], strong: true };
-        let text = lines("a & b", "epoch", "error", &[line]).into_string();
+        let text = line_chart("a & b", "epoch", "error", &[line]).into_string();
         assert!(!text.contains("<script>") && text.contains("&lt;script&gt;") && text.contains("a &amp; b"));
     }
 }

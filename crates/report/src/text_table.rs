@@ -1,40 +1,40 @@
-//! Plain tables for terminals and Markdown.
+//! Text tables for terminals and Markdown.
 
-/// Where a column's text stands.
+/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// At the left.
+    /// Left.
     Left,
-    /// At the right.
+    /// Right.
     Right,
 }
 
 /// A table of strings.
 #[derive(Debug, Clone, Default)]
-pub struct Grid {
+pub struct TextTable {
     columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
 }
 
-impl Grid {
-    /// An empty table with these columns.
+impl TextTable {
+    /// Creates an empty table with these columns.
     pub fn new(columns: &[(&str, Align)]) -> Self {
         Self { columns: columns.iter().map(|(n, a)| ((*n).to_string(), *a)).collect(), rows: Vec::new() }
     }
 
-    /// Adds a row; missing cells stay empty, superfluous ones are dropped.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    /// Adds a row. Missing cells are empty, superfluous ones are dropped.
+    pub fn push(&mut self, cells: impl IntoIterator<Item = String>) {
         let mut row: Vec<String> = cells.into_iter().take(self.columns.len()).collect();
         row.resize(self.columns.len(), String::new());
         self.rows.push(row);
     }
 
-    /// Names of the columns and where their text stands.
+    /// Names and alignment of the columns.
     pub fn columns(&self) -> &[(String, Align)] {
         &self.columns
     }
 
-    /// The rows, as long as there are columns.
+    /// The rows, each with a cell for every column.
     pub fn rows(&self) -> &[Vec<String>] {
         &self.rows
     }
@@ -44,7 +44,7 @@ impl Grid {
         self.rows.is_empty()
     }
 
-    /// Columns two spaces apart, a rule below the head; no color.
+    /// Formats the table for a terminal, without colors.
     pub fn terminal(&self) -> String {
         let widths: Vec<usize> = (0..self.columns.len())
             .map(|c| {
@@ -67,14 +67,15 @@ impl Grid {
             format!("{}\n", text.trim_end())
         };
         let mut text = line(self.columns.iter().map(|(n, _)| n.as_str()).collect());
-        text.push_str(&format!("{}\n", "-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1))));
+        let rule = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+        text.push_str(&format!("{}\n", "-".repeat(rule)));
         for row in &self.rows {
             text.push_str(&line(row.iter().map(String::as_str).collect()));
         }
         text
     }
 
-    /// A GitHub table.
+    /// Formats the table as GitHub Markdown.
     pub fn markdown(&self) -> String {
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let mut text = line(self.columns.iter().map(|(n, _)| escape(n)).collect());
@@ -89,6 +90,11 @@ impl Grid {
 
 fn escape(text: &str) -> String {
     text.replace('|', "\\|").replace('_', "\\_")
+}
+
+/// Formats an optional number with so many decimals, `-` if it is missing.
+pub(crate) fn optional(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_string(), |v| format!("{v:.digits$}"))
 }
 
 /// Breaks a paragraph into lines of at most `width` characters.
@@ -115,16 +121,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
-        let mut grid = Grid::new(&[("name", Align::Left), ("%", Align::Right)]);
-        grid.row(["kd".into(), "95.48 ± 0.1".into()]);
-        grid.row(["a|b_c".into()]);
-        assert_eq!(grid.terminal(), "name             %\n------------------\nkd     95.48 ± 0.1\na|b_c\n");
-        assert_eq!(grid.markdown(), "| name | % |\n| :-- | --: |\n| kd | 95.48 ± 0.1 |\n| a\\|b\\_c |  |\n");
+    fn aligns_columns() {
+        let mut table = TextTable::new(&[("name", Align::Left), ("%", Align::Right)]);
+        table.push(["kd".into(), "95.48 ± 0.1".into()]);
+        table.push(["a|b_c".into()]);
+        assert_eq!(table.terminal(), "name             %\n------------------\nkd     95.48 ± 0.1\na|b_c\n");
+        assert_eq!(table.markdown(), "| name | % |\n| :-- | --: |\n| kd | 95.48 ± 0.1 |\n| a\\|b\\_c |  |\n");
     }
 
     #[test]
-    fn paragraphs_wrap() {
+    fn wraps_paragraphs() {
         assert_eq!(wrap("one two three  four", 9), "one two\nthree\nfour");
         assert_eq!(wrap("", 9), "");
     }
