@@ -147,7 +147,7 @@ gpu-check: cargo gpu ## Test layers and optimizers on the first NVIDIA GPU, then
 	  --lib --test layers --test map_layers --test optim --test pytorch --test graph_conv --test bf16 --test svd \
 	  -- --skip kernels_ --test-threads=1
 	STILLHOUSE_DEVICE=cuda $(CARGO) test --release --locked -p stillhouse-trainer --features cuda \
-	  --test later -- later_ --test-threads=1
+	  --test deferred_metrics -- later_ --test-threads=1
 	$(MAKE) bench ARGS="--device cuda --rounds 5 $(ARGS)"
 
 book: ## Build the documentation as a book in target/book (needs mdbook)

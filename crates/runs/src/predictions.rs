@@ -31,7 +31,12 @@ impl Predictions {
     }
 
     /// Writes dataset indices and, for classification, logits `[n, classes]` and labels `[n]`.
-    pub fn write(path: &Path, ids: &[u64], logits: Option<&Tensor>, labels: Option<&Tensor>) -> Result<()> {
+    pub(crate) fn write(
+        path: &Path,
+        ids: &[u64],
+        logits: Option<&Tensor>,
+        labels: Option<&Tensor>,
+    ) -> Result<()> {
         let ids: Vec<i64> = ids.iter().map(|i| *i as i64).collect();
         let mut all = vec![("indices".to_string(), Tensor::new(ids, &Device::Cpu)?)];
         all.extend(logits.map(|t| ("logits".to_string(), t.clone())));
@@ -41,7 +46,7 @@ impl Predictions {
     }
 
     /// Reads a file; `None` if it does not exist or holds no logits.
-    pub fn read(path: &Path) -> Result<Option<Self>> {
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
         match fs::metadata(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(stillhouse_core::Error::io(path)(e).into()),

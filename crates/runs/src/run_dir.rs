@@ -247,6 +247,17 @@ impl RunDir {
         tensors::write(&self.student_path(), values)
     }
 
+    /// Writes `predictions.safetensors`: dataset indices and, for classification, logits `[n, classes]` and
+    /// labels `[n]`.
+    pub fn write_predictions(
+        &self,
+        ids: &[u64],
+        logits: Option<&Tensor>,
+        labels: Option<&Tensor>,
+    ) -> Result<()> {
+        Predictions::write(&self.predictions_path(), ids, logits, labels)
+    }
+
     /// Reads `predictions.safetensors`; `None` if it does not exist or holds no logits.
     pub fn predictions(&self) -> Result<Option<Predictions>> {
         Predictions::read(&self.predictions_path())

@@ -1,6 +1,6 @@
-//! Checkpoints of a run folder: whole or not there, the newest two kept.
+//! Checkpoints of a run folder: written atomically, the newest two are kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,111 +8,60 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use stillhouse_core::Error as CoreError;
 use stillhouse_core::data::Position;
-
 use stillhouse_runs::{Best, CHECKPOINT_PREFIX, Seconds, tensors};
 
+use crate::epoch_stats::EpochStats;
 use crate::{Error, Result};
 
 const FORMAT: u32 = 1;
-const KEPT: usize = 2;
+/// Checkpoints that are kept.
+const MAX_CHECKPOINTS: usize = 2;
 
-/// Where a run stands, besides its tensors. Random numbers are addressed by step and need nothing
-/// else.
+/// State of a run besides its tensors. Random numbers are addressed by step and need no state.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct State {
+pub(crate) struct TrainingState {
     /// Steps done.
     pub(crate) step: u64,
-    /// Where the loader goes on.
+    /// Position of the loader.
     pub(crate) position: Position,
-    /// Sums over the epoch under way, for its log line.
-    pub(crate) tally: Tally,
+    /// Sums over the current epoch.
+    pub(crate) stats: EpochStats,
     /// The best tested epoch so far.
     pub(crate) best: Option<Best>,
-    /// Time taken so far.
+    /// Time spent so far.
     pub(crate) seconds: Seconds,
-    /// What it was computed on, in turn: a run may be continued elsewhere, and its result says so.
-    #[serde(default)]
-    pub(crate) computed_on: Vec<String>,
+    /// Devices of the run in order: a run may be resumed on another.
+    pub(crate) devices: Vec<String>,
 }
 
-/// Sums over the steps of an epoch.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Tally {
-    pub(crate) steps: u64,
-    pub(crate) images: u64,
-    pub(crate) right: Option<u64>,
-    #[serde(with = "bits")]
-    pub(crate) total: f64,
-    #[serde(with = "bits_by_name")]
-    pub(crate) terms: BTreeMap<String, f64>,
-    /// Weights in force at the last step.
-    #[serde(with = "bits_by_name")]
-    pub(crate) weights: BTreeMap<String, f64>,
-    /// Terms, as `<method>.<term>`, that had a value and a weight other than 0 at some step.
-    pub(crate) ran: BTreeSet<String>,
-    /// Connectors' weights that had a gradient other than 0 at some step.
-    pub(crate) moved: BTreeSet<String>,
-    pub(crate) seconds: f64,
-    /// Seconds of them in which training waited for the loader.
-    #[serde(default)]
-    pub(crate) waited: f64,
-}
-
-/// Sums go through the file bit by bit: a decimal that is read back may differ in its last digit.
-mod bits {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
-        value.to_bits().serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-        u64::deserialize(from).map(f64::from_bits)
-    }
-}
-
-mod bits_by_name {
-    use std::collections::BTreeMap;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &BTreeMap<String, f64>, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_map(value.iter().map(|(name, sum)| (name, sum.to_bits())))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
-        let sums = BTreeMap::<String, u64>::deserialize(from)?;
-        Ok(sums.into_iter().map(|(name, sum)| (name, f64::from_bits(sum))).collect())
-    }
-}
-
-/// `state.json`: the state and the hashes of its neighbors.
+/// `state.json`: the state and the hashes of the other files.
 #[derive(Debug, Serialize, Deserialize)]
 struct StateFile {
     format: u32,
-    /// Hash of the run that it belongs to.
+    /// Hash of the run.
     run: String,
-    state: State,
+    state: TrainingState,
     sha256: BTreeMap<String, String>,
 }
 
 /// Named tensors.
 pub(crate) type Tensors = Vec<(String, Tensor)>;
 
-/// A file and what makes its tensors, one file at a time: they may be copies of the parameters.
+/// Name of a file and a function that returns its tensors. They may be copies of the parameters, so only one
+/// file is in memory at a time.
 pub(crate) type Group<'a> = (&'static str, &'a dyn Fn() -> Result<Tensors>);
 
-/// Writes tensors to a file; gives its SHA-256.
+/// Writes tensors to a file; returns its SHA-256.
 type Write = fn(&Path, &[(String, Tensor)]) -> stillhouse_runs::Result<String>;
 
-/// A checkpoint that was read back.
+/// A loaded checkpoint.
 pub(crate) struct Loaded {
-    pub(crate) state: State,
+    pub(crate) state: TrainingState,
     groups: BTreeMap<String, Tensors>,
 }
 
 impl Loaded {
-    /// The tensors of one file.
+    /// Returns the tensors of one file.
     pub(crate) fn group(&self, name: &str) -> &[(String, Tensor)] {
         self.groups.get(name).map_or(&[], Vec::as_slice)
     }
@@ -126,14 +75,14 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Those of the run with that hash.
+    /// The checkpoints of the run with that hash.
     pub(crate) fn new(folder: &Path, run: &str) -> Self {
         Self { folder: folder.to_path_buf(), run: run.to_string(), write: tensors::write }
     }
 
-    /// Writes `checkpoint-<step>/` and removes all but the newest two. After an error the earlier
-    /// checkpoints are as they were.
-    pub(crate) fn save(&self, state: &State, groups: &[Group]) -> Result<()> {
+    /// Writes `checkpoint-<step>/` and removes all but the newest two. On errors the earlier checkpoints stay
+    /// intact.
+    pub(crate) fn save(&self, state: &TrainingState, groups: &[Group]) -> Result<()> {
         let target = self.folder.join(format!("{CHECKPOINT_PREFIX}{}", state.step));
         let part = self.folder.join(format!("{CHECKPOINT_PREFIX}{}.part", state.step));
         if let Err(source) = self.save_to(&part, &target, state, groups) {
@@ -141,13 +90,13 @@ impl Checkpoints {
             let (folder, step, source) = (self.folder.clone(), state.step, Box::new(source));
             return Err(Error::Checkpoint { folder, step, bytes: bytes(groups)?, source });
         }
-        for (_, old) in self.list()?.into_iter().rev().skip(KEPT) {
+        for (_, old) in self.list()?.into_iter().rev().skip(MAX_CHECKPOINTS) {
             remove(&old)?;
         }
         Ok(())
     }
 
-    fn save_to(&self, part: &Path, target: &Path, state: &State, groups: &[Group]) -> Result<()> {
+    fn save_to(&self, part: &Path, target: &Path, state: &TrainingState, groups: &[Group]) -> Result<()> {
         remove(part)?;
         fs::create_dir_all(part).map_err(CoreError::io(part))?;
         let mut sha256 = BTreeMap::new();
@@ -159,20 +108,20 @@ impl Checkpoints {
         let file = StateFile { format: FORMAT, run: self.run.clone(), state: state.clone(), sha256 };
         let json = serde_json::to_vec_pretty(&file).map_err(|e| Error::folder(&self.folder, e))?;
         stillhouse_core::fs::write_atomic(&part.join("state.json"), &json)?;
-        // Only one that was found invalid, or one of the very same values, can be there already.
+        // An existing one is invalid, or has the same values.
         remove(target)?;
         Ok(stillhouse_core::fs::rename_folder(part, target)?)
     }
 
-    /// The newest valid checkpoint. Others that are newer are removed, as are unfinished files; each
-    /// removal is told.
-    pub(crate) fn load(&self, device: &Device, tell: &mut dyn FnMut(String)) -> Result<Option<Loaded>> {
+    /// Loads the newest valid checkpoint. Removes newer invalid ones, which `report` receives, and unfinished
+    /// files.
+    pub(crate) fn load(&self, device: &Device, report: &mut dyn FnMut(String)) -> Result<Option<Loaded>> {
         self.clean()?;
         for (step, path) in self.list()?.into_iter().rev() {
             match self.read(step, &path, device) {
                 Ok(loaded) => return Ok(Some(loaded)),
                 Err(e) => {
-                    tell(format!("{}: not a valid checkpoint, removed: {e}", path.display()));
+                    report(format!("removed an invalid checkpoint: {}: {e}", path.display()));
                     remove(&path)?;
                 }
             }
@@ -180,7 +129,7 @@ impl Checkpoints {
         Ok(None)
     }
 
-    /// Removes all checkpoints and unfinished files: the run is finished.
+    /// Removes all checkpoints and unfinished files of a finished run.
     pub(crate) fn clear(&self) -> Result<()> {
         self.clean()?;
         for (_, path) in self.list()? {
@@ -189,7 +138,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes what a killed process left unfinished.
+    /// Removes unfinished files of a killed process.
     fn clean(&self) -> Result<()> {
         for path in entries(&self.folder)? {
             if path.extension().is_some_and(|e| e == "part") {
@@ -199,7 +148,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Steps and folders, oldest first.
+    /// Returns steps and folders, oldest first.
     fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
         let mut all: Vec<(u64, PathBuf)> = entries(&self.folder)?
             .into_iter()
@@ -217,21 +166,21 @@ impl Checkpoints {
         let text = fs::read(&state).map_err(CoreError::io(&state))?;
         let file: StateFile = serde_json::from_slice(&text).map_err(|e| Error::folder(&state, e))?;
         if (file.format, file.state.step) != (FORMAT, step) {
-            let what = format!("format {} of step {}", file.format, file.state.step);
-            return Err(Error::folder(
-                &state,
-                format!("expected format {FORMAT} of step {step}, found {what}"),
-            ));
+            let reason = format!(
+                "expected format {FORMAT} of step {step}, found format {} of step {}",
+                file.format, file.state.step
+            );
+            return Err(Error::folder(&state, reason));
         }
         if file.run != self.run {
-            return Err(Error::folder(&state, format!("of run {}, expected {}", file.run, self.run)));
+            return Err(Error::folder(&state, format!("expected run {}, found {}", self.run, file.run)));
         }
         let mut groups = BTreeMap::new();
         for (name, expected) in &file.sha256 {
             let path = path.join(name);
             let found = stillhouse_core::fs::sha256_file(&path)?;
             if found != *expected {
-                return Err(Error::folder(&path, format!("sha256 is {found}, expected {expected}")));
+                return Err(Error::folder(&path, format!("expected SHA-256 {expected}, found {found}")));
             }
             let group = name.trim_end_matches(".safetensors").to_string();
             groups.insert(group, tensors::read(&path, device)?);
@@ -240,7 +189,7 @@ impl Checkpoints {
     }
 }
 
-/// What the values take on the disk.
+/// Returns the size of the values on disk.
 fn bytes(groups: &[Group]) -> Result<u64> {
     let mut bytes = 0;
     for (_, tensors) in groups {
@@ -272,7 +221,7 @@ mod tests {
 
     fn save(checkpoints: &Checkpoints, step: u64) -> Result<()> {
         let value = Tensor::new(&[step as f32, 0.1], &Device::Cpu)?;
-        let state = State { step, ..State::default() };
+        let state = TrainingState { step, ..TrainingState::default() };
         let student = || Ok(vec![("w".into(), value.clone())]);
         checkpoints.save(&state, &[("student", &student), ("optimizer", &|| Ok(Vec::new()))])
     }
@@ -295,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_two_are_kept_and_any_damage_falls_back() {
+    fn keeps_two_and_falls_back_on_damage() {
         let variants: [fn(&Path); 6] = [
             |c| fs::remove_file(c.join("state.json")).unwrap(),
             |c| stillhouse_testkit::corruption::truncate(&c.join("state.json"), 20),
@@ -322,10 +271,10 @@ mod tests {
             fs::create_dir(folder.path().join("checkpoint-40.part")).unwrap();
             fs::write(folder.path().join("log.jsonl.77.part"), "half").unwrap();
             damage(&folder.path().join("checkpoint-30"));
-            let mut told = Vec::new();
-            let loaded = checkpoints.load(&Device::Cpu, &mut |t| told.push(t)).unwrap().unwrap();
+            let mut reports = Vec::new();
+            let loaded = checkpoints.load(&Device::Cpu, &mut |t| reports.push(t)).unwrap().unwrap();
             assert_eq!(loaded.state.step, 20);
-            assert!(told.len() == 1 && told[0].contains("checkpoint-30"), "{told:?}");
+            assert!(reports.len() == 1 && reports[0].contains("checkpoint-30"), "{reports:?}");
             assert_eq!(names(folder.path()), ["checkpoint-20"]);
             checkpoints.clear().unwrap();
             assert!(names(folder.path()).is_empty());
@@ -351,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_of_another_run_does_not_count() {
+    fn ignores_checkpoints_of_other_runs() {
         let folder = tempfile::tempdir().unwrap();
         save(&Checkpoints::new(folder.path(), "other"), 5).unwrap();
         assert_eq!(newest(&Checkpoints::new(folder.path(), "run")), None);

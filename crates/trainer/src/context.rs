@@ -1,4 +1,4 @@
-//! Where a run takes place and who watches it.
+//! Environment and observers of runs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,42 +7,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 use stillhouse_core::registry::Registries;
-
 use stillhouse_runs::EpochLog;
 
 use crate::{Cell, Outcome};
 
-/// Where runs take place: the registries, the folders, the device, and the wish to stop.
+/// Environment of runs: registries, folders, device and the stop flag.
 #[derive(Clone)]
 pub struct Context {
-    /// The concrete datasets, networks, methods and metrics.
+    /// Datasets, networks, methods and metrics.
     pub registries: Registries,
-    /// Folders that may hold datasets, in order.
+    /// Search path of datasets.
     pub data_roots: Vec<PathBuf>,
-    /// Folders that may hold pretrained weights, in order.
+    /// Search path of pretrained weights.
     pub weight_roots: Vec<PathBuf>,
-    /// Whether an error of a part says that a dataset or weights are not there, rather than broken:
-    /// then `ucm|scenes` goes on to the next name.
+    /// Returns whether an error means that a dataset or weights are missing rather than invalid: then `a|b`
+    /// falls back to `b`.
     pub missing: fn(&stillhouse_core::Error) -> bool,
-    /// The folder of all runs.
+    /// Folder of all runs.
     pub runs: PathBuf,
-    /// Where the networks run.
+    /// Device of the networks.
     pub device: Device,
-    /// What they compute in there, student and teacher, in training and in tests.
+    /// Numeric precision of student and teacher, in training and testing.
     pub precision: stillhouse_ops::Precision,
-    /// Steps whose logged and checked values are read together; at 1 each value is read where it is
-    /// made. Without a number that is so on the CPU, and a card is not waited for in every step. It
-    /// changes no number; what is not finite is told that much later, and never written.
-    pub read_together: Option<u64>,
-    /// Revision of the program, processor, threads and the like, for `result.json`.
+    /// Steps whose metrics are read from the device together. `None`: 1 on the CPU, more on a GPU. Changes no
+    /// number; errors are reported up to so many steps late, and never saved.
+    pub buffered_steps: Option<u64>,
+    /// Revision of the program, processor, threads and more, for `result.json`.
     pub environment: BTreeMap<String, String>,
-    /// Set it (as Ctrl-C does), and a run writes a checkpoint at its next step and returns
+    /// Stop flag, set by Ctrl-C: a run writes a checkpoint at its next step and returns
     /// [`crate::Error::Interrupted`].
     pub stop: Arc<AtomicBool>,
 }
 
 impl Context {
-    /// Registries and runs folder, on the CPU, without data and weights folders.
+    /// Registries and the folder of runs, on the CPU, with empty search paths.
     pub fn new(registries: Registries, runs: impl Into<PathBuf>) -> Self {
         Self {
             registries,
@@ -52,7 +50,7 @@ impl Context {
             runs: runs.into(),
             device: Device::Cpu,
             precision: stillhouse_ops::Precision::Full,
-            read_together: None,
+            buffered_steps: None,
             environment: BTreeMap::new(),
             stop: Arc::default(),
         }
@@ -62,8 +60,8 @@ impl Context {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The kind of device, and in what it computes if that is not plain f32.
-    pub(crate) fn computes_on(&self) -> String {
+    /// Describes the device, with its precision unless it is f32.
+    pub(crate) fn device_label(&self) -> String {
         let device = match &self.device {
             Device::Cpu => "cpu",
             Device::Cuda(_) => "cuda",
@@ -76,22 +74,21 @@ impl Context {
     }
 }
 
-/// Watches runs. Every method may be left out.
+/// Receives the progress of runs. All methods are optional.
 pub trait Observer {
-    /// A cell begins, or goes on where it was stopped: `done` of `total` training steps.
+    /// A cell starts, or resumes after `done` of `total` steps.
     fn cell_started(&mut self, _cell: &Cell, _done: u64, _total: u64) {}
-    /// A training step is over: `done` of `total`, the weighted loss, the learning rate.
+    /// A step ends: `done` of `total`, its loss and learning rate.
     fn step(&mut self, _cell: &Cell, _done: u64, _total: u64, _loss: f64, _lr: f64) {}
-    /// An epoch is over and logged.
+    /// An epoch is logged.
     fn epoch(&mut self, _cell: &Cell, _line: &EpochLog) {}
-    /// A test goes on: `done` of `total` images.
+    /// A test has processed `done` of `total` images.
     fn testing(&mut self, _cell: &Cell, _done: u64, _total: u64) {}
-    /// Something a person should know: a checkpoint that was skipped, parameters that were not in
-    /// the weights.
+    /// A notice for the user: a skipped checkpoint, newly initialized parameters.
     fn message(&mut self, _cell: &Cell, _text: &str) {}
-    /// A cell is over. Cells that were finished before are reported too.
+    /// A cell ends, or was finished before.
     fn cell_finished(&mut self, _cell: &Cell, _outcome: &Outcome) {}
 }
 
-/// Nobody watches.
+/// Ignores all events.
 impl Observer for () {}

@@ -1,18 +1,17 @@
-//! The one error type of the crate.
+//! The error type of the crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// What can go wrong while an experiment is read, planned or run.
+/// Errors of reading, planning and running experiments.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A term of the loss, the loss or its gradient is no longer a number; nothing of that step was
-    /// saved.
+    /// A loss term, the loss or a gradient is not finite. Nothing of that step is saved.
     #[error(
-        "step {step}: `{term}` is {value}; stopped, nothing of it is saved. Samples: {ids:?}. \
-         Try a smaller learning rate or weight, or a longer warm-up"
+        "loss is not finite: step {step}: `{term}` is {value}, samples {ids:?}\n\n\
+         hint: use a smaller learning rate or weight, or a longer warm-up"
     )]
     NonFinite {
-        /// Name of the term, `total`, or `gradient`.
+        /// Name of the term, `loss`, or `gradient of <parameter>`.
         term: String,
         /// Its value.
         value: f64,
@@ -23,8 +22,8 @@ pub enum Error {
     },
     /// The weight of the cross-entropy is set by more than one entry of `[[loss]]`.
     #[error(
-        "the weight of the cross-entropy (`ce`) is set twice, by `{first}` ({first_weight}) and `{second}` \
-         ({second_weight}): keep one, and set `ce_weight = 0` in the other or remove it"
+        "the weight of the cross-entropy (`ce`) is set twice: by `{first}` ({first_weight}) and by `{second}` \
+         ({second_weight})\n\nhint: set `ce_weight = 0` in one of them, or remove it"
     )]
     TwoCeWeights {
         /// One of the two.
@@ -36,7 +35,7 @@ pub enum Error {
         /// Its weight.
         second_weight: f64,
     },
-    /// The run was asked to stop; its state is in a checkpoint.
+    /// The run was stopped; a checkpoint holds its state.
     #[error("interrupted after step {step}; run the same command again to continue ({})", folder.display())]
     Interrupted {
         /// Steps done.
@@ -44,10 +43,11 @@ pub enum Error {
         /// The run folder.
         folder: PathBuf,
     },
-    /// A checkpoint could not be written. Earlier ones are as they were.
+    /// A checkpoint could not be written. Earlier ones are intact.
     #[error(
-        "{}: the checkpoint of step {step} could not be written: {source}. Earlier checkpoints are \
-         intact: free some space (it needs {bytes} bytes) and run the same command again", folder.display()
+        "cannot write the checkpoint of step {step}: {}: {source}\n\n\
+         hint: earlier checkpoints are intact; free {bytes} bytes of disk space and run the same command again",
+        folder.display()
     )]
     Checkpoint {
         /// The run folder.
@@ -56,26 +56,26 @@ pub enum Error {
         step: u64,
         /// Size of the checkpoint.
         bytes: u64,
-        /// What the system said.
+        /// The cause.
         source: Box<Error>,
     },
-    /// A cell whose teacher has not been trained, or has failed.
-    #[error("`{cell}` needs the teacher `{teacher}`, which is not finished: {why}")]
+    /// A cell whose teacher is not trained, or failed.
+    #[error("the teacher of `{cell}` is not finished: `{teacher}`: {reason}")]
     NoTeacher {
         /// The student's cell.
         cell: String,
         /// The teacher's cell.
         teacher: String,
-        /// Why it is not there.
-        why: String,
+        /// Why it is not finished.
+        reason: String,
     },
-    /// A method that has no registry row.
-    #[error("method `{0}` is not built yet")]
-    NotBuilt(String),
+    /// A method that is not in the registry.
+    #[error("unknown method `{0}`")]
+    UnknownMethod(String),
     /// A run folder with unexpected content.
     #[error(transparent)]
     Run(#[from] stillhouse_runs::Error),
-    /// An error of the contracts, or of a part behind them.
+    /// An error of the core crate, or of a crate behind it.
     #[error(transparent)]
     Core(#[from] stillhouse_core::Error),
     /// An error of the tensor operations.
@@ -87,6 +87,7 @@ pub enum Error {
 }
 
 impl Error {
+    /// A configuration error.
     pub(crate) fn config(origin: impl ToString, message: impl ToString) -> Self {
         Self::Core(stillhouse_core::Error::config(origin, message))
     }
@@ -96,7 +97,20 @@ impl Error {
         Self::Run(stillhouse_runs::Error::invalid(path, reason))
     }
 
-    /// Whether the run only stopped because it was asked to.
+    /// An interruption outside of the training loop; [`Self::interrupted_in`] adds the folder.
+    pub(crate) fn interrupted() -> Self {
+        Self::Interrupted { step: 0, folder: PathBuf::new() }
+    }
+
+    /// Sets the folder of an interruption.
+    pub(crate) fn interrupted_in(self, folder: &Path) -> Self {
+        match self {
+            Self::Interrupted { step, .. } => Self::Interrupted { step, folder: folder.to_path_buf() },
+            other => other,
+        }
+    }
+
+    /// Returns whether the run was stopped rather than failed.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Interrupted { .. })
     }

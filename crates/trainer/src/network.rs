@@ -1,4 +1,4 @@
-//! A network with its parameters: new, from pretrained weights, or trained by a run.
+//! A network and its parameters.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use stillhouse_core::model::{Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_runs::RunDir;
 
-use crate::config::NetworkConfig;
+use crate::experiment::NetworkConfig;
 use crate::{Context, Error, Result, RunInfo};
 
 /// A network and its parameters.
 pub struct Network {
     /// The network.
     pub model: Box<dyn Model>,
-    /// Its weights and buffers.
+    /// Weights and buffers.
     pub params: ParamStore,
 }
 
@@ -24,20 +24,20 @@ impl std::fmt::Debug for Network {
 }
 
 impl Network {
-    /// A network whose new values are drawn from `rng`.
+    /// Builds a network with initial values drawn from `rng`.
     pub fn new(context: &Context, config: &NetworkConfig, classes: usize, rng: Rng) -> Result<Self> {
-        let row = context.registries.models.get(&config.model)?;
+        let entry = context.registries.models.get(&config.model)?;
         let params =
             ParamStore::new(candle_core::DType::F32, &context.device)?.with_precision(context.precision)?;
         let name = config.model.clone();
-        let request = ModelSpec { name, classes, variant: config.variant.clone() };
-        let model = (row.build)(&request, &params.builder(rng))?;
+        let spec = ModelSpec { name, classes, variant: config.variant.clone() };
+        let model = (entry.build)(&spec, &params.builder(rng))?;
         Ok(Self { model, params })
     }
 
-    /// Loads the pretrained weights of the configuration, if it names some; says which names stayed
-    /// new.
-    pub(crate) fn start(&self, context: &Context, config: &NetworkConfig) -> Result<Vec<String>> {
+    /// Loads the pretrained weights of the configuration, if there are any; returns the parameters that they
+    /// lack.
+    pub(crate) fn load_pretrained(&self, context: &Context, config: &NetworkConfig) -> Result<Vec<String>> {
         let Some(sha256) = &config.weights_sha256 else { return Ok(Vec::new()) };
         let weights = (context.registries.weights)(
             &config.model,
@@ -46,14 +46,14 @@ impl Network {
             &context.weight_roots,
         )?;
         if weights.sha256 != *sha256 {
-            let what = format!("sha256 is {}, this run was planned with {sha256}", weights.sha256);
-            return Err(Error::folder(weights.path, what));
+            let reason = format!("the weights changed: expected SHA-256 {sha256}, found {}", weights.sha256);
+            return Err(Error::folder(weights.path, reason));
         }
         let head = self.model.head();
         Ok((context.registries.load_weights)(&weights.path, &self.params, &head, true)?)
     }
 
-    /// Loads what a run has trained, all of it.
+    /// Loads all trained weights of a run.
     pub(crate) fn load(&self, context: &Context, path: &Path) -> Result<()> {
         (context.registries.load_weights)(path, &self.params, &self.model.head(), false)?;
         Ok(())

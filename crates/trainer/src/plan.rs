@@ -1,4 +1,4 @@
-//! From an experiment to its cells, in the order in which they run.
+//! Plans: the cells of an experiment in execution order.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,20 @@ use stillhouse_core::registry::DatasetRequest;
 use stillhouse_runs::{Role, RunDir, RunStatus, TEACHERS_DIR};
 use toml::Table;
 
-use crate::config::{CellConfig, DataConfig, NetworkConfig, Precision, TeacherRef, merge};
-use crate::experiment::Written;
-use crate::{Context, Error, Experiment, Result, RunInfo, losses};
+use crate::experiment::{
+    CellConfig, DataConfig, NetworkConfig, Precision, TeacherRef, UnresolvedRun, losses, merge,
+};
+use crate::{Context, Error, Experiment, Result, RunInfo};
 
-/// Grows when the same configuration would give other numbers.
+/// Incremented when the same configuration gives other numbers.
 const HASH_FORMAT: u32 = 1;
 
-/// All cells of one profile of an experiment; every teacher stands before the students that need it.
+/// The cells of one profile of an experiment. Teachers precede their students.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The experiment's name.
+    /// Name of the experiment.
     pub experiment: String,
-    /// The profile; `default` where the experiment has none.
+    /// The profile; `default` if the experiment has none.
     pub profile: String,
     /// `runs/<experiment>/<profile>`.
     pub folder: PathBuf,
@@ -36,61 +37,59 @@ pub struct Plan {
 /// One training run with its own folder.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cell {
-    /// The experiment that asked for it first.
+    /// Experiment that planned it first.
     pub experiment: String,
-    /// Its profile.
+    /// Profile of the experiment.
     pub profile: String,
     /// Teacher or student.
     pub role: Role,
-    /// Row of the table: a method's registry id, `baseline`, ...; `teacher` for a teacher.
+    /// Method of the table row: a registry id, `baseline`, ...; `teacher` for a teacher.
     pub method: String,
-    /// Registry name of the network that is trained.
+    /// Registry id of the trained network.
     pub student: String,
-    /// Registry name of the dataset.
+    /// Registry id of the dataset.
     pub dataset: String,
-    /// Per cent of the images that train.
+    /// Training ratio in percent; 0 with an official split.
     pub ratio: u32,
     /// Seed.
     pub seed: u64,
-    /// Readable name.
+    /// Human-readable name.
     pub name: String,
-    /// Hash of the resolved configuration and the data's fingerprint; empty for a method that is not
-    /// built.
+    /// Hash of the resolved configuration and the data's fingerprint; empty for an unknown method.
     pub hash: String,
-    /// The dataset's fingerprint.
+    /// Fingerprint of the dataset.
     pub fingerprint: String,
-    /// The run folder, which need not exist.
+    /// The run folder, which may not exist yet.
     pub folder: PathBuf,
-    /// Place of its teacher's cell in the plan.
+    /// Index of its teacher's cell in the plan.
     pub teacher: Option<usize>,
-    /// Its configuration; none for a method that is not built.
+    /// Resolved configuration; none for an unknown method.
     pub config: Option<CellConfig>,
 }
 
 impl Cell {
     /// Returns the status of its run.
     pub fn status(&self) -> RunStatus {
-        if self.is_built() { RunDir::new(&self.folder).status() } else { RunStatus::UnknownMethod }
+        if self.is_runnable() { RunDir::new(&self.folder).status() } else { RunStatus::UnknownMethod }
     }
 
-    /// Whether the method has a registry row.
-    pub fn is_built(&self) -> bool {
+    /// Returns whether the method is in the registry.
+    pub fn is_runnable(&self) -> bool {
         self.config.is_some()
     }
 }
 
-/// Plans all cells of a profile. Datasets are opened and pretrained weights looked up, so that what
-/// is missing is said before anything runs.
+/// Plans all cells of a profile. Opens datasets and locates pretrained weights: missing ones are errors before
+/// anything runs.
 ///
-/// A method of the `[matrix]` that has no registry row becomes a cell without a configuration; one
-/// of `[[loss]]` is an error.
+/// An unknown method of the `[matrix]` becomes a cell without configuration; in `[[loss]]` it is an error.
 pub fn plan(experiment: &Experiment, profile: Option<&str>, context: &Context) -> Result<Plan> {
     let name = profile.unwrap_or("default").to_string();
     let folder = context.runs.join(experiment.name()).join(&name);
-    let mut planner = Planner { context, experiment, profile: name, folder, data: BTreeMap::new() };
+    let mut planner = Planner { context, experiment, profile: name, folder, datasets: BTreeMap::new() };
     let mut cells = Vec::new();
-    for written in experiment.written(profile)? {
-        planner.add(&written, &mut cells)?;
+    for run in experiment.runs(profile)? {
+        planner.add(&run, &mut cells)?;
     }
     let Planner { profile, folder, .. } = planner;
     let plan = Plan {
@@ -103,7 +102,7 @@ pub fn plan(experiment: &Experiment, profile: Option<&str>, context: &Context) -
     Ok(plan)
 }
 
-/// Plans a single run with its student in `output`; its teacher stays below the folder of all runs.
+/// Plans a single run with the student in `output`; its teacher stays in the folder of all runs.
 pub fn plan_single(
     experiment: &Experiment,
     profile: Option<&str>,
@@ -115,12 +114,12 @@ pub fn plan_single(
     match students.as_mut_slice() {
         [cell] => cell.folder = output.to_path_buf(),
         more => {
-            let what = format!(
-                "this experiment has {} runs, expected one; choose values with --set matrix.method='[\"kd\"]' \
-                 and the like, or run it as an experiment",
+            let message = format!(
+                "expected one run, found {}\n\nhint: select one with --set, as in \
+                 --set matrix.method='[\"kd\"]'; `stillhouse reproduce` runs all of them",
                 more.len()
             );
-            return Err(Error::config(experiment.name(), what));
+            return Err(Error::config(experiment.name(), message));
         }
     }
     Ok(plan)
@@ -131,86 +130,90 @@ struct Planner<'a> {
     experiment: &'a Experiment,
     profile: String,
     folder: PathBuf,
-    data: BTreeMap<String, Arc<Found>>,
+    datasets: BTreeMap<String, Arc<OpenDataset>>,
 }
 
-/// Two values of an axis can come to the same run: `a|scenes` and `b|scenes` where neither is found.
-fn push(cells: &mut Vec<Cell>, cell: Cell) {
+/// Appends a cell unless it is planned already: `a|c` and `b|c` resolve to the same run if only `c` is found.
+fn push_unique(cells: &mut Vec<Cell>, cell: Cell) {
     if cells.iter().all(|c| c.folder != cell.folder) {
         cells.push(cell);
     }
 }
 
-/// A dataset that was opened.
-struct Found {
+/// An opened dataset.
+struct OpenDataset {
     name: String,
     classes: Vec<String>,
     fingerprint: String,
 }
 
 impl Planner<'_> {
-    fn add(&mut self, written: &Written, cells: &mut Vec<Cell>) -> Result<()> {
-        let found = self.find(&written.data)?;
-        // A row whose losses are named by the matrix may be one that is still to come.
-        let unknown = written.loss.iter().find(|l| self.context.registries.losses.get(&l.method).is_err());
+    fn add(&mut self, run: &UnresolvedRun, cells: &mut Vec<Cell>) -> Result<()> {
+        let dataset = self.open(&run.data)?;
+        let unknown = run.loss.iter().find(|l| self.context.registries.losses.get(&l.method).is_err());
         if let Some(loss) = unknown {
-            if loss.method != written.method || !written.listed {
+            if loss.method != run.method || !run.from_matrix {
                 self.context.registries.losses.get(&loss.method)?;
             }
-            let cell = self.cell(Role::Student, written, &found, None, None)?;
-            push(cells, cell);
+            let cell = self.cell(Role::Student, run, &dataset, None, None)?;
+            push_unique(cells, cell);
             return Ok(());
         }
-        let mut config = written.student_cell(None);
-        self.resolve(&mut config, &found)?;
-        let mut reads_teacher = false;
+        let mut config = run.student_config(None);
+        self.resolve(&mut config, &dataset)?;
+        let mut requires_teacher = false;
         for loss in &config.loss {
-            reads_teacher |=
+            requires_teacher |=
                 !losses::build(&self.context.registries, loss)?.required_features().teacher.is_empty();
         }
         let mut teacher = None;
-        let precision = written.teacher.as_ref().map_or_else(Default::default, |t| t.precision);
-        let given = written.teacher.as_ref().and_then(|t| t.run.as_deref());
-        if reads_teacher && let Some(run) = given {
-            config.teacher = Some(self.given(run, precision, &found)?);
-        } else if reads_teacher {
-            let Some(mut own) = written.teacher_cell() else {
-                let what = format!("`{}` reads a teacher, but there is no [teacher] section", written.method);
-                return Err(Error::config(self.experiment.name(), what));
+        let precision = run.teacher.as_ref().map_or_else(Default::default, |t| t.precision);
+        let existing = run.teacher.as_ref().and_then(|t| t.run.as_deref());
+        if requires_teacher && let Some(folder) = existing {
+            config.teacher = Some(self.existing_teacher(folder, precision, &dataset)?);
+        } else if requires_teacher {
+            let Some(mut own) = run.teacher_config() else {
+                let message = format!("`{}` requires a teacher: add a section [teacher]", run.method);
+                return Err(Error::config(self.experiment.name(), message));
             };
-            self.resolve(&mut own, &found)?;
-            let cell = self.cell(Role::Teacher, written, &found, Some(own), None)?;
-            let place = cells.iter().position(|c| c.folder == cell.folder);
-            let place = place.unwrap_or_else(|| {
+            self.resolve(&mut own, &dataset)?;
+            let cell = self.cell(Role::Teacher, run, &dataset, Some(own), None)?;
+            let index = cells.iter().position(|c| c.folder == cell.folder);
+            let index = index.unwrap_or_else(|| {
                 cells.push(cell);
                 cells.len() - 1
             });
-            let cell = &cells[place];
+            let cell = &cells[index];
             let folder = format!("{}-{}", cell.name, cell.hash);
             config.teacher =
                 Some(TeacherRef { model: cell.student.clone(), cell: folder, run: None, precision });
-            teacher = Some(place);
+            teacher = Some(index);
         }
-        push(cells, self.cell(Role::Student, written, &found, Some(config), teacher)?);
+        push_unique(cells, self.cell(Role::Student, run, &dataset, Some(config), teacher)?);
         Ok(())
     }
 
-    /// A finished run as the teacher; its classes are those of the dataset.
-    fn given(&self, run: &Path, precision: Precision, found: &Found) -> Result<TeacherRef> {
-        let info: RunInfo = RunDir::new(run).info()?;
-        if info.classes != found.classes {
-            let other = info.classes.iter().zip(&found.classes).find(|(a, b)| a != b);
-            let first =
-                other.map_or_else(String::new, |(a, b)| format!(", the first other one is `{a}` for `{b}`"));
-            let what = format!(
-                "knows {} classes, the dataset `{}` has {}{first}: it cannot teach it",
-                info.classes.len(),
-                found.name,
-                found.classes.len()
+    /// References a finished run as the teacher, whose classes must be those of the dataset.
+    fn existing_teacher(
+        &self,
+        folder: &Path,
+        precision: Precision,
+        dataset: &OpenDataset,
+    ) -> Result<TeacherRef> {
+        let info: RunInfo = RunDir::new(folder).info()?;
+        if info.classes != dataset.classes {
+            let mismatch = dataset.classes.iter().zip(&info.classes).find(|(a, b)| a != b);
+            let first = mismatch
+                .map_or_else(String::new, |(a, b)| format!("; first mismatch: expected `{a}`, found `{b}`"));
+            let reason = format!(
+                "the teacher has other classes than the dataset `{}`: expected {}, found {}{first}",
+                dataset.name,
+                dataset.classes.len(),
+                info.classes.len()
             );
-            return Err(Error::folder(run, what));
+            return Err(Error::folder(folder, reason));
         }
-        let run = std::path::absolute(run).map_err(CoreError::io(run))?;
+        let run = std::path::absolute(folder).map_err(CoreError::io(folder))?;
         Ok(TeacherRef {
             model: info.run.student.model,
             cell: format!("{}-{}", info.cell, info.hash),
@@ -222,23 +225,23 @@ impl Planner<'_> {
     fn cell(
         &self,
         role: Role,
-        written: &Written,
-        found: &Found,
+        run: &UnresolvedRun,
+        dataset: &OpenDataset,
         config: Option<CellConfig>,
         teacher: Option<usize>,
     ) -> Result<Cell> {
-        let (ratio, seed) = (written.data.ratio, written.train.seed);
-        let student = config.as_ref().map_or(&written.student, |c| &c.student).model.clone();
-        let cut = if ratio == 0 { "official".to_string() } else { ratio.to_string() };
+        let (ratio, seed) = (run.data.ratio, run.train.seed);
+        let student = config.as_ref().map_or(&run.student, |c| &c.student).model.clone();
+        let split = if ratio == 0 { "official".to_string() } else { ratio.to_string() };
         let (method, name) = match role {
-            Role::Teacher => ("teacher".to_string(), format!("{student}-{}-{cut}-s{seed}", found.name)),
+            Role::Teacher => ("teacher".to_string(), format!("{student}-{}-{split}-s{seed}", dataset.name)),
             Role::Student => {
-                let data = if written.by_dataset { format!("{}-", found.name) } else { String::new() };
-                (written.method.clone(), format!("{student}-{data}{cut}-{}-s{seed}", written.method))
+                let data = if run.by_dataset { format!("{}-", dataset.name) } else { String::new() };
+                (run.method.clone(), format!("{student}-{data}{split}-{}-s{seed}", run.method))
             }
         };
         let hash = match &config {
-            Some(config) => hash(config, &found.fingerprint)?,
+            Some(config) => hash(config, &dataset.fingerprint)?,
             None => String::new(),
         };
         let folder = match role {
@@ -252,38 +255,38 @@ impl Planner<'_> {
             role,
             method,
             student,
-            dataset: found.name.clone(),
+            dataset: dataset.name.clone(),
             ratio,
             seed,
             name,
             hash,
-            fingerprint: found.fingerprint.clone(),
+            fingerprint: dataset.fingerprint.clone(),
             folder,
             teacher,
             config,
         })
     }
 
-    /// Opens the dataset, once for all cells that name it.
-    fn find(&mut self, data: &DataConfig) -> Result<Arc<Found>> {
+    /// Opens the dataset, once for all of its cells.
+    fn open(&mut self, data: &DataConfig) -> Result<Arc<OpenDataset>> {
         let key = format!("{} {:?} {}", data.dataset, data.path, data.options);
-        if let Some(found) = self.data.get(&key) {
-            return Ok(found.clone());
+        if let Some(open) = self.datasets.get(&key) {
+            return Ok(open.clone());
         }
         let (name, dataset) = first_found(self.context, &data.dataset, |name| {
             open_dataset(self.context, &DataConfig { dataset: name.into(), ..data.clone() })
         })?;
         let classes = dataset.info().classes.clone();
-        let found = Arc::new(Found { name, classes, fingerprint: dataset.fingerprint()? });
-        self.data.insert(key, found.clone());
-        Ok(found)
+        let open = Arc::new(OpenDataset { name, classes, fingerprint: dataset.fingerprint()? });
+        self.datasets.insert(key, open.clone());
+        Ok(open)
     }
 
-    /// Puts what was found in place of what was asked for, and defaults in place of nothing.
-    fn resolve(&self, config: &mut CellConfig, found: &Found) -> Result<()> {
-        config.data.dataset.clone_from(&found.name);
+    /// Replaces alternatives by what was found and fills in defaults.
+    fn resolve(&self, config: &mut CellConfig, dataset: &OpenDataset) -> Result<()> {
+        config.data.dataset.clone_from(&dataset.name);
         if let Sampler::ClassBalanced { classes, .. } = &mut config.train.sampler {
-            *classes = (*classes).min(found.classes.len());
+            *classes = (*classes).min(dataset.classes.len());
         }
         self.context.registries.models.get(&config.student.model)?;
         for metric in &config.eval.metrics {
@@ -314,7 +317,7 @@ impl Planner<'_> {
     }
 }
 
-/// Tries `a|b|c` in order: the first that is there. Anything but "not there" is an error at once.
+/// Opens the first of `a|b|c` that is not missing. Any other error is returned at once.
 fn first_found<T>(
     context: &Context,
     names: &str,
@@ -324,14 +327,14 @@ fn first_found<T>(
     loop {
         let name = names.next().unwrap_or_default();
         match open(name) {
-            Ok(found) => return Ok((name.to_string(), found)),
+            Ok(value) => return Ok((name.to_string(), value)),
             Err(e) if names.peek().is_some() && (context.missing)(&e) => {}
             Err(e) => return Err(e.into()),
         }
     }
 }
 
-/// The run folder of a teacher.
+/// Returns the run folder of a teacher.
 pub(crate) fn teacher_folder(context: &Context, teacher: &TeacherRef) -> PathBuf {
     teacher.run.clone().unwrap_or_else(|| context.runs.join(TEACHERS_DIR).join(&teacher.cell))
 }
@@ -341,8 +344,8 @@ pub(crate) fn open_dataset(
     context: &Context,
     data: &DataConfig,
 ) -> std::result::Result<Arc<dyn Dataset>, CoreError> {
-    let row = context.registries.datasets.get(&data.dataset)?;
-    (row.build)(&DatasetRequest {
+    let entry = context.registries.datasets.get(&data.dataset)?;
+    (entry.build)(&DatasetRequest {
         name: data.dataset.clone(),
         roots: context.data_roots.clone(),
         path: data.path.clone(),
@@ -350,9 +353,9 @@ pub(crate) fn open_dataset(
     })
 }
 
-/// The first eight hex digits over the resolved configuration and the data's fingerprint. Where the
-/// data lies, how much of it is kept in memory, what is computed twice to save memory, and when
-/// checkpoints are written change no number.
+/// Returns the first eight hex digits of the hash of the resolved configuration and the data's fingerprint.
+/// Settings that change no number are left out: paths, cache size, gradient checkpointing and the checkpoint
+/// interval.
 fn hash(config: &CellConfig, fingerprint: &str) -> Result<String> {
     let mut config = config.clone();
     config.data.path = None;
@@ -361,7 +364,7 @@ fn hash(config: &CellConfig, fingerprint: &str) -> Result<String> {
         teacher.run = None;
     }
     config.train.checkpoint = Default::default();
-    config.train.checkpointing = false;
-    let text = format!("format = {HASH_FORMAT}\nidentity = {fingerprint}\n{}", config.to_toml()?);
+    config.train.gradient_checkpointing = false;
+    let text = format!("format = {HASH_FORMAT}\nfingerprint = {fingerprint}\n{}", config.to_toml()?);
     Ok(stillhouse_core::fs::sha256(text.as_bytes())[..8].to_string())
 }

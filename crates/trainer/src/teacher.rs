@@ -1,4 +1,4 @@
-//! The frozen teacher, and what it has made of images that come the same in every epoch.
+//! The frozen teacher, and a cache of its features for images that are the same in every epoch.
 
 use std::collections::HashMap;
 
@@ -6,109 +6,127 @@ use candle_core::Tensor;
 use stillhouse_core::data::Batch;
 use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
+use stillhouse_ops::Mode;
 
+use crate::experiment::Precision;
 use crate::{Network, Result};
 
 /// The frozen teacher.
-pub(crate) struct Teacher {
+pub struct Teacher {
     pub(crate) network: Network,
     pub(crate) tape: Tape,
-    /// Factor and summand per channel `[1, 3, 1, 1]` from the student's normalization to the
-    /// teacher's, where they differ.
-    pub(crate) renormalize: Option<(Tensor, Tensor)>,
-    kept: Option<Kept>,
+    /// Factor and offset per channel `[1, 3, 1, 1]` from the student's normalization to the teacher's, if
+    /// they differ.
+    normalization: Option<(Tensor, Tensor)>,
+    cache: Option<FeatureCache>,
 }
 
-/// Taps of single images, as many as fit.
-struct Kept {
+/// Features of single images up to a memory limit.
+struct FeatureCache {
     by_image: HashMap<u64, Vec<(String, Tensor)>>,
-    /// Bytes that may still be taken.
-    left: usize,
+    free_bytes: usize,
 }
 
 impl Teacher {
-    pub(crate) fn new(network: Network, tape: Tape, renormalize: Option<(Tensor, Tensor)>) -> Self {
-        Self { network, tape, renormalize, kept: None }
+    /// Freezes a network.
+    ///
+    /// # Errors
+    /// If the network or the device does not support the precision.
+    pub fn new(network: Network, precision: Precision) -> Result<Self> {
+        let mut tape = Tape::new(&network.params, Mode::Inference)?;
+        if precision == Precision::Bf16 {
+            tape.set_precision(stillhouse_ops::Precision::Bf16)?;
+        }
+        tape.release_weights();
+        Ok(Self { network, tape, normalization: None, cache: None })
     }
 
-    /// Keeps what it makes of each image, up to so many bytes: for images that never change.
-    pub(crate) fn keep(&mut self, bytes: usize) {
-        self.kept = Some(Kept { by_image: HashMap::new(), left: bytes });
+    /// Sets the conversion from the student's input to the teacher's, `[1, 3, 1, 1]` each:
+    /// `images * factor + offset`.
+    pub fn renormalize(&mut self, factor: Tensor, offset: Tensor) {
+        self.normalization = Some((factor, offset));
     }
 
-    /// The wanted taps of a batch. A frozen network treats each image by itself, so they are the
-    /// same bits whether it runs or remembers.
+    /// Caches the features of each image, up to a number of bytes. Only for images without random
+    /// transforms.
+    pub fn enable_cache(&mut self, bytes: usize) {
+        self.cache = Some(FeatureCache { by_image: HashMap::new(), free_bytes: bytes });
+    }
+
+    /// Returns the selected features of a batch. A frozen network treats each image by itself, so cached
+    /// features have the same bits.
     pub(crate) fn forward(&mut self, batch: &Batch) -> Result<Features> {
-        let Some(mut kept) = self.kept.take() else { return self.run(&batch.images) };
-        let result = self.remember(batch, &mut kept);
-        self.kept = Some(kept);
+        let Some(mut cache) = self.cache.take() else { return self.forward_images(&batch.images) };
+        let result = self.forward_cached(batch, &mut cache);
+        self.cache = Some(cache);
         result
     }
 
-    fn remember(&mut self, batch: &Batch, kept: &mut Kept) -> Result<Features> {
-        let known = |id: &u64| kept.by_image.contains_key(id);
-        let new: Vec<u32> = (0..batch.ids.len() as u32).filter(|i| !known(&batch.ids[*i as usize])).collect();
-        let whole = new.len() == batch.ids.len();
-        let mut rows: HashMap<u64, Vec<(String, Tensor)>> = HashMap::new();
-        if !new.is_empty() {
-            let features = if whole {
-                self.run(&batch.images)?
+    fn forward_cached(&mut self, batch: &Batch, cache: &mut FeatureCache) -> Result<Features> {
+        let is_cached = |id: &u64| cache.by_image.contains_key(id);
+        let missing: Vec<u32> =
+            (0..batch.ids.len() as u32).filter(|i| !is_cached(&batch.ids[*i as usize])).collect();
+        let all_missing = missing.len() == batch.ids.len();
+        // Features of this batch that the cache has no room for.
+        let mut uncached: HashMap<u64, Vec<(String, Tensor)>> = HashMap::new();
+        if !missing.is_empty() {
+            let features = if all_missing {
+                self.forward_images(&batch.images)?
             } else {
-                let places = Tensor::new(&new[..], batch.images.device())?;
-                self.run(&batch.images.index_select(&places, 0)?)?
+                let indices = Tensor::new(&missing[..], batch.images.device())?;
+                self.forward_images(&batch.images.index_select(&indices, 0)?)?
             };
-            for (row, place) in new.iter().enumerate() {
-                let id = batch.ids[*place as usize];
-                let taps = row_of(&features, row)?;
-                let bytes = taps.iter().map(|(_, t)| t.elem_count() * t.dtype().size_in_bytes()).sum();
-                match kept.left.checked_sub(bytes) {
-                    Some(left) if !kept.by_image.contains_key(&id) => {
-                        kept.left = left;
-                        kept.by_image.insert(id, taps);
+            for (row, index) in missing.iter().enumerate() {
+                let id = batch.ids[*index as usize];
+                let own = image_features(&features, row)?;
+                let bytes = own.iter().map(|(_, t)| t.elem_count() * t.dtype().size_in_bytes()).sum();
+                match cache.free_bytes.checked_sub(bytes) {
+                    Some(free_bytes) if !cache.by_image.contains_key(&id) => {
+                        cache.free_bytes = free_bytes;
+                        cache.by_image.insert(id, own);
                     }
-                    _ if !whole => drop(rows.insert(id, taps)),
+                    _ if !all_missing => drop(uncached.insert(id, own)),
                     _ => {}
                 }
             }
-            if whole {
+            if all_missing {
                 return Ok(features);
             }
         }
-        let rows = batch.ids.iter().filter_map(|id| kept.by_image.get(id).or_else(|| rows.get(id)));
-        together(&rows.collect::<Vec<_>>())
+        let images = batch.ids.iter().filter_map(|id| cache.by_image.get(id).or_else(|| uncached.get(id)));
+        stack_images(&images.collect::<Vec<_>>())
     }
 
-    fn run(&mut self, images: &Tensor) -> Result<Features> {
+    fn forward_images(&mut self, images: &Tensor) -> Result<Features> {
         self.tape.begin(Rng::new(0), 0);
-        Ok(match &self.renormalize {
+        Ok(match &self.normalization {
             None => self.network.model.forward(images, &mut self.tape)?,
-            Some((factor, summand)) => {
-                let images = images.broadcast_mul(factor)?.broadcast_add(summand)?;
+            Some((factor, offset)) => {
+                let images = images.broadcast_mul(factor)?.broadcast_add(offset)?;
                 self.network.model.forward(&images, &mut self.tape)?
             }
         })
     }
 }
 
-/// The taps of one image, in memory of their own; maps with their channels last, as a network gives
-/// them.
-fn row_of(features: &Features, row: usize) -> Result<Vec<(String, Tensor)>> {
-    let copy = |(name, tap): (&str, &Tensor)| {
-        let tap = if tap.rank() == 4 { tap.permute((0, 2, 3, 1))? } else { tap.clone() };
-        Ok((name.to_string(), tap.detach().narrow(0, row, 1)?.force_contiguous()?))
+/// Copies the features of one image; maps channels last, as networks produce them.
+fn image_features(features: &Features, row: usize) -> Result<Vec<(String, Tensor)>> {
+    let copy = |(name, feature): (&str, &Tensor)| {
+        let feature = if feature.rank() == 4 { feature.permute((0, 2, 3, 1))? } else { feature.clone() };
+        Ok((name.to_string(), feature.detach().narrow(0, row, 1)?.force_contiguous()?))
     };
     features.iter().map(copy).collect()
 }
 
-/// Rows of single images as taps of a batch.
-fn together(rows: &[&Vec<(String, Tensor)>]) -> Result<Features> {
-    let Some(first) = rows.first() else { return Ok(Features::default()) };
-    let tap = |(place, (name, _)): (usize, &(String, Tensor))| {
-        let of_images: Vec<&Tensor> = rows.iter().map(|taps| &taps[place].1).collect();
-        let tap = Tensor::cat(&of_images, 0)?;
-        Ok((name.clone(), if tap.rank() == 4 { tap.permute((0, 3, 1, 2))? } else { tap }))
+/// Concatenates features of single images to features of a batch.
+fn stack_images(images: &[&Vec<(String, Tensor)>]) -> Result<Features> {
+    let Some(first) = images.first() else { return Ok(Features::default()) };
+    let stack = |(index, (name, _)): (usize, &(String, Tensor))| {
+        let own: Vec<&Tensor> = images.iter().map(|features| &features[index].1).collect();
+        let feature = Tensor::cat(&own, 0)?;
+        Ok((name.clone(), if feature.rank() == 4 { feature.permute((0, 3, 1, 2))? } else { feature }))
     };
-    first.iter().enumerate().map(tap).collect()
+    first.iter().enumerate().map(stack).collect()
 }
 
 #[cfg(test)]
@@ -119,12 +137,12 @@ mod tests {
     use stillhouse_core::data::Labels;
     use stillhouse_core::model::{FeatureInfo, Model};
     use stillhouse_core::{ParamBuilder, ParamStore};
-    use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Mode};
+    use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear};
 
     use super::*;
 
-    /// Images that a network has seen.
-    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    /// Images that went through a network.
+    static FORWARDED: AtomicUsize = AtomicUsize::new(0);
 
     struct Counting(ConvBnAct, Linear);
 
@@ -147,7 +165,7 @@ mod tests {
             4
         }
         fn forward(&self, images: &Tensor, tape: &mut Tape) -> stillhouse_core::Result<Features> {
-            SEEN.fetch_add(images.dim(0)?, Ordering::Relaxed);
+            FORWARDED.fetch_add(images.dim(0)?, Ordering::Relaxed);
             let x = tape.input(images)?;
             let x = self.0.forward(&x, tape)?;
             tape.mark_feature("F1", &x)?;
@@ -167,12 +185,12 @@ mod tests {
     fn teacher() -> Teacher {
         let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let model = Box::new(Counting::new(&params.builder(Rng::new(1))).unwrap());
-        let mut tape = Tape::new(&params, Mode::Inference).unwrap();
-        tape.select_features(&["F1".to_string(), "logits".to_string()]);
-        Teacher::new(Network { model, params }, tape, None)
+        let mut teacher = Teacher::new(Network { model, params }, Precision::F32).unwrap();
+        teacher.tape.select_features(&["F1".to_string(), "logits".to_string()]);
+        teacher
     }
 
-    /// Images of these ids; one is the same wherever it stands.
+    /// Images of these ids; an image depends on its id alone.
     fn batch(ids: &[u64]) -> Batch {
         let value = |id: u64, i: u64| ((id * 1009 + i * 37) % 101) as f32 / 50.0 - 1.0;
         let values: Vec<f32> = ids.iter().flat_map(|id| (0..108).map(move |i| value(*id, i))).collect();
@@ -188,21 +206,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_what_it_would_make() {
+    fn cached_features_equal_fresh_ones() {
         let batches = [batch(&[3, 1, 4]), batch(&[1, 5]), batch(&[4, 3, 5, 1]), batch(&[1, 3, 4])];
         let fresh: Vec<_> = batches.iter().map(|b| bits(&teacher().forward(b).unwrap())).collect();
-        // A row has 6 * 6 * 5 + 4 values of four bytes. Nothing, two images or all are kept.
-        for (room, seen) in [(0, 12), (2 * 736, 7), (1 << 20, 4)] {
+        // An image has 6 * 6 * 5 + 4 values of four bytes. The cache holds none, two or all images.
+        for (bytes, forwarded) in [(0, 12), (2 * 736, 7), (1 << 20, 4)] {
             let mut teacher = teacher();
-            teacher.keep(room);
-            let before = SEEN.load(Ordering::Relaxed);
+            teacher.enable_cache(bytes);
+            let before = FORWARDED.load(Ordering::Relaxed);
             for (batch, fresh) in batches.iter().zip(&fresh) {
                 let features = teacher.forward(batch).unwrap();
-                assert_eq!(&bits(&features), fresh, "room for {room} bytes");
+                assert_eq!(&bits(&features), fresh, "cache of {bytes} bytes");
                 let strides = features.get("F1").unwrap().stride().to_vec();
-                assert_eq!(strides, [180, 1, 30, 5], "maps lie in memory as a network leaves them");
+                assert_eq!(strides, [180, 1, 30, 5], "maps have the memory layout of the network");
             }
-            assert_eq!(SEEN.load(Ordering::Relaxed) - before, seen, "room for {room} bytes");
+            assert_eq!(FORWARDED.load(Ordering::Relaxed) - before, forwarded, "cache of {bytes} bytes");
         }
     }
 }

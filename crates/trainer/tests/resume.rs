@@ -1,4 +1,4 @@
-//! A run that is stopped or killed anywhere and started again ends as one that never was.
+//! A run that is stopped or killed at any point and resumed ends like an uninterrupted one.
 
 mod toy;
 
@@ -8,19 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use stillhouse_testkit::corruption;
 use stillhouse_runs::{CellResult, EpochLog, RunStatus};
-use stillhouse_trainer::{
-    Cell, Context, Error, Observer, Outcome, Plan, evaluate, plan, run_cell,
-};
+use stillhouse_testkit::corruption;
+use stillhouse_trainer::{Cell, Context, Error, Observer, Outcome, Plan, evaluate, plan, run_cell};
 use toy::{log, trained};
 
-/// Stops or dies once so many steps are done.
+/// Stops or panics after a number of steps.
 #[derive(Default)]
 struct At {
     stop: Option<(u64, Arc<AtomicBool>)>,
     die: Option<u64>,
-    /// Die while testing, after this many epochs.
+    /// Panic while testing, after this many epochs.
     die_testing: Option<u64>,
     stop_testing: Option<(u64, Arc<AtomicBool>)>,
     epochs: u64,
@@ -63,7 +61,7 @@ struct Bench {
     _root: tempfile::TempDir,
     context: Context,
     plan: Plan,
-    /// The run that was never stopped.
+    /// Result of the uninterrupted run.
     expected: CellResult,
     log: Vec<EpochLog>,
 }
@@ -80,7 +78,7 @@ impl Bench {
         Self { _root: root, context, plan, expected, log }
     }
 
-    /// The student's cell in a folder of its own.
+    /// Returns the student's cell with a folder of its own.
     fn cell(&self, name: &str) -> Cell {
         let mut cell = self.plan.cells[1].clone();
         cell.folder.set_file_name(name);
@@ -94,10 +92,10 @@ impl Bench {
 
     fn die(&self, cell: &Cell, mut at: At) {
         let died = catch_unwind(AssertUnwindSafe(|| self.run(cell, &mut at).map(drop)));
-        assert!(died.is_err(), "it was to die");
+        assert!(died.is_err(), "expected a panic");
     }
 
-    /// Runs to the end and compares with the run that was never stopped.
+    /// Runs to the end and compares with the uninterrupted run.
     fn finish(&self, cell: &Cell) -> At {
         let mut at = At::default();
         let result = trained(self.run(cell, &mut at).unwrap());
@@ -130,7 +128,7 @@ fn checkpoints(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn stopped_after_every_step() {
+fn resumes_after_a_stop_at_every_step() {
     let bench = Bench::new(&[]);
     let total = bench.expected.steps;
     assert_eq!(total, 18);
@@ -139,18 +137,17 @@ fn stopped_after_every_step() {
         let flag = bench.context.stop.clone();
         let mut at = At { stop: Some((step, flag)), ..At::default() };
         match bench.run(&cell, &mut at) {
-            Err(Error::Interrupted { step: told, .. }) => assert_eq!(told, step),
+            Err(Error::Interrupted { step: stopped, .. }) => assert_eq!(stopped, step),
             other => panic!("expected an interruption after {step}, got {other:?}"),
         }
         assert!(cell.status() != RunStatus::Done);
         let at = bench.finish(&cell);
-        assert_eq!(at.steps.first().copied().unwrap_or(total + 1), step + 1, "no step twice, none left out");
+        assert_eq!(at.steps.first().copied().unwrap_or(total + 1), step + 1, "no step twice, none skipped");
     }
 }
 
-/// What a run was computed on is no part of its settings, so its result has to say it.
 #[test]
-fn continued_on_another_device_it_says_so() {
+fn the_result_lists_every_device() {
     let mut bench = Bench::new(&[]);
     assert_eq!(bench.expected.summary.device, "cpu");
     let cell = bench.cell("elsewhere");
@@ -162,9 +159,8 @@ fn continued_on_another_device_it_says_so() {
     assert_eq!(result.summary.device, "cpu, bf16; then cpu");
 }
 
-/// Means, squares and counts of Adam and AdamW are part of a checkpoint.
 #[test]
-fn every_optimizer_goes_on_alike() {
+fn resumes_every_optimizer() {
     let mut hashes = vec![Bench::new(&[]).expected.student_sha256];
     for kind in ["adam", "adamw"] {
         let optimizer = format!(
@@ -182,18 +178,16 @@ fn every_optimizer_goes_on_alike() {
         }
     }
     let different: std::collections::BTreeSet<&String> = hashes.iter().collect();
-    assert_eq!(different.len(), 5, "every setting trains another student");
+    assert_eq!(different.len(), 5, "every setting trains a different student");
 }
 
-/// The moving average is part of a checkpoint; it is what is tested and saved, and training goes on from
-/// the weights themselves.
 #[test]
-fn averages_go_on_alike() {
+fn resumes_the_moving_average() {
     let plain = Bench::new(&[]);
     let bench = Bench::new(&["train.ema=0.5"]);
     assert_ne!(bench.expected.student_sha256, plain.expected.student_sha256);
     let losses = |bench: &Bench| bench.log.iter().map(|line| line.loss).collect::<Vec<_>>();
-    assert_eq!(losses(&bench), losses(&plain), "an average moves no weight");
+    assert_eq!(losses(&bench), losses(&plain), "the average does not affect training");
     for step in [1, 8, 17] {
         let cell = bench.cell(&format!("kill-{step}"));
         bench.die(&cell, At { die: Some(step), ..At::default() });
@@ -208,12 +202,12 @@ fn averages_go_on_alike() {
 }
 
 #[test]
-fn killed_after_every_step() {
+fn resumes_after_a_kill_at_every_step() {
     let bench = Bench::new(&[]);
     for step in 1..=bench.expected.steps {
         let cell = bench.cell(&format!("kill-{step}"));
         bench.die(&cell, At { die: Some(step), ..At::default() });
-        // What a killed process may leave besides: unfinished files and folders, half a line.
+        // A killed process may also leave unfinished files and folders, and half a line.
         fs::create_dir(cell.folder.join("checkpoint-17.part")).unwrap();
         fs::write(cell.folder.join("checkpoint-17.part/student.safetensors"), "half").unwrap();
         fs::write(cell.folder.join("result.json.1.part"), "{").unwrap();
@@ -226,7 +220,7 @@ fn killed_after_every_step() {
 }
 
 #[test]
-fn killed_or_stopped_while_testing() {
+fn resumes_after_a_kill_or_stop_while_testing() {
     let bench = Bench::new(&[]);
     for epoch in 0..3 {
         let cell = bench.cell(&format!("kill-test-{epoch}"));
@@ -242,7 +236,7 @@ fn killed_or_stopped_while_testing() {
 }
 
 #[test]
-fn killed_again_and_again_with_damaged_checkpoints() {
+fn falls_back_over_damaged_checkpoints() {
     let bench = Bench::new(&[]);
     let cell = bench.cell("again");
     for step in [5, 9, 14] {
@@ -255,7 +249,7 @@ fn killed_again_and_again_with_damaged_checkpoints() {
         }
     }
     let at = bench.finish(&cell);
-    assert_eq!(at.steps[0], 11, "12 was damaged, 10 is whole");
+    assert_eq!(at.steps[0], 11, "12 is damaged, 10 is valid");
     assert!(at.messages.iter().any(|m| m.contains("checkpoint-12") && m.contains("state.json")));
 }
 
@@ -270,7 +264,7 @@ fn the_checkpoint_interval_changes_no_number_and_no_hash() {
     assert_eq!(other.finish(&cell).steps[0], 7);
 }
 
-/// The adversary of the run stopped after so many steps.
+/// Returns the adversary's weights after a number of steps.
 fn adversary(bench: &Bench, step: u64) -> Vec<f32> {
     let cell = bench.cell(&format!("adversary-{step}"));
     let mut at = At { stop: Some((step, bench.context.stop.clone())), ..At::default() };
@@ -281,8 +275,8 @@ fn adversary(bench: &Bench, step: u64) -> Vec<f32> {
 }
 
 #[test]
-fn student_and_opponent_move_apart() {
-    // The adversary's terms move it, and are logged beside those of the student.
+fn student_and_adversary_train_separately() {
+    // The adversary's terms train it and are logged.
     let bench = Bench::new(&["loss=[{ method = 'rival' }]"]);
     let [first, third] = [1, 3].map(|step| adversary(&bench, step));
     assert!(first.iter().zip(&third).all(|(a, b)| a != b), "{first:?} {third:?}");
@@ -290,15 +284,15 @@ fn student_and_opponent_move_apart() {
     assert_eq!(terms, ["adversarial", "ce", "fake", "real"]);
     let line = bench.log.last().unwrap();
     let total = line.terms["ce"] + 0.1 * line.terms["adversarial"];
-    assert!((line.loss - total).abs() < 1e-9, "the total is the student's alone: {} {total}", line.loss);
+    assert!((line.loss - total).abs() < 1e-9, "the loss is the student's alone: {} {total}", line.loss);
 
-    // The student's terms do not move it.
-    let asleep = Bench::new(&["loss=[{ method = 'rival', asleep = 1 }]"]);
-    assert_eq!(adversary(&asleep, 1), adversary(&asleep, 3));
+    // The student's terms do not train it.
+    let frozen = Bench::new(&["loss=[{ method = 'rival', frozen = 1 }]"]);
+    assert_eq!(adversary(&frozen, 1), adversary(&frozen, 3));
 
-    // Nor do the adversary's terms move the student: with no weight on it, it trains as alone.
+    // The adversary's terms do not train the student.
     let unheard = Bench::new(&["loss=[{ method = 'rival', weight = 0.0 }]"]);
-    let deaf = Bench::new(&["loss=[{ method = 'rival', weight = 0.0, asleep = 1 }]"]);
+    let deaf = Bench::new(&["loss=[{ method = 'rival', weight = 0.0, frozen = 1 }]"]);
     assert_eq!(unheard.expected.student_sha256, deaf.expected.student_sha256);
     assert_ne!(bench.expected.student_sha256, deaf.expected.student_sha256);
 
@@ -309,9 +303,8 @@ fn student_and_opponent_move_apart() {
     }
 }
 
-/// Masks of any size: an adversary and a teacher on maps, tested in the size of the masks.
 #[test]
-fn label_masks_train_test_and_resume() {
+fn trains_tests_and_resumes_on_label_masks() {
     let dense = [
         "data.dataset=fields",
         "teacher.model=dense_big",
@@ -333,7 +326,7 @@ fn label_masks_train_test_and_resume() {
         bench.die(&cell, At { die: Some(step), ..At::default() });
         bench.finish(&cell);
     }
-    // Without names, what counts masks is counted.
+    // Without names: all metrics that support masks.
     let (_, again) = evaluate(&bench.plan.cells[1].folder, &[], &bench.context, |_, _| {}).unwrap();
     let scores: Vec<_> = again.scores.iter().map(|s| (s.name.as_str(), Some(s.value))).collect();
     assert_eq!(scores, [("pixels", result.scores["pixels"])]);
@@ -342,11 +335,11 @@ fn label_masks_train_test_and_resume() {
     let (_, again) = evaluate(&classes.plan.cells[1].folder, &[], &classes.context, |_, _| {}).unwrap();
     assert_eq!(again.scores[0].name, "count");
 
-    // A metric that does not count them is refused before the first step.
+    // Unsupported metrics are rejected before the first step.
     let sets = [&dense[..4], &["eval.metrics=['pixels', 'count']"]].concat();
     let plan = plan(&toy::experiment(&sets), None, &bench.context).unwrap();
     let e = run_cell(&plan.cells[0], &bench.context, &mut ()).unwrap_err().to_string();
-    assert!(e.contains("`count` does not count label masks") && e.contains("take: pixels"), "{e}");
+    assert!(e.contains("`count` does not support label masks") && e.contains("one of pixels"), "{e}");
     assert!(checkpoints(&plan.cells[0].folder).is_empty());
 }
 
@@ -371,44 +364,44 @@ fn seeds_differ_and_connectors_stay_out_of_the_student() {
     assert_eq!(names, expected);
 }
 
-/// Two training steps for each batch: the first up to the first exit, the second everything.
-const TWO_STEPS: [&str; 4] = [
+/// Two phases: the first up to the first exit, the second everything.
+const TWO_PHASES: [&str; 4] = [
     "student.model=stairs",
-    "train.step=[{ exit = 1, moves = ['s1.*', 'out1.*'] }, {}]",
-    "loss=[{ method = 'at_exit', step = 1 }, { method = 'ce', step = 2 }, { method = 'memory', step = 2 }, \
-     { method = 'fuse', step = 2 }]",
+    "train.phase=[{ exit = 1, trainable = ['s1.*', 'out1.*'] }, {}]",
+    "loss=[{ method = 'at_exit', phase = 1 }, { method = 'ce', phase = 2 }, { method = 'memory', phase = 2 }, \
+     { method = 'fuse', phase = 2 }]",
     "train.optimizer={ kind = 'adamw', lr = 0.01, weight_decay = 0.1 }",
 ];
 
 #[test]
-fn killed_between_the_two_steps_of_a_batch() {
-    let bench = Bench::new(&TWO_STEPS);
-    assert_eq!(bench.expected.steps, 18, "batches are counted, not steps");
+fn resumes_after_a_kill_between_two_phases() {
+    let bench = Bench::new(&TWO_PHASES);
+    assert_eq!(bench.expected.steps, 18, "steps count batches, not phases");
     let terms: Vec<&str> = bench.expected.terms.keys().map(String::as_str).collect();
-    assert_eq!(terms, ["step1-ce_exit", "step2-ce", "step2-fuse", "step2-memory"]);
+    assert_eq!(terms, ["phase1-ce_exit", "phase2-ce", "phase2-fuse", "phase2-memory"]);
     assert!(bench.log[2].train_accuracy.unwrap() > bench.log[0].train_accuracy.unwrap(), "{:?}", bench.log);
     for step in [0, 1, 8, 17] {
         let cell = bench.cell(&format!("fuse-{step}"));
         toy::stairs::kill_at(step);
         bench.die(&cell, At::default());
         let at = bench.finish(&cell);
-        assert_eq!(at.steps[0], step / 2 * 2 + 1, "checkpoints stand after every second batch");
+        assert_eq!(at.steps[0], step / 2 * 2 + 1, "a checkpoint after every second step");
     }
-    // Parts of a batch, and their steps, go on alike too.
-    let parts = Bench::new(&[&TWO_STEPS[..], &["train.micro_batch=4", "train.clip_norm=0.5"]].concat());
-    assert_ne!(parts.expected.student_sha256, bench.expected.student_sha256);
-    let cell = parts.cell("fuse");
+    // The same with micro-batches.
+    let micro = Bench::new(&[&TWO_PHASES[..], &["train.micro_batch=4", "train.clip_norm=0.5"]].concat());
+    assert_ne!(micro.expected.student_sha256, bench.expected.student_sha256);
+    let cell = micro.cell("fuse");
     toy::stairs::kill_at(9);
-    parts.die(&cell, At::default());
-    parts.finish(&cell);
+    micro.die(&cell, At::default());
+    micro.finish(&cell);
 }
 
 #[test]
-fn steps_that_do_not_fit_are_refused_before_the_first() {
+fn rejects_invalid_phases_before_the_first_step() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
-    let refusal = |sets: &[&str]| {
-        let sets = [&TWO_STEPS[..1], sets].concat();
+    let error = |sets: &[&str]| {
+        let sets = [&TWO_PHASES[..1], sets].concat();
         match plan(&toy::experiment(&sets), None, &context) {
             Err(e) => e.to_string(),
             Ok(plan) => {
@@ -419,40 +412,43 @@ fn steps_that_do_not_fit_are_refused_before_the_first() {
             }
         }
     };
-    let both = "loss=[{ method = 'at_exit', step = 1 }, { method = 'ce', step = 2 }]";
+    let both = "loss=[{ method = 'at_exit', phase = 1 }, { method = 'ce', phase = 2 }]";
     let one = "loss=[{ method = 'at_exit' }]";
     let cases: [(&[&str], &[&str]); 11] = [
-        (&["train.step=[{}, {}]", "loss=[{ method = 'ce' }]"], &["`loss.ce.step`", "1 to 2"]),
-        (&["train.step=[{}, {}]", "loss=[{ method = 'ce', step = 3 }]"], &["is 3", "1 to 2"]),
-        (&["loss=[{ method = 'ce', step = 2 }]"], &["`loss.ce.step` is 2", "1 to 1"]),
-        (&["train.step=[{}, {}]", "loss=[{ method = 'ce', step = 2 }]"], &["step 1 of 2 has no loss"]),
-        (&["train.step=[{ exit = 0 }]"], &["`train.step.exit` is 0"]),
-        (&["train.step=[{ exit = 3 }]", one], &["`exit` is 3", "`stairs`", "[1, 2]"]),
+        (&["train.phase=[{}, {}]", "loss=[{ method = 'ce' }]"], &["`loss.ce.phase`", "1 to 2"]),
+        (&["train.phase=[{}, {}]", "loss=[{ method = 'ce', phase = 3 }]"], &["found 3", "1 to 2"]),
+        (&["loss=[{ method = 'ce', phase = 2 }]"], &["`loss.ce.phase`", "1 to 1, found 2"]),
+        (&["train.phase=[{}, {}]", "loss=[{ method = 'ce', phase = 2 }]"], &["phase 1 of 2 has no loss"]),
+        (&["train.phase=[{ exit = 0 }]"], &["`train.phase.exit`", "found 0"]),
+        (&["train.phase=[{ exit = 3 }]", one], &["invalid `exit` for `stairs`", "[1, 2], found 3"]),
         (
             &[
-                "train.step=[{ exit = 1 }, {}]",
-                "loss=[{ method = 'ce', step = 1 }, { method = 'at_exit', step = 2 }]",
+                "train.phase=[{ exit = 1 }, {}]",
+                "loss=[{ method = 'ce', phase = 1 }, { method = 'at_exit', phase = 2 }]",
             ],
-            &["step 1 runs up to exit 1", "`ce` reads `logits`", "deeper"],
+            &["phase 1 ends at exit 1", "`ce` requires the deeper feature `logits`"],
         ),
         (
-            &["train.step=[{ exit = 1, moves = ['s3.*'] }, {}]", both],
-            &["step 1 of 2", "`s3.*` fits no parameter"],
+            &["train.phase=[{ exit = 1, trainable = ['s3.*'] }, {}]", both],
+            &["phase 1 of 2", "`s3.*` matches no parameter"],
         ),
         (
-            &["train.step=[{ exit = 1, moves = ['s1.bn.running_*'] }, {}]", both],
-            &["step 1 of 2 moves nothing"],
+            &["train.phase=[{ exit = 1, trainable = ['s1.bn.running_*'] }, {}]", both],
+            &["phase 1 of 2 trains nothing"],
         ),
-        (&["train.step=[{ exit = 1, moves = ['out2.*'] }, {}]", both], &["moves nothing", "no gradient"]),
+        (
+            &["train.phase=[{ exit = 1, trainable = ['out2.*'] }, {}]", both],
+            &["trains nothing", "no gradient"],
+        ),
         (
             &["loss=[{ method = 'at_exit', tap = 'exit7.logits' }]"],
-            &["no tap `exit7.logits`", "exit2.logits"],
+            &["requires the feature `exit7.logits`", "exit2.logits"],
         ),
     ];
     for (sets, words) in cases {
-        let e = refusal(sets);
+        let e = error(sets);
         assert!(words.iter().all(|word| e.contains(word)), "{sets:?}: {e}");
     }
-    let e = refusal(&["train.micro_batch=0"]);
-    assert!(e.contains("`train.micro_batch` is 0"), "{e}");
+    let e = error(&["train.micro_batch=0"]);
+    assert!(e.contains("invalid `train.micro_batch`"), "{e}");
 }

@@ -1,14 +1,14 @@
-//! The same with label masks: fields in stripes, a network whose logits are maps of half the size.
+//! Components with label masks: striped fields, and a network whose logits are maps of half the size.
 
 use super::*;
 
-/// Labels of the pixels of an image; the first is ignored.
+/// Returns the labels of the pixels of an image; the first is ignored.
 fn labels(id: usize) -> Vec<u32> {
     let stripe = |i: usize| ((i % SIZE / 2 + id) % CLASSES) as u32;
     (0..SIZE * SIZE).map(|i| if i == 0 { 255 } else { stripe(i) }).collect()
 }
 
-/// Values `[3, SIZE, SIZE]` of an image, and the labels of its pixels.
+/// Returns the values `[3, SIZE, SIZE]` of an image and the labels of its pixels.
 pub fn picture(id: usize, mut noise: impl FnMut() -> f64) -> (Vec<f32>, Vec<u32>) {
     let labels = labels(id);
     let value = |channel: u32, label: u32| if channel == label { 1.0 } else { -1.0 };
@@ -21,7 +21,7 @@ pub fn picture(id: usize, mut noise: impl FnMut() -> f64) -> (Vec<f32>, Vec<u32>
 struct DenseNet {
     name: String,
     classes: usize,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     body: ConvBnAct,
     head: ConvBnAct,
 }
@@ -33,8 +33,8 @@ pub fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let body = ConvBnAct::new(spec, "conv1", "bn1", Activation::Relu, init, p)?;
     let spec = ConvSpec::new(width, request.classes, 1);
     let head = ConvBnAct::without_bn(spec, "head", true, Activation::None, Init::fan_in_uniform(width), p)?;
-    let taps = vec![FeatureInfo::map("logits", request.classes, 2)];
-    Ok(Box::new(DenseNet { name: request.name.clone(), classes: request.classes, taps, body, head }))
+    let features = vec![FeatureInfo::map("logits", request.classes, 2)];
+    Ok(Box::new(DenseNet { name: request.name.clone(), classes: request.classes, features, body, head }))
 }
 
 impl Model for DenseNet {
@@ -42,7 +42,7 @@ impl Model for DenseNet {
         &self.name
     }
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
     fn classes(&self) -> usize {
         self.classes
@@ -62,7 +62,7 @@ impl Model for DenseNet {
     }
 }
 
-/// Cross-entropy of the pixels that are labeled, in the size of the masks.
+/// Cross-entropy of the labeled pixels at the size of the masks.
 pub fn cross_entropy(logits: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let (_, h, w) = mask.dims3()?;
     let logits = stillhouse_ops::graph::resize_bilinear(logits, (h, w), false)?;
@@ -75,11 +75,11 @@ pub fn cross_entropy(logits: &Tensor, mask: &Tensor) -> Result<Tensor> {
     Ok((own.squeeze(1)?.mul(&counts)?.sum_all()?.neg()? / counts.sum_all()?)?)
 }
 
-/// Share of the labeled pixels that are right.
+/// Accuracy of the labeled pixels.
 #[derive(Default)]
 pub struct Pixels {
-    right: u64,
-    all: u64,
+    correct: u64,
+    total: u64,
 }
 
 impl Metric for Pixels {
@@ -91,12 +91,12 @@ impl Metric for Pixels {
     }
     fn update(&mut self, logits: &Tensor, labels: &Labels) -> Result<()> {
         let mask = labels.mask("pixels")?;
-        let found = logits.argmax(1)?;
-        assert_eq!(found.dims(), mask.dims(), "in the size of the masks");
-        let found = found.flatten_all()?.to_vec1::<u32>()?;
-        for (found, label) in found.iter().zip(mask.flatten_all()?.to_vec1::<u32>()?) {
-            self.right += u64::from(*found == label);
-            self.all += u64::from(label != 255);
+        let predicted = logits.argmax(1)?;
+        assert_eq!(predicted.dims(), mask.dims(), "logits at the size of the masks");
+        let predicted = predicted.flatten_all()?.to_vec1::<u32>()?;
+        for (predicted, label) in predicted.iter().zip(mask.flatten_all()?.to_vec1::<u32>()?) {
+            self.correct += u64::from(*predicted == label);
+            self.total += u64::from(label != 255);
         }
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Metric for Pixels {
         Ok(())
     }
     fn scores(&self) -> Vec<Score> {
-        vec![Score { name: "pixels".into(), value: self.right as f64 / self.all as f64 }]
+        vec![Score { name: "pixels".into(), value: self.correct as f64 / self.total as f64 }]
     }
     fn as_any(&self) -> &dyn Any {
         self

@@ -1,5 +1,5 @@
-//! Tiny parts, so that the trainer's tests need no other crate: a dataset of striped images, a
-//! network of two layers, a metric, methods with a connector and with state of their own.
+//! Tiny components for the trainer's tests: a dataset of striped images, a network of two layers, a metric, and
+//! methods with connectors and state.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -58,7 +58,7 @@ impl Dataset for Stripes {
 
 fn stripes(request: &DatasetRequest) -> Result<Arc<dyn Dataset>> {
     if request.name == "absent" {
-        return Err(Error::incompatible("absent", "is nowhere"));
+        return Err(Error::incompatible("absent", "not found"));
     }
     if request.name == "broken" {
         return Err(Error::incompatible("broken", "class `x` is empty"));
@@ -82,7 +82,7 @@ fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
     Ok(Split { train, test })
 }
 
-/// Shuffled or in order; noise on each image by epoch and index.
+/// Shuffled or sequential batches with noise by epoch and index.
 struct Loader {
     dataset: Arc<dyn Dataset>,
     spec: LoaderSpec,
@@ -156,11 +156,11 @@ fn loader(dataset: Arc<dyn Dataset>, spec: &LoaderSpec) -> Result<Box<dyn BatchS
     Ok(Box::new(Loader { dataset, spec: spec.clone(), at: Position::default() }))
 }
 
-/// Convolution, batch norm, ReLU, mean, dropout, linear: weights in panels, buffers, random numbers.
+/// Convolution, batch norm, ReLU, pooling, dropout, linear: packed weights, buffers, random numbers.
 struct Net {
     name: String,
     classes: usize,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     conv: ConvBnAct,
     head: Linear,
 }
@@ -175,7 +175,7 @@ fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(Net {
         name: request.name.clone(),
         classes: request.classes,
-        taps: vec![FeatureInfo::vector("pooled", width), FeatureInfo::vector("logits", request.classes)],
+        features: vec![FeatureInfo::vector("pooled", width), FeatureInfo::vector("logits", request.classes)],
         conv,
         head,
     }))
@@ -186,7 +186,7 @@ impl Model for Net {
         &self.name
     }
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
     fn classes(&self) -> usize {
         self.classes
@@ -223,29 +223,29 @@ impl Distiller for Ce {
     fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        Ok(vec![Term::new("ce", cross_entropy(step)?, self.weight)])
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        Ok(vec![Term::new("ce", cross_entropy(context)?, self.weight)])
     }
     fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("ce".into(), self.weight)]
     }
 }
 
-fn cross_entropy(step: &LossContext) -> Result<Tensor> {
-    let logits = step.student.logits()?;
-    if let Labels::Mask(mask) = &step.target.device {
+fn cross_entropy(context: &LossContext) -> Result<Tensor> {
+    let logits = context.student.logits()?;
+    if let Labels::Mask(mask) = &context.target.device {
         return dense::cross_entropy(logits, mask);
     }
     let max = logits.max_keepdim(1)?.detach();
     let shifted = logits.broadcast_sub(&max)?;
     let normalizer = shifted.exp()?.sum_keepdim(1)?.log()?;
     let log = shifted.broadcast_sub(&normalizer)?;
-    let labels = step.target.classes("ce")?.unsqueeze(1)?;
+    let labels = context.target.classes("ce")?.unsqueeze(1)?;
     Ok(log.gather(&labels, 1)?.mean_all()?.neg()?)
 }
 
-/// A connector from the student's pooled feature to the teacher's, and a memory of the teacher's
-/// mean feature that moves by itself and enters the loss.
+/// A connector from the student's pooled feature to the teacher's, and a running mean of the teacher's feature
+/// that enters the loss.
 struct Memory {
     weight: f64,
     connector: Option<Tensor>,
@@ -261,26 +261,26 @@ impl Distiller for Memory {
         RequiredFeatures { student: pooled(), teacher: pooled() }
     }
     fn connect(&mut self, shapes: &FeatureShapes, params: &ParamBuilder) -> Result<()> {
-        let (own, his) = (shapes.student["pooled"][0], shapes.teacher["pooled"][0]);
+        let (own, other) = (shapes.student["pooled"][0], shapes.teacher["pooled"][0]);
         assert_eq!((shapes.student.len(), shapes.classes), (1, CLASSES));
-        self.connector = Some(params.var("map", &[own, his], Init::fan_in_uniform(own))?);
-        let id = params.buffer("mean", &[1, his], Init::Constant(0.0))?;
+        self.connector = Some(params.var("map", &[own, other], Init::fan_in_uniform(own))?);
+        let id = params.buffer("mean", &[1, other], Init::Constant(0.0))?;
         self.memory = Some((id, params.params().get(id).var().as_tensor().clone()));
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let (Some(map), Some((_, mean))) = (&self.connector, &self.memory) else {
             return Err(Error::incompatible("memory", "not connected"));
         };
-        let teacher = step.teacher.get("pooled")?.detach().broadcast_add(&mean.copy()?)?;
-        // Random numbers of the method enter the loss, too.
-        let noise = step.rng.at(step.step, 0).normal() * 0.01;
-        let value = (step.student.get("pooled")?.matmul(map)? - teacher)?.affine(1.0, noise)?;
+        let teacher = context.teacher.get("pooled")?.detach().broadcast_add(&mean.copy()?)?;
+        // Random numbers of the method enter the loss too.
+        let noise = context.rng.at(context.step, 0).normal() * 0.01;
+        let value = (context.student.get("pooled")?.matmul(map)? - teacher)?.affine(1.0, noise)?;
         Ok(vec![Term::new("memory", value.sqr()?.mean_all()?, self.weight)])
     }
-    fn after_step(&mut self, step: &LossContext, params: &ParamStore) -> Result<()> {
+    fn after_step(&mut self, context: &LossContext, params: &ParamStore) -> Result<()> {
         if let Some((id, mean)) = &self.memory {
-            let now = step.teacher.get("pooled")?.mean_keepdim(0)?;
+            let now = context.teacher.get("pooled")?.mean_keepdim(0)?;
             params.import(*id, &((mean.copy()? * 0.9)? + (now * 0.1)?)?)?;
         }
         Ok(())
@@ -290,20 +290,19 @@ impl Distiller for Memory {
     }
 }
 
-/// Moves the student where a linear adversary finds it like the teacher; the adversary learns unless
-/// it sleeps.
+/// Adversarial loss against a linear adversary, which trains unless frozen.
 struct Rival {
     weight: f64,
-    asleep: bool,
+    frozen: bool,
     adversary: Option<Tensor>,
 }
 
 impl Rival {
-    fn finds(&self, logits: &Tensor) -> Result<Tensor> {
+    fn score(&self, logits: &Tensor) -> Result<Tensor> {
         let Some(adversary) = &self.adversary else {
             return Err(Error::incompatible("rival", "not connected"));
         };
-        // Pixels of maps as images.
+        // One row per pixel of a map.
         let rows = match logits.rank() {
             4 => logits.permute((0, 2, 3, 1))?.reshape(((), CLASSES))?,
             _ => logits.clone(),
@@ -325,18 +324,18 @@ impl Distiller for Rival {
         self.adversary = Some(adversary);
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        let found = self.finds(step.student.logits()?)?;
-        Ok(vec![Term::new("adversarial", found.neg()?, self.weight)])
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        let score = self.score(context.student.logits()?)?;
+        Ok(vec![Term::new("adversarial", score.neg()?, self.weight)])
     }
-    fn adversary_terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        if self.asleep {
+    fn adversary_terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        if self.frozen {
             return Ok(Vec::new());
         }
-        // Not detached, as it should be: the trainer moves nothing but the adversary all the same.
-        let fake = self.finds(step.student.logits()?)?;
-        let noise = step.rng.at(step.step, 0).normal() * 0.01;
-        let real = self.finds(&step.teacher.logits()?.detach().affine(1.0, noise)?)?;
+        // Not detached on purpose: the trainer must update the adversary alone.
+        let fake = self.score(context.student.logits()?)?;
+        let noise = context.rng.at(context.step, 0).normal() * 0.01;
+        let real = self.score(&context.teacher.logits()?.detach().affine(1.0, noise)?)?;
         Ok(vec![Term::new("real", real.neg()?, 1.0), Term::new("fake", fake, 1.0)])
     }
     fn term_weights(&self) -> Vec<(String, f64)> {
@@ -344,8 +343,7 @@ impl Distiller for Rival {
     }
 }
 
-/// One more cross-entropy, or a term that is not a number from `at` on, and no term at all from
-/// `gone` on.
+/// A second cross-entropy, or a term that is NaN from step `at` on, and an error from step `gone` on.
 struct Odd {
     gone: u64,
     ce_weight: f64,
@@ -363,16 +361,16 @@ impl Distiller for Odd {
     fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        if step.step >= self.gone {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        if context.step >= self.gone {
             return Err(Error::incompatible("odd", "has no term"));
         }
         let mut terms = Vec::new();
         if self.ce_weight > 0.0 {
-            terms.push(Term::new("ce", cross_entropy(step)?, self.ce_weight));
+            terms.push(Term::new("ce", cross_entropy(context)?, self.ce_weight));
         }
-        let value = if step.step >= self.at { f64::NAN } else { 0.0 };
-        terms.push(Term::new("odd", (step.student.logits()?.mean_all()? * value)?, 1.0));
+        let value = if context.step >= self.at { f64::NAN } else { 0.0 };
+        terms.push(Term::new("odd", (context.student.logits()?.mean_all()? * value)?, 1.0));
         Ok(terms)
     }
     fn term_weights(&self) -> Vec<(String, f64)> {
@@ -380,7 +378,7 @@ impl Distiller for Odd {
     }
 }
 
-/// A term that no step gives, and a connector that no term reads.
+/// A term that never has a value, and a connector that no term uses.
 struct Idle {
     used: Option<Tensor>,
 }
@@ -397,9 +395,9 @@ impl Distiller for Idle {
         params.var("unused", &[2], Init::Constant(0.1))?;
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let used = self.used.as_ref().ok_or_else(|| Error::incompatible("idle", "not connected"))?;
-        let value = step.student.get("pooled")?.broadcast_mul(used)?.sqr()?.mean_all()?;
+        let value = context.student.get("pooled")?.broadcast_mul(used)?.sqr()?.mean_all()?;
         Ok(vec![Term::new("runs", value, 0.1)])
     }
     fn term_weights(&self) -> Vec<(String, f64)> {
@@ -426,7 +424,7 @@ const METHODS: &[Entry<DistillerBuild>] = &[
         source: "",
         defaults: || "weight = 0.5\nwarmup_epochs = 2\n".into(),
         build: |t| {
-            assert!(!t.contains_key("warmup_epochs"), "the trainer keeps it");
+            assert!(!t.contains_key("warmup_epochs"), "the trainer removes it");
             Ok(Box::new(Memory { weight: number(t, "weight", 0.5), connector: None, memory: None }))
         },
     },
@@ -460,8 +458,8 @@ const METHODS: &[Entry<DistillerBuild>] = &[
         source: "",
         defaults: || "weight = 0.1\nasleep = 0\n".into(),
         build: |t| {
-            let asleep = number(t, "asleep", 0.0) > 0.0;
-            Ok(Box::new(Rival { weight: number(t, "weight", 0.1), asleep, adversary: None }))
+            let frozen = number(t, "frozen", 0.0) > 0.0;
+            Ok(Box::new(Rival { weight: number(t, "weight", 0.1), frozen, adversary: None }))
         },
     },
     Entry {
@@ -502,13 +500,13 @@ impl Metric for Count {
     }
 }
 
-fn row<B>(name: &'static str, build: B) -> Entry<B> {
+fn entry<B>(name: &'static str, build: B) -> Entry<B> {
     Entry { name, summary: "", source: "", defaults: String::new, build }
 }
 
 fn weights(_arch: &str, _variant: &toml::Table, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
     let path = roots.iter().map(|r| r.join(format!("{name}.safetensors"))).find(|p| p.is_file());
-    let path = path.ok_or_else(|| Error::incompatible(name, "is nowhere"))?;
+    let path = path.ok_or_else(|| Error::incompatible(name, "not found"))?;
     let sha256 = stillhouse_core::fs::sha256_file(&path)?;
     Ok(WeightsInfo { path, sha256, variant: toml::Table::new(), mean: [0.5; 3], std: [0.25; 3] })
 }
@@ -527,7 +525,7 @@ fn load_weights(path: &Path, params: &ParamStore, head: &[String], replace: bool
     Ok(new)
 }
 
-/// The parts, with runs below `folder`.
+/// Returns the registries, with runs below `folder`.
 pub fn context(folder: &Path) -> Context {
     let build: DatasetBuild = stripes;
     let network: ModelBuild = net;
@@ -537,20 +535,20 @@ pub fn context(folder: &Path) -> Context {
     let registries = Registries {
         datasets: Registry::new(
             "dataset",
-            &["stripes", "fields", "other", "absent", "broken"].map(|name| row(name, build)),
+            &["stripes", "fields", "other", "absent", "broken"].map(|name| entry(name, build)),
         ),
         models: Registry::new(
             "network",
             &[
-                row("big", network),
-                row("small", network),
-                row("dense_big", maps),
-                row("dense", maps),
-                row("stairs", stairs::net as ModelBuild),
+                entry("big", network),
+                entry("small", network),
+                entry("dense_big", maps),
+                entry("dense", maps),
+                entry("stairs", stairs::net as ModelBuild),
             ],
         ),
         losses: Registry::new("method", METHODS),
-        metrics: Registry::new("metric", &[row("count", count), row("pixels", pixels)]),
+        metrics: Registry::new("metric", &[entry("count", count), entry("pixels", pixels)]),
         split,
         loader,
         weights,
@@ -558,7 +556,7 @@ pub fn context(folder: &Path) -> Context {
     };
     let mut context = Context::new(registries, folder.join("runs"));
     context.weight_roots = vec![folder.join("weights")];
-    context.missing = |e| e.to_string().contains("nowhere");
+    context.missing = |e| e.to_string().contains("not found");
     context
 }
 
@@ -599,14 +597,14 @@ metrics = ["count"]
 "#;
 
 pub fn experiment(sets: &[&str]) -> Experiment {
-    let mut experiment = Experiment::parse(TOY, "toy.toml", "toy").expect("the toy is in order");
+    let mut experiment = Experiment::parse(TOY, "toy.toml", "toy").expect("a valid experiment");
     for set in sets {
-        experiment.set(set).expect("a setting in order");
+        experiment.set(set).expect("a valid setting");
     }
     experiment
 }
 
-/// A pretrained file for `big`, with a head of other classes.
+/// Writes pretrained weights for `big`, with a head for other classes.
 pub fn write_weights(folder: &Path) {
     let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
     let request = ModelSpec { name: "big".into(), classes: 7, ..Default::default() };
@@ -616,7 +614,7 @@ pub fn write_weights(folder: &Path) {
     candle_core::safetensors::save(&map, folder.join("weights/imagenet.safetensors")).unwrap();
 }
 
-/// The result of a cell that was trained.
+/// Returns the result of a trained cell.
 pub fn trained(outcome: Outcome) -> CellResult {
     match outcome {
         Outcome::Trained(result) => *result,
@@ -624,7 +622,7 @@ pub fn trained(outcome: Outcome) -> CellResult {
     }
 }
 
-/// The log without times.
+/// Reads the log without its times.
 pub fn log(folder: &Path) -> Vec<EpochLog> {
     let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
     let line = |l: &str| EpochLog {

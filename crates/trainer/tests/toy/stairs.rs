@@ -1,4 +1,4 @@
-//! A network with an exit after each of its two stages, a loss at any exit, and one that kills.
+//! A network with an exit after each of two stages, a loss at any exit, and one that panics.
 
 use std::cell::Cell;
 
@@ -10,7 +10,7 @@ use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear};
 
 /// Two stages and two exits.
 struct Stairs {
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     classes: usize,
     stages: [ConvBnAct; 2],
     outs: [Linear; 2],
@@ -19,7 +19,8 @@ struct Stairs {
 pub(super) fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     let classes = request.classes;
     let stage = |i: usize, inputs: usize, outputs: usize| {
-        let (spec, init) = (ConvSpec::new(inputs, outputs, 3), Init::kaiming_fan_out(&[outputs, inputs, 3, 3]));
+        let (spec, init) =
+            (ConvSpec::new(inputs, outputs, 3), Init::kaiming_fan_out(&[outputs, inputs, 3, 3]));
         ConvBnAct::new(spec, "conv", "bn", Activation::Relu, init, &p.pp(format!("s{i}")))
     };
     let out = |i: usize, inputs: usize| {
@@ -27,9 +28,9 @@ pub(super) fn net(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model
         Linear::new(inputs, classes, &format!("out{i}"), init, Some(init), p)
     };
     let names = ["exit1.logits", "exit2.logits", "logits"].map(|name| FeatureInfo::vector(name, classes));
-    let taps = std::iter::once(FeatureInfo::vector("pooled", 6)).chain(names).collect();
+    let features = std::iter::once(FeatureInfo::vector("pooled", 6)).chain(names).collect();
     Ok(Box::new(Stairs {
-        taps,
+        features,
         classes,
         stages: [stage(1, 3, 5)?, stage(2, 5, 6)?],
         outs: [out(1, 5)?, out(2, 6)?],
@@ -41,14 +42,14 @@ impl Model for Stairs {
         "stairs"
     }
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
     fn classes(&self) -> usize {
         self.classes
     }
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
         let mut x = tape.input(images)?;
-        let deep = ["pooled", "exit2.logits", "logits"].iter().any(|tap| tape.selects(tap));
+        let deep = ["pooled", "exit2.logits", "logits"].iter().any(|name| tape.selects(name));
         for (i, (stage, out)) in self.stages.iter().zip(&self.outs).take(1 + usize::from(deep)).enumerate() {
             x = stage.forward(&x, tape)?;
             let y = tape.global_avg_pool(&x)?;
@@ -70,7 +71,7 @@ impl Model for Stairs {
     }
 }
 
-/// Cross-entropy at a tap.
+/// Cross-entropy at a feature.
 pub(super) struct AtExit(pub(super) String);
 
 impl Distiller for AtExit {
@@ -83,10 +84,10 @@ impl Distiller for AtExit {
     fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
         let logits: Features =
-            [("logits".to_string(), step.student.get(&self.0)?.clone())].into_iter().collect();
-        let value = super::cross_entropy(&LossContext { student: &logits, ..*step })?;
+            [("logits".to_string(), context.student.get(&self.0)?.clone())].into_iter().collect();
+        let value = super::cross_entropy(&LossContext { student: &logits, ..*context })?;
         Ok(vec![Term::new("ce_exit", value, 1.0)])
     }
     fn term_weights(&self) -> Vec<(String, f64)> {
@@ -98,12 +99,12 @@ thread_local! {
     static FUSE: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// Lets the loss `fuse` panic once, at that step (from 0) of a run on this thread.
+/// Makes the loss `fuse` panic once at a step (from 0) of a run on this thread.
 pub fn kill_at(step: u64) {
     FUSE.set(Some(step));
 }
 
-/// Panics where it is told to, else does nothing.
+/// Panics at the step of [`kill_at`].
 pub(super) struct Fuse;
 
 impl Distiller for Fuse {
@@ -116,12 +117,12 @@ impl Distiller for Fuse {
     fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> Result<Vec<Term>> {
-        if FUSE.get() == Some(step.step) {
+    fn terms(&self, context: &LossContext) -> Result<Vec<Term>> {
+        if FUSE.get() == Some(context.step) {
             FUSE.set(None);
             panic!("killed in the middle of a batch");
         }
-        Ok(vec![Term::new("fuse", (step.student.logits()?.mean_all()? * 0.0)?, 1.0)])
+        Ok(vec![Term::new("fuse", (context.student.logits()?.mean_all()? * 0.0)?, 1.0)])
     }
     fn term_weights(&self) -> Vec<(String, f64)> {
         vec![("fuse".into(), 1.0)]

@@ -7,26 +7,26 @@ use stillhouse_ops::optim::{Adam, Optimizer, Sgd};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum OptimizerConfig {
-    /// Stochastic gradient descent as PyTorch has it.
+    /// Stochastic gradient descent as in PyTorch.
     Sgd {
-        /// Highest learning rate of the schedule.
+        /// Peak learning rate of the schedule.
         lr: f64,
         /// Momentum in [0, 1).
         #[serde(default)]
         momentum: f64,
-        /// Nesterov's form.
+        /// Nesterov momentum.
         #[serde(default)]
         nesterov: bool,
         /// Weight decay (L2).
         #[serde(default)]
         weight_decay: f64,
-        /// Whether norms and biases (all vectors) and tables of relative positions decay as well.
-        #[serde(default = "yes")]
+        /// Whether norms and biases (all vectors) and relative position tables decay too.
+        #[serde(default = "default_true")]
         decay_norm_and_bias: bool,
     },
-    /// Adam as PyTorch has it: the weight decay is part of the gradient.
+    /// Adam as in PyTorch, with the weight decay added to the gradient.
     Adam(AdamConfig),
-    /// AdamW as PyTorch has it: the weight decay shrinks the weights themselves.
+    /// AdamW as in PyTorch, with decoupled weight decay.
     #[serde(rename = "adamw")]
     AdamW(AdamConfig),
 }
@@ -35,36 +35,36 @@ pub enum OptimizerConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdamConfig {
-    /// Highest learning rate of the schedule.
+    /// Peak learning rate of the schedule.
     pub lr: f64,
-    /// Decays of the means of gradients and of their squares, in [0, 1).
-    #[serde(default = "betas")]
+    /// Decay rates of the first and second moments, in [0, 1).
+    #[serde(default = "default_betas")]
     pub betas: [f64; 2],
-    /// Added to the root of the mean of squares.
-    #[serde(default = "eps")]
+    /// Term added to the denominator.
+    #[serde(default = "default_eps")]
     pub eps: f64,
     /// Weight decay.
     #[serde(default)]
     pub weight_decay: f64,
-    /// Whether norms and biases (all vectors) and tables of relative positions decay as well.
-    #[serde(default = "yes")]
+    /// Whether norms and biases (all vectors) and relative position tables decay too.
+    #[serde(default = "default_true")]
     pub decay_norm_and_bias: bool,
 }
 
-fn betas() -> [f64; 2] {
+fn default_betas() -> [f64; 2] {
     [0.9, 0.999]
 }
 
-fn eps() -> f64 {
+fn default_eps() -> f64 {
     1e-8
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
 impl OptimizerConfig {
-    /// The highest learning rate.
+    /// Returns the peak learning rate.
     pub fn lr(&self) -> f64 {
         match self {
             Self::Sgd { lr, .. } => *lr,
@@ -72,7 +72,7 @@ impl OptimizerConfig {
         }
     }
 
-    /// The weight decay, and whether norms and biases decay as well.
+    /// Returns the weight decay, and whether norms and biases decay too.
     pub(crate) fn weight_decay(&self) -> (f64, bool) {
         match self {
             Self::Sgd { weight_decay, decay_norm_and_bias, .. } => (*weight_decay, *decay_norm_and_bias),
@@ -80,8 +80,8 @@ impl OptimizerConfig {
         }
     }
 
-    /// The optimizer itself.
-    pub(crate) fn rule(&self) -> Optimizer {
+    /// Creates the optimizer.
+    pub(crate) fn build(&self) -> Optimizer {
         match self {
             Self::Sgd { momentum, nesterov, .. } => Optimizer::Sgd(Sgd::new(*momentum, *nesterov)),
             Self::Adam(adam) => Optimizer::Adam(Adam::new(adam.betas, adam.eps)),

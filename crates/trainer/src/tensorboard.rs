@@ -1,66 +1,65 @@
 //! Scalars for TensorBoard: an event file in the run folder's `events/`.
 //!
 //! A record is its length (u64), the masked CRC-32C of these eight bytes, its bytes, and their masked
-//! CRC-32C, all little-endian (TensorFlow, `core/lib/io/record_writer.h`); its bytes are a protobuf
-//! message `Event` (`core/util/event.proto`). The log is the truth: a process begins by writing again
-//! what the log has, and then adds a record at the end of each epoch.
+//! CRC-32C, all little-endian (TensorFlow, `core/lib/io/record_writer.h`). The bytes are a protobuf message
+//! `Event` (`core/util/event.proto`). On start the file is rewritten from `log.jsonl`; then each epoch appends
+//! a record.
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use stillhouse_core::Error as CoreError;
-
-use stillhouse_runs::EpochLog;
+use stillhouse_runs::{EpochLog, RunDir};
 
 use crate::Result;
 
-/// Its name in the run folder; the readers look for `tfevents`.
-const FILE: &str = "events/events.out.tfevents.0.stillhouse";
+/// Name of the event file; readers search for `tfevents`.
+const FILE: &str = "events.out.tfevents.0.stillhouse";
 
 /// The event file of a run.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub(crate) struct EventFile {
     path: PathBuf,
 }
 
-impl Events {
-    /// Writes the epochs of the log.
-    pub(crate) fn open(folder: &Path, lines: &[EpochLog], tested: u64) -> Result<Self> {
-        let path = folder.join(FILE);
-        let first = lines.first().map_or_else(now, |line| line.time);
+impl EventFile {
+    /// Writes the epochs of the log; `test_images` is the size of the test set.
+    pub(crate) fn open(run: &RunDir, lines: &[EpochLog], test_images: u64) -> Result<Self> {
+        let path = run.events_path().join(FILE);
+        let first = lines.first().map_or_else(unix_time, |line| line.time);
         let mut bytes = record(&event(first, 0, Content::Version));
         for line in lines {
-            bytes.extend(record(&epoch(line, tested)));
+            bytes.extend(record(&epoch(line, test_images)));
         }
         stillhouse_core::fs::write_atomic(&path, &bytes)?;
         Ok(Self { path })
     }
 
-    /// Adds an epoch.
-    pub(crate) fn add(&self, line: &EpochLog, tested: u64) -> Result<()> {
+    /// Appends an epoch.
+    pub(crate) fn append(&self, line: &EpochLog, test_images: u64) -> Result<()> {
         let file = OpenOptions::new().append(true).open(&self.path);
-        let bytes = record(&epoch(line, tested));
+        let bytes = record(&epoch(line, test_images));
         Ok(file.and_then(|mut f| f.write_all(&bytes)).map_err(CoreError::io(&self.path))?)
     }
 }
 
-/// Seconds since 1970.
-pub(crate) fn now() -> f64 {
+/// Returns the Unix time in seconds.
+pub(crate) fn unix_time() -> f64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0.0, |s| s.as_secs_f64())
 }
 
-/// The scalars of an epoch: `train/loss`, `train/<term>`, `train/accuracy`, `test/accuracy`,
-/// `test/<figure>`, `lr`.
-fn epoch(line: &EpochLog, tested: u64) -> Vec<u8> {
+/// Returns the event of an epoch: `train/loss`, `train/<term>`, `train/accuracy`, `test/accuracy`,
+/// `test/<score>`, `lr`.
+fn epoch(line: &EpochLog, test_images: u64) -> Vec<u8> {
     let mut scalars = vec![("train/loss".to_string(), line.loss), ("lr".to_string(), line.lr)];
     scalars.extend(line.terms.iter().map(|(name, value)| (format!("train/{name}"), *value)));
     scalars.extend(line.train_accuracy.map(|a| ("train/accuracy".to_string(), a)));
-    let right = line.test_correct.filter(|_| tested > 0);
-    scalars.extend(right.map(|r| ("test/accuracy".to_string(), r as f64 / tested as f64)));
-    let figures = line.scores.iter().filter_map(|(name, value)| Some((format!("test/{name}"), (*value)?)));
-    scalars.extend(figures);
+    let correct = line.test_correct.filter(|_| test_images > 0);
+    scalars.extend(correct.map(|c| ("test/accuracy".to_string(), c as f64 / test_images as f64)));
+    let scores = line.scores.iter().filter_map(|(name, value)| Some((format!("test/{name}"), (*value)?)));
+    scalars.extend(scores);
     scalars.push(("images_per_second".to_string(), line.images_per_second));
     event(line.time, line.step, Content::Scalars(&scalars))
 }
@@ -94,7 +93,7 @@ fn event(time: f64, step: u64, content: Content) -> Vec<u8> {
     out
 }
 
-/// A field of bytes: its number, their count, they themselves.
+/// Appends a length-delimited field.
 fn field(number: u8, bytes: &[u8], out: &mut Vec<u8>) {
     out.push((number << 3) | 2);
     varint(bytes.len() as u64, out);
@@ -118,7 +117,7 @@ fn record(event: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The checksum of a record: that of a text with checksums in it stays apart from it.
+/// Returns the masked checksum of TFRecord files.
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -130,7 +129,7 @@ mod tests {
     /// The first record of every event file that TensorFlow writes (wall time 0 here), byte by byte
     /// from the protobuf rules; the checksums from Google's crc32c over the same bytes.
     #[test]
-    fn a_record_by_hand() {
+    fn encodes_the_version_record() {
         let bytes = record(&event(0.0, 0, Content::Version));
         let (body, tail) = (&bytes[12..bytes.len() - 4], &bytes[bytes.len() - 4..]);
         assert_eq!(bytes[..8], 26u64.to_le_bytes());

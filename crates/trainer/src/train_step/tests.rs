@@ -1,23 +1,22 @@
-//! One training step at a time, on a network of two linear stages with an exit after each.
+//! Phases and micro-batches on a network of two linear stages with an exit after each.
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_core::ParamBuilder;
-use stillhouse_core::data::{Batch, Labels};
+use stillhouse_core::data::{Batch, Labels, Task};
 use stillhouse_core::distiller::{Distiller, FeatureShapes, LossContext, RequiredFeatures, Term};
 use stillhouse_core::model::{FeatureInfo, Features, Model};
 use stillhouse_ops::optim::Optimizer;
-use stillhouse_ops::{Init, Linear, Mode, ParamStore};
+use stillhouse_ops::{Init, Linear, ParamStore};
 
 use super::*;
-use crate::config::TrainConfig;
-use crate::readings::Told;
-use crate::{CellConfig, steps};
+use crate::CellConfig;
+use crate::experiment::TrainConfig;
 
 const CLASSES: usize = 3;
 const SIZE: usize = 4;
 
 struct Two {
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     stages: [Linear; 2],
     outs: [Linear; 2],
 }
@@ -30,7 +29,7 @@ impl Two {
         };
         let names = ["exit3.logits", "exit4.logits", "logits"];
         Ok(Self {
-            taps: names.map(|name| FeatureInfo::vector(name, CLASSES)).to_vec(),
+            features: names.map(|name| FeatureInfo::vector(name, CLASSES)).to_vec(),
             stages: [linear(3, 8, "s3")?, linear(8, 8, "s4")?],
             outs: [linear(8, CLASSES, "out3")?, linear(8, CLASSES, "out4")?],
         })
@@ -42,7 +41,7 @@ impl Model for Two {
         "two"
     }
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
     fn classes(&self) -> usize {
         CLASSES
@@ -70,10 +69,10 @@ impl Model for Two {
     }
 }
 
-/// The mean square of the logits at a tap.
-struct Small(&'static str);
+/// Mean squared distance of some logits from 1.
+struct MeanSquare(&'static str);
 
-impl Distiller for Small {
+impl Distiller for MeanSquare {
     fn name(&self) -> &str {
         "small"
     }
@@ -83,8 +82,8 @@ impl Distiller for Small {
     fn connect(&mut self, _shapes: &FeatureShapes, _params: &ParamBuilder) -> stillhouse_core::Result<()> {
         Ok(())
     }
-    fn terms(&self, step: &LossContext) -> stillhouse_core::Result<Vec<Term>> {
-        let logits = step.student.get(self.0)?;
+    fn terms(&self, context: &LossContext) -> stillhouse_core::Result<Vec<Term>> {
+        let logits = context.student.get(self.0)?;
         Ok(vec![Term::new("small", (logits - 1.0)?.sqr()?.mean_all()?, 1.0)])
     }
     fn term_weights(&self) -> Vec<(String, f64)> {
@@ -94,18 +93,18 @@ impl Distiller for Small {
 
 const ADAMW: &str = "{ kind = 'adamw', lr = 0.1, weight_decay = 0.5 }";
 
-fn learner(optimizer: &str, more: &str) -> Learner {
+fn train_step(optimizer: &str, more: &str) -> TrainStep {
     let text = format!(
         r#"
         data = {{ dataset = "x", ratio = 80, image_size = {SIZE}, train_transforms = [], test_transforms = [] }}
         student = {{ model = "two" }}
-        loss = [{{ method = "small", step = 1 }}, {{ method = "small", step = 2 }}]
+        loss = [{{ method = "small", phase = 1 }}, {{ method = "small", phase = 2 }}]
         [train]
         epochs = 1
         sampler = {{ kind = "shuffle", batch = 6 }}
         optimizer = {optimizer}
         schedule = {{ kind = "constant" }}
-        step = [{{ exit = 3, moves = ["s3.*", "out3.*"] }}, {{}}]
+        phase = [{{ exit = 3, trainable = ["s3.*", "out3.*"] }}, {{}}]
         {more}
         "#
     );
@@ -113,40 +112,24 @@ fn learner(optimizer: &str, more: &str) -> Learner {
     config.check("test").unwrap();
     let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
     let model = Box::new(Two::new(&params.builder(Rng::new(3))).unwrap());
-    let method = |step: usize, tap| Method {
-        distiller: Box::new(Small(tap)),
-        step,
-        label: format!("step{}-small", step + 1),
-        prefix: format!("step{}-", step + 1),
-        course: Course { warmup: 0.0, decay: None, epochs: 1 },
-        rng: Rng::new(0),
-    };
-    let methods = vec![method(0, "exit3.logits"), method(1, "exit4.logits")];
-    let plans = steps::plans("test", &config, &methods, model.as_ref()).unwrap();
-    let groups = Groups::new(&config.train);
-    steps::check_moves("test", &plans, &params, &groups).unwrap();
-    let TrainConfig { optimizer, clip_norm, micro_batch, .. } = &config.train;
-    Learner {
-        tape: Tape::new(&params, Mode::Train).unwrap(),
-        student: Network { model, params },
-        teacher: None,
-        methods,
-        plans,
-        groups,
-        connectors: Vec::new(),
-        rule: optimizer.rule(),
-        average: None,
+    let method = |phase, feature| MethodSpec { phase, ..MethodSpec::new(Box::new(MeanSquare(feature))) };
+    let TrainConfig { optimizer, clip_norm, micro_batch, phase, .. } = &config.train;
+    let builder = TrainStepBuilder {
+        methods: vec![method(0, "exit3.logits"), method(1, "exit4.logits")],
+        param_groups: ParamGroups::from_config(&config.train),
+        phases: phase.clone(),
         clip_norm: *clip_norm,
         micro_batch: *micro_batch,
-        rng: Rng::new(1),
-        readings: Readings::new(None, &Device::Cpu),
-    }
+        ..TrainStepBuilder::new(Network { model, params }, optimizer.build())
+    };
+    let input = InputInfo { task: Task::Classification, size: (SIZE, SIZE), smallest_batch: 6, samples: 6 };
+    builder.build(&input).unwrap()
 }
 
-/// What a batch tells.
-fn learn(learner: &mut Learner, batch: &Batch) -> Told {
-    learner.learn(batch, AT, &BTreeSet::new()).unwrap();
-    learner.readings.told(false).unwrap().remove(0)
+/// Trains on a batch and returns its metrics.
+fn train(step: &mut TrainStep, batch: &Batch) -> StepMetrics {
+    step.train_batch(batch, AT).unwrap();
+    step.take_metrics(false).unwrap().remove(0)
 }
 
 fn batch(images: usize) -> Batch {
@@ -158,13 +141,13 @@ fn batch(images: usize) -> Batch {
     Batch { images: images_of, labels, ids: (0..images as u64).collect() }
 }
 
-const AT: Moment = Moment { step: 0, per_epoch: 10, lr: 0.1 };
+const AT: StepInfo = StepInfo { step: 0, steps_per_epoch: 10, lr: 0.1 };
 
-/// Every value of the parameters and of the optimizer, bit by bit.
-fn bits(learner: &Learner) -> BTreeMap<String, Vec<u32>> {
-    let Optimizer::Adam(rule) = &learner.rule else { panic!("AdamW was asked for") };
-    let params = &learner.student.params;
-    let all = params.export_all().unwrap().into_iter().chain(rule.state(params).unwrap());
+/// Returns the bits of all parameters and of the optimizer state.
+fn bits(step: &TrainStep) -> BTreeMap<String, Vec<u32>> {
+    let Optimizer::Adam(adam) = &step.optimizer else { panic!("expected AdamW") };
+    let params = &step.student.params;
+    let all = params.export_all().unwrap().into_iter().chain(adam.state(params).unwrap());
     let bits = |t: Tensor| {
         let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         values.into_iter().map(f32::to_bits).collect()
@@ -173,46 +156,46 @@ fn bits(learner: &Learner) -> BTreeMap<String, Vec<u32>> {
 }
 
 #[test]
-fn the_first_step_moves_nothing_outside_of_its_group() {
-    let mut learner = learner(ADAMW, "");
+fn the_first_phase_updates_its_trainable_parameters_only() {
+    let mut step = train_step(ADAMW, "");
     let batch = batch(6);
     for _ in 0..2 {
-        let told = learn(&mut learner, &batch);
-        let names: Vec<&str> = told.terms.iter().map(|t| t.name.as_str()).collect();
-        assert_eq!(names, ["step1-small", "step2-small"]);
-        assert!(told.right.is_some(), "the last step has the logits");
+        let metrics = train(&mut step, &batch);
+        let names: Vec<&str> = metrics.terms.iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(names, ["phase1-small", "phase2-small"]);
+        assert!(metrics.correct.is_some(), "the last phase has the logits");
     }
-    let before = bits(&learner);
-    // Weights, biases, and of each the count, the mean and the mean of squares.
+    let before = bits(&step);
+    // Weights and biases, and for each the step count and both moments.
     assert_eq!(before.len(), 8 + 3 * 8);
-    let parts = learner.parts(&batch, AT).unwrap();
-    learner.step(0, &parts, AT, false, &BTreeSet::new()).unwrap();
-    for (name, now) in bits(&learner) {
-        let inside = name.starts_with("s3.") || name.starts_with("out3.");
-        assert_eq!(now != before[&name], inside, "{name}");
+    let micro_batches = step.micro_batches(&batch, AT).unwrap();
+    step.run_phase(0, &micro_batches, AT, false).unwrap();
+    for (name, now) in bits(&step) {
+        let trainable = name.starts_with("s3.") || name.starts_with("out3.");
+        assert_eq!(now != before[&name], trainable, "{name}");
     }
-    learner.step(1, &parts, AT, true, &BTreeSet::new()).unwrap();
-    let deep = bits(&learner);
-    assert!(["s4.weight", "out4.weight", "s3.weight"].iter().all(|name| deep[*name] != before[*name]));
+    step.run_phase(1, &micro_batches, AT, true).unwrap();
+    let after = bits(&step);
+    assert!(["s4.weight", "out4.weight", "s3.weight"].iter().all(|name| after[*name] != before[*name]));
 }
 
 #[test]
-fn parts_of_a_batch_add_up_to_it() {
+fn micro_batches_accumulate_to_the_batch() {
     let batch = batch(6);
     let after = |more: &str| {
-        // A step of AdamW hardly depends on how large a gradient is.
-        let mut learner = learner("{ kind = 'sgd', lr = 0.1, momentum = 0.9 }", more);
-        let told = learn(&mut learner, &batch);
-        let values = learner.student.params.export_all().unwrap().into_iter();
+        // A step of AdamW hardly depends on the magnitude of a gradient.
+        let mut step = train_step("{ kind = 'sgd', lr = 0.1, momentum = 0.9 }", more);
+        let metrics = train(&mut step, &batch);
+        let values = step.student.params.export_all().unwrap().into_iter();
         let values = values.flat_map(|(_, t)| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-        (told.total, told.right, values.collect::<Vec<f32>>())
+        (metrics.loss, metrics.correct, values.collect::<Vec<f32>>())
     };
     let whole = after("");
-    for (part, same) in [(6, true), (9, true), (2, false), (4, false)] {
-        let (total, right, values) = after(&format!("micro_batch = {part}"));
-        assert_eq!(right, whole.1);
-        assert!((total - whole.0).abs() < 1e-6, "{part}: {total} {}", whole.0);
-        let far = values.iter().zip(&whole.2).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(if same { far == 0.0 } else { far < 1e-4 }, "parts of {part}: {far}");
+    for (size, same) in [(6, true), (9, true), (2, false), (4, false)] {
+        let (loss, correct, values) = after(&format!("micro_batch = {size}"));
+        assert_eq!(correct, whole.1);
+        assert!((loss - whole.0).abs() < 1e-6, "{size}: {loss} {}", whole.0);
+        let max = values.iter().zip(&whole.2).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(if same { max == 0.0 } else { max < 1e-4 }, "micro-batches of {size}: {max}");
     }
 }

@@ -1,38 +1,38 @@
-//! Learning rate over time, as pure functions of the step.
+//! Schedules of the learning rate and of loss weights, as pure functions of the step.
 
 use serde::{Deserialize, Serialize};
 
-/// The learning rate over time. Warm-up is counted in epochs and comes first; the rest of the
-/// schedule runs over the whole training (`multistep`) or over what is left (`cosine`, `poly`).
+/// Learning rate schedule. Warm-up is in epochs and comes first; the rest of the schedule runs over the whole
+/// training (`multistep`) or over the remaining steps (`cosine`, `poly`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Schedule {
-    /// The same all the time.
+    /// Constant.
     Constant {
         /// Epochs of linear warm-up.
         #[serde(default)]
         warmup_epochs: f64,
     },
-    /// Multiplied by `factor` at each of these parts of the training.
+    /// Multiplied by `factor` at each milestone.
     Multistep {
-        /// Parts of all epochs, ascending, in (0, 1).
+        /// Milestones as fractions of all epochs, ascending, in (0, 1).
         at: Vec<f64>,
-        /// Factor at each of them.
+        /// Factor at each milestone.
         factor: f64,
         /// Epochs of linear warm-up.
         #[serde(default)]
         warmup_epochs: f64,
     },
-    /// Half a cosine down to `end` times the learning rate.
+    /// Half a cosine from the learning rate to `end` times it.
     Cosine {
-        /// Part of the learning rate at the end.
+        /// Final fraction of the learning rate.
         #[serde(default)]
         end: f64,
         /// Epochs of linear warm-up.
         #[serde(default)]
         warmup_epochs: f64,
     },
-    /// `(1 - t)^power` down to 0.
+    /// `(1 - t)^power`, ending at 0.
     Poly {
         /// Exponent, usually 0.9.
         power: f64,
@@ -43,9 +43,9 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// Factor on the learning rate for `step` (from 0) of `epochs * per_epoch` steps.
+    /// Returns the factor on the learning rate at `step` (from 0) of `epochs * per_epoch` steps.
     ///
-    /// Warm-up of `w` steps gives `(step + 1) / w`, so that the first step already moves.
+    /// Warm-up of `w` steps is `(step + 1) / w`, so that the first step is not zero.
     pub fn factor(&self, step: u64, epochs: u64, per_epoch: u64) -> f64 {
         let total = (epochs * per_epoch) as f64;
         let warm = self.warmup_epochs() * per_epoch as f64;
@@ -54,13 +54,14 @@ impl Schedule {
             return (step + 1.0) / warm;
         }
         let left = (total - warm).max(1.0);
-        let t = ((step - warm) / left).clamp(0.0, 1.0); // part of the rest that is done
+        let t = ((step - warm) / left).clamp(0.0, 1.0);
         match self {
             Self::Constant { .. } => 1.0,
             Self::Multistep { at, factor, .. } => {
-                // Milestones fall on whole epochs, as 150 of 240 does; a fraction is rounded.
+                // Milestones are rounded to whole epochs.
                 let epoch = (step / per_epoch.max(1) as f64).floor();
-                let passed = at.iter().filter(|part| epoch >= (*part * epochs as f64).round()).count();
+                let passed =
+                    at.iter().filter(|milestone| epoch >= (*milestone * epochs as f64).round()).count();
                 factor.powi(passed as i32)
             }
             Self::Cosine { end, .. } => end + (1.0 - end) * 0.5 * (1.0 + (std::f64::consts::PI * t).cos()),
@@ -77,13 +78,13 @@ impl Schedule {
         }
     }
 
-    /// In words, for captions.
+    /// Describes the schedule for captions.
     pub fn describe(&self, epochs: u64) -> String {
         let mut text = match self {
             Self::Constant { .. } => "constant".to_string(),
             Self::Multistep { at, factor, .. } => {
                 let epochs: Vec<String> =
-                    at.iter().map(|part| (part * epochs as f64).round().to_string()).collect();
+                    at.iter().map(|milestone| (milestone * epochs as f64).round().to_string()).collect();
                 format!("x{factor} after epochs {}", epochs.join(", "))
             }
             Self::Cosine { end, .. } if *end == 0.0 => "cosine to 0".to_string(),
@@ -98,52 +99,55 @@ impl Schedule {
         text
     }
 
+    /// Checks that all values are in range.
     pub(crate) fn check(&self) -> std::result::Result<(), String> {
         let warm = self.warmup_epochs();
         if !(warm >= 0.0 && warm.is_finite()) {
-            return Err(format!("`warmup_epochs` is {warm}, expected 0 or more"));
+            return Err(format!("`warmup_epochs`: expected 0 or more, found {warm}"));
         }
         match self {
             Self::Multistep { at, factor, .. } => {
                 let ascending = at.windows(2).all(|w| w[0] < w[1]);
-                if !ascending || at.iter().any(|part| !(*part > 0.0 && *part < 1.0)) {
+                if !ascending || at.iter().any(|at| !(*at > 0.0 && *at < 1.0)) {
                     return Err(format!(
-                        "`at` is {at:?}, expected ascending parts of the training in (0, 1)"
+                        "`at`: expected ascending fractions of the training in (0, 1), found {at:?}"
                     ));
                 }
                 if !(*factor >= 0.0 && factor.is_finite()) {
-                    return Err(format!("`factor` is {factor}, expected 0 or more"));
+                    return Err(format!("`factor`: expected 0 or more, found {factor}"));
                 }
                 Ok(())
             }
             Self::Cosine { end, .. } if !(0.0..=1.0).contains(end) => {
-                Err(format!("`end` is {end}, expected 0 to 1"))
+                Err(format!("`end`: expected 0 to 1, found {end}"))
             }
             Self::Poly { power, .. } if !(*power > 0.0 && power.is_finite()) => {
-                Err(format!("`power` is {power}, expected a number above 0"))
+                Err(format!("`power`: expected a number above 0, found {power}"))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Factor on the weights of a method's terms, epoch by epoch: linear warm-up, `min(epoch / warmup, 1)`
-/// with the first epoch counted as 1 (as DKD and ReviewKD do), then the decay.
-#[derive(Debug, Clone)]
-pub(crate) struct Course {
-    pub(crate) warmup: f64,
-    pub(crate) decay: Option<Schedule>,
+/// Factor on the weights of a method's terms by epoch: linear warm-up `min(epoch / warmup, 1)`, with epochs
+/// counted from 1 as in DKD and ReviewKD, times the decay.
+#[derive(Debug, Clone, Default)]
+pub struct WeightSchedule {
+    /// Epochs of warm-up.
+    pub warmup: f64,
+    /// Schedule over the epochs.
+    pub decay: Option<Schedule>,
     /// Epochs of the training.
-    pub(crate) epochs: u64,
+    pub epochs: u64,
 }
 
-impl Course {
-    /// The factor in an epoch, from 0.
+impl WeightSchedule {
+    /// Returns the factor in an epoch, from 0.
     pub(crate) fn factor(&self, epoch: u64) -> f64 {
-        let grown = if self.warmup <= 0.0 { 1.0 } else { ((epoch + 1) as f64 / self.warmup).min(1.0) };
+        let warmup = if self.warmup <= 0.0 { 1.0 } else { ((epoch + 1) as f64 / self.warmup).min(1.0) };
         match &self.decay {
-            Some(decay) => grown * decay.factor(epoch, self.epochs, 1),
-            None => grown,
+            Some(decay) => warmup * decay.factor(epoch, self.epochs, 1),
+            None => warmup,
         }
     }
 }
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn multistep_of_240_epochs() {
+    fn multistep_changes_at_its_milestones() {
         let s = Schedule::Multistep { at: vec![0.625, 0.75, 0.875], factor: 0.1, warmup_epochs: 0.0 };
         let at = |epoch: u64| s.factor(epoch * 26, 240, 26);
         close(at(0), 1.0);
@@ -171,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn cosine_after_warm_up() {
+    fn cosine_follows_warmup() {
         let s = Schedule::Cosine { end: 0.0, warmup_epochs: 5.0 };
         let f = |step| s.factor(step, 65, 10); // 50 steps up, 600 down
         close(f(0), 1.0 / 50.0);
@@ -186,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn poly_and_constant() {
+    fn poly_reaches_zero_and_constant_stays() {
         let s = Schedule::Poly { power: 0.9, warmup_epochs: 0.0 };
         close(s.factor(0, 10, 10), 1.0);
         close(s.factor(50, 10, 10), 0.5f64.powf(0.9));
@@ -197,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn weights_grow_and_fall_by_epochs() {
-        let grows = Course { warmup: 20.0, decay: None, epochs: 240 };
+    fn weights_warm_up_and_decay_by_epoch() {
+        let grows = WeightSchedule { warmup: 20.0, decay: None, epochs: 240 };
         close(grows.factor(0), 0.05);
         close(grows.factor(19), 1.0);
         close(grows.factor(100), 1.0);
-        close(Course { warmup: 0.0, ..grows.clone() }.factor(0), 1.0);
+        close(WeightSchedule { warmup: 0.0, ..grows.clone() }.factor(0), 1.0);
 
-        let falls = |decay| Course { warmup: 2.0, decay: Some(decay), epochs: 10 };
+        let falls = |decay| WeightSchedule { warmup: 2.0, decay: Some(decay), epochs: 10 };
         let linear = falls(Schedule::Poly { power: 1.0, warmup_epochs: 0.0 });
         close(linear.factor(0), 0.5);
         close(linear.factor(1), 0.9);
@@ -215,11 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_refused() {
+    fn rejects_values_out_of_range() {
         let bad = Schedule::Multistep { at: vec![0.7, 0.6], factor: 0.1, warmup_epochs: 0.0 };
         assert!(bad.check().unwrap_err().contains("ascending"));
         let bad = Schedule::Multistep { at: vec![0.5], factor: -0.1, warmup_epochs: 0.0 };
-        assert!(bad.check().unwrap_err().contains("`factor` is -0.1"));
+        assert!(bad.check().unwrap_err().contains("`factor`: expected 0 or more, found -0.1"));
         assert!(Schedule::Poly { power: 0.0, warmup_epochs: 0.0 }.check().is_err());
         assert!(Schedule::Cosine { end: 2.0, warmup_epochs: 0.0 }.check().is_err());
         assert!(Schedule::Constant { warmup_epochs: -1.0 }.check().is_err());

@@ -1,4 +1,4 @@
-//! Planning cells, running them in order, and what stops them.
+//! Plans, the order of their cells, and errors that stop them.
 
 mod toy;
 
@@ -7,8 +7,7 @@ use std::fs;
 use stillhouse_core::fs::FolderLock;
 use stillhouse_runs::{Role, RunDir};
 use stillhouse_trainer::{
-    Context, Error, Experiment, Outcome, Plan, evaluate, plan, plan_single, run_cell,
-    run_plan,
+    Context, Error, Experiment, Outcome, Plan, evaluate, plan, plan_single, run_cell, run_plan,
 };
 
 fn planned(context: &Context, sets: &[&str]) -> Plan {
@@ -43,22 +42,22 @@ fn hashes_follow_settings_and_data() {
     assert_eq!(same, hashes(&["data.cache_mib=7", "train.checkpoint=9 steps"]), "changes no number");
     for set in ["train.seed=1", "data.ratio=60", "data.dataset=other"] {
         let other = hashes(&[set]);
-        assert!(other.0 != same.0 && other.1 != same.1, "{set}: both teacher and student are others");
+        assert!(other.0 != same.0 && other.1 != same.1, "{set}: changes teacher and student");
     }
     for set in ["train.epochs=4", "train.optimizer.lr=0.2", "student.model=big", "teacher.precision=bf16"] {
         let other = hashes(&[set]);
-        assert!(other.0 == same.0 && other.1 != same.1, "{set}: the teacher stays the same");
+        assert!(other.0 == same.0 && other.1 != same.1, "{set}: changes the student alone");
     }
     let other = hashes(&["teacher.train.epochs=3"]);
-    assert!(other.0 != same.0 && other.1 != same.1, "another teacher makes another student");
+    assert!(other.0 != same.0 && other.1 != same.1, "a changed teacher changes its student");
     let loss = base.cells[1].config.as_ref().unwrap().loss.clone();
-    let told: Vec<_> = loss.iter().map(|l| (l.method.as_str(), l.options["weight"].as_float())).collect();
-    assert_eq!(told, [("ce", Some(1.0)), ("memory", Some(0.5))], "defaults are written out");
+    let weights: Vec<_> = loss.iter().map(|l| (l.method.as_str(), l.options["weight"].as_float())).collect();
+    assert_eq!(weights, [("ce", Some(1.0)), ("memory", Some(0.5))], "defaults are filled in");
     assert_eq!(loss[1].warmup_epochs, Some(2.0));
 }
 
 #[test]
-fn a_matrix_has_shared_teachers_and_rows_to_come() {
+fn a_matrix_shares_teachers_and_keeps_unknown_methods() {
     let root = tempfile::tempdir().unwrap();
     let plan = matrix(&toy::context(root.path()));
     let names: Vec<&str> = plan.cells.iter().map(|c| c.name.as_str()).collect();
@@ -82,14 +81,14 @@ fn a_matrix_has_shared_teachers_and_rows_to_come() {
     assert_eq!(plan.cells[2].teacher, Some(1));
     assert_eq!(plan.cells[5].teacher, Some(1), "one teacher for both students");
     assert_eq!((plan.cells[0].teacher, plan.cells[1].role), (None, Role::Teacher));
-    assert!(!plan.cells[3].is_built() && plan.cells[3].hash.is_empty());
+    assert!(!plan.cells[3].is_runnable() && plan.cells[3].hash.is_empty());
     assert!(plan.cells[1].folder.starts_with(root.path().join("runs/teachers")));
     let name = format!("runs/toy/default/small-80-memory-s0-{}", plan.cells[2].hash);
     assert_eq!(plan.cells[2].folder, root.path().join(name));
 }
 
 #[test]
-fn a_plan_runs_once() {
+fn finished_cells_are_not_run_again() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
     let plan = matrix(&context);
@@ -97,7 +96,7 @@ fn a_plan_runs_once() {
     let again = run_plan(&plan, &context, &mut ()).unwrap();
     for ((cell, first), again) in plan.cells.iter().zip(&first).zip(&again) {
         match (first, again) {
-            (Outcome::NotBuilt, Outcome::NotBuilt) => assert_eq!(cell.method, "later"),
+            (Outcome::UnknownMethod, Outcome::UnknownMethod) => assert_eq!(cell.method, "later"),
             (Outcome::Trained(a), Outcome::Finished(b)) => {
                 let written = RunDir::new(&cell.folder).result().unwrap().unwrap();
                 assert_eq!((&written, &a.student_sha256), (b.as_ref(), &b.student_sha256));
@@ -108,7 +107,7 @@ fn a_plan_runs_once() {
             other => panic!("{}: {other:?}", cell.name),
         }
     }
-    // The same student, without and with the method's term.
+    // The same student with and without the method.
     let sha = |i: usize| first[i].result().unwrap().student_sha256.clone();
     assert_ne!(sha(0), sha(2));
     let folder = &plan.cells[2].folder;
@@ -126,7 +125,7 @@ fn a_plan_runs_once() {
 }
 
 #[test]
-fn a_term_that_is_not_a_number_stops_before_the_update() {
+fn a_non_finite_term_stops_before_the_update() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
     let sets = ["loss=[{ method = \"odd\", at = 4 }]", "train.checkpoint=4 steps"];
@@ -148,14 +147,14 @@ fn a_term_that_is_not_a_number_stops_before_the_update() {
     let saved =
         |step: u64| fs::read(cell.folder.join(format!("checkpoint-{step}/student.safetensors"))).unwrap();
     let before = saved(4);
-    // Started again, it comes to the same end, with the weights as they were.
+    // A new attempt fails at the same step with the same weights.
     let e = run_cell(cell, &context, &mut ()).unwrap_err();
     assert!(matches!(e, Error::NonFinite { step: 4, .. }), "{e}");
     assert_eq!(saved(4), before);
 }
 
 #[test]
-fn two_weights_of_the_cross_entropy_are_refused() {
+fn rejects_two_weights_of_the_cross_entropy() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
     let two = "loss=[{ method = \"ce\", weight = 0.1 }, { method = \"odd\", ce_weight = 0.9 }]";
@@ -164,20 +163,20 @@ fn two_weights_of_the_cross_entropy_are_refused() {
         matches!(&e, Error::TwoCeWeights { first, second, .. } if first == "ce" && second == "odd"),
         "{e}"
     );
-    // A method that does not say so beforehand is caught at its first step.
+    // A method that does not declare its term is caught at its first step.
     let silent = "loss=[{ method = \"ce\" }, { method = \"odd\", ce_weight = 0.9, silent = 1 }]";
     let planned = planned(&context, &[silent]);
     let e = run_cell(&planned.cells[0], &context, &mut ()).unwrap_err();
     assert!(matches!(e, Error::TwoCeWeights { .. }), "{e}");
     let e = plan(&toy::experiment(&["loss=[{ method = \"memori\" }]"]), None, &context).unwrap_err();
     assert!(e.to_string().contains("did you mean `memory`"), "{e}");
-    let told = "loss=[{ method = \"odd\", ce_weight = 0 }]";
-    let told = plan(&toy::experiment(&[told]), None, &context).unwrap();
-    assert_eq!(told.cells[0].config.as_ref().unwrap().loss.len(), 1, "told to have none, none is added");
+    let without = "loss=[{ method = \"odd\", ce_weight = 0 }]";
+    let without = plan(&toy::experiment(&[without]), None, &context).unwrap();
+    assert_eq!(without.cells[0].config.as_ref().unwrap().loss.len(), 1, "no cross-entropy is added");
 }
 
 #[test]
-fn a_folder_belongs_to_one_process_and_one_run() {
+fn rejects_folders_of_other_processes_and_runs() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
     let output = root.path().join("out");
@@ -194,9 +193,8 @@ fn a_folder_belongs_to_one_process_and_one_run() {
     assert!(e.contains("choose another output folder"), "{e}");
     assert_eq!(fs::read(output.join("result.json")).unwrap(), before);
 
-    // A run that an error ended before its first checkpoint does not keep its folder from the run that
-    // puts it right.
-    let output = root.path().join("wrong");
+    // A run that failed before its first checkpoint gives way to one with corrected settings.
+    let output = root.path().join("failed");
     let single = |sets: &[&str]| plan_single(&toy::experiment(sets), None, &output, &context).unwrap();
     let silent = "loss=[{ method = \"ce\" }, { method = \"odd\", ce_weight = 0.9, silent = 1 }]";
     run_cell(&single(&["train.epochs=1", silent]).cells[0], &context, &mut ()).unwrap_err();
@@ -212,7 +210,7 @@ fn a_folder_belongs_to_one_process_and_one_run() {
 }
 
 #[test]
-fn the_first_that_is_found_is_taken_and_broken_is_not_missing() {
+fn falls_back_if_missing_but_not_if_broken() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
     let sets = ["data.dataset=absent|stripes", "teacher.weights=imagenet|scratch"];
@@ -235,7 +233,7 @@ fn the_first_that_is_found_is_taken_and_broken_is_not_missing() {
 }
 
 #[test]
-fn a_failed_teacher_fails_its_students_only() {
+fn a_failed_teacher_fails_only_its_students() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
     let plan = matrix(&context);
@@ -243,7 +241,9 @@ fn a_failed_teacher_fails_its_students_only() {
     fs::write(plan.cells[1].folder.join("mine.txt"), "x").unwrap();
     let outcomes = run_plan(&plan, &context, &mut ()).unwrap();
     assert!(matches!(&outcomes[1], Outcome::Failed(why) if why.contains("mine.txt")));
-    assert!(matches!(&outcomes[2], Outcome::Failed(why) if why.contains("needs the teacher")));
+    assert!(
+        matches!(&outcomes[2], Outcome::Failed(why) if why.contains("teacher of `small-80-memory-s0` is not finished"))
+    );
     assert!(matches!((&outcomes[0], &outcomes[9]), (Outcome::Trained(_), Outcome::Trained(_))));
 }
 
@@ -251,18 +251,16 @@ fn a_failed_teacher_fails_its_students_only() {
 fn rejects_bf16_teacher_on_cpu() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
-    let outcomes =
-        run_plan(&planned(&context, &["teacher.precision=bf16"]), &context, &mut ()).unwrap();
+    let outcomes = run_plan(&planned(&context, &["teacher.precision=bf16"]), &context, &mut ()).unwrap();
     assert!(matches!(&outcomes[0], Outcome::Trained(_)), "the teacher itself trains in f32");
     assert!(matches!(&outcomes[1], Outcome::Failed(why) if why.contains("requires a GPU")), "{outcomes:?}");
 }
 
-/// Every exit is tested, and every view at the end; what the network does not have is refused first.
 #[test]
-fn exits_and_views_are_tested() {
+fn tests_exits_and_views() {
     let root = tempfile::tempdir().unwrap();
     let context = toy::context(root.path());
-    let sets = ["student.model=stairs", "loss=[]", "eval.taps=['exit1.logits', 'exit2.logits']"];
+    let sets = ["student.model=stairs", "loss=[]", "eval.features=['exit1.logits', 'exit2.logits']"];
     let with = |more: &[&str]| {
         let plan = planned(&context, &[&sets[..], more].concat());
         run_cell(&plan.cells[0], &context, &mut ())
@@ -270,24 +268,21 @@ fn exits_and_views_are_tested() {
     let outcome = with(&["eval.views=['hflip', 'vflip']"]).unwrap();
     let result = outcome.result().unwrap();
     let accuracy = |name: &str| result.scores[name].unwrap();
-    let share = result.correct.unwrap() as f64 / result.total as f64;
-    assert_eq!(accuracy("exit2.accuracy"), share, "the last exit is the network's own");
+    let expected = result.correct.unwrap() as f64 / result.total as f64;
+    assert_eq!(accuracy("exit2.accuracy"), expected, "the last exit is the network's output");
     let names: Vec<&str> = result.scores.keys().map(String::as_str).filter(|n| n.contains('.')).collect();
-    let expected =
+    let expected_names =
         ["exit1", "exit2", "hflip", "hflip.exit1", "hflip.exit2", "vflip", "vflip.exit1", "vflip.exit2"];
-    assert_eq!(names, expected.map(|name| format!("{name}.accuracy")));
+    assert_eq!(names, expected_names.map(|name| format!("{name}.accuracy")));
     assert_eq!(accuracy("vflip.exit2.accuracy"), accuracy("vflip.accuracy"));
-    let e = with(&["eval.taps=['exit3.logits']"]).unwrap_err().to_string();
-    assert!(
-        e.contains("`exit3.logits` is not among the logits of `stairs`") && e.contains("exit2.logits"),
-        "{e}"
-    );
-    let e = with(&["eval.taps=['pooled']"]).unwrap_err().to_string();
+    let e = with(&["eval.features=['exit3.logits']"]).unwrap_err().to_string();
+    assert!(e.contains("found `exit3.logits`") && e.contains("exit2.logits"), "{e}");
+    let e = with(&["eval.features=['pooled']"]).unwrap_err().to_string();
     assert!(e.contains("`pooled`"), "{e}");
     let dense = [
         "data.dataset=fields",
         "student.model=dense",
-        "eval.taps=[]",
+        "eval.features=[]",
         "eval.views=['hflip']",
         "eval.metrics=[]",
     ];
