@@ -68,6 +68,11 @@ pub struct Cell {
 }
 
 impl Cell {
+    /// Returns whether its run is finished.
+    pub fn is_finished(&self) -> bool {
+        RunDir::new(&self.folder).is_finished()
+    }
+
     /// Returns the status of its run.
     pub fn status(&self) -> RunStatus {
         if self.is_runnable() { RunDir::new(&self.folder).status() } else { RunStatus::UnknownMethod }
