@@ -1,4 +1,4 @@
-//! Networks without their heads: what other heads stand on.
+//! Backbones: models without their heads.
 
 use std::fmt::Debug;
 
@@ -10,53 +10,58 @@ use stillhouse_ops::Node;
 use crate::FAMILIES;
 use crate::count::Work;
 
-/// Every stage of a body.
-pub(crate) const ALL: usize = usize::MAX;
+/// Depth of a backbone with all its stages.
+pub(crate) const ALL_STAGES: usize = usize::MAX;
 
-/// What looks at the maps of a body: the number of the stage, from 0, and its map.
-pub(crate) type See<'a> = &'a mut dyn FnMut(usize, &Node);
+/// Callback with the index of a stage, from 0, and its feature map.
+pub(crate) type OnStage<'a> = &'a mut dyn FnMut(usize, &Node);
 
-/// The stages of a network.
+/// The stages of a model, without its head.
 pub(crate) trait Backbone: Debug + Send + Sync {
-    /// All taps inside.
+    /// All features of the backbone.
     fn features(&self) -> &[FeatureInfo];
 
-    /// The tap at the end of every stage, in the order of depth.
+    /// The feature at the end of each stage, by depth.
     fn stages(&self) -> Vec<FeatureInfo> {
         let is_stage =
             |name: &str| name.strip_prefix('F').is_some_and(|n| n != "0" && n.parse::<u32>().is_ok());
         self.features().iter().filter(|t| is_stage(&t.name)).cloned().collect()
     }
 
-    /// Runs the first `depth` stages on `[B, 3, H, W]` and marks their taps; gives the last map. `see`
-    /// is shown the map after each stage, whose memory is used again unless it keeps it.
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node>;
+    /// Runs the first `depth` stages on `[B, 3, H, W]`, marks their features and returns the last map.
+    /// `on_stage` is called with the map of each stage; the memory of a map that it does not clone is
+    /// reused.
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, on_stage: OnStage) -> Result<Node>;
 
-    /// Counts the first `depth` stages; the size of the map after each.
+    /// Adds the cost of the first `depth` stages, and returns the size of the map after each.
     fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>>;
 }
 
-/// Makes the body of the network that the request names, its parameters below `p`.
+/// Builds the backbone of a registered model with its parameters under the prefix of `p`.
 ///
 /// # Errors
-/// A name without a body of its own, or what the network's constructor refuses.
-pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
-    let family = FAMILIES.iter().find(|f| f.rows.iter().any(|row| row.name == request.name));
-    match family.and_then(|family| family.body) {
+/// A model without a backbone of its own, or the errors of its constructor.
+pub(crate) fn build_backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
+    let family = FAMILIES.iter().find(|f| f.entries.iter().any(|entry| entry.name == request.name));
+    match family.and_then(|family| family.backbone) {
         Some(build) => build(request, p),
         None => {
             crate::registry().get(&request.name)?;
-            let names = FAMILIES.iter().filter(|f| f.body.is_some()).flat_map(|f| f.rows).map(|row| row.name);
+            let names = FAMILIES
+                .iter()
+                .filter(|f| f.backbone.is_some())
+                .flat_map(|f| f.entries)
+                .map(|entry| entry.name);
             let known = names.collect::<Vec<_>>().join(", ");
             Err(Error::incompatible(
                 &request.name,
-                format!("cannot be the backbone of another network; there are {known}"),
+                format!("not available as the backbone of another model: expected one of {known}"),
             ))
         }
     }
 }
 
-/// A variant's own keys, and those that are its backbone's.
-pub(crate) fn split(variant: &toml::Table, own: &[&str]) -> (toml::Table, toml::Table) {
+/// Splits a variant into the keys in `own` and those of the backbone.
+pub(crate) fn split_variant(variant: &toml::Table, own: &[&str]) -> (toml::Table, toml::Table) {
     variant.clone().into_iter().partition(|(key, _)| own.contains(&key.as_str()))
 }

@@ -1,21 +1,22 @@
-//! DeepLabV3+: dense prediction on any backbone that has maps at stride 4.
+//! DeepLabV3+: semantic segmentation on any backbone with a feature map at stride 4.
 //!
 //! *Paper*: Chen, Zhu, Papandreou, Schroff, Adam, "Encoder-Decoder with Atrous Separable Convolution
 //! for Semantic Image Segmentation", ECCV 2018, DOI 10.1007/978-3-030-01234-2_49. All convolutions
-//! are plain ones here; the paper's separable ones are an option of its larger model.
+//! are standard; separable convolutions are an option of the paper's larger model.
 //!
-//! Atrous spatial pyramid pooling on the last map: a 1x1 convolution, three dilated 3x3 ones and the
-//! mean of the map, 256 channels each, projected to 256. Upsampled to stride 4 beside the first map
-//! (projected to 48), two 3x3 convolutions and the classifier. Every convolution but the classifier
-//! has batch norm and ReLU and no bias; every upsampling is bilinear with `align_corners = false`.
+//! Atrous spatial pyramid pooling (ASPP) on the last map: a 1x1 convolution, three dilated 3x3
+//! convolutions and global average pooling, 256 channels each, projected to 256. The decoder upsamples
+//! them to stride 4, concatenates the first map (projected to 48 channels), and applies two 3x3
+//! convolutions and the classifier. All convolutions but the classifier have batch norm and ReLU and
+//! no bias; upsampling is bilinear with `align_corners = false`.
 //!
-//! *Taps*: the backbone's (`F1`..`F4`); `aspp`, the decoder's input at stride 4 (48 channels of `F1`,
-//! then 256 of the pyramid); `decoder`, the classifier's input; `logits_low`, the logits before they
-//! are upsampled; `logits`, `[B, classes, H, W]` in the size of the image, made only if they are wanted.
+//! *Features*: the backbone's (`F1`..`F4`); `aspp`, the decoder's input at stride 4 (48 channels of `F1`,
+//! then 256 of the ASPP); `decoder`, the classifier's input; `logits_low`, the logits before
+//! upsampling; `logits`, `[B, classes, H, W]` in the size of the image, computed only if selected.
 //!
-//! *Variants*: `backbone`, `output_stride` 16, 8 or 32 (rates 6 12 18, twice and half of that),
-//! `dropout` after the pyramid; all others are the backbone's own. The rows that name their backbone
-//! are the same network; with them it is no variant.
+//! *Variants*: `backbone`; `output_stride` 16, 8 or 32 (rates 6 12 18, doubled or halved); `dropout`
+//! after the ASPP; and those of the backbone. Entries whose name includes a backbone are the same
+//! model with a fixed backbone.
 //!
 //! *Names*: timm's below `backbone.`, then `aspp.branch0`..`branch3`, `aspp.pool`, `aspp.project`,
 //! `low_project`, `fuse1`, `fuse2` (`.0` the convolution, `.1` its batch norm), `classifier`.
@@ -28,27 +29,27 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Node, Padding};
 
-use crate::backbone::{ALL, Backbone, body, split};
+use crate::backbone::{ALL_STAGES, Backbone, build_backbone, split_variant};
 use crate::count::Work;
 use crate::{check_classes, conv};
 
-/// The row whose backbone is a variant.
+/// Name of the entry with any backbone.
 const ANY: &str = "deeplabv3plus";
 
-/// One on any backbone, and a row for each of those that have a place in tables, so that a table's axis
-/// can name them.
+/// An entry with any backbone, and one per backbone of the published tables, so that an experiment's
+/// axis can name them.
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row(ANY, || defaults("resnet18")),
-    row("deeplabv3plus_resnet18", || defaults("resnet18")),
-    row("deeplabv3plus_resnet50", || defaults("resnet50")),
-    row("deeplabv3plus_resnet101", || defaults("resnet101")),
-    row("deeplabv3plus_mobilenetv2_100", || defaults("mobilenetv2_100")),
+    entry(ANY, || defaults("resnet18")),
+    entry("deeplabv3plus_resnet18", || defaults("resnet18")),
+    entry("deeplabv3plus_resnet50", || defaults("resnet50")),
+    entry("deeplabv3plus_resnet101", || defaults("resnet101")),
+    entry("deeplabv3plus_mobilenetv2_100", || defaults("mobilenetv2_100")),
 ];
 
-const fn row(name: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
+const fn entry(name: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
     Entry {
         name,
-        summary: "dense prediction: atrous spatial pyramid and decoder on a backbone",
+        summary: "semantic segmentation: atrous spatial pyramid pooling and decoder on a backbone",
         source: "Chen et al. 2018, Encoder-Decoder with Atrous Separable Convolution, section 3",
         defaults,
         build,
@@ -57,15 +58,15 @@ const fn row(name: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> 
 
 fn defaults(backbone: &str) -> String {
     format!(
-        "backbone = \"{backbone}\"  # any network with maps at stride 4\n\
+        "backbone = \"{backbone}\"  # any model with a feature map at stride 4\n\
          output_stride = 16  # Chen et al. 2018, section 3.1; 8 or 32\n\
-         dropout = 0.1  # after the pyramid, as in the authors' code\n"
+         dropout = 0.1  # after the ASPP, as in the authors' code\n"
     )
 }
 
-/// The backbone that a row's name tells.
-fn named(row: &str) -> Option<&str> {
-    row.strip_prefix(ANY)?.strip_prefix('_')
+/// Returns the backbone in the name of an entry.
+fn fixed_backbone(name: &str) -> Option<&str> {
+    name.strip_prefix(ANY)?.strip_prefix('_')
 }
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
@@ -91,24 +92,24 @@ impl Default for Variant {
 }
 
 const KEYS: [&str; 3] = ["backbone", "output_stride", "dropout"];
-/// Channels of the pyramid and the decoder, and of the projected first map.
+/// Channels of ASPP and decoder, and of the projected first map.
 const WIDTH: usize = 256;
 const LOW: usize = 48;
 
-/// A convolution without bias, `<name>.0`, with batch norm, `<name>.1`, and ReLU.
+/// Builds a convolution without bias (`<name>.0`) with batch norm (`<name>.1`) and ReLU.
 fn conv_bn(spec: ConvSpec, name: &str, p: &ParamBuilder) -> Result<ConvBnAct> {
     conv(spec, "0", "1", Activation::Relu, &p.pp(name))
 }
 
 /// Atrous spatial pyramid pooling.
 #[derive(Debug)]
-struct Pyramid {
+struct Aspp {
     branches: Vec<ConvBnAct>,
     pool: ConvBnAct,
     project: ConvBnAct,
 }
 
-impl Pyramid {
+impl Aspp {
     fn new(inputs: usize, output_stride: usize, p: &ParamBuilder) -> Result<Self> {
         let mut branches = vec![conv_bn(ConvSpec::new(inputs, WIDTH, 1), "branch0", p)?];
         for i in 1..=3 {
@@ -123,14 +124,14 @@ impl Pyramid {
 
     /// `[B, C, h, w]` to `[B, 256, h, w]`.
     fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
-        let mut parts = Vec::new();
+        let mut branches = Vec::new();
         for branch in &self.branches {
-            parts.push(branch.forward(x, tape)?);
+            branches.push(branch.forward(x, tape)?);
         }
         let mean = tape.global_avg_pool(x)?;
         let mean = self.pool.forward(&mean, tape)?; // [B, 256, 1, 1]
-        parts.push(tape.expand(&mean, x.size())?);
-        let x = tape.concat(&parts.iter().collect::<Vec<_>>())?;
+        branches.push(tape.expand(&mean, x.size())?);
+        let x = tape.concat(&branches.iter().collect::<Vec<_>>())?;
         Ok(self.project.forward(&x, tape)?)
     }
 
@@ -148,11 +149,11 @@ impl Pyramid {
 #[derive(Debug)]
 pub struct DeepLabV3Plus {
     name: String,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     classes: usize,
     dropout: f64,
-    body: Box<dyn Backbone>,
-    pyramid: Pyramid,
+    backbone: Box<dyn Backbone>,
+    aspp: Aspp,
     low: ConvBnAct,
     fuse: [ConvBnAct; 2],
     classifier: ConvBnAct,
@@ -160,54 +161,56 @@ pub struct DeepLabV3Plus {
 }
 
 impl DeepLabV3Plus {
-    /// Makes the network, its parameters below `p`.
+    /// Builds the model with its parameters under the prefix of `p`.
     ///
     /// # Errors
-    /// An unknown or incompatible variant (a backbone without maps at stride 4, an output stride that it does
-    /// not have), no classes, or parameter names that are taken.
+    /// An invalid variant (a backbone without a map at stride 4, an output stride that it does not
+    /// support), no classes, or duplicate parameter names.
     pub fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = request.name.clone();
         check_classes(request)?;
-        let (own, mut inner) = split(&request.variant, &KEYS);
+        let (own, mut inner) = split_variant(&request.variant, &KEYS);
         let variant: Variant = from_table(&own, &format!("variant of {name}"))?;
-        let backbone = match (named(&name), variant.backbone) {
+        let backbone_name = match (fixed_backbone(&name), variant.backbone) {
             (Some(own), Some(other)) if own != other => {
-                let found = format!("backbone is `{other}`, its own is {own}; take `{ANY}` for others");
+                let found = format!(
+                    "invalid backbone: expected `{own}`, found `{other}`; use `{ANY}` for other backbones"
+                );
                 return Err(Error::incompatible(&name, found));
             }
             (Some(own), _) => own.to_string(),
-            (None, given) => given.unwrap_or_else(|| "resnet18".into()),
+            (None, name) => name.unwrap_or_else(|| "resnet18".into()),
         };
         let stride = variant.output_stride;
         if ![8, 16, 32].contains(&stride) {
             return Err(Error::incompatible(
                 &name,
-                format!("output_stride is {stride}; allowed are 32, 16, 8"),
+                format!("invalid output_stride: expected 8, 16 or 32, found {stride}"),
             ));
         }
         if !(0.0..1.0).contains(&variant.dropout) {
-            let found = format!("dropout is {}; allowed is 0 up to, not including, 1", variant.dropout);
+            let found = format!("invalid dropout: expected 0 <= dropout < 1, found {}", variant.dropout);
             return Err(Error::incompatible(&name, found));
         }
         if stride != 32 {
             inner.insert("output_stride".into(), (stride as i64).into());
         }
-        let inner = ModelSpec { name: backbone, classes: request.classes, variant: inner };
-        let body = body(&inner, &p.pp("backbone"))?;
-        let stages = body.stages();
+        let inner = ModelSpec { name: backbone_name, classes: request.classes, variant: inner };
+        let backbone = build_backbone(&inner, &p.pp("backbone"))?;
+        let stages = backbone.stages();
         let (first, last) = match (stages.first(), stages.last()) {
             (Some(first), Some(last)) if first.stride == 4 && last.stride == stride => (first, last),
             _ => {
                 let found: Vec<usize> = stages.iter().map(|s| s.stride).collect();
                 let what = format!(
-                    "needs a backbone with maps at strides 4 to {stride}; {} has {found:?}",
+                    "incompatible backbone `{}`: expected feature maps at strides 4 to {stride}, found {found:?}",
                     inner.name
                 );
                 return Err(Error::incompatible(&name, what));
             }
         };
         let (low_channels, high_channels) = (first.channels, last.channels);
-        let pyramid = Pyramid::new(high_channels, stride, &p.pp("aspp"))?;
+        let aspp = Aspp::new(high_channels, stride, &p.pp("aspp"))?;
         let low = conv_bn(ConvSpec::new(low_channels, LOW, 1), "low_project", p)?;
         let fuse = [
             conv_bn(ConvSpec::new(LOW + WIDTH, WIDTH, 3), "fuse1", p)?,
@@ -216,21 +219,21 @@ impl DeepLabV3Plus {
         let init = Init::fan_in_uniform(WIDTH);
         let spec = ConvSpec::new(WIDTH, request.classes, 1);
         let classifier = ConvBnAct::with_bias(spec, "classifier", None, Activation::None, (init, init), p)?;
-        let mut taps = body.features().to_vec();
-        taps.push(FeatureInfo::map("aspp", LOW + WIDTH, 4));
-        taps.push(FeatureInfo::map("decoder", WIDTH, 4));
-        taps.push(FeatureInfo::map("logits_low", request.classes, 4));
-        taps.push(FeatureInfo::map("logits", request.classes, 1));
+        let mut features = backbone.features().to_vec();
+        features.push(FeatureInfo::map("aspp", LOW + WIDTH, 4));
+        features.push(FeatureInfo::map("decoder", WIDTH, 4));
+        features.push(FeatureInfo::map("logits_low", request.classes, 4));
+        features.push(FeatureInfo::map("logits", request.classes, 1));
         let head = vec![p.full("classifier.weight"), p.full("classifier.bias")];
         let (classes, dropout) = (request.classes, variant.dropout);
-        Ok(Self { name, taps, classes, dropout, body, pyramid, low, fuse, classifier, head })
+        Ok(Self { name, features, classes, dropout, backbone, aspp, low, fuse, classifier, head })
     }
 
     fn work(&self, size: (usize, usize)) -> Result<Work> {
         let mut work = Work::default();
-        let sizes = self.body.work(size, ALL, &mut work)?;
+        let sizes = self.backbone.work(size, ALL_STAGES, &mut work)?;
         if let (Some(first), Some(last)) = (sizes.first(), sizes.last()) {
-            self.pyramid.work(*last, &mut work)?;
+            self.aspp.work(*last, &mut work)?;
             for conv in [&self.low].into_iter().chain(&self.fuse) {
                 work.conv_bn(conv, *first)?;
             }
@@ -246,7 +249,7 @@ impl Model for DeepLabV3Plus {
     }
 
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
 
     fn classes(&self) -> usize {
@@ -256,13 +259,13 @@ impl Model for DeepLabV3Plus {
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
         let (_, _, height, width) = images.dims4()?;
         let mut low = None;
-        let high = self.body.forward(images, ALL, tape, &mut |stage, map| {
+        let high = self.backbone.forward(images, ALL_STAGES, tape, &mut |stage, map| {
             if stage == 0 {
                 low = Some(map.clone());
             }
         })?;
-        let low = low.ok_or_else(|| Error::incompatible(&self.name, "its backbone has no stage"))?;
-        let mut x = self.pyramid.forward(&high, tape)?; // [B, 256, H/16, W/16]
+        let low = low.ok_or_else(|| Error::incompatible(&self.name, "the backbone has no stages"))?;
+        let mut x = self.aspp.forward(&high, tape)?; // [B, 256, H/16, W/16]
         x = tape.dropout(&x, self.dropout)?;
         let low = self.low.forward(&low, tape)?; // [B, 48, H/4, W/4]
         x = tape.resize_bilinear(&x, low.size(), false)?;

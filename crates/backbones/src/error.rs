@@ -1,88 +1,89 @@
-//! The crate's errors: weights that are not there, not the right ones, or do not fit.
+//! Errors of weights.
 
 use std::path::PathBuf;
 
-/// What can be wrong with weights. Networks themselves report misfits as
-/// [`stillhouse_core::Error`]; there this one comes as `Other`.
+/// Errors of weights. In a [`stillhouse_core::Error`] they are wrapped in `Other`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No manifest has these weights.
+    /// Weights without a manifest.
     #[error(
-        "no weights `{name}` for {arch}{}; there are: {known}; a path that ends in .safetensors is taken as it is",
+        "unknown weights `{name}` for {arch}{}; known: {known}; or a path to a .safetensors, .pth, .pt or .bin file",
         suggest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
     )]
     UnknownWeights {
-        /// The network.
+        /// Name of the model.
         arch: String,
-        /// The name that was asked for.
+        /// The unknown name.
         name: String,
-        /// The closest name, if any is close.
+        /// The nearest known name, if any is close.
         suggest: Option<String>,
-        /// All weights, as `arch.name`.
+        /// All weights as `arch.name`, comma-separated.
         known: String,
     },
-    /// The file of a manifest is in none of the folders.
-    #[error("weights {weights}: no file {file} in {looked}. {get} Then set STILLHOUSE_WEIGHTS to its folder")]
-    NoFile {
+    /// A weights file that is in none of the folders.
+    #[error(
+        "weights not found: {weights}: expected {file} in {searched}. {get} Then set STILLHOUSE_WEIGHTS to its folder"
+    )]
+    NotFound {
         /// `arch.name`.
         weights: String,
-        /// The file's name.
+        /// File name.
         file: String,
-        /// The folders that were searched.
-        looked: String,
-        /// How to get it.
+        /// The searched folders.
+        searched: String,
+        /// Instructions to get the file.
         get: String,
     },
-    /// A file of the right name that is another file.
+    /// A file whose size or hash differs from the manifest.
     #[error(
-        "{}: is not the file of weights {weights}: expected {expected}, found {found}. {get} To use this \
-         file all the same, give its path in place of the name",
+        "wrong weights file: {}: expected {expected} ({weights}), found {found}. {get} To use this file \
+         anyway, give its path instead of the name",
         path.display()
     )]
-    OtherFile {
-        /// The file.
+    WrongFile {
+        /// Path of the file.
         path: PathBuf,
         /// `arch.name`.
         weights: String,
-        /// Size or hash of the manifest.
+        /// Size or hash in the manifest.
         expected: String,
         /// Size or hash of the file.
         found: String,
-        /// How to get the right one.
+        /// Instructions to get the file.
         get: String,
     },
-    /// A file that is no file of weights, a damaged one, or one that asks for more than weights need.
-    #[error("{}: is no whole file of weights (safetensors, or PyTorch's state dict): {what}", path.display())]
+    /// A file that is not a weights file, is corrupt, or exceeds a limit.
+    #[error("invalid weights file: {}: {reason}; expected safetensors or a PyTorch state dict", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong.
-        what: String,
+        reason: String,
     },
-    /// A file whose tensors are not those of the network.
-    #[error("{}: does not fit the network: {}", path.display(), misfits(missing, unexpected, misshapen))]
-    Misfit {
-        /// The file.
+    /// A file whose tensors do not match the parameters of the model.
+    #[error("weights do not match the model: {}: {}", path.display(), mismatches(missing, unexpected, mismatched))]
+    Mismatch {
+        /// Path of the file.
         path: PathBuf,
-        /// Names that the network has and the file has not.
+        /// Parameters of the model that are not in the file.
         missing: Vec<String>,
-        /// Names that the file has and the network has not.
+        /// Tensors of the file that the model does not have.
         unexpected: Vec<String>,
-        /// Names whose shape or element type cannot be used, with found and expected.
-        misshapen: Vec<String>,
+        /// Tensors of a different shape or an unsupported type, with expected and found.
+        mismatched: Vec<String>,
     },
-    /// A file whose head is for another number of classes.
+    /// A file whose head has a different number of classes.
     #[error(
-        "{}: its head `{name}` is for {found} classes, the network has {expected}; let the head be replaced, \
-         or build the network with {found} classes",
+        "wrong number of classes: {}: `{name}`: expected {expected}, found {found}; replace the head, or \
+         build the model with {found} classes",
         path.display()
     )]
     Classes {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The parameter.
+        /// Name of the parameter.
         name: String,
-        /// Classes of the network.
+        /// Classes of the model.
         expected: usize,
         /// Classes of the file.
         found: usize,
@@ -95,9 +96,9 @@ impl From<Error> for stillhouse_core::Error {
     }
 }
 
-/// One sentence that lists what does not fit, the first ten names of each kind.
-fn misfits(missing: &[String], unexpected: &[String], misshapen: &[String]) -> String {
-    [("missing", missing), ("unexpected", unexpected), ("of another shape or type", misshapen)]
+/// Lists the mismatches, with the first ten names of each kind.
+fn mismatches(missing: &[String], unexpected: &[String], mismatched: &[String]) -> String {
+    [("missing", missing), ("unexpected", unexpected), ("of a different shape or type", mismatched)]
         .into_iter()
         .filter(|(_, names)| !names.is_empty())
         .map(|(what, names)| {

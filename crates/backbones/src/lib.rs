@@ -1,13 +1,12 @@
-//! Trainable networks with named taps, and their weights.
+//! Trainable models with named features, and their weights.
 //!
-//! A network is one file that reads like its paper: it says which layers there are, in timm's
-//! names, and where the taps sit. Backward passes are the tape's business. A new network is one
-//! file, one `mod` line and one line in the list of families below.
+//! A model is one file that reads like its paper: layers with timm's parameter names, and named
+//! features. The tape provides the backward pass. A new model is one file, one `mod` line and one line
+//! in `FAMILIES`.
 //!
-//! - [`registry`]: the rows by which the rest of the workspace reaches the networks.
-//! - [`weights`], [`load_weights`], [`save`]: pretrained files, checked before they are believed.
-//! - [`export`], [`onnx`]: a trained network for other programs.
-//! - [`count`]: parameters, multiply-accumulates, and the FLOPs of the paper's table.
+//! - [`registry`]: all models by name.
+//! - [`weights`]: pretrained files, loading, saving, model cards and ONNX.
+//! - [`count`]: parameters, multiply-accumulates, and the FLOPs of the class-centric paper.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -15,33 +14,22 @@ struct Readme;
 
 mod backbone;
 pub mod cifar_resnet;
-mod classifier;
 mod count;
 pub mod deeplabv3plus;
-mod dilate;
+pub mod early_exits;
 mod error;
-pub mod exits;
-mod export;
-mod load;
+mod heads;
 pub mod mobilenetv2;
-mod names;
-pub mod onnx;
-mod protobuf;
+mod output_stride;
 pub mod resnet;
-mod save;
 pub mod swin;
 #[cfg(feature = "transformers")]
 mod transformers;
 pub mod vgg;
-mod weights;
-pub mod weights_file;
+pub mod weights;
 
 pub use count::{Counts, count};
 pub use error::Error;
-pub use export::{Card, export};
-pub use load::{Fit, fit, load_weights};
-pub use save::{Precision, save, save_as};
-pub use weights::{Hub, Manifest, manifests, weights};
 
 use backbone::Backbone;
 use count::Work;
@@ -50,39 +38,39 @@ use stillhouse_core::registry::{Entry, Registry};
 use stillhouse_core::{Error as CoreError, ParamBuilder, Result};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init};
 
-/// The sizes of one architecture.
+/// All sizes of one architecture.
 struct Family {
-    /// A row for each size.
-    rows: &'static [Entry<ModelBuild>],
-    /// Builds a size and counts one forward pass of one image, `(height, width)`.
+    /// An entry per size.
+    entries: &'static [Entry<ModelBuild>],
+    /// Builds a size and counts the cost of one image `(height, width)`.
     work: fn(&ModelSpec, &ParamBuilder, (usize, usize)) -> Result<Work>,
-    /// Builds a size without its head, for networks that put another on it.
-    body: Option<BuildBody>,
-    /// Whether nothing but the last layer learns.
+    /// Builds a size without its head, for other heads.
+    backbone: Option<BuildBackbone>,
+    /// Whether only the last layer is trainable.
     frozen: bool,
 }
 
-type BuildBody = fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>;
+type BuildBackbone = fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>;
 
-/// Every architecture, in the order of listing.
+/// All architectures, in listing order.
 const FAMILIES: &[Family] = &[
-    Family { rows: resnet::ENTRIES, work: resnet::work, body: Some(resnet::body), frozen: false },
+    Family { entries: resnet::ENTRIES, work: resnet::work, backbone: Some(resnet::backbone), frozen: false },
     Family {
-        rows: mobilenetv2::ENTRIES,
+        entries: mobilenetv2::ENTRIES,
         work: mobilenetv2::work,
-        body: Some(mobilenetv2::body),
+        backbone: Some(mobilenetv2::backbone),
         frozen: false,
     },
-    Family { rows: vgg::ENTRIES, work: vgg::work, body: Some(vgg::body), frozen: false },
+    Family { entries: vgg::ENTRIES, work: vgg::work, backbone: Some(vgg::backbone), frozen: false },
     Family {
-        rows: cifar_resnet::ENTRIES,
+        entries: cifar_resnet::ENTRIES,
         work: cifar_resnet::work,
-        body: Some(cifar_resnet::body),
+        backbone: Some(cifar_resnet::backbone),
         frozen: false,
     },
-    Family { rows: swin::ENTRIES, work: swin::work, body: Some(swin::body), frozen: false },
-    Family { rows: exits::ENTRIES, work: exits::work, body: None, frozen: false },
-    Family { rows: deeplabv3plus::ENTRIES, work: deeplabv3plus::work, body: None, frozen: false },
+    Family { entries: swin::ENTRIES, work: swin::work, backbone: Some(swin::backbone), frozen: false },
+    Family { entries: early_exits::ENTRIES, work: early_exits::work, backbone: None, frozen: false },
+    Family { entries: deeplabv3plus::ENTRIES, work: deeplabv3plus::work, backbone: None, frozen: false },
     #[cfg(feature = "transformers")]
     transformers::family(transformers::CONVNEXT),
     #[cfg(feature = "transformers")]
@@ -93,7 +81,7 @@ const FAMILIES: &[Family] = &[
     transformers::family(transformers::DINOV2),
 ];
 
-/// All networks of this crate by name.
+/// Returns all models of this crate.
 ///
 /// ```
 /// let registry = stillhouse_backbones::registry();
@@ -102,28 +90,28 @@ const FAMILIES: &[Family] = &[
 /// assert!(e.contains("did you mean `resnet50`"));
 /// ```
 pub fn registry() -> Registry<ModelBuild> {
-    let rows: Vec<_> = FAMILIES.iter().flat_map(|family| family.rows).copied().collect();
-    Registry::new("backbone", &rows)
+    let entries: Vec<_> = FAMILIES.iter().flat_map(|family| family.entries).copied().collect();
+    Registry::new("model", &entries)
 }
 
-/// Whether nothing of a network but its last layer learns: candle's own, behind the feature
-/// `transformers`.
+/// Returns whether only the last layer of a model is trainable: the models of candle-transformers,
+/// with the Cargo feature `transformers`.
 ///
 /// ```
 /// assert!(!stillhouse_backbones::is_frozen("resnet18"));
 /// ```
 pub fn is_frozen(name: &str) -> bool {
-    FAMILIES.iter().any(|family| family.frozen && family.rows.iter().any(|row| row.name == name))
+    FAMILIES.iter().any(|family| family.frozen && family.entries.iter().any(|entry| entry.name == name))
 }
 
-/// Side of the square images that a network is made for, in pixels. Swin Transformers can run on no
-/// other without `img_size`.
+/// Returns the default image size of a model, in pixels. Swin Transformers require `img_size` for any
+/// other size.
 ///
 /// ```
-/// assert_eq!(stillhouse_backbones::usual_size("resnet18"), 224);
-/// assert_eq!(stillhouse_backbones::usual_size("swin_base_patch4_window12_384"), 384);
+/// assert_eq!(stillhouse_backbones::default_image_size("resnet18"), 224);
+/// assert_eq!(stillhouse_backbones::default_image_size("swin_base_patch4_window12_384"), 384);
 /// ```
-pub fn usual_size(name: &str) -> usize {
+pub fn default_image_size(name: &str) -> usize {
     match name {
         "mksmt" => 384,
         _ if name.ends_with("_384") => 384,
@@ -133,22 +121,25 @@ pub fn usual_size(name: &str) -> usize {
     }
 }
 
-/// A convolution without bias, batch norm and activation, He-normal over its outputs (He et al.
-/// 2015) as torchvision initializes it.
+/// Builds a convolution without bias, batch norm and activation, initialized He-normal over the outputs
+/// (He et al. 2015) as in torchvision.
 fn conv(spec: ConvSpec, conv: &str, bn: &str, act: Activation, p: &ParamBuilder) -> Result<ConvBnAct> {
     let init = Init::kaiming_fan_out(&[spec.outputs, spec.inputs / spec.groups, spec.kernel, spec.kernel]);
     Ok(ConvBnAct::new(spec, conv, bn, act, init, p)?)
 }
 
-/// The variant of a network that has none.
+/// Variant of a model without options.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoVariant {}
 
-/// A head needs classes.
+/// Rejects a head without classes.
 fn check_classes(request: &ModelSpec) -> Result<()> {
     if request.classes == 0 {
-        return Err(CoreError::incompatible(&request.name, "needs at least one class, got 0"));
+        return Err(CoreError::incompatible(
+            &request.name,
+            "invalid number of classes: expected at least 1, found 0",
+        ));
     }
     Ok(())
 }

@@ -3,14 +3,14 @@
 //! *Paper*: Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear
 //! Bottlenecks", CVPR 2018, DOI 10.1109/CVPR.2018.00474, Table 2.
 //!
-//! *Taps*: `F1`..`F4` at strides 4, 8, 16 and 32, after the groups of 24, 32, 96 and 320 channels
-//! (`blocks.1`, `.2`, `.4`, `.6`; these are linear, no activation follows); `pooled`, the mean after
+//! *Features*: `F1`..`F4` at strides 4, 8, 16 and 32, after the groups of 24, 32, 96 and 320 channels
+//! (`blocks.1`, `.2`, `.4`, `.6`, without an activation); `pooled`, the mean after
 //! the last 1x1 convolution, which is also the `embedding`; `logits`.
 //!
 //! *Variants*: `padding`: `symmetric` as in PyTorch, or `same` as in TensorFlow, where a strided
-//! 3x3 convolution on an even map pads 0 before and 1 after. The parameters are the same, the
-//! function is not: weights must run with the padding they were trained with. `output_stride` 32,
-//! 16 or 8: later groups keep their resolution and are dilated.
+//! 3x3 convolution on an even map pads 0 before and 1 after. The parameters are the same but the
+//! function is not, so weights require the padding they were trained with. `output_stride` 32, 16 or 8:
+//! later groups are dilated instead of strided.
 //!
 //! *Names and initialization*: timm's names and widths; convolutions He-normal over the outputs,
 //! classifier weights normal with 0.01, its bias zero, batch norm one and zero, as in torchvision.
@@ -23,22 +23,22 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::backbone::{Backbone, See};
-use crate::classifier::{Classifier, Neck};
+use crate::backbone::{Backbone, OnStage};
 use crate::conv;
 use crate::count::Work;
-use crate::dilate::Dilate;
+use crate::heads::{Classifier, Neck};
+use crate::output_stride::OutputStride;
 
-/// One row for each width multiplier.
+/// One entry per width multiplier.
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row("mobilenetv2_035", "inverted residuals, width 0.35, 1.7 M parameters"),
-    row("mobilenetv2_050", "inverted residuals, width 0.5, 2.0 M parameters"),
-    row("mobilenetv2_075", "inverted residuals, width 0.75, 2.6 M parameters"),
-    row("mobilenetv2_100", "inverted residuals, width 1.0, 3.5 M parameters"),
-    row("mobilenetv2_140", "inverted residuals, width 1.4, 6.1 M parameters"),
+    entry("mobilenetv2_035", "inverted residuals, width 0.35, 1.7 M parameters"),
+    entry("mobilenetv2_050", "inverted residuals, width 0.5, 2.0 M parameters"),
+    entry("mobilenetv2_075", "inverted residuals, width 0.75, 2.6 M parameters"),
+    entry("mobilenetv2_100", "inverted residuals, width 1.0, 3.5 M parameters"),
+    entry("mobilenetv2_140", "inverted residuals, width 1.4, 6.1 M parameters"),
 ];
 
-const fn row(name: &'static str, summary: &'static str) -> Entry<ModelBuild> {
+const fn entry(name: &'static str, summary: &'static str) -> Entry<ModelBuild> {
     let source = "Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks, Table 2";
     Entry { name, summary, source, defaults, build }
 }
@@ -57,11 +57,11 @@ pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) 
     network(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
+pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     Ok(Box::new(Groups::new(request, p)?))
 }
 
-/// Width multiplier in percent.
+/// Returns the width multiplier in percent.
 fn width(name: &str) -> Result<usize> {
     match name {
         "mobilenetv2_035" => Ok(35),
@@ -69,15 +69,15 @@ fn width(name: &str) -> Result<usize> {
         "mobilenetv2_075" => Ok(75),
         "mobilenetv2_100" => Ok(100),
         "mobilenetv2_140" => Ok(140),
-        other => Err(Error::incompatible(other, "is no MobileNetV2 of this crate")),
+        other => Err(Error::incompatible(other, "not a MobileNetV2 of this crate")),
     }
 }
 
-/// The multiple of 8 suggest to `channels` times the width, not more than a tenth below it.
+/// Returns the multiple of 8 nearest to `channels` times the width, at most a tenth below it.
 fn scaled(channels: usize, percent: usize) -> usize {
     let hundredths = channels * percent;
-    let suggest = ((hundredths + 400) / 800 * 8).max(8);
-    if suggest * 1000 < hundredths * 9 { suggest + 8 } else { suggest }
+    let nearest = ((hundredths + 400) / 800 * 8).max(8);
+    if nearest * 1000 < hundredths * 9 { nearest + 8 } else { nearest }
 }
 
 #[derive(Deserialize)]
@@ -100,7 +100,7 @@ impl Default for Variant {
     }
 }
 
-/// Table 2 of the paper: expansion, channels, repeats, stride of the first.
+/// Table 2 of the paper: expansion, channels, repeats, stride of the first block.
 const GROUPS: [(usize, usize, usize, usize); 7] = [
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -111,10 +111,11 @@ const GROUPS: [(usize, usize, usize, usize); 7] = [
     (6, 320, 1, 1),
 ];
 
-/// Where the taps sit: after which group.
-const TAPS: [(usize, &str); 4] = [(1, "F1"), (2, "F2"), (4, "F3"), (6, "F4")];
+/// Features and the index of the group that they follow.
+const FEATURES: [(usize, &str); 4] = [(1, "F1"), (2, "F2"), (4, "F3"), (6, "F4")];
 
-/// Expand, filter each channel, project without activation; add the input where shapes agree.
+/// Inverted residual: expansion, depthwise convolution and linear projection, with a shortcut if the
+/// shape is preserved.
 #[derive(Debug)]
 struct Block {
     expand: Option<ConvBnAct>,
@@ -123,9 +124,9 @@ struct Block {
     skip: bool,
 }
 
-/// What a block does to the map.
+/// Configuration of a block.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
+struct BlockSpec {
     inputs: usize,
     outputs: usize,
     expansion: usize,
@@ -135,7 +136,7 @@ struct Shape {
 }
 
 impl Block {
-    fn new(s: Shape, p: &ParamBuilder) -> Result<Self> {
+    fn new(s: BlockSpec, p: &ParamBuilder) -> Result<Self> {
         let hidden = s.inputs * s.expansion;
         let padding = if s.same { Padding::Same } else { Padding::Symmetric(s.dilation) };
         let filter = ConvSpec::new(hidden, hidden, 3)
@@ -176,11 +177,11 @@ impl Block {
     }
 }
 
-/// Everything before the last 1x1 convolution.
+/// The backbone: all layers before the last 1x1 convolution.
 #[derive(Debug)]
 struct Groups {
     name: String,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     stem: ConvBnAct,
     groups: Vec<Vec<Block>>,
 }
@@ -195,32 +196,36 @@ impl Groups {
         let stem = ConvSpec::new(3, inputs, 3).stride(2);
         let stem = if same { stem.padding(Padding::Same) } else { stem };
         let stem = conv(stem, "conv_stem", "bn1", Activation::Relu6, p)?;
-        let mut dilate = Dilate::new(name, variant.output_stride, 2)?;
-        let (mut groups, mut taps) = (Vec::new(), Vec::new());
+        let mut output_stride = OutputStride::new(name, variant.output_stride, 2)?;
+        let (mut groups, mut features) = (Vec::new(), Vec::new());
         for (g, (expansion, channels, repeats, stride)) in GROUPS.into_iter().enumerate() {
             let p = p.pp("blocks").pp(g);
             let outputs = scaled(channels, percent);
-            let steps = dilate.stage(stride);
+            let stage_stride = output_stride.stage(stride);
             let mut group = Vec::new();
             for b in 0..repeats {
-                let (stride, dilation) = if b == 0 { (steps.stride, steps.first) } else { (1, steps.rest) };
-                let shape = Shape { inputs, outputs, expansion, stride, dilation, same };
-                group.push(Block::new(shape, &p.pp(b))?);
+                let (stride, dilation) = if b == 0 {
+                    (stage_stride.stride, stage_stride.first_dilation)
+                } else {
+                    (1, stage_stride.dilation)
+                };
+                let spec = BlockSpec { inputs, outputs, expansion, stride, dilation, same };
+                group.push(Block::new(spec, &p.pp(b))?);
                 inputs = outputs;
             }
             groups.push(group);
-            if let Some((_, tap)) = TAPS.iter().find(|(after, _)| *after == g) {
-                taps.push(FeatureInfo::map(tap, outputs, dilate.reached()));
+            if let Some((_, feature)) = FEATURES.iter().find(|(after, _)| *after == g) {
+                features.push(FeatureInfo::map(feature, outputs, output_stride.reached()));
             }
         }
-        Ok(Self { name: name.clone(), taps, stem, groups })
+        Ok(Self { name: name.clone(), features, stem, groups })
     }
 
-    /// The groups of the first `depth` stages.
+    /// Iterates over the groups of the first `depth` stages.
     fn groups(&self, depth: usize) -> impl Iterator<Item = (usize, &Vec<Block>)> {
         let count = match depth {
             0 => 0,
-            _ => TAPS[depth.min(TAPS.len()) - 1].0 + 1,
+            _ => FEATURES[depth.min(FEATURES.len()) - 1].0 + 1,
         };
         self.groups.iter().enumerate().take(count)
     }
@@ -228,19 +233,19 @@ impl Groups {
 
 impl Backbone for Groups {
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, on_stage: OnStage) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         x = self.stem.forward(&x, tape)?; // [B, 32, H/2, W/2]
         for (g, group) in self.groups(depth) {
             for block in group {
                 x = block.forward(x, tape)?;
             }
-            if let Some(stage) = TAPS.iter().position(|(after, _)| *after == g) {
-                tape.mark_feature(TAPS[stage].1, &x)?;
-                see(stage, &x);
+            if let Some(stage) = FEATURES.iter().position(|(after, _)| *after == g) {
+                tape.mark_feature(FEATURES[stage].1, &x)?;
+                on_stage(stage, &x);
             }
         }
         Ok(x)
@@ -252,7 +257,7 @@ impl Backbone for Groups {
         let mut sizes = Vec::new();
         for (g, group) in self.groups(depth) {
             size = group.iter().try_fold(size, |size, block| block.work(size, work))?;
-            if TAPS.iter().any(|(after, _)| *after == g) {
+            if FEATURES.iter().any(|(after, _)| *after == g) {
                 sizes.push(size);
             }
         }
@@ -260,14 +265,14 @@ impl Backbone for Groups {
     }
 }
 
-/// The network that the request names, its parameters below `p`.
+/// Builds the model with its parameters under the prefix of `p`.
 fn network(request: &ModelSpec, p: &ParamBuilder) -> Result<Classifier> {
-    Classifier::new(request, p, body, "classifier", |inputs| {
-        let features = scaled(1280, width(&request.name)?).max(1280);
-        let last = conv(ConvSpec::new(inputs, features, 1), "conv_head", "bn2", Activation::Relu6, p)?;
+    Classifier::new(request, p, backbone, "classifier", |inputs| {
+        let hidden = scaled(1280, width(&request.name)?).max(1280);
+        let last = conv(ConvSpec::new(inputs, hidden, 1), "conv_head", "bn2", Activation::Relu6, p)?;
         let zero = Some(Init::Constant(0.0));
-        let fc = Linear::new(features, request.classes, "classifier", Init::Normal(0.01), zero, p)?;
-        Ok((Neck::Conv(last), features, fc))
+        let fc = Linear::new(hidden, request.classes, "classifier", Init::Normal(0.01), zero, p)?;
+        Ok((Neck::Conv(last), hidden, fc))
     })
 }
 
@@ -276,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn widths_are_multiples_of_eight() {
+    fn rounds_widths_to_multiples_of_eight() {
         let widths = |percent| [32, 16, 24, 32, 64, 96, 160, 320, 1280].map(|c| scaled(c, percent));
         assert_eq!(widths(140), [48, 24, 32, 48, 88, 136, 224, 448, 1792]);
         assert_eq!(widths(100), [32, 16, 24, 32, 64, 96, 160, 320, 1280]);

@@ -3,14 +3,14 @@
 //! *Paper*: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
 //! DOI 10.1109/CVPR.2016.90, Table 1.
 //!
-//! *Taps*: `F1`..`F4` after the last ReLU of each stage, `F1_pre`..`F4_pre` the sums before it;
-//! `pooled`, the mean of `F4`, which is also the `embedding`; `logits`.
+//! *Features*: `F1`..`F4` after the last ReLU of each stage, `F1_pre`..`F4_pre` before it; `pooled`, the
+//! mean of `F4`, which is also the `embedding`; `logits`.
 //!
-//! *Variants*: `output_stride` 32, 16 or 8: the last stages keep their resolution, their later
-//! convolutions are dilated (Chen et al., "Rethinking Atrous Convolution", 2017). `stride_in_1x1`
-//! (networks of bottlenecks): the stride sits in the first 1x1 convolution, as in the paper and in
-//! Keras, and not in the 3x3 as in PyTorch and timm. The parameters are the same, the function is
-//! not: weights must run in the arrangement they were trained in.
+//! *Variants*: `output_stride` 32, 16 or 8: the last stages are dilated instead of strided (Chen et
+//! al., "Rethinking Atrous Convolution", 2017). `stride_in_1x1` (bottlenecks only): the first 1x1
+//! convolution is strided, as in the paper and in Keras, instead of the 3x3 convolution, as in PyTorch
+//! and timm. The parameters are the same but the function is not, so weights require the variant they
+//! were trained with.
 //!
 //! *Names and initialization*: timm's names; convolutions He-normal over the outputs, the
 //! classifier uniform within `1 / sqrt(inputs)`, batch norm one and zero, as in torchvision.
@@ -23,24 +23,24 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
-use crate::backbone::{Backbone, See};
-use crate::classifier::{Classifier, Neck};
+use crate::backbone::{Backbone, OnStage};
 use crate::conv;
 use crate::count::Work;
-use crate::dilate::Dilate;
+use crate::heads::{Classifier, Neck};
+use crate::output_stride::OutputStride;
 
 const SOURCE: &str = "He et al. 2016, Deep Residual Learning for Image Recognition, Table 1";
 
-/// One row for each depth.
+/// One entry per depth.
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row("resnet18", "residual network, 2 2 2 2 basic blocks, 11.7 M parameters", basic_defaults),
-    row("resnet34", "residual network, 3 4 6 3 basic blocks, 21.8 M parameters", basic_defaults),
-    row("resnet50", "residual network, 3 4 6 3 bottlenecks, 25.6 M parameters", bottleneck_defaults),
-    row("resnet101", "residual network, 3 4 23 3 bottlenecks, 44.5 M parameters", bottleneck_defaults),
-    row("resnet152", "residual network, 3 8 36 3 bottlenecks, 60.2 M parameters", bottleneck_defaults),
+    entry("resnet18", "residual network, 2 2 2 2 basic blocks, 11.7 M parameters", basic_defaults),
+    entry("resnet34", "residual network, 3 4 6 3 basic blocks, 21.8 M parameters", basic_defaults),
+    entry("resnet50", "residual network, 3 4 6 3 bottlenecks, 25.6 M parameters", bottleneck_defaults),
+    entry("resnet101", "residual network, 3 4 23 3 bottlenecks, 44.5 M parameters", bottleneck_defaults),
+    entry("resnet152", "residual network, 3 8 36 3 bottlenecks, 60.2 M parameters", bottleneck_defaults),
 ];
 
-const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
+const fn entry(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
     Entry { name, summary, source: SOURCE, defaults, build }
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) 
     network(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
+pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     Ok(Box::new(Stages::new(request, p)?))
 }
 
@@ -71,7 +71,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Channels that leave a block, as a multiple of its width.
+    /// Output channels of a block as a multiple of its width.
     fn expansion(self) -> usize {
         match self {
             Self::Basic => 1,
@@ -88,7 +88,7 @@ fn depth(name: &str) -> Result<(Kind, [usize; 4])> {
         "resnet50" => Ok((Kind::Bottleneck, [3, 4, 6, 3])),
         "resnet101" => Ok((Kind::Bottleneck, [3, 4, 23, 3])),
         "resnet152" => Ok((Kind::Bottleneck, [3, 8, 36, 3])),
-        other => Err(Error::incompatible(other, "is no residual network of this crate")),
+        other => Err(Error::incompatible(other, "not a ResNet of this crate")),
     }
 }
 
@@ -105,8 +105,8 @@ impl Default for Variant {
     }
 }
 
-/// A 3x3 convolution that keeps the map's size at stride 1.
-fn three(inputs: usize, outputs: usize, dilation: usize) -> ConvSpec {
+/// Specifies a 3x3 convolution that preserves the size of the map at stride 1.
+fn conv3x3(inputs: usize, outputs: usize, dilation: usize) -> ConvSpec {
     ConvSpec::new(inputs, outputs, 3).dilation(dilation).padding(Padding::Symmetric(dilation))
 }
 
@@ -118,55 +118,67 @@ pub(crate) struct Block {
     projection: Option<ConvBnAct>,
 }
 
-/// Where a block stands.
+/// Configuration of a block.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct BlockSpec {
     pub(crate) inputs: usize,
     pub(crate) width: usize,
     pub(crate) stride: usize,
-    /// Dilation of the 3x3 convolution that may have the stride.
-    pub(crate) first: usize,
+    /// Dilation of the 3x3 convolution that may be strided.
+    pub(crate) first_dilation: usize,
     /// Dilation of a basic block's second convolution.
-    pub(crate) second: usize,
+    pub(crate) dilation: usize,
     pub(crate) stride_in_1x1: bool,
 }
 
 impl Block {
-    /// Two 3x3 convolutions (Fig. 5, left).
-    pub(crate) fn basic(at: Place, p: &ParamBuilder) -> Result<Self> {
+    /// Builds a basic block: two 3x3 convolutions (Fig. 5, left).
+    pub(crate) fn basic(spec: BlockSpec, p: &ParamBuilder) -> Result<Self> {
         let inner = vec![conv(
-            three(at.inputs, at.width, at.first).stride(at.stride),
+            conv3x3(spec.inputs, spec.width, spec.first_dilation).stride(spec.stride),
             "conv1",
             "bn1",
             Activation::Relu,
             p,
         )?];
-        let last = conv(three(at.width, at.width, at.second), "conv2", "bn2", Activation::Relu, p)?;
-        Ok(Self { inner, last, projection: projection(at, at.width, p)? })
+        let last = conv(conv3x3(spec.width, spec.width, spec.dilation), "conv2", "bn2", Activation::Relu, p)?;
+        Ok(Self { inner, last, projection: projection(spec, spec.width, p)? })
     }
 
-    /// 1x1, 3x3, 1x1 (Fig. 5, right).
-    fn bottleneck(at: Place, p: &ParamBuilder) -> Result<Self> {
-        let outputs = at.width * Kind::Bottleneck.expansion();
-        let (in_1x1, in_3x3) = if at.stride_in_1x1 { (at.stride, 1) } else { (1, at.stride) };
+    /// Builds a bottleneck: 1x1, 3x3 and 1x1 convolutions (Fig. 5, right).
+    fn bottleneck(spec: BlockSpec, p: &ParamBuilder) -> Result<Self> {
+        let outputs = spec.width * Kind::Bottleneck.expansion();
+        let (in_1x1, in_3x3) = if spec.stride_in_1x1 { (spec.stride, 1) } else { (1, spec.stride) };
         let inner = vec![
-            conv(ConvSpec::new(at.inputs, at.width, 1).stride(in_1x1), "conv1", "bn1", Activation::Relu, p)?,
-            conv(three(at.width, at.width, at.first).stride(in_3x3), "conv2", "bn2", Activation::Relu, p)?,
+            conv(
+                ConvSpec::new(spec.inputs, spec.width, 1).stride(in_1x1),
+                "conv1",
+                "bn1",
+                Activation::Relu,
+                p,
+            )?,
+            conv(
+                conv3x3(spec.width, spec.width, spec.first_dilation).stride(in_3x3),
+                "conv2",
+                "bn2",
+                Activation::Relu,
+                p,
+            )?,
         ];
-        let last = conv(ConvSpec::new(at.width, outputs, 1), "conv3", "bn3", Activation::Relu, p)?;
-        Ok(Self { inner, last, projection: projection(at, outputs, p)? })
+        let last = conv(ConvSpec::new(spec.width, outputs, 1), "conv3", "bn3", Activation::Relu, p)?;
+        Ok(Self { inner, last, projection: projection(spec, outputs, p)? })
     }
 
     fn forward(&self, x: Node, tape: &mut Tape) -> Result<Node> {
-        self.ending(&self.last, x, tape)
+        self.forward_to(&self.last, x, tape)
     }
 
-    /// The sum before the ReLU.
-    fn sum(&self, x: Node, tape: &mut Tape) -> Result<Node> {
-        self.ending(&self.last.with_activation(Activation::None), x, tape)
+    /// Returns the sum before the last ReLU.
+    fn forward_pre_activation(&self, x: Node, tape: &mut Tape) -> Result<Node> {
+        self.forward_to(&self.last.with_activation(Activation::None), x, tape)
     }
 
-    fn ending(&self, last: &ConvBnAct, x: Node, tape: &mut Tape) -> Result<Node> {
+    fn forward_to(&self, last: &ConvBnAct, x: Node, tape: &mut Tape) -> Result<Node> {
         let shortcut = match &self.projection {
             Some(projection) => projection.forward(&x, tape)?,
             None => x.clone(),
@@ -187,12 +199,12 @@ impl Block {
     }
 }
 
-/// Runs a stage. Its last sum is made apart from the ReLU only if it is wanted as a tap.
-pub(crate) fn run(stage: &[Block], sum: &str, mut x: Node, tape: &mut Tape) -> Result<Node> {
+/// Runs a stage. Its last ReLU is a separate layer only if the feature `pre_activation` is selected.
+pub(crate) fn run_stage(stage: &[Block], pre_activation: &str, mut x: Node, tape: &mut Tape) -> Result<Node> {
     for (i, block) in stage.iter().enumerate() {
-        x = if i + 1 == stage.len() && tape.selects(sum) {
-            let before = block.sum(x, tape)?;
-            tape.mark_feature(sum, &before)?;
+        x = if i + 1 == stage.len() && tape.selects(pre_activation) {
+            let before = block.forward_pre_activation(x, tape)?;
+            tape.mark_feature(pre_activation, &before)?;
             tape.relu(&before)?
         } else {
             block.forward(x, tape)?
@@ -201,20 +213,20 @@ pub(crate) fn run(stage: &[Block], sum: &str, mut x: Node, tape: &mut Tape) -> R
     Ok(x)
 }
 
-/// The shortcut's 1x1 convolution where the shape changes (option B of the paper).
-fn projection(at: Place, outputs: usize, p: &ParamBuilder) -> Result<Option<ConvBnAct>> {
-    if at.stride == 1 && at.inputs == outputs {
+/// Builds the 1x1 convolution of a shortcut whose shape changes (option B of the paper).
+fn projection(spec: BlockSpec, outputs: usize, p: &ParamBuilder) -> Result<Option<ConvBnAct>> {
+    if spec.stride == 1 && spec.inputs == outputs {
         return Ok(None);
     }
-    let spec = ConvSpec::new(at.inputs, outputs, 1).stride(at.stride);
-    conv(spec, "downsample.0", "downsample.1", Activation::None, p).map(Some)
+    let conv1x1 = ConvSpec::new(spec.inputs, outputs, 1).stride(spec.stride);
+    conv(conv1x1, "downsample.0", "downsample.1", Activation::None, p).map(Some)
 }
 
-/// Everything before the average.
+/// The backbone: stem and stages.
 #[derive(Debug)]
 struct Stages {
     name: String,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     stem: ConvBnAct,
     stages: Vec<Vec<Block>>,
 }
@@ -227,48 +239,59 @@ impl Stages {
         if variant.stride_in_1x1 && kind == Kind::Basic {
             return Err(Error::incompatible(
                 name,
-                "stride_in_1x1 is for networks of bottlenecks: basic blocks have no 1x1",
+                "invalid stride_in_1x1: basic blocks have no 1x1 convolution; it requires resnet50, 101 or 152",
             ));
         }
         let stem = conv(ConvSpec::new(3, 64, 7).stride(2), "conv1", "bn1", Activation::Relu, p)?;
-        let mut dilate = Dilate::new(name, variant.output_stride, 4)?;
-        let (mut stages, mut taps, mut inputs) = (Vec::new(), Vec::new(), 64);
+        let mut output_stride = OutputStride::new(name, variant.output_stride, 4)?;
+        let (mut stages, mut features, mut inputs) = (Vec::new(), Vec::new(), 64);
         for (i, blocks) in depths.into_iter().enumerate() {
             let p = p.pp(format!("layer{}", i + 1));
             let width = 64 << i;
-            let steps = dilate.stage(if i == 0 { 1 } else { 2 });
+            let stage_stride = output_stride.stage(if i == 0 { 1 } else { 2 });
             let mut stage = Vec::new();
             for b in 0..blocks {
-                let (stride, first) = if b == 0 { (steps.stride, steps.first) } else { (1, steps.rest) };
+                let (stride, first_dilation) = if b == 0 {
+                    (stage_stride.stride, stage_stride.first_dilation)
+                } else {
+                    (1, stage_stride.dilation)
+                };
                 let stride_in_1x1 = variant.stride_in_1x1;
-                let at = Place { inputs, width, stride, first, second: steps.rest, stride_in_1x1 };
+                let spec = BlockSpec {
+                    inputs,
+                    width,
+                    stride,
+                    first_dilation,
+                    dilation: stage_stride.dilation,
+                    stride_in_1x1,
+                };
                 stage.push(match kind {
-                    Kind::Basic => Block::basic(at, &p.pp(b))?,
-                    Kind::Bottleneck => Block::bottleneck(at, &p.pp(b))?,
+                    Kind::Basic => Block::basic(spec, &p.pp(b))?,
+                    Kind::Bottleneck => Block::bottleneck(spec, &p.pp(b))?,
                 });
                 inputs = width * kind.expansion();
             }
             stages.push(stage);
-            taps.push(FeatureInfo::map(F[i], inputs, dilate.reached()));
-            taps.push(FeatureInfo::map(F_PRE[i], inputs, dilate.reached()));
+            features.push(FeatureInfo::map(F[i], inputs, output_stride.reached()));
+            features.push(FeatureInfo::map(F_PRE[i], inputs, output_stride.reached()));
         }
-        Ok(Self { name: name.clone(), taps, stem, stages })
+        Ok(Self { name: name.clone(), features, stem, stages })
     }
 }
 
 impl Backbone for Stages {
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, on_stage: OnStage) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         x = self.stem.forward(&x, tape)?; // [B, 64, H/2, W/2]
         x = tape.max_pool(&x, 3, 2, 1)?; // [B, 64, H/4, W/4]
         for (i, stage) in self.stages.iter().enumerate().take(depth) {
-            x = run(stage, F_PRE[i], x, tape)?;
+            x = run_stage(stage, F_PRE[i], x, tape)?;
             tape.mark_feature(F[i], &x)?;
-            see(i, &x);
+            on_stage(i, &x);
         }
         Ok(x)
     }
@@ -276,7 +299,7 @@ impl Backbone for Stages {
     fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
         work.check(&self.name, size)?;
         let (height, width) = work.conv_bn(&self.stem, size)?;
-        let mut size = (height.div_ceil(2), width.div_ceil(2)); // the max pool
+        let mut size = (height.div_ceil(2), width.div_ceil(2)); // max pooling
         let mut sizes = Vec::new();
         for stage in self.stages.iter().take(depth) {
             size = stage.iter().try_fold(size, |size, block| block.work(size, work))?;
@@ -289,9 +312,9 @@ impl Backbone for Stages {
 const F: [&str; 4] = ["F1", "F2", "F3", "F4"];
 const F_PRE: [&str; 4] = ["F1_pre", "F2_pre", "F3_pre", "F4_pre"];
 
-/// The network that the request names, its parameters below `p`.
+/// Builds the model with its parameters under the prefix of `p`.
 fn network(request: &ModelSpec, p: &ParamBuilder) -> Result<Classifier> {
-    Classifier::new(request, p, body, "fc", |inputs| {
+    Classifier::new(request, p, backbone, "fc", |inputs| {
         let init = Init::fan_in_uniform(inputs);
         let fc = Linear::new(inputs, request.classes, "fc", init, Some(init), p)?;
         Ok((Neck::None, inputs, fc))

@@ -3,22 +3,21 @@
 //! *Paper*: Liu, Lin, Cao, Hu, Wei, Zhang, Lin, Guo, "Swin Transformer: Hierarchical Vision
 //! Transformer using Shifted Windows", ICCV 2021, DOI 10.1109/ICCV48922.2021.00986, section 3.
 //!
-//! Patch merging stands at the start of a stage, as in timm, so a stage's map comes before the
-//! merging that leads to the next. Where a stage's map is not larger than the window, the window
-//! shrinks to it and is not shifted; a map that is no multiple of the window is rolled first and then
-//! filled up with zeros.
+//! Patch merging is at the start of a stage, as in timm, so the feature of a stage precedes the merging
+//! to the next. If the map of a stage is not larger than the window, the window shrinks to the map and
+//! is not shifted. A map whose sides are not multiples of the window is rolled first and then padded
+//! with zeros.
 //!
-//! Every block is a segment that `train.checkpointing` computes again on the way back.
+//! Each block is a segment of `train.gradient_checkpointing`.
 //!
-//! *Taps*: `F1`..`F4` after each stage (strides 4, 8, 16, 32), before the last norm; `pooled`, the
+//! *Features*: `F1`..`F4` after each stage (strides 4, 8, 16, 32), before the last norm; `pooled`, the
 //! mean of the normalized last map, which is also the `embedding`; `logits`.
 //!
-//! *Variants*: `img_size`, rows and columns of the images that the windows are laid out for (one
-//! number, or two), as in the name by default; `drop_path`, the rate of the last block, rising
-//! linearly from 0 at the first.
+//! *Variants*: `img_size`, height and width of the images (one number, or two), by default as in the
+//! name; `drop_path`, the rate of the last block, which rises linearly from 0 at the first.
 //!
 //! *Names and initialization*: timm's names; linear layers and tables normal with 0.02 and zero
-//! biases, the patches' convolution uniform within `1 / sqrt(fan in)`, as in timm.
+//! biases, the patch embedding uniform within `1 / sqrt(fan in)`, as in timm.
 
 use std::sync::Arc;
 
@@ -32,45 +31,45 @@ use stillhouse_ops::{
     Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node, Padding, WindowAttention,
 };
 
-use crate::backbone::{Backbone, See};
-use crate::classifier::{Classifier, Neck};
+use crate::backbone::{Backbone, OnStage};
 use crate::count::Work;
+use crate::heads::{Classifier, Neck};
 
-/// One row for each size, window and image size.
+/// One entry per size, window and image size.
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row(
+    entry(
         "swin_tiny_patch4_window7_224",
         "shifted windows of 7, 2 2 6 2 blocks, 28.3 M parameters",
         small_images,
     ),
-    row(
+    entry(
         "swin_small_patch4_window7_224",
         "shifted windows of 7, 2 2 18 2 blocks, 49.6 M parameters",
         small_images,
     ),
-    row(
+    entry(
         "swin_base_patch4_window7_224",
         "shifted windows of 7, 2 2 18 2 blocks, 87.8 M parameters",
         small_images,
     ),
-    row(
+    entry(
         "swin_base_patch4_window12_384",
         "shifted windows of 12, 2 2 18 2 blocks, 87.9 M parameters",
         large_images,
     ),
-    row(
+    entry(
         "swin_large_patch4_window7_224",
         "shifted windows of 7, 2 2 18 2 blocks, 196.5 M parameters",
         small_images,
     ),
-    row(
+    entry(
         "swin_large_patch4_window12_384",
         "shifted windows of 12, 2 2 18 2 blocks, 196.7 M parameters",
         large_images,
     ),
 ];
 
-const fn row(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
+const fn entry(name: &'static str, summary: &'static str, defaults: fn() -> String) -> Entry<ModelBuild> {
     let source =
         "Liu et al. 2021, Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, Table 7";
     Entry { name, summary, source, defaults, build }
@@ -94,11 +93,11 @@ pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) 
     network(request, p)?.work(size)
 }
 
-pub(crate) fn body(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
+pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
     Ok(Box::new(Stages::new(request, p)?))
 }
 
-/// What a name stands for.
+/// Size of a model.
 struct Size {
     width: usize,
     depths: [usize; 4],
@@ -109,7 +108,7 @@ struct Size {
 
 /// Table 7 of the paper.
 fn size(name: &str) -> Result<Size> {
-    let other = || Error::incompatible(name, "is no Swin Transformer of this crate");
+    let other = || Error::incompatible(name, "not a Swin Transformer of this crate");
     let (family, rest) = name.strip_prefix("swin_").and_then(|n| n.split_once('_')).ok_or_else(other)?;
     let (window, image) = match rest {
         "patch4_window7_224" => (7, 224),
@@ -126,7 +125,7 @@ fn size(name: &str) -> Result<Size> {
     Ok(Size { width, depths: [2, 2, deep, 2], heads: [1, 2, 4, 8].map(|m| first * m), window, image })
 }
 
-/// Rows and columns: one number for both, or two.
+/// Height and width: one number for both, or two.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ImageSize {
@@ -211,7 +210,7 @@ impl Block {
     }
 }
 
-/// Four neighbors to one token of twice the channels.
+/// Patch merging: four neighboring tokens become one of twice the channels.
 #[derive(Debug)]
 struct Merging {
     norm: LayerNorm,
@@ -238,11 +237,11 @@ struct Stage {
     blocks: Vec<Arc<Block>>,
 }
 
-/// Everything before the last norm.
+/// The backbone: all layers before the last norm.
 #[derive(Debug)]
 struct Stages {
     name: String,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     image: [usize; 2],
     patches: ConvBnAct,
     norm: LayerNorm,
@@ -258,7 +257,8 @@ impl Stages {
         let size = size(&name)?;
         let variant: Variant = from_table(&request.variant, &format!("variant of {name}"))?;
         if !(0.0..1.0).contains(&variant.drop_path) {
-            let found = format!("drop_path is {}; allowed is 0 up to, not including, 1", variant.drop_path);
+            let found =
+                format!("invalid drop_path: expected 0 <= drop_path < 1, found {}", variant.drop_path);
             return Err(Error::incompatible(&name, found));
         }
         let image = match variant.img_size {
@@ -269,7 +269,7 @@ impl Stages {
         if image.iter().any(|side| !(32..=1 << 14).contains(side)) {
             return Err(Error::incompatible(
                 &name,
-                format!("img_size is {image:?}; allowed are 32 to 16384 pixels"),
+                format!("invalid img_size: expected 32 to 16384 pixels, found {image:?}"),
             ));
         }
         let fan_in = Init::fan_in_uniform(3 * PATCH * PATCH);
@@ -277,9 +277,9 @@ impl Stages {
         let patches =
             ConvBnAct::with_bias(spec, "patch_embed.proj", None, Activation::None, (fan_in, fan_in), p)?;
         let norm = LayerNorm::new(size.width, "patch_embed.norm", p)?;
-        let (mut stages, mut taps) = (Vec::new(), Vec::new());
+        let (mut stages, mut features) = (Vec::new(), Vec::new());
         let (mut done, all) = (0, size.depths.iter().sum::<usize>());
-        for (i, tap) in F.into_iter().enumerate() {
+        for (i, feature) in F.into_iter().enumerate() {
             let p = p.pp("layers").pp(i);
             let channels = size.width << i;
             let merging = if i == 0 { None } else { Some(Merging::new(channels / 2, &p.pp("downsample"))?) };
@@ -293,16 +293,16 @@ impl Stages {
                 done += 1;
             }
             stages.push(Stage { merging, blocks });
-            taps.push(FeatureInfo::map(tap, channels, PATCH << i));
+            features.push(FeatureInfo::map(feature, channels, PATCH << i));
         }
-        Ok(Self { name, taps, image, patches, norm, stages })
+        Ok(Self { name, features, image, patches, norm, stages })
     }
 
     fn check(&self, size: (usize, usize)) -> Result<()> {
         let [height, width] = self.image;
         if size != (height, width) {
             let found = format!(
-                "its windows are laid out for images of {height} x {width}, got {} x {}; set img_size",
+                "wrong image size: expected {height} x {width}, found {} x {}; set img_size",
                 size.0, size.1
             );
             return Err(Error::incompatible(&self.name, found));
@@ -311,7 +311,7 @@ impl Stages {
     }
 }
 
-/// Window and shift on a map.
+/// Returns window and shift for a map.
 fn window(map: [usize; 2], window: usize, shifted: bool) -> ([usize; 2], [usize; 2]) {
     let shift = |side: usize| if shifted && side > window { window / 2 } else { 0 };
     (map.map(|side| side.min(window)), map.map(shift))
@@ -319,24 +319,24 @@ fn window(map: [usize; 2], window: usize, shifted: bool) -> ([usize; 2], [usize;
 
 impl Backbone for Stages {
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
 
-    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, see: See) -> Result<Node> {
+    fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, on_stage: OnStage) -> Result<Node> {
         let mut x = tape.input(images)?; // [B, 3, H, W]
         self.check(x.size())?;
         x = self.patches.forward(&x, tape)?; // [B, C, H/4, W/4]
         x = self.norm.forward(&x, tape)?;
         for (i, stage) in self.stages.iter().enumerate().take(depth) {
             if let Some(merging) = &stage.merging {
-                x = merging.forward(&x, tape)?; // twice the channels, half the rows and columns
+                x = merging.forward(&x, tape)?; // [B, 2C, H/2, W/2]
             }
             for block in &stage.blocks {
                 let block = Arc::clone(block);
                 x = tape.gradient_checkpoint(&x, move |x, tape| block.forward(x, tape))?;
             }
             tape.mark_feature(F[i], &x)?;
-            see(i, &x);
+            on_stage(i, &x);
         }
         Ok(x)
     }
@@ -360,9 +360,9 @@ impl Backbone for Stages {
     }
 }
 
-/// The network that the request names, its parameters below `p`.
+/// Builds the model with its parameters under the prefix of `p`.
 fn network(request: &ModelSpec, p: &ParamBuilder) -> Result<Classifier> {
-    Classifier::new(request, p, body, "head.fc", |channels| {
+    Classifier::new(request, p, backbone, "head.fc", |channels| {
         let norm = LayerNorm::new(channels, "norm", p)?;
         let fc = linear(channels, request.classes, "head.fc", p)?;
         Ok((Neck::Norm(norm), channels, fc))
@@ -374,7 +374,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_shrink_to_the_map() {
+    fn shrinks_windows_to_the_map() {
         assert_eq!(window([56, 56], 7, true), ([7, 7], [3, 3]));
         assert_eq!(window([56, 56], 7, false), ([7, 7], [0, 0]));
         assert_eq!(window([7, 7], 7, true), ([7, 7], [0, 0]));

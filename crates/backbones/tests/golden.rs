@@ -1,8 +1,7 @@
-//! The golden values of `tests/golden/models` (timm 1.0.31, PyTorch 2.15.0 in f64; tolerances from
+//! Golden values of `tests/golden/models` (timm 1.0.31, PyTorch 2.15.0 in f64; tolerances from
 //! two f32 runs; see its README): structure, evaluation and training of every network.
 //!
-//! Every file is taken by its `kind`, `arch` and `options`, never by its name. Heavy training cases
-//! in f64 run with
+//! Every file is selected by its `kind`, `arch` and `options`, never by its name. Heavy cases run with
 //!
 //! ```text
 //! cargo test --release -p stillhouse-backbones --test golden -- --include-ignored
@@ -17,20 +16,19 @@ use stillhouse_backbones::{count, registry};
 use stillhouse_core::model::{Features, Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
-use stillhouse_ops::{Gradients, ParamKind, Mode, ParamId};
+use stillhouse_ops::{Gradients, Mode, ParamId, ParamKind};
 use stillhouse_testkit::generator;
 use stillhouse_testkit::golden::{self, Case};
 
-/// Architectures (by the beginning of their names) that the golden folder has and this crate not
-/// yet. One that is built and listed fails, and so does one that is neither.
-const NOT_YET: &[&str] = &[];
+/// Maximum cost of an f64 case in the short tests: multiply-accumulates of the batch, or ten times the
+/// parameters. About ten seconds on two cores in a debug build.
+const MAX_COST: u64 = 1_000_000_000;
 
-/// Multiply-accumulates of one forward pass of the batch, and parameters, above which an f64 case is
-/// left to the long test: about ten seconds on two cores in a debug build.
-const HEAVY: u64 = 1_000_000_000;
+/// Key of the optimizer's settings in the golden files.
+const OPTIMIZER: &str = "optimiser";
 
-/// The golden folder's own names of taps that have another one here.
-const TAPS: &[(&str, &str)] = &[
+/// Features of the golden files whose name differs here.
+const FEATURES: &[(&str, &str)] = &[
     ("low", "F1"),
     ("high", "F4"),
     ("S3", "F3"),
@@ -41,30 +39,26 @@ const TAPS: &[(&str, &str)] = &[
     ("logits4", "exit4.logits"),
 ];
 
-fn own_tap(name: &str) -> &str {
-    TAPS.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, own)| own)
+fn feature_name(golden: &str) -> &str {
+    FEATURES.iter().find(|(name, _)| *name == golden).map_or(golden, |(_, feature)| feature)
 }
 
-/// What draws at random is off in all golden values.
-const OFF: &[(&str, &str)] = &[("deeplabv3plus", "dropout"), ("swin_", "drop_path"), ("mksmt", "drop_path")];
+/// Random layers, which are disabled in all golden values.
+const DISABLED: &[(&str, &str)] =
+    &[("deeplabv3plus", "dropout"), ("swin_", "drop_path"), ("mksmt", "drop_path")];
 
-/// All cases of a kind whose network is built.
+/// Returns all cases of a kind.
 fn cases(kind: &str) -> Vec<Case> {
     let mut cases = golden::require("models");
     cases.retain(|case| {
         assert_eq!(case.meta["format"], "stillhouse-golden-model-1", "{case}");
         match text(&case.meta["kind"]) {
-            "generator" => return false, // checked by the testkit, whose generator it is
+            "generator" => return false, // checked by the testkit
             "model" | "eval" | "train" => {}
             other => panic!("{case}: unknown kind `{other}`"),
         }
-        let arch = text(&case.meta["arch"]);
-        let listed = NOT_YET.iter().any(|name| arch.starts_with(name));
-        match registry().get(arch) {
-            Ok(_) => assert!(!listed, "{case}: {arch} is built: take it off NOT_YET"),
-            Err(e) => assert!(listed, "{case}: {e}"),
-        }
-        !listed && case.meta["kind"] == kind
+        registry().get(text(&case.meta["arch"])).unwrap_or_else(|e| panic!("{case}: {e}"));
+        case.meta["kind"] == kind
     });
     cases
 }
@@ -93,14 +87,14 @@ fn table(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
     value.as_object().unwrap_or_else(|| panic!("expected a table, found {value}")).iter()
 }
 
-/// The network that a case asks for; options that are no class count are its variant.
+/// Returns the model of a case. All options except the number of classes are its variant.
 fn request(case: &Case) -> ModelSpec {
     let name = text(&case.meta["arch"]).to_string();
     let mut variant = toml::Table::new();
     for (key, value) in table(&case.meta["options"]).filter(|(key, _)| *key != "num_classes") {
         variant.insert(key.clone(), toml::Value::try_from(value).unwrap());
     }
-    for (_, key) in OFF.iter().filter(|(arch, _)| name.starts_with(arch)) {
+    for (_, key) in DISABLED.iter().filter(|(arch, _)| name.starts_with(arch)) {
         variant.insert(key.to_string(), 0.0.into());
     }
     let classes = real(&case.meta["options"]["num_classes"]) as usize;
@@ -109,11 +103,11 @@ fn request(case: &Case) -> ModelSpec {
 
 fn build(case: &Case, params: &ParamStore) -> Box<dyn Model> {
     let request = request(case);
-    let row = *registry().get(&request.name).unwrap();
-    (row.build)(&request, &params.builder(Rng::new(1))).unwrap_or_else(|e| panic!("{case}: {e}"))
+    let entry = *registry().get(&request.name).unwrap();
+    (entry.build)(&request, &params.builder(Rng::new(1))).unwrap_or_else(|e| panic!("{case}: {e}"))
 }
 
-/// A network with its parameters from the generator.
+/// Builds a model with the parameters of the generator.
 fn network(case: &Case, dtype: DType) -> (Box<dyn Model>, ParamStore) {
     let params = ParamStore::new(dtype, &Device::Cpu).unwrap();
     let net = build(case, &params);
@@ -136,26 +130,26 @@ fn flat(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Compares with described tensors and numbers, by the stored tolerances in f32 and by the README's
-/// rule in f64, and collects what is wrong.
+/// Comparison with stored tensors and numbers: the stored tolerances in f32, the rule of the README in
+/// f64.
 struct Check {
     case: String,
-    sharp: bool,
+    is_f64: bool,
     compared: usize,
     worst: f64,
-    begun: std::time::Instant,
+    started: std::time::Instant,
     wrong: Vec<String>,
 }
 
 impl Check {
     fn new(case: &Case, dtype: DType) -> Self {
-        let (case, sharp) = (format!("{case} in {dtype:?}"), dtype == DType::F64);
-        Self { case, sharp, compared: 0, worst: 0.0, begun: std::time::Instant::now(), wrong: Vec::new() }
+        let (case, is_f64) = (format!("{case} in {dtype:?}"), dtype == DType::F64);
+        Self { case, is_f64, compared: 0, worst: 0.0, started: std::time::Instant::now(), wrong: Vec::new() }
     }
 
-    /// `scale` is what the f64 rule is relative to.
+    /// Compares a number. The f64 rule is relative to `scale`.
     fn number(&mut self, what: &str, got: f64, want: f64, tol: f64, scale: f64) {
-        let tol = if self.sharp { (1e-7 * tol).max(1e-9 * scale.abs()) } else { tol };
+        let tol = if self.is_f64 { (1e-7 * tol).max(1e-9 * scale.abs()) } else { tol };
         let off = (got - want).abs();
         self.compared += 1;
         if off > 0.0 {
@@ -209,8 +203,8 @@ impl Check {
         );
     }
 
-    /// A tap, in its described layout.
-    fn tap(&mut self, name: &str, got: &Tensor, described: &Value) {
+    /// Compares a feature in its stored layout.
+    fn feature(&mut self, name: &str, got: &Tensor, described: &Value) {
         let got = match described["layout"].as_str() {
             Some("NHWC") => got.permute((0, 2, 3, 1)).unwrap(),
             Some("NCHW" | "NC") | None => got.clone(),
@@ -220,8 +214,8 @@ impl Check {
     }
 
     fn done(self) {
-        let Self { case, compared, worst, wrong, begun, .. } = self;
-        let seconds = begun.elapsed().as_secs_f64();
+        let Self { case, compared, worst, wrong, started, .. } = self;
+        let seconds = started.elapsed().as_secs_f64();
         println!("{case}: {compared} numbers, the worst at {worst:.3} of its tolerance, {seconds:.1} s");
         let shown = wrong.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
         assert!(wrong.is_empty(), "{case}: {} of {compared} numbers are wrong:\n  {shown}", wrong.len());
@@ -229,24 +223,24 @@ impl Check {
 }
 
 #[test]
-fn structures() {
+fn structure() {
     let cases = cases("model");
     for case in &cases {
         let params = ParamStore::meta();
         let net = build(case, &params);
-        let ours = |kind: ParamKind| -> Vec<(String, Vec<usize>)> {
+        let built = |kind: ParamKind| -> Vec<(String, Vec<usize>)> {
             params.all().into_iter().filter(|p| p.kind == kind).map(|p| (p.name, p.shape)).collect()
         };
-        let theirs = |key: &str| -> Vec<(String, Vec<usize>)> {
+        let stored = |key: &str| -> Vec<(String, Vec<usize>)> {
             list(&case.meta[key]).iter().map(|p| (text(&p[0]).into(), shape(&p[1]))).collect()
         };
         let (counters, buffers): (Vec<_>, Vec<_>) =
-            theirs("buffers").into_iter().partition(|(name, _)| name.ends_with("num_batches_tracked"));
-        assert_eq!(ours(ParamKind::Weight), theirs("params"), "{case}");
-        assert_eq!(ours(ParamKind::Buffer), buffers, "{case}");
+            stored("buffers").into_iter().partition(|(name, _)| name.ends_with("num_batches_tracked"));
+        assert_eq!(built(ParamKind::Weight), stored("params"), "{case}");
+        assert_eq!(built(ParamKind::Buffer), buffers, "{case}");
         assert_eq!(params.count_weights() as f64, real(&case.meta["param_count"]), "{case}");
-        let held: usize = buffers.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        assert_eq!((held + counters.len()) as f64, real(&case.meta["buffer_count"]), "{case}");
+        let buffer_values: usize = buffers.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!((buffer_values + counters.len()) as f64, real(&case.meta["buffer_count"]), "{case}");
         for at in list(&case.meta["macs"]) {
             let (height, width) = (real(&at["height"]) as usize, real(&at["width"]) as usize);
             let counts = count(&request(case), height, width).unwrap();
@@ -254,16 +248,15 @@ fn structures() {
             assert_eq!(counts.macs, net.macs(height, width).unwrap(), "{case}");
             assert_eq!(counts.attention_macs as f64, real(&at["attention_macs"]), "{case}");
         }
-        for tap in list(&case.meta["taps"]) {
-            let tap = own_tap(text(&tap[0]));
-            assert!(net.features().iter().any(|t| t.name == tap), "{case}: no tap {tap}");
+        for feature in list(&case.meta["taps"]) {
+            let name = feature_name(text(&feature[0]));
+            assert!(net.features().iter().any(|f| f.name == name), "{case}: no feature {name}");
         }
     }
     println!("{} structures checked", cases.len());
 }
 
-/// Every pass in two modes: with batch norm folded into the weights, and, as training with frozen
-/// statistics computes it, after them.
+/// Evaluates every pass in two modes: with batch norm folded into the weights, and not folded.
 fn evaluate(cases: &[Case], dtype: DType) {
     let mut passes = 0;
     for case in cases {
@@ -273,12 +266,12 @@ fn evaluate(cases: &[Case], dtype: DType) {
             let mut tape = Tape::new(&params, mode).unwrap();
             tape.set_winograd(false); // tolerances are those of direct sums
             for (step, pass) in list(&case.meta["cases"]).iter().enumerate() {
-                let names: Vec<&str> = table(&pass["outputs"]).map(|(name, _)| own_tap(name)).collect();
+                let names: Vec<&str> = table(&pass["outputs"]).map(|(name, _)| feature_name(name)).collect();
                 tape.select_features(&names);
                 tape.begin(Rng::new(0), step as u64);
                 let features = net.forward(&images(&pass["input"], dtype), &mut tape).unwrap();
                 for (name, described) in table(&pass["outputs"]) {
-                    check.tap(name, features.get(own_tap(name)).unwrap(), described);
+                    check.feature(name, features.get(feature_name(name)).unwrap(), described);
                 }
                 passes += 1;
             }
@@ -297,11 +290,11 @@ fn evaluation_f32() {
 fn evaluation_f64() {
     let (light, heavy) = by_cost(cases("eval"));
     evaluate(&light, DType::F64);
-    println!("{} left to the long test", heavy.len());
+    println!("{} skipped as heavy", heavy.len());
 }
 
 #[test]
-#[ignore = "minutes: see the head of this file"]
+#[ignore = "takes minutes"]
 fn evaluation_f64_heavy() {
     evaluate(&by_cost(cases("eval")).1, DType::F64);
 }
@@ -313,14 +306,14 @@ fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     (log_sum - own).unwrap().mean_all().unwrap()
 }
 
-/// The loss of a training case, and the output that it is told by.
+/// Loss of a training case.
 #[derive(Clone, Copy, PartialEq)]
 enum Objective {
-    /// Cross-entropy of `logits`; of maps over the pixels whose label is not ignored.
+    /// Cross-entropy of `logits`; for maps, over the pixels whose label is not ignored.
     Plain,
     /// Cross-entropy of the exit at the third stage.
     Stage1,
-    /// Cross-entropy of the exit at the fourth stage, and KL of the third's from it, which passes no
+    /// Cross-entropy of the exit at the fourth stage, and KL divergence of the third from it, without a
     /// gradient to the fourth.
     Stage2,
 }
@@ -335,7 +328,7 @@ impl Objective {
         }
     }
 
-    fn taps(self) -> &'static [&'static str] {
+    fn features(self) -> &'static [&'static str] {
         match self {
             Self::Plain => &["logits"],
             Self::Stage1 => &["exit3.logits"],
@@ -344,7 +337,7 @@ impl Objective {
     }
 
     fn loss(self, features: &Features, rows: Option<&Tensor>, labels: &Tensor) -> Tensor {
-        let logits = |i: usize| features.get(self.taps()[i]).unwrap();
+        let logits = |i: usize| features.get(self.features()[i]).unwrap();
         match self {
             Self::Plain => {
                 let mut logits = logits(0).clone();
@@ -370,14 +363,14 @@ fn log_softmax(logits: &Tensor) -> Tensor {
     logits.broadcast_sub(&log_sum).unwrap()
 }
 
-/// One training network with its batch.
+/// A model in training with its batch.
 struct Training {
     net: Box<dyn Model>,
     params: ParamStore,
     tape: Tape,
     images: Tensor,
     objective: Objective,
-    /// Pixels that have a label, for label maps.
+    /// Labeled pixels, for masks.
     rows: Option<Tensor>,
     labels: Tensor,
 }
@@ -388,7 +381,7 @@ impl Training {
         let objective = Objective::new(case);
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
         tape.set_winograd(false); // tolerances are those of direct sums
-        tape.select_features(objective.taps());
+        tape.select_features(objective.features());
         let images = images(&case.meta["input"], dtype);
         let target = &case.meta["target"];
         let (stream, shape) = (text(&target["stream"]), shape(&target["shape"]));
@@ -424,7 +417,7 @@ impl Training {
     }
 }
 
-/// The optimizer of a case: the house's SGD, and AdamW as PyTorch has it, written down plainly.
+/// Optimizer of a case: the SGD of `ops`, or a plain AdamW as in PyTorch.
 struct Optimizer {
     settings: Value,
     sgd: Sgd,
@@ -474,14 +467,14 @@ fn train(case: &Case, dtype: DType) {
     let mut t = Training::new(case, dtype);
     let start: HashMap<String, Vec<f64>> =
         table(&case.meta["deltas"]).map(|(name, _)| (name.clone(), t.value(name).0)).collect();
-    let mut optimizer = Optimizer::new(&case.meta["optimizer"]);
+    let mut optimizer = Optimizer::new(&case.meta[OPTIMIZER]);
     let losses = list(&case.meta["step_losses"]);
     for (step, described) in losses.iter().enumerate() {
         let (features, loss) = t.forward(step as u64);
         check.scalar(&format!("loss before step {}", step + 1), flat(&loss)[0], described);
         if step == 0 {
             check.scalar("loss", flat(&loss)[0], &case.meta["loss"]);
-            check.tap("logits", features.get(t.objective.taps()[0]).unwrap(), &case.meta["logits"]);
+            check.feature("logits", features.get(t.objective.features()[0]).unwrap(), &case.meta["logits"]);
             for (name, described) in table(&case.meta["running"]) {
                 let (values, shape) = t.value(name);
                 check.tensor(name, &values, &shape, described);
@@ -514,7 +507,7 @@ fn train(case: &Case, dtype: DType) {
     check.done();
 }
 
-/// Cases of light and of heavy networks. An evaluation case counts with its largest pass.
+/// Splits cases into light and heavy ones, by the largest pass.
 fn by_cost(cases: Vec<Case>) -> (Vec<Case>, Vec<Case>) {
     let cost = |case: &Case| -> u64 {
         let passes: Vec<&Value> = match case.meta["cases"].as_array() {
@@ -528,11 +521,11 @@ fn by_cost(cases: Vec<Case>) -> (Vec<Case>, Vec<Case>) {
         };
         passes.into_iter().map(of).max().unwrap_or(0)
     };
-    cases.into_iter().partition(|case| cost(case) <= HEAVY)
+    cases.into_iter().partition(|case| cost(case) <= MAX_COST)
 }
 
-/// Cases whose networks have fewer parameters than this, and the others: a training step of those
-/// takes minutes in a debug build.
+/// Splits cases into small and large models. A training step of a large model takes minutes in a debug
+/// build.
 fn by_size(cases: Vec<Case>) -> (Vec<Case>, Vec<Case>) {
     const LARGE: usize = 100_000_000;
     cases.into_iter().partition(|case| {
@@ -542,7 +535,7 @@ fn by_size(cases: Vec<Case>) -> (Vec<Case>, Vec<Case>) {
     })
 }
 
-/// Runs the cases, two at a time: half of a case is the making and comparing of values on one thread.
+/// Runs two cases at a time, because half of a case is single-threaded.
 fn all_of(cases: &[Case], check: impl Fn(&Case) + Sync) {
     let next = AtomicUsize::new(0);
     let work = || {
@@ -560,11 +553,11 @@ fn all_of(cases: &[Case], check: impl Fn(&Case) + Sync) {
 fn training_f32() {
     let (small, large) = by_size(cases("train"));
     all_of(&small, |case| train(case, DType::F32));
-    println!("{} training cases checked in f32, {} left to the long test", small.len(), large.len());
+    println!("{} training cases checked in f32, {} skipped as large or heavy", small.len(), large.len());
 }
 
 #[test]
-#[ignore = "minutes: see the head of this file"]
+#[ignore = "takes minutes"]
 fn training_f32_large() {
     let large = by_size(cases("train")).1;
     large.iter().for_each(|case| train(case, DType::F32));
@@ -575,11 +568,11 @@ fn training_f32_large() {
 fn training_f64() {
     let (light, heavy) = by_cost(cases("train"));
     all_of(&light, |case| train(case, DType::F64));
-    println!("{} training cases checked in f64, {} left to the long test", light.len(), heavy.len());
+    println!("{} training cases checked in f64, {} skipped as large or heavy", light.len(), heavy.len());
 }
 
 #[test]
-#[ignore = "minutes: see the head of this file"]
+#[ignore = "takes minutes"]
 fn training_f64_heavy() {
     let heavy = by_cost(cases("train")).1;
     heavy.iter().for_each(|case| train(case, DType::F64));

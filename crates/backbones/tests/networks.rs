@@ -1,11 +1,11 @@
-//! The battery that every registered network goes through.
+//! Requirements of every registered model.
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_backbones::{count, is_frozen, registry, usual_size};
+use stillhouse_backbones::{count, default_image_size, is_frozen, registry};
 use stillhouse_core::model::{Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
-use stillhouse_ops::{Engine, ParamKind, Mode};
+use stillhouse_ops::{Engine, Mode, ParamKind};
 use stillhouse_testkit::finite_diff::{assert_close, central_difference};
 
 fn request(name: &str, variant: &str) -> ModelSpec {
@@ -14,15 +14,15 @@ fn request(name: &str, variant: &str) -> ModelSpec {
 
 fn build(request: &ModelSpec) -> (Box<dyn Model>, ParamStore) {
     let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
-    let row = *registry().get(&request.name).unwrap();
-    let net = (row.build)(request, &params.builder(Rng::new(3))).unwrap();
+    let entry = *registry().get(&request.name).unwrap();
+    let net = (entry.build)(request, &params.builder(Rng::new(3))).unwrap();
     (net, params)
 }
 
 fn build_for(request: &ModelSpec, engine: Engine) -> (Box<dyn Model>, ParamStore) {
     let params = ParamStore::with_engine(DType::F64, &Device::Cpu, engine).unwrap();
-    let row = *registry().get(&request.name).unwrap();
-    let net = (row.build)(request, &params.builder(Rng::new(3))).unwrap();
+    let entry = *registry().get(&request.name).unwrap();
+    let net = (entry.build)(request, &params.builder(Rng::new(3))).unwrap();
     (net, params)
 }
 
@@ -36,42 +36,42 @@ fn several_images(count: usize, size: usize) -> Tensor {
     Tensor::from_vec(values, (count, 3, size, size), &Device::Cpu).unwrap()
 }
 
-/// Every logits among the taps: exits have several.
+/// Returns the names of all logits; models with early exits have several.
 fn all_logits(net: &dyn Model) -> Vec<&str> {
     net.features().iter().map(|t| t.name.as_str()).filter(|name| name.ends_with("logits")).collect()
 }
 
-/// A bias whose shift the batch norm after it takes away again: the convolutions of `vgg*_bn`, the
-/// linear layers of exits with batch norm.
-fn before_batch_norm(name: &str, params: &ParamStore) -> bool {
+/// Returns whether a bias is canceled by the following batch norm: convolutions of `vgg*_bn`, linear
+/// layers of exits with batch norm.
+fn is_canceled_bias(name: &str, params: &ParamStore) -> bool {
     if let Some(opm) = name.strip_suffix(".fc.bias") {
         return params.id(&format!("{opm}.bn.running_mean")).is_some();
     }
-    let place = |n: &str| n.strip_prefix("features.")?.strip_suffix(".bias")?.parse::<usize>().ok();
-    place(name).is_some_and(|n| params.id(&format!("features.{}.running_mean", n + 1)).is_some())
+    let index = |n: &str| n.strip_prefix("features.")?.strip_suffix(".bias")?.parse::<usize>().ok();
+    index(name).is_some_and(|n| params.id(&format!("features.{}.running_mean", n + 1)).is_some())
 }
 
-/// Shapes as specified, a gradient for every parameter that is finite and not zero, none kept that
-/// nobody asked for.
-fn battery(request: &ModelSpec, size: usize) {
+/// Checks the shapes of features, nonzero finite gradients of all parameters, and that only selected
+/// features are kept.
+fn check_model(request: &ModelSpec, size: usize) {
     let (net, params) = build(request);
     let what = format!("{} {:?}", request.name, request.variant);
     assert_eq!((net.name(), net.classes()), (request.name.as_str(), 5), "{what}");
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
-    let taps: Vec<&str> = net.features().iter().map(|t| t.name.as_str()).collect();
-    tape.select_features(&taps);
+    let features: Vec<&str> = net.features().iter().map(|t| t.name.as_str()).collect();
+    tape.select_features(&features);
     tape.begin(Rng::new(0), 0);
     let features = net.forward(&images(size), &mut tape).unwrap();
-    for tap in net.features() {
-        let expected = match tap.stride {
-            0 => vec![tap.channels],
-            stride => vec![tap.channels, size / stride, size / stride],
+    for feature in net.features() {
+        let expected = match feature.stride {
+            0 => vec![feature.channels],
+            stride => vec![feature.channels, size / stride, size / stride],
         };
-        assert_eq!(features.shapes()[&tap.name], expected, "{what}: {}", tap.name);
+        assert_eq!(features.shapes()[&feature.name], expected, "{what}: {}", feature.name);
     }
     let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
     for name in all_logits(net.as_ref()) {
-        // Neither even nor odd in the logits, so that nothing cancels.
+        // Neither even nor odd in the logits, so that gradients do not cancel.
         let logits = features.get(name).unwrap();
         loss =
             (loss + (logits.sqr().unwrap() + logits.powf(3.0).unwrap()).unwrap().sum_all().unwrap()).unwrap();
@@ -85,11 +85,7 @@ fn battery(request: &ModelSpec, size: usize) {
         assert_eq!(grad.dims(), param.shape, "{what}: {}", param.name);
         let sum = grad.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(sum.is_finite(), "{what}: gradient of {}", param.name);
-        assert!(
-            sum > 0.0 || before_batch_norm(&param.name, &params),
-            "{what}: no gradient in {}",
-            param.name
-        );
+        assert!(sum > 0.0 || is_canceled_bias(&param.name, &params), "{what}: no gradient in {}", param.name);
     }
     tape.select_features(&["logits"]);
     tape.begin(Rng::new(0), 1);
@@ -104,7 +100,7 @@ fn battery(request: &ModelSpec, size: usize) {
     assert_eq!(counts.parameters, params.count_weights(), "{what}");
 }
 
-/// A row as it can run on images of 64 px, and its parameters.
+/// Returns a variant of a model for images of 64 px, and its number of parameters.
 fn small(name: &str) -> (ModelSpec, usize) {
     let variant = match name {
         "mksmt" => "backbone = 'swin_tiny_patch4_window7_224'\nk = 32\nimg_size = 64\ndrop_path = 0.0",
@@ -116,75 +112,76 @@ fn small(name: &str) -> (ModelSpec, usize) {
     (request, parameters)
 }
 
-/// The smallest of every family: rows are of one family if their names begin with the same letters.
+/// Returns the smallest model of every family. A family shares the leading letters of its names.
 fn smallest() -> Vec<ModelSpec> {
     let family = |name: &str| name.chars().take_while(|c| c.is_alphabetic()).collect::<String>();
     let mut found: Vec<(String, ModelSpec, usize)> = Vec::new();
-    for row in registry().entries().iter().filter(|row| !is_frozen(row.name)) {
-        let (request, parameters) = small(row.name);
-        match found.iter_mut().find(|(name, ..)| *name == family(row.name)) {
+    for entry in registry().entries().iter().filter(|entry| !is_frozen(entry.name)) {
+        let (request, parameters) = small(entry.name);
+        match found.iter_mut().find(|(name, ..)| *name == family(entry.name)) {
             Some((_, least, fewest)) if parameters < *fewest => (*least, *fewest) = (request, parameters),
             Some(_) => {}
-            None => found.push((family(row.name), request, parameters)),
+            None => found.push((family(entry.name), request, parameters)),
         }
     }
     found.into_iter().map(|(_, request, _)| request).collect()
 }
 
-/// Networks above this many parameters are left to the long test, but for the smallest of a family.
+/// Models with more parameters run in the long test, except for the smallest of a family.
 const LARGE: usize = 50_000_000;
 
-fn run_rows(large: bool) {
+fn check_models(large: bool) {
     let small_ones = smallest();
-    // Rows that name their backbone are the row whose backbone is a variant.
-    let rows = registry();
-    for row in
-        rows.entries().iter().filter(|row| !row.name.starts_with("deeplabv3plus_") && !is_frozen(row.name))
+    // deeplabv3plus_* are variants of deeplabv3plus.
+    let registry = registry();
+    for entry in registry
+        .entries()
+        .iter()
+        .filter(|entry| !entry.name.starts_with("deeplabv3plus_") && !is_frozen(entry.name))
     {
-        let (request, parameters) = small(row.name);
-        let is_large = parameters > LARGE && small_ones.iter().all(|r| r.name != row.name);
+        let (request, parameters) = small(entry.name);
+        let is_large = parameters > LARGE && small_ones.iter().all(|r| r.name != entry.name);
         if is_large == large {
-            battery(&request, 64);
+            check_model(&request, 64);
         }
     }
 }
 
 #[test]
-fn every_row_runs() {
-    run_rows(false);
+fn every_model_trains() {
+    check_models(false);
 }
 
 #[test]
-#[ignore = "minutes: the largest networks"]
-fn every_large_row_runs() {
-    run_rows(true);
+#[ignore = "takes minutes"]
+fn every_large_model_trains() {
+    check_models(true);
 }
 
-/// The defaults that a row prints are those it has.
 #[test]
-fn printed_defaults_are_the_defaults() {
-    for row in registry().entries() {
-        let defaults = (row.defaults)();
-        assert!(!row.summary.is_empty() && !row.source.is_empty(), "{}", row.name);
+fn documented_defaults_are_the_defaults() {
+    for entry in registry().entries() {
+        let defaults = (entry.defaults)();
+        assert!(!entry.summary.is_empty() && !entry.source.is_empty(), "{}", entry.name);
         assert!(
             defaults.lines().all(|line| line.contains("  # ")),
-            "{}: a default names its source",
-            row.name
+            "{}: a default without a source",
+            entry.name
         );
         let outline = |variant: &str| {
             let params = ParamStore::meta();
-            let net = (row.build)(&request(row.name, variant), &params.builder(Rng::new(0))).unwrap();
+            let net = (entry.build)(&request(entry.name, variant), &params.builder(Rng::new(0))).unwrap();
             let names: Vec<_> = params.all().into_iter().map(|p| (p.name, p.shape)).collect();
             (names, net.features().to_vec())
         };
-        assert_eq!(outline(&defaults), outline(""), "{}", row.name);
-        let side = usual_size(row.name);
-        assert!(count(&request(row.name, ""), side, side).unwrap().macs > 0, "{}", row.name);
+        assert_eq!(outline(&defaults), outline(""), "{}", entry.name);
+        let side = default_image_size(entry.name);
+        assert!(count(&request(entry.name, ""), side, side).unwrap().macs > 0, "{}", entry.name);
     }
 }
 
 #[test]
-fn variants_run() {
+fn every_variant_trains() {
     for (name, variant) in [
         ("resnet18", "output_stride = 16"),
         ("resnet50", "output_stride = 8\nstride_in_1x1 = true"),
@@ -199,12 +196,12 @@ fn variants_run() {
         ("exits", "backbone = 'cifar_resnet20'"),
         ("swin_tiny_patch4_window7_224", "img_size = [64, 64]\ndrop_path = 0.0"),
     ] {
-        battery(&request(name, variant), 64);
+        check_model(&request(name, variant), 64);
     }
 }
 
 #[test]
-fn variants_are_other_functions_of_the_same_parameters() {
+fn variants_share_parameters_but_compute_other_logits() {
     for (name, variant) in [("resnet50", "stride_in_1x1 = true"), ("mobilenetv2_035", "padding = 'same'")] {
         let images = images(64);
         let logits = |variant: &str| {
@@ -222,10 +219,9 @@ fn variants_are_other_functions_of_the_same_parameters() {
     }
 }
 
-/// The forms of MKSMT's module on the map of a stage: values as plain loops have them, gradients of its
-/// parameters as central differences have them.
+/// The forms of MKSMT's module against plain loops, and their gradients against central differences.
 #[test]
-fn output_modules_equal_plain_loops() {
+fn output_processing_modules_match_plain_loops() {
     const K: usize = 4;
     for form in ["gelu", "bn_elu", ""] {
         let variant = format!(
@@ -233,8 +229,8 @@ fn output_modules_equal_plain_loops() {
             format!("ln_pool_linear_{form}").trim_end_matches('_')
         );
         let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
-        let row = *registry().get("exits").unwrap();
-        let net = (row.build)(&request("exits", &variant), &params.builder(Rng::new(3))).unwrap();
+        let entry = *registry().get("exits").unwrap();
+        let net = (entry.build)(&request("exits", &variant), &params.builder(Rng::new(3))).unwrap();
         let images = several_images(3, 8);
         let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let value = |name: &str| flat(&params.export(params.id(&format!("opm1.{name}")).unwrap()).unwrap());
@@ -293,8 +289,9 @@ fn output_modules_equal_plain_loops() {
         assert_close(&flat(features.get("exit1.feat").unwrap()), &want, 0.0, 1e-10, form);
 
         let gradients = tape.backward(&total).unwrap();
-        let own = params.all().into_iter().filter(|p| p.name.starts_with("opm1.") && p.kind == ParamKind::Weight);
-        for param in own.filter(|p| !before_batch_norm(&p.name, &params)) {
+        let own =
+            params.all().into_iter().filter(|p| p.name.starts_with("opm1.") && p.kind == ParamKind::Weight);
+        for param in own.filter(|p| !is_canceled_bias(&p.name, &params)) {
             let id = params.id(&param.name).unwrap();
             let start = flat(&params.export(id).unwrap());
             let import = |v: &[f64]| {
@@ -318,45 +315,44 @@ fn output_modules_equal_plain_loops() {
 }
 
 #[test]
-fn mistakes_are_named() {
+fn rejects_invalid_variants() {
     for (name, variant, expected) in [
         ("resnet50", "stride_in_1x1 = 3", "stride_in_1x1"),
         ("resnet50", "stride_in_1x = true", "did you mean `stride_in_1x1`"),
         ("resnet18", "stride_in_1x1 = true", "basic blocks"),
-        ("resnet18", "output_stride = 4", "32, 16, 8"),
+        ("resnet18", "output_stride = 4", "expected 8, 16 or 32"),
         ("mobilenetv2_100", "padding = 'sane'", "did you mean `same`"),
-        ("mobilenetv2_100", "output_stride = 64", "32, 16, 8"),
+        ("mobilenetv2_100", "output_stride = 64", "expected 8, 16 or 32"),
         ("cifar_resnet20", "output_stride = 8", "output_stride"),
-        ("vgg11", "dropout = 1.0", "dropout is 1"),
+        ("vgg11", "dropout = 1.0", "found 1"),
         ("swin_tiny_patch4_window7_224", "img_size = 16", "img_size"),
-        ("swin_tiny_patch4_window7_224", "drop_path = -0.1", "drop_path is -0.1"),
-        ("deeplabv3plus", "backbone = 'mksmt'", "cannot be the backbone"),
+        ("swin_tiny_patch4_window7_224", "drop_path = -0.1", "found -0.1"),
+        ("deeplabv3plus", "backbone = 'mksmt'", "not available as the backbone"),
         ("deeplabv3plus", "backbone = 'resnet19'", "did you mean"),
         ("deeplabv3plus", "backbone = 'vgg11'", "vgg11"),
-        ("deeplabv3plus", "output_stride = 12", "32, 16, 8"),
-        ("deeplabv3plus_resnet18", "backbone = 'resnet50'", "its own is resnet18"),
+        ("deeplabv3plus", "output_stride = 12", "expected 8, 16 or 32"),
+        ("deeplabv3plus_resnet18", "backbone = 'resnet50'", "expected `resnet18`"),
         ("deeplabv3plus", "stride_in_1x = true", "stride_in_1x1"),
         ("mksmt", "kind = 'conv'", "`exits`"),
         ("mksmt", "at = [4]", "stages 1 to 3"),
         ("mksmt", "backbone = 'cifar_resnet20'", "cifar_resnet20"),
         ("mksmt", "opm = 'ln_pool_linear_elu'", "ln_pool_linear_bn_elu"),
-        ("exits", "opm = 'ln_pool_linear'", "the kind \"opm\""),
-        ("exits", "at = [2, 1]", "rising order"),
+        ("exits", "opm = 'ln_pool_linear'", "kind = \"opm\""),
+        ("exits", "at = [2, 1]", "ascending order"),
         ("exits", "at = [4]", "stages 1 to 3"),
     ] {
         let params = ParamStore::meta();
-        let row = *registry().get(name).unwrap();
+        let entry = *registry().get(name).unwrap();
         let error =
-            (row.build)(&request(name, variant), &params.builder(Rng::new(0))).err().unwrap().to_string();
+            (entry.build)(&request(name, variant), &params.builder(Rng::new(0))).err().unwrap().to_string();
         let inner = variant.contains("backbone") || name == "deeplabv3plus";
         assert!(error.contains(expected) && (inner || error.contains(name)), "{name} {variant}: {error}");
     }
 }
 
-/// Parameters of timm's networks with 1,000 classes, in millions to two places as timm's tables
-/// have them; of the networks for small images with 100.
+/// Parameters in millions with 1,000 classes as in timm's tables, and of CIFAR ResNets with 100.
 #[test]
-fn parameters_of_the_sizes() {
+fn numbers_of_parameters_match_timm() {
     for (name, classes, millions) in [
         ("resnet18", 1000, "11.69"),
         ("resnet34", 1000, "21.80"),
@@ -388,16 +384,16 @@ fn parameters_of_the_sizes() {
         ("swin_large_patch4_window7_224", 1000, "196.53"),
         ("swin_large_patch4_window12_384", 1000, "196.74"),
     ] {
-        let side = usual_size(name);
+        let side = default_image_size(name);
         let request = ModelSpec { classes, ..request(name, "") };
         let parameters = count(&request, side, side).unwrap().parameters;
         assert_eq!(format!("{:.2}", parameters as f64 / 1e6), millions, "{name}");
     }
 }
 
-/// MKSMT adds 1.1 % to the parameters of Swin-L with 200 classes, as the paper's Table 7 has it.
+/// Table 7 of the MKSMT paper, for 200 classes.
 #[test]
-fn mksmt_adds_a_hundredth() {
+fn mksmt_adds_1_1_percent_of_parameters() {
     let parameters = |name: &str| {
         let request = ModelSpec { classes: 200, ..request(name, "") };
         count(&request, 384, 384).unwrap().parameters as f64
@@ -406,16 +402,16 @@ fn mksmt_adds_a_hundredth() {
     assert_eq!(format!("{:.1}", 100.0 * more), "1.1");
 }
 
-/// What a network hands out, its gradients, those of its taps, and its running statistics.
-fn traces(request: &ModelSpec, engine: Engine, modes: &[Mode]) -> Vec<(String, Vec<f64>)> {
+/// Computes features, gradients of parameters and features, and running statistics.
+fn all_outputs(request: &ModelSpec, engine: Engine, modes: &[Mode]) -> Vec<(String, Vec<f64>)> {
     let size = if request.variant.contains_key("img_size") { 64 } else { 48 };
     let (net, params) = build_for(request, engine);
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-    let taps: Vec<&str> = net.features().iter().map(|t| t.name.as_str()).collect();
+    let names: Vec<&str> = net.features().iter().map(|t| t.name.as_str()).collect();
     let mut found = Vec::new();
     for mode in modes.iter().copied() {
         let mut tape = Tape::new(&params, mode).unwrap();
-        tape.select_features(&taps);
+        tape.select_features(&names);
         tape.begin(Rng::new(7), 3);
         let features = net.forward(&images(size), &mut tape).unwrap();
         let mut loss = Tensor::zeros((), DType::F64, &Device::Cpu).unwrap();
@@ -431,8 +427,8 @@ fn traces(request: &ModelSpec, engine: Engine, modes: &[Mode]) -> Vec<(String, V
             let gradient = gradients.param(&param.name).unwrap();
             found.extend(gradient.map(|g| (format!("gradient of {} in {mode:?}", param.name), flat(&g))));
         }
-        for tap in &taps {
-            found.extend(gradients.feature(tap).map(|g| (format!("gradient of {tap}"), flat(g))));
+        for feature in &names {
+            found.extend(gradients.feature(feature).map(|g| (format!("gradient of {feature}"), flat(g))));
         }
     }
     let buffers = params.export_all().unwrap().into_iter().filter(|(name, _)| name.contains("running"));
@@ -440,8 +436,9 @@ fn traces(request: &ModelSpec, engine: Engine, modes: &[Mode]) -> Vec<(String, V
     found
 }
 
-fn agree(request: &ModelSpec, modes: &[Mode]) {
-    let (want, got) = (traces(request, Engine::Kernels, modes), traces(request, Engine::Graph, modes));
+fn assert_engines_agree(request: &ModelSpec, modes: &[Mode]) {
+    let (want, got) =
+        (all_outputs(request, Engine::Kernels, modes), all_outputs(request, Engine::Graph, modes));
     assert_eq!(want.len(), got.len(), "{}", request.name);
     for ((name, want), (other, got)) in want.iter().zip(&got) {
         assert_eq!(name, other, "{}", request.name);
@@ -450,25 +447,26 @@ fn agree(request: &ModelSpec, modes: &[Mode]) {
     }
 }
 
-/// Networks do the same on the tape's kernels and as candle's graph.
 #[test]
-fn kernels_and_graphs_agree() {
+fn kernels_and_graph_agree() {
     for name in ["mobilenetv2_035", "cifar_resnet20"] {
-        agree(&request(name, ""), &[Mode::Train, Mode::EvalWithGrad]);
+        assert_engines_agree(&request(name, ""), &[Mode::Train, Mode::EvalWithGrad]);
     }
 }
 
 #[test]
-#[ignore = "minutes: a network of every family, in f64"]
-fn kernels_and_graphs_agree_for_every_family() {
+#[ignore = "takes minutes"]
+fn kernels_and_graph_agree_for_every_family() {
     for request in smallest() {
-        agree(&request, &[Mode::Train, Mode::TrainFrozenBn, Mode::EvalWithGrad, Mode::Inference]);
+        assert_engines_agree(
+            &request,
+            &[Mode::Train, Mode::TrainFrozenBn, Mode::EvalWithGrad, Mode::Inference],
+        );
     }
 }
 
-/// Passes of a training step that nobody looks behind run nothing behind.
 #[test]
-fn exits_stop_at_the_last_wanted() {
+fn early_exits_stop_at_the_last_selected_feature() {
     let (net, params) = build(&small("mksmt").0);
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
     tape.select_features(&["exit3.logits"]);
@@ -477,14 +475,13 @@ fn exits_stop_at_the_last_wanted() {
     let loss = features.get("exit3.logits").unwrap().sqr().unwrap().sum_all().unwrap();
     let grads = tape.backward(&loss).unwrap();
     for param in params.all() {
-        let behind = ["layers.3.", "opm4", "out4"].iter().any(|part| param.name.contains(part));
-        assert_eq!(grads.param(&param.name).unwrap().is_none(), behind, "{}", param.name);
+        let skipped = ["layers.3.", "opm4", "out4"].iter().any(|part| param.name.contains(part));
+        assert_eq!(grads.param(&param.name).unwrap().is_none(), skipped, "{}", param.name);
     }
 }
 
-/// One batch is learned by heart by the smallest of every family.
 #[test]
-fn one_batch_is_overfitted() {
+fn every_family_overfits_one_batch() {
     for request in smallest() {
         let (net, params) = build(&request);
         let mut tape = Tape::new(&params, Mode::Train).unwrap();
@@ -492,7 +489,7 @@ fn one_batch_is_overfitted() {
         tape.select_features(&logits);
         let images = several_images(4, 64);
         let mut adam = Adam::new([0.9, 0.99], 1e-8);
-        // Without batch norm the first steps must be small.
+        // Without batch norm, training requires a smaller learning rate.
         let lr = if params.all().iter().any(|p| p.kind == ParamKind::Buffer) { 1e-3 } else { 1e-4 };
         let mut losses = Vec::new();
         for step in 0..8 {
@@ -518,16 +515,16 @@ fn one_batch_is_overfitted() {
     }
 }
 
-/// Gradients of a small Swin with exits, and what its tape holds.
-fn exit_gradients(checkpointing: bool) -> (Vec<(String, Vec<f32>)>, usize) {
+/// Computes gradients of a small Swin with early exits, and the memory of the tape.
+fn exit_gradients(gradient_checkpointing: bool) -> (Vec<(String, Vec<f32>)>, usize) {
     let (net, params) =
         build(&request("mksmt", "backbone = 'swin_tiny_patch4_window7_224'\nimg_size = 64\nk = 16"));
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
-    tape.set_gradient_checkpointing(checkpointing);
+    tape.set_gradient_checkpointing(gradient_checkpointing);
     tape.select_features(&["exit3.logits", "logits"]);
     tape.begin(Rng::new(2), 5);
     let features = net.forward(&several_images(8, 64), &mut tape).unwrap();
-    let sum = |tap: &str| features.get(tap).unwrap().sqr().unwrap().sum_all().unwrap();
+    let sum = |name: &str| features.get(name).unwrap().sqr().unwrap().sum_all().unwrap();
     let gradients = tape.backward(&(sum("exit3.logits") + sum("logits")).unwrap()).unwrap();
     let values =
         |name: &str| gradients.param(name).unwrap().unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -536,52 +533,53 @@ fn exit_gradients(checkpointing: bool) -> (Vec<(String, Vec<f32>)>, usize) {
 }
 
 #[test]
-fn swin_in_less_memory_has_the_same_gradients() {
-    let ((whole, held), (again, less)) = (exit_gradients(false), exit_gradients(true));
+fn gradient_checkpointing_preserves_gradients() {
+    let ((plain, memory), (checkpointed, reduced)) = (exit_gradients(false), exit_gradients(true));
     assert!(
-        whole.iter().any(|(name, g)| name.contains("layers.3.blocks.1.mlp") && g.iter().any(|v| *v != 0.0))
+        plain.iter().any(|(name, g)| name.contains("layers.3.blocks.1.mlp") && g.iter().any(|v| *v != 0.0))
     );
-    assert!(whole == again, "the gradients differ");
-    // Most of it are gradients of the parameters.
-    assert!(10 * less < 9 * held, "{less} bytes of {held}");
+    assert!(plain == checkpointed, "the gradients differ");
+    // Most of the memory holds gradients of parameters.
+    assert!(10 * reduced < 9 * memory, "{reduced} bytes of {memory}");
 }
 
-/// The most memory that this process ever held in GiB; none where the system does not tell.
+/// Peak memory of this process in GiB, if the system reports it.
 fn peak() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? / (1 << 20) as f64)
 }
 
-/// The two training steps of MKSMT's own network on one batch: Swin-L, 384 pixels, 200 classes, AdamW.
+/// The two phases of MKSMT's model on one batch: Swin-L, 384 pixels, 200 classes, AdamW.
 #[test]
-#[ignore = "minutes and gigabytes: the largest network"]
+#[ignore = "takes minutes and 24 GiB"]
 fn swin_large_trains_at_384_within_24_gib() {
     let (net, params) = build(&ModelSpec { name: "mksmt".into(), classes: 200, ..Default::default() });
     let mut tape = Tape::new(&params, Mode::Train).unwrap();
     tape.set_gradient_checkpointing(true);
-    let mut rule = Adam::decoupled([0.9, 0.999], 1e-8);
+    let mut optimizer = Adam::decoupled([0.9, 0.999], 1e-8);
     let images = images(384);
-    for taps in [&["exit3.logits"][..], &["exit3.logits", "exit4.logits"]] {
+    for selected in [&["exit3.logits"][..], &["exit3.logits", "exit4.logits"]] {
         let started = std::time::Instant::now();
-        tape.select_features(taps);
+        tape.select_features(selected);
         tape.begin(Rng::new(0), 0);
         let features = net.forward(&images, &mut tape).unwrap();
         let forward = started.elapsed();
-        let terms =
-            taps.iter().map(|tap| (features.get(tap).unwrap() - 1.0).unwrap().sqr().unwrap().mean_all());
+        let terms = selected
+            .iter()
+            .map(|name| (features.get(name).unwrap() - 1.0).unwrap().sqr().unwrap().mean_all());
         let loss = terms.map(Result::unwrap).reduce(|a, b| (a + b).unwrap()).unwrap();
         let gradients = tape.backward(&loss).unwrap();
         assert!(gradients.first_non_finite().unwrap().is_none());
         let ids: Vec<_> = gradients.ids().collect();
         assert_eq!(
             ids.len() == params.all().iter().filter(|p| p.kind == ParamKind::Weight).count(),
-            taps.len() == 2
+            selected.len() == 2
         );
-        rule.step(&params, &gradients, |_| Some(Hyper { lr: 5e-6, weight_decay: 5e-4 })).unwrap();
+        optimizer.step(&params, &gradients, |_| Some(Hyper { lr: 5e-6, weight_decay: 5e-4 })).unwrap();
         println!(
-            "step up to {}: {:.1} s, {:.1} s of it forward; tape {:.2} GiB, process at most {:.2} GiB",
-            taps[taps.len() - 1],
+            "phase of {}: {:.1} s, forward {:.1} s; tape {:.2} GiB, peak of the process {:.2} GiB",
+            selected[selected.len() - 1],
             started.elapsed().as_secs_f64(),
             forward.as_secs_f64(),
             tape.memory_bytes() as f64 / (1 << 30) as f64,
@@ -591,10 +589,9 @@ fn swin_large_trains_at_384_within_24_gib() {
     assert!(peak().is_none_or(|gib| gib < 24.0), "{:?}", peak());
 }
 
-/// Images whose sides are no multiples of 32, so that maps are odd and windows do not divide them:
-/// rows and columns are filled up. Images of another size than the windows' are refused in words.
+/// Image sides that are not multiples of 32, so that maps are odd and padded to multiples of the window.
 #[test]
-fn swin_takes_odd_sizes_and_refuses_others() {
+fn swin_accepts_odd_sizes_and_rejects_other_images() {
     let variant =
         |size: usize| format!("backbone = 'swin_tiny_patch4_window7_224'\nimg_size = {size}\nk = 8");
     for size in [33, 50, 100] {
@@ -608,6 +605,6 @@ fn swin_takes_odd_sizes_and_refuses_others() {
         assert!(gradients.first_non_finite().unwrap().is_none() && gradients.norm().unwrap() > 0.0, "{size}");
         tape.begin(Rng::new(0), 0);
         let e = net.forward(&images(64), &mut tape).map(drop).unwrap_err().to_string();
-        assert!(e.contains(&format!("{size} x {size}, got 64 x 64; set img_size")), "{e}");
+        assert!(e.contains(&format!("expected {size} x {size}, found 64 x 64; set img_size")), "{e}");
     }
 }

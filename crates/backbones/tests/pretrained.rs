@@ -1,28 +1,25 @@
-//! Real weights on real images: logits and pooled features against PyTorch 2.15.0 and timm 1.0.31.
+//! Pretrained weights on real images: logits and pooled features against PyTorch 2.15.0 and timm 1.0.31.
 //!
-//! Needs `STILLHOUSE_WEIGHTS` (folder of the weight files) and `STILLHOUSE_DATA` (root of the
-//! datasets, with `imagenet-sample`); without one of them it says so and passes.
+//! `STILLHOUSE_WEIGHTS` names the folder of the weights files, and `STILLHOUSE_DATA` the root of the
+//! datasets, with `imagenet-sample`.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use candle_core::{D, DType, Device, Tensor};
-use stillhouse_backbones::{load_weights, registry, weights};
+use stillhouse_backbones::registry;
+use stillhouse_backbones::weights::{find_weights, load_weights};
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::registry::WeightsInfo;
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::Mode;
 
-fn folder(variable: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os(variable).filter(|f| !f.is_empty());
-    if folder.is_none() {
-        println!("not run: {variable} is not set");
-    }
-    folder.map(PathBuf::from)
+fn folder(variable: &str) -> PathBuf {
+    std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable}")).into()
 }
 
-/// An RGB image as normalized `[3, H, W]`.
+/// Reads an RGB image as normalized `[3, H, W]`.
 fn image(path: &Path, info: &WeightsInfo) -> Tensor {
     let mut reader = png::Decoder::new(BufReader::new(File::open(path).unwrap())).read_info().unwrap();
     let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
@@ -43,8 +40,8 @@ fn classes(logits: &Tensor) -> Vec<u32> {
     logits.argmax(D::Minus1).unwrap().to_vec1().unwrap()
 }
 
-/// The arrangement that a column of the expected values was computed in.
-fn plain(column: &str) -> toml::Table {
+/// Variant of a column of the expected values.
+fn variant(column: &str) -> toml::Table {
     let text = match column {
         "resnet50_stride1x1" => "stride_in_1x1 = true",
         "mobilenetv2_100_same" => "padding = 'same'",
@@ -54,8 +51,9 @@ fn plain(column: &str) -> toml::Table {
 }
 
 #[test]
-fn sample_images_give_the_expected_logits() {
-    let (Some(files), Some(data)) = (folder("STILLHOUSE_WEIGHTS"), folder("STILLHOUSE_DATA")) else { return };
+#[ignore = "set STILLHOUSE_WEIGHTS and STILLHOUSE_DATA"]
+fn needs_weights_reproduces_reference_logits() {
+    let (files, data) = (folder("STILLHOUSE_WEIGHTS"), folder("STILLHOUSE_DATA"));
     let exact = data.join("imagenet-sample/exact");
     let bytes = std::fs::read(exact.join("expected.safetensors")).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -66,16 +64,16 @@ fn sample_images_give_the_expected_logits() {
         ("resnet50", &["resnet50_stride1x1", "resnet50_timm"]),
         ("mobilenetv2_100", &["mobilenetv2_100_same", "mobilenetv2_100_timm"]),
     ] {
-        let info = weights(arch, &toml::Table::new(), "imagenet", std::slice::from_ref(&files)).unwrap();
-        // The manifest names the arrangement that the weights were trained in: the first column.
-        assert_eq!(info.variant, plain(columns[0]), "{arch}");
+        let info = find_weights(arch, &toml::Table::new(), "imagenet", std::slice::from_ref(&files)).unwrap();
+        // The variant of the manifest is that of the first column.
+        assert_eq!(info.variant, variant(columns[0]), "{arch}");
         let batch: Vec<Tensor> = order.split(',').map(|name| image(&exact.join(name), &info)).collect();
         let batch = Tensor::stack(&batch, 0).unwrap();
         for column in columns {
             let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
-            let request = ModelSpec { name: arch.into(), classes: 1000, variant: plain(column) };
-            let row = *registry().get(arch).unwrap();
-            let net = (row.build)(&request, &params.builder(Rng::new(0))).unwrap();
+            let request = ModelSpec { name: arch.into(), classes: 1000, variant: variant(column) };
+            let entry = *registry().get(arch).unwrap();
+            let net = (entry.build)(&request, &params.builder(Rng::new(0))).unwrap();
             assert!(load_weights(&info.path, &params, &net.head(), false).unwrap().is_empty());
             for mode in [Mode::Eval, Mode::Inference] {
                 let mut tape = Tape::new(&params, mode).unwrap();
@@ -83,12 +81,12 @@ fn sample_images_give_the_expected_logits() {
                 tape.begin(Rng::new(0), 0);
                 let features = net.forward(&batch, &mut tape).unwrap();
                 let (logits, pooled) = (features.logits().unwrap(), features.get("pooled").unwrap());
-                let theirs = &expected[&format!("{column}.logits")];
-                let off = largest_difference(logits, theirs);
+                let reference = &expected[&format!("{column}.logits")];
+                let off = largest_difference(logits, reference);
                 let pooled_off = largest_difference(pooled, &expected[&format!("{column}.pooled")]);
                 println!("{column}, {mode:?}: logits within {off:.1e}, pooled within {pooled_off:.1e}");
                 assert!(off < 1e-3 && pooled_off < 1e-3, "{column}, {mode:?}: {off}, {pooled_off}");
-                assert_eq!(classes(logits), classes(theirs), "{column}, {mode:?}");
+                assert_eq!(classes(logits), classes(reference), "{column}, {mode:?}");
             }
         }
     }

@@ -1,24 +1,24 @@
-//! Files of weights: found, checked, loaded whole or not at all, saved to the same bytes.
+//! Search, verification, loading, saving and export of weights.
 
-mod foreign;
+mod needs_python;
 mod onnx;
-mod pth;
-mod python;
+mod torch_files;
+mod torch_writer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_backbones::weights_file::WeightsFile;
-use stillhouse_backbones::{
-    Card, Error, Precision, export, load_weights, manifests, registry, save, save_as, weights,
+use stillhouse_backbones::weights::{
+    ModelCard, Precision, WeightsFile, export, find_weights, load_weights, manifests, save, save_as,
 };
+use stillhouse_backbones::{Error, registry};
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_ops::Init;
 use stillhouse_testkit::corruption;
 
-/// A store with a body and a head of that many classes.
+/// Parameters of a small backbone and a head with a number of classes.
 fn tiny(seed: u64, classes: usize, dtype: DType) -> ParamStore {
     let params = ParamStore::new(dtype, &Device::Cpu).unwrap();
     let p = params.builder(Rng::new(seed));
@@ -46,37 +46,37 @@ fn write(tensors: &HashMap<String, Tensor>, path: &Path) {
     candle_core::safetensors::save(tensors, path).unwrap();
 }
 
-/// This crate's error behind the one that crosses crate borders.
+/// Unwraps an error of this crate.
 fn own<T: std::fmt::Debug>(result: stillhouse_core::Result<T>) -> Error {
     match result.unwrap_err() {
         stillhouse_core::Error::Other(e) => *e.downcast().unwrap(),
-        other => panic!("another kind of error: {other}"),
+        other => panic!("unexpected error: {other}"),
     }
 }
 
 #[test]
-fn a_saved_network_comes_back() {
+fn saves_and_loads_the_same_values() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
     let request = ModelSpec { name: "mobilenetv2_035".into(), classes: 3, ..Default::default() };
-    let make = |seed, dtype| {
+    let build = |seed, dtype| {
         let params = ParamStore::new(dtype, &Device::Cpu).unwrap();
-        let row = *registry().get(&request.name).unwrap();
-        let net = (row.build)(&request, &params.builder(Rng::new(seed))).unwrap();
+        let entry = *registry().get(&request.name).unwrap();
+        let net = (entry.build)(&request, &params.builder(Rng::new(seed))).unwrap();
         (net, params)
     };
-    let (net, a) = make(1, DType::F32);
+    let (net, a) = build(1, DType::F32);
     let metadata = BTreeMap::from([("arch".into(), "mobilenetv2_035".into()), ("note".into(), "ä".into())]);
     save(&a, &first, &metadata).unwrap();
     for dtype in [DType::F32, DType::F64] {
-        let (_, b) = make(2, dtype);
+        let (_, b) = build(2, dtype);
         assert_ne!(values(&a), values(&b));
         assert!(load_weights(&first, &b, &net.head(), false).unwrap().is_empty());
         assert_eq!(values(&a), values(&b));
         save(&b, &second, &metadata).unwrap();
         assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
     }
-    // Other readers see timm's names, shapes and order.
+    // timm's names, shapes and layout
     let read = candle_core::safetensors::load(&first, &Device::Cpu).unwrap();
     assert_eq!(read.len(), a.len());
     assert_eq!(read["conv_stem.weight"].dims(), [16, 3, 3, 3]);
@@ -84,7 +84,7 @@ fn a_saved_network_comes_back() {
 }
 
 #[test]
-fn element_types_are_converted() {
+fn converts_element_types() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
@@ -102,7 +102,7 @@ fn element_types_are_converted() {
 }
 
 #[test]
-fn all_misfits_are_told_at_once_and_nothing_is_loaded() {
+fn reports_all_mismatches_and_loads_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     let mut tensors = by_name(&tiny(1, 5, DType::F32));
@@ -117,15 +117,15 @@ fn all_misfits_are_told_at_once_and_nothing_is_loaded() {
     let before = values(&params);
     let error = own(load_weights(&path, &params, &head(), false));
     let message = error.to_string();
-    let Error::Misfit { missing, unexpected, misshapen, .. } = error else { panic!("{message}") };
+    let Error::Mismatch { missing, unexpected, mismatched, .. } = error else { panic!("{message}") };
     assert_eq!(missing, ["bn.running_mean"]);
     assert_eq!(unexpected.len(), 12);
-    assert_eq!(misshapen.len(), 2);
+    assert_eq!(mismatched.len(), 2);
     for part in [
         "1 missing (bn.running_mean)",
         "12 unexpected (",
         ", ...)",
-        "F32 [4, 3, 3, 3], expected [4, 3, 2, 2]",
+        "expected [4, 3, 2, 2], found F32 [4, 3, 3, 3]",
     ] {
         assert!(message.contains(part), "{message}");
     }
@@ -133,7 +133,7 @@ fn all_misfits_are_told_at_once_and_nothing_is_loaded() {
 }
 
 #[test]
-fn a_head_of_other_classes_is_replaced_or_refused() {
+fn replaces_or_rejects_a_head_with_other_classes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     write(&by_name(&tiny(1, 1000, DType::F32)), &path);
@@ -143,28 +143,28 @@ fn a_head_of_other_classes_is_replaced_or_refused() {
         Error::Classes { expected: 21, found: 1000, name, .. } => assert_eq!(name, "fc.weight"),
         other => panic!("{other}"),
     }
-    let left = load_weights(&path, &params, &head(), true).unwrap();
-    assert_eq!(left.len(), 2, "{left:?}");
-    assert!(left[0].contains("fc.weight") && left[0].contains("[1000, 4]"), "{left:?}");
+    let skipped = load_weights(&path, &params, &head(), true).unwrap();
+    assert_eq!(skipped.len(), 2, "{skipped:?}");
+    assert!(skipped[0].contains("fc.weight") && skipped[0].contains("[1000, 4]"), "{skipped:?}");
     let after = by_name(&params);
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(flat(&after["fc.weight"]), flat(&before["fc.weight"]));
     assert_eq!(flat(&after["conv.weight"]), flat(&by_name(&source)["conv.weight"]));
-    // Where more than the classes differs, the whole misfit is told.
+    // More than the number of classes differs.
     let mut other = by_name(&source);
     other.remove("conv.weight");
     write(&other, &path);
-    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Misfit { .. }));
-    // A file without any head.
+    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Mismatch { .. }));
+    // A file without a head.
     let mut headless = by_name(&source);
     headless.retain(|name, _| !name.starts_with("fc."));
     write(&headless, &path);
     assert_eq!(load_weights(&path, &params, &head(), true).unwrap().len(), 2);
-    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Misfit { .. }));
+    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Mismatch { .. }));
 }
 
 #[test]
-fn damaged_files_are_errors() {
+fn rejects_corrupted_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     save(&tiny(1, 5, DType::F32), &path, &BTreeMap::new()).unwrap();
@@ -187,7 +187,7 @@ fn damaged_files_are_errors() {
 }
 
 #[test]
-fn hostile_headers_are_refused() {
+fn rejects_malicious_headers() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     let with_header = |size: u64, header: &str, data: usize| {
@@ -204,18 +204,18 @@ fn hostile_headers_are_refused() {
     for (what, bytes) in [
         ("empty", vec![]),
         ("no header", vec![1, 2, 3]),
-        ("endless header", with_header(huge, "{}", 0)),
+        ("huge header", with_header(huge, "{}", 0)),
         ("header longer than the file", with_header(100, "{}", 0)),
-        ("no JSON", own_size("{\"a\":", 0)),
-        ("no UTF-8", [&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat()),
+        ("not JSON", own_size("{\"a\":", 0)),
+        ("not UTF-8", [&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat()),
         ("not a table", own_size("[]", 0)),
         ("shape overflows", own_size(&format!(r#"{{"a":{}}}"#, entry("[4294967296,4294967296,4]", 0, 4)), 4)),
         (
             "huge shape",
             own_size(&format!(r#"{{"a":{}}}"#, entry("[1000000000000]", 0, 4_000_000_000_000)), 4),
         ),
-        ("offsets backwards", own_size(&format!(r#"{{"a":{}}}"#, entry("[1]", 4, 0)), 4)),
-        ("offsets overlap", {
+        ("descending offsets", own_size(&format!(r#"{{"a":{}}}"#, entry("[1]", 4, 0)), 4)),
+        ("overlapping offsets", {
             let (a, b) = (entry("[1]", 0, 4), entry("[1]", 0, 4));
             own_size(&format!(r#"{{"a":{a},"b":{b}}}"#), 4)
         }),
@@ -223,9 +223,9 @@ fn hostile_headers_are_refused() {
             let (a, b) = (entry("[1]", 0, 4), entry("[1]", 8, 12));
             own_size(&format!(r#"{{"a":{a},"b":{b}}}"#), 12)
         }),
-        ("bytes left over", own_size(&format!(r#"{{"a":{}}}"#, entry("[1]", 0, 4)), 9)),
-        ("bytes missing", own_size(&format!(r#"{{"a":{}}}"#, entry("[2]", 0, 8)), 4)),
-        ("deep", own_size(&"[".repeat(100_000), 0)),
+        ("trailing bytes", own_size(&format!(r#"{{"a":{}}}"#, entry("[1]", 0, 4)), 9)),
+        ("missing bytes", own_size(&format!(r#"{{"a":{}}}"#, entry("[2]", 0, 8)), 4)),
+        ("deep nesting", own_size(&"[".repeat(100_000), 0)),
     ] {
         std::fs::write(&path, bytes).unwrap();
         let error = own(load_weights(&path, &tiny(2, 5, DType::F32), &head(), false));
@@ -234,7 +234,7 @@ fn hostile_headers_are_refused() {
 }
 
 #[test]
-fn manifests_are_whole() {
+fn manifests_are_valid_and_embedded() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../weights");
     let all = manifests().unwrap();
     let mut embedded: Vec<String> = all.iter().map(|m| format!("{}.toml", m.title())).collect();
@@ -245,31 +245,32 @@ fn manifests_are_whole() {
         .collect();
     embedded.sort();
     there.sort();
-    // Without the feature there are no networks of candle-transformers, and so no weights for them.
+    // Models of candle-transformers require the feature.
     let built = |name: &String| registry().get(name.split('.').next().unwrap()).is_ok();
     there.retain(|name| cfg!(feature = "transformers") || built(name));
-    assert_eq!(embedded, there, "every manifest of weights/ is embedded, under its own name");
+    assert_eq!(embedded, there, "manifests of weights/ and MANIFESTS differ");
     for m in all {
-        // Whole, its beginning, or not known.
+        // Complete, a published prefix, or unknown.
         let hex = m.sha256.bytes().all(|b| b"0123456789abcdef".contains(&b));
         assert!(hex && [0, 8, 64].contains(&m.sha256.len()), "{}", m.title());
         assert!(m.is_pinned() == m.bytes.is_some(), "{}", m.title());
         assert!(m.url.iter().all(|url| url.ends_with(&m.file)), "{}", m.title());
         assert!(m.get.ends_with('.') && !m.source.is_empty() && !m.license.is_empty(), "{}", m.title());
-        let row = *registry().get(&m.arch).unwrap();
+        let entry = *registry().get(&m.arch).unwrap();
         let params = ParamStore::meta();
         let request = ModelSpec { name: m.arch.clone(), classes: m.classes, variant: m.variant };
-        (row.build)(&request, &params.builder(Rng::new(0))).unwrap();
+        (entry.build)(&request, &params.builder(Rng::new(0))).unwrap();
         let values: usize = params.all().iter().map(|p| p.count()).sum();
-        assert!(m.bytes.is_none_or(|b| b > 4 * values as u64), "{}: smaller than the network", m.arch);
+        assert!(m.bytes.is_none_or(|b| b > 4 * values as u64), "{}: smaller than the model", m.arch);
     }
 }
 
 #[test]
-fn weights_are_looked_for_and_checked() {
+fn finds_and_verifies_weights() {
     let folder = tempfile::tempdir().unwrap();
     let roots: Vec<PathBuf> = ["a", "b"].iter().map(|f| folder.path().join(f)).collect();
-    let find = |arch: &str, name: &str, roots: &[PathBuf]| weights(arch, &toml::Table::new(), name, roots);
+    let find =
+        |arch: &str, name: &str, roots: &[PathBuf]| find_weights(arch, &toml::Table::new(), name, roots);
     let message = |result| own::<stillhouse_core::registry::WeightsInfo>(result).to_string();
     let text = message(find("resnet18", "imagenett", &roots));
     assert!(text.contains("did you mean `imagenet`") && text.contains("resnet50.imagenet"), "{text}");
@@ -280,7 +281,7 @@ fn weights_are_looked_for_and_checked() {
         assert!(text.contains(part), "{text}");
     }
     let text = message(find("resnet18", "imagenet", &[]));
-    assert!(text.contains("none was given"), "{text}");
+    assert!(text.contains("no folder"), "{text}");
 
     let manifests = manifests().unwrap();
     let manifest = manifests.iter().find(|m| m.arch == "mobilenetv2_100").unwrap();
@@ -292,12 +293,12 @@ fn weights_are_looked_for_and_checked() {
     let text = message(find("mobilenetv2_100", "imagenet", &roots));
     assert!(text.contains(&manifest.sha256), "{text}");
 
-    // A path is taken as it is.
+    // A path is used as is.
     let info = find("resnet18", path.to_str().unwrap(), &[]).unwrap();
     assert_eq!(info.sha256, stillhouse_core::fs::sha256_file(&path).unwrap());
     assert!(info.variant.is_empty());
-    let none = folder.path().join("none.safetensors");
-    assert!(find("resnet18", none.to_str().unwrap(), &[]).unwrap_err().to_string().contains("none"));
+    let missing = folder.path().join("none.safetensors");
+    assert!(find("resnet18", missing.to_str().unwrap(), &[]).unwrap_err().to_string().contains("none"));
 }
 
 fn network(name: &str, variant: &str, classes: usize, seed: u64) -> (Vec<String>, ParamStore) {
@@ -307,10 +308,9 @@ fn network(name: &str, variant: &str, classes: usize, seed: u64) -> (Vec<String>
     (net.head(), params)
 }
 
-/// The whole lists of names of the collections are compared in `python.rs`; here one network each for
-/// what is more than a name: parts, shapes, an epsilon.
+/// Mappings of more than names: parts and shapes. `needs_python` compares complete files.
 #[test]
-fn names_of_other_collections_are_read() {
+fn maps_names_of_other_collections() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     let (head, source) = network("swin_tiny_patch4_window7_224", "img_size = 32", 3, 1);
@@ -330,7 +330,7 @@ fn names_of_other_collections_are_read() {
     assert!(load_weights(&path, &params, &head, false).unwrap().is_empty());
     assert_eq!(values(&params), values(&source));
 
-    // Queries, keys and values of the hub are one tensor here; one of them alone does not fit.
+    // Queries, keys and values are separate tensors on the Hub; all three are required.
     all.clear();
     for (name, tensor) in by_name(&source) {
         let at = |name: &str| {
@@ -371,25 +371,25 @@ fn names_of_other_collections_are_read() {
     all.remove("swin.encoder.layers.0.blocks.0.attention.self.key.bias");
     write(&all, &path);
     match own(load_weights(&path, &params, &head, false)) {
-        Error::Misfit { misshapen, .. } => {
-            assert!(misshapen[0].contains("layers.0.blocks.0.attn.qkv.bias"), "{misshapen:?}")
+        Error::Mismatch { mismatched, .. } => {
+            assert!(mismatched[0].contains("layers.0.blocks.0.attn.qkv.bias"), "{mismatched:?}")
         }
         other => panic!("{other}"),
     }
 }
 
 #[test]
-fn a_network_serves_those_that_stand_on_it() {
+fn loads_a_backbone_into_models_with_other_heads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("resnet18.safetensors");
     let (_, source) = network("resnet18", "", 7, 1);
     save(&source, &path, &BTreeMap::new()).unwrap();
-    for (name, apart) in [("deeplabv3plus", "aspp.branch0.0.weight"), ("exits", "out1.weight")] {
+    for (name, other) in [("deeplabv3plus", "aspp.branch0.0.weight"), ("exits", "out1.weight")] {
         let (head, params) = network(name, "backbone = 'resnet18'", 3, 2);
         let before = by_name(&params);
-        let left = load_weights(&path, &params, &head, true).unwrap();
-        assert!(left.iter().any(|l| l.contains("outside of `backbone.*` stay new")), "{left:?}");
-        assert!(left.iter().any(|l| l.contains("not used of the file: fc.bias, fc.weight")), "{left:?}");
+        let skipped = load_weights(&path, &params, &head, true).unwrap();
+        assert!(skipped.iter().any(|s| s.contains("outside of `backbone.*` keep")), "{skipped:?}");
+        assert!(skipped.iter().any(|s| s.contains("unused tensors of the file: fc.bias")), "{skipped:?}");
         let (after, source) = (by_name(&params), by_name(&source));
         let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (name, value) in &after {
@@ -398,36 +398,37 @@ fn a_network_serves_those_that_stand_on_it() {
                 None => assert_eq!(flat(value), flat(&before[name]), "{name}"),
             }
         }
-        assert!(after.contains_key(apart));
-        // A run's own weights are all of them.
-        assert!(matches!(own(load_weights(&path, &params, &head, false)), Error::Misfit { .. }));
+        assert!(after.contains_key(other));
+        // Without `replace_head` all parameters are required.
+        assert!(matches!(own(load_weights(&path, &params, &head, false)), Error::Mismatch { .. }));
     }
-    // Another depth does not fit, and is told in full.
+    // A different depth.
     let (head, params) = network("deeplabv3plus", "backbone = 'resnet34'", 3, 2);
     match own(load_weights(&path, &params, &head, true)) {
-        Error::Misfit { missing, .. } => {
+        Error::Mismatch { missing, .. } => {
             assert!(missing.contains(&"backbone.layer1.2.conv1.weight".to_string()))
         }
         other => panic!("{other}"),
     }
-    // Weights are looked for by the network below.
+    // The name of the weights refers to the backbone.
     let variant: toml::Table = toml::from_str("backbone = 'resnet50'").unwrap();
-    let text = own(weights("deeplabv3plus", &variant, "imagenet", &[])).to_string();
+    let text = own(find_weights("deeplabv3plus", &variant, "imagenet", &[])).to_string();
     assert!(text.contains("resnet50.imagenet"), "{text}");
-    let text = own(weights("mksmt", &toml::Table::new(), "imagenet", &[])).to_string();
+    let text = own(find_weights("mksmt", &toml::Table::new(), "imagenet", &[])).to_string();
     assert!(text.contains("swin_large_patch4_window12_384.imagenet"), "{text}");
 }
 
 #[test]
-fn the_cache_of_the_hub_is_looked_into() {
+fn finds_weights_in_a_hub_cache() {
     let folder = tempfile::tempdir().unwrap();
     let repo = folder.path().join("models--timm--swin_tiny_patch4_window7_224.ms_in1k");
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let file = repo.join("snapshots").join(commit).join("model.safetensors");
     stillhouse_core::fs::write_atomic(&file, b"weights").unwrap();
-    let find =
-        || weights("swin_tiny_patch4_window7_224", &toml::Table::new(), "imagenet", &[folder.path().into()]);
-    assert!(matches!(own(find()), Error::NoFile { .. }), "without refs/main nobody knows which");
+    let find = || {
+        find_weights("swin_tiny_patch4_window7_224", &toml::Table::new(), "imagenet", &[folder.path().into()])
+    };
+    assert!(matches!(own(find()), Error::NotFound { .. }), "without refs/main");
     for (main, found) in [(commit, true), ("../../..", false)] {
         stillhouse_core::fs::write_atomic(&repo.join("refs/main"), main.as_bytes()).unwrap();
         match find() {
@@ -438,18 +439,18 @@ fn the_cache_of_the_hub_is_looked_into() {
             other => panic!("{main}: {other:?}"),
         }
     }
-    // Of a hash only the beginning is known.
-    let find = || weights("vgg16", &toml::Table::new(), "imagenet", &[folder.path().into()]);
+    // Only a prefix of the hash is known.
+    let find = || find_weights("vgg16", &toml::Table::new(), "imagenet", &[folder.path().into()]);
     stillhouse_core::fs::write_atomic(&folder.path().join("vgg16-397923af.pth"), b"other").unwrap();
-    assert!(matches!(own(find()), Error::OtherFile { .. }));
+    assert!(matches!(own(find()), Error::WrongFile { .. }));
 }
 
 #[test]
-fn a_network_is_exported_for_others() {
+fn exports_a_model_card_and_weights() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let (head, params) = network("mobilenetv2_035", "padding = 'same'", 3, 1);
-    let card = Card {
+    let card = ModelCard {
         arch: "mobilenetv2_035".into(),
         variant: toml::from_str("padding = 'same'").unwrap(),
         class_count: 3,
@@ -471,7 +472,7 @@ fn a_network_is_exported_for_others() {
     for part in ["license: \"mit\"", "library_name: timm", "| trained on | images |", "a, b, c"] {
         assert!(text.contains(part), "no {part} in {text}");
     }
-    // f16 comes back rounded, and no value is silently lost.
+    // f16 is rounded, and overflow is an error.
     let (_, back) = network("mobilenetv2_035", "", 3, 2);
     load_weights(&out.join("model.safetensors"), &back, &head, false).unwrap();
     for (a, b) in values(&params).concat().into_iter().zip(values(&back).concat()) {

@@ -38,7 +38,7 @@ impl CmdOutput {
     /// # Panics
     /// With the whole output.
     #[track_caller]
-    pub fn assert_code(self, expected: i32) -> Self {
+    pub fn expect_code(self, expected: i32) -> Self {
         assert_eq!(self.code, Some(expected), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         for word in ["panicked", "internal error", "stack backtrace"] {
             assert!(!self.stderr.contains(word), "`{word}` in\n{}", self.stderr);
@@ -51,7 +51,7 @@ impl CmdOutput {
     /// # Panics
     /// With standard error.
     #[track_caller]
-    pub fn assert_stderr(self, words: &[&str]) -> Self {
+    pub fn expect_stderr(self, words: &[&str]) -> Self {
         for word in words {
             assert!(self.stderr.contains(word), "no `{word}` in\n{}", self.stderr);
         }
@@ -74,7 +74,7 @@ impl CmdOutput {
     /// If a test failed, or the output has no `test result` line.
     #[track_caller]
     pub fn tests_passed(self) -> usize {
-        let output = self.assert_code(0);
+        let output = self.expect_code(0);
         let line = output.stdout.lines().find(|line| line.starts_with("test result: ok. "));
         let passed = line.and_then(|line| line["test result: ok. ".len()..].split(' ').next()?.parse().ok());
         passed.unwrap_or_else(|| panic!("no `test result` in\n{}", output.stdout))

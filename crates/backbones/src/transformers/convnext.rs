@@ -1,11 +1,11 @@
 //! ConvNeXt and ConvNeXt V2.
 //!
 //! *Papers*: Liu et al., "A ConvNet for the 2020s", CVPR 2022, arXiv 2201.03545; Woo et al., "ConvNeXt
-//! V2", CVPR 2023, arXiv 2301.00808 (global response normalization in place of the layer scale). The
-//! sizes below tiny are timm's.
+//! V2", CVPR 2023, arXiv 2301.00808 (global response normalization in place of the layer scale). Sizes
+//! smaller than tiny are timm's.
 //!
-//! *Taps*: `pooled`, the mean of the last map; `embedding`, its layer norm; `logits`. candle hands out
-//! no map.
+//! *Features*: `pooled`, the mean of the last map; `embedding`, its layer norm; `logits`. candle provides
+//! no feature maps.
 
 use std::sync::Arc;
 
@@ -15,29 +15,29 @@ use candle_transformers::models::convnext::{Config, convnext_no_final_layer};
 use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
-use super::{Family, Run, Value, multiple_of, row};
+use super::{Family, Forward, Value, entry, multiple_of};
 
 const V1: &str = "Liu et al. 2022, A ConvNet for the 2020s";
 const V2: &str = "Woo et al. 2023, ConvNeXt V2";
 
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row("convnext_atto", "frozen teacher of candle's; 3.7 M parameters", V1),
-    row("convnext_femto", "frozen teacher of candle's; 5.2 M parameters", V1),
-    row("convnext_pico", "frozen teacher of candle's; 9.0 M parameters", V1),
-    row("convnext_nano", "frozen teacher of candle's; 15.6 M parameters", V1),
-    row("convnext_tiny", "frozen teacher of candle's; 28.6 M parameters", V1),
-    row("convnext_small", "frozen teacher of candle's; 50.2 M parameters", V1),
-    row("convnext_base", "frozen teacher of candle's; 88.6 M parameters", V1),
-    row("convnext_large", "frozen teacher of candle's; 197.8 M parameters", V1),
-    row("convnext_xlarge", "frozen teacher of candle's; 350.2 M parameters", V1),
-    row("convnextv2_atto", "frozen teacher of candle's; 3.7 M parameters", V2),
-    row("convnextv2_femto", "frozen teacher of candle's; 5.2 M parameters", V2),
-    row("convnextv2_pico", "frozen teacher of candle's; 9.1 M parameters", V2),
-    row("convnextv2_nano", "frozen teacher of candle's; 15.6 M parameters", V2),
-    row("convnextv2_tiny", "frozen teacher of candle's; 28.6 M parameters", V2),
-    row("convnextv2_base", "frozen teacher of candle's; 88.7 M parameters", V2),
-    row("convnextv2_large", "frozen teacher of candle's; 198.0 M parameters", V2),
-    row("convnextv2_huge", "frozen teacher of candle's; 660.3 M parameters", V2),
+    entry("convnext_atto", "frozen teacher of candle-transformers, 3.7 M parameters", V1),
+    entry("convnext_femto", "frozen teacher of candle-transformers, 5.2 M parameters", V1),
+    entry("convnext_pico", "frozen teacher of candle-transformers, 9.0 M parameters", V1),
+    entry("convnext_nano", "frozen teacher of candle-transformers, 15.6 M parameters", V1),
+    entry("convnext_tiny", "frozen teacher of candle-transformers, 28.6 M parameters", V1),
+    entry("convnext_small", "frozen teacher of candle-transformers, 50.2 M parameters", V1),
+    entry("convnext_base", "frozen teacher of candle-transformers, 88.6 M parameters", V1),
+    entry("convnext_large", "frozen teacher of candle-transformers, 197.8 M parameters", V1),
+    entry("convnext_xlarge", "frozen teacher of candle-transformers, 350.2 M parameters", V1),
+    entry("convnextv2_atto", "frozen teacher of candle-transformers, 3.7 M parameters", V2),
+    entry("convnextv2_femto", "frozen teacher of candle-transformers, 5.2 M parameters", V2),
+    entry("convnextv2_pico", "frozen teacher of candle-transformers, 9.1 M parameters", V2),
+    entry("convnextv2_nano", "frozen teacher of candle-transformers, 15.6 M parameters", V2),
+    entry("convnextv2_tiny", "frozen teacher of candle-transformers, 28.6 M parameters", V2),
+    entry("convnextv2_base", "frozen teacher of candle-transformers, 88.7 M parameters", V2),
+    entry("convnextv2_large", "frozen teacher of candle-transformers, 198.0 M parameters", V2),
+    entry("convnextv2_huge", "frozen teacher of candle-transformers, 660.3 M parameters", V2),
 ];
 
 #[derive(Debug)]
@@ -72,7 +72,7 @@ pub(super) fn family(name: &str) -> Option<Arc<dyn Family>> {
 }
 
 impl Family for ConvNext {
-    fn taps(&self) -> Vec<FeatureInfo> {
+    fn features(&self) -> Vec<FeatureInfo> {
         vec![FeatureInfo::vector("pooled", self.channels), FeatureInfo::vector("embedding", self.channels)]
     }
 
@@ -85,22 +85,22 @@ impl Family for ConvNext {
     }
 
     fn value(&self, name: &str, _: (usize, usize)) -> Result<Value> {
-        // candle takes both where it finds them.
-        let of_other = if self.v2 { name.ends_with(".gamma") } else { name.contains(".grn.") };
-        Ok(if of_other { Value::Absent } else { Value::Named(name.into()) })
+        // candle probes for both.
+        let is_absent = if self.v2 { name.ends_with(".gamma") } else { name.contains(".grn.") };
+        Ok(if is_absent { Value::Absent } else { Value::Named(name.into()) })
     }
 
-    fn open(&self, vb: VarBuilder<'static>) -> Result<Run> {
+    fn build(&self, vb: VarBuilder<'static>) -> Result<Forward> {
         let norm = candle_nn::layer_norm(self.channels, 1e-6, vb.pp("head.norm"))?;
-        let body = convnext_no_final_layer(&(self.config)(), vb)?;
+        let backbone = convnext_no_final_layer(&(self.config)(), vb)?;
         Ok(Box::new(move |images, _| {
-            let pooled = body.forward(images)?;
+            let pooled = backbone.forward(images)?;
             let embedding = norm.forward(&pooled)?;
             Ok(vec![("pooled".into(), pooled), ("embedding".into(), embedding)])
         }))
     }
 
-    fn places(&self, name: &str, (height, width): (usize, usize)) -> u64 {
+    fn positions(&self, name: &str, (height, width): (usize, usize)) -> u64 {
         let stage: Option<usize> =
             name.strip_prefix("stages.").and_then(|rest| rest.split('.').next()?.parse().ok());
         let shift = match stage {

@@ -3,13 +3,13 @@
 //! *Paper*: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024,
 //! arXiv 2304.07193.
 //!
-//! *Taps*: `F1` to `F4`, the patches after each quarter of the blocks and the last norm; `embedding`,
-//! the class token after it; `pooled`, the mean of `F4`; `logits`. candle hands maps and class token
-//! out of runs of their own: whoever wants both waits twice.
+//! *Features*: `F1` to `F4`, the patches after each quarter of the blocks and the last norm; `embedding`,
+//! the class token after it; `pooled`, the mean of `F4`; `logits`. candle computes maps and class
+//! token in separate passes, so selecting both takes twice the time.
 //!
-//! *Where candle and timm differ*: candle's GELU is the approximation by tanh; candle draws positions
-//! for other sizes than 518 from the nearest one. The latter is set right here: the positions that
-//! candle picks are put in such that they are timm's (bicubic, antialiased).
+//! *Differences between candle and timm*: candle's GELU is the tanh approximation; candle resamples the
+//! position embeddings for sizes other than 518 by nearest neighbor. Here the embeddings at the
+//! positions that candle picks are replaced by timm's (bicubic, antialiased).
 
 use std::sync::Arc;
 
@@ -19,21 +19,21 @@ use candle_transformers::models::dinov2::DinoVisionTransformer;
 use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
-use super::vit::{places, sizes};
-use super::{Family, Run, Value, row};
+use super::vit::{positions, sizes};
+use super::{Family, Forward, Value, entry};
 
 const SOURCE: &str = "Oquab et al. 2024, DINOv2";
 
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row("vit_small_patch14_dinov2", "frozen teacher of candle's; 22.4 M parameters", SOURCE),
-    row("vit_base_patch14_dinov2", "frozen teacher of candle's; 87.3 M parameters", SOURCE),
-    row("vit_large_patch14_dinov2", "frozen teacher of candle's; 305.4 M parameters", SOURCE),
+    entry("vit_small_patch14_dinov2", "frozen teacher of candle-transformers, 22.4 M parameters", SOURCE),
+    entry("vit_base_patch14_dinov2", "frozen teacher of candle-transformers, 87.3 M parameters", SOURCE),
+    entry("vit_large_patch14_dinov2", "frozen teacher of candle-transformers, 305.4 M parameters", SOURCE),
 ];
 
 const PATCH: usize = 14;
-/// Positions along a side.
+/// Positions per side of the position embeddings.
 const GRID: usize = 37;
-/// Outputs of candle's head, whatever the classes.
+/// Number of outputs of candle's head.
 const OUTPUTS: usize = 1000;
 
 #[derive(Debug)]
@@ -49,9 +49,9 @@ pub(super) fn family(name: &str) -> Option<Arc<dyn Family>> {
     Some(Arc::new(Dino { depth, width, heads }))
 }
 
-/// Weights of a bicubic filter (a = -0.5) that brings [`GRID`] positions to `count`, widened where it
-/// makes them fewer; each row at the place that candle picks for it, the others zero.
-fn to_positions(count: usize) -> Vec<f32> {
+/// Computes the weights of an antialiased bicubic filter (a = -0.5) from [`GRID`] positions to `count`.
+/// Each row is at the index that candle's nearest-neighbor resampling picks; the others are zero.
+fn resampling_filter(count: usize) -> Vec<f32> {
     let cubic = |x: f64| match x.abs() {
         x if x < 1.0 => 1.5 * x * x * x - 2.5 * x * x + 1.0,
         x if x < 2.0 => -0.5 * x * x * x + 2.5 * x * x - 4.0 * x + 2.0,
@@ -71,8 +71,8 @@ fn to_positions(count: usize) -> Vec<f32> {
     filter
 }
 
-/// The table of positions `[1, 1 + 37 * 37, D]` with both sides of its grid filtered.
-fn resampled(table: &Tensor, filter: &Tensor) -> Result<Tensor> {
+/// Filters both sides of the grid of position embeddings `[1, 1 + 37 * 37, D]`.
+fn resample(table: &Tensor, filter: &Tensor) -> Result<Tensor> {
     let width = table.dim(2)?;
     let filter = filter.to_dtype(table.dtype())?;
     let grid = table.narrow(1, 1, GRID * GRID)?.reshape((GRID, GRID * width))?;
@@ -84,11 +84,11 @@ fn resampled(table: &Tensor, filter: &Tensor) -> Result<Tensor> {
 }
 
 impl Family for Dino {
-    fn taps(&self) -> Vec<FeatureInfo> {
-        let mut taps: Vec<_> =
+    fn features(&self) -> Vec<FeatureInfo> {
+        let mut features: Vec<_> =
             (1..=4).map(|i| FeatureInfo::map(format!("F{i}"), self.width, PATCH)).collect();
-        taps.extend(["pooled", "embedding"].map(|name| FeatureInfo::vector(name, self.width)));
-        taps
+        features.extend(["pooled", "embedding"].map(|name| FeatureInfo::vector(name, self.width)));
+        features
     }
 
     fn head(&self) -> &'static str {
@@ -100,19 +100,20 @@ impl Family for Dino {
             return Ok(());
         }
         Err(format!(
-            "cannot run on images of {height} x {width}: needs squares whose side is a multiple of {PATCH}, at \
-             most {} (224 is one)",
+            "invalid image size: expected a square with a side that is a multiple of {PATCH} and at most {}, such \
+             as 224, found {height} x {width}",
             GRID * PATCH
         ))
     }
 
     fn value(&self, name: &str, (side, _): (usize, usize)) -> Result<Value> {
-        // candle's head reads class token and mean, side by side; the head on the token is ours.
+        // candle's head is applied to class token and mean, concatenated; it is replaced by the identity
+        // on the token.
         if let Some(part) = name.strip_prefix("outputs.") {
             let (from, part) = part.split_once('.').unwrap_or_default();
             let from = from.parse().unwrap_or_default();
             return Ok(if part == "head.weight" {
-                Value::Selection(from)
+                Value::Identity(from)
             } else {
                 self.value_of(part, side)?
             });
@@ -120,32 +121,33 @@ impl Family for Dino {
         self.value_of(name, side)
     }
 
-    fn open(&self, vb: VarBuilder<'static>) -> Result<Run> {
+    fn build(&self, vb: VarBuilder<'static>) -> Result<Forward> {
         let (depth, width, heads) = (self.depth, self.width, self.heads);
-        // As many models as it takes to hand out the whole token by heads of 1000; they share all else.
+        // As many models as needed for the whole token with heads of 1000 outputs; they share all other
+        // parameters.
         let starts = (0..width).step_by(OUTPUTS);
         let models = starts
             .map(|from| DinoVisionTransformer::new(vb.pp(format!("outputs.{from}")), depth, width, heads));
         let models: Vec<_> = models.collect::<Result<_>>()?;
-        Ok(Box::new(move |images, asked| {
+        Ok(Box::new(move |images, selects| {
             let mut found: Vec<(String, Vec<Tensor>)> = Vec::new();
             let mut add = |name: &str, value: Tensor| match found.iter_mut().find(|(n, _)| n == name) {
                 Some((_, values)) => values.push(value),
                 None => found.push((name.into(), vec![value])),
             };
-            let maps: Vec<usize> = (1..=4).filter(|i| asked(&format!("F{i}"))).collect();
-            let pooled = asked("pooled");
-            // candle takes one image at a time.
+            let maps: Vec<usize> = (1..=4).filter(|i| selects(&format!("F{i}"))).collect();
+            let pooled = selects("pooled");
+            // candle processes one image at a time.
             for image in images.chunk(images.dim(0)?, 0)? {
                 if !maps.is_empty() || pooled {
-                    let mut taken = maps.clone();
+                    let mut stages = maps.clone();
                     if pooled && !maps.contains(&4) {
-                        taken.push(4);
+                        stages.push(4);
                     }
-                    let blocks: Vec<usize> = taken.iter().map(|i| i * depth / 4 - 1).collect();
+                    let blocks: Vec<usize> = stages.iter().map(|i| i * depth / 4 - 1).collect();
                     let features = models[0].get_intermediate_layers(&image, &blocks, true, false, true)?;
-                    for (place, i) in taken.iter().enumerate() {
-                        let map = features.get(place)?;
+                    for (index, i) in stages.iter().enumerate() {
+                        let map = features.get(index)?;
                         if pooled && *i == 4 {
                             add("pooled", map.mean((2, 3))?);
                         }
@@ -154,18 +156,18 @@ impl Family for Dino {
                         }
                     }
                 }
-                if asked("embedding") {
-                    let parts =
+                if selects("embedding") {
+                    let tokens =
                         models.iter().map(|model| model.forward(&image)).collect::<Result<Vec<_>>>()?;
-                    add("embedding", Tensor::cat(&parts, 1)?.narrow(1, 0, width)?.contiguous()?);
+                    add("embedding", Tensor::cat(&tokens, 1)?.narrow(1, 0, width)?.contiguous()?);
                 }
             }
             found.into_iter().map(|(name, values)| Ok((name, Tensor::cat(&values, 0)?))).collect()
         }))
     }
 
-    fn places(&self, name: &str, (height, width): (usize, usize)) -> u64 {
-        places(name, ((height / PATCH) * (width / PATCH)) as u64)
+    fn positions(&self, name: &str, (height, width): (usize, usize)) -> u64 {
+        positions(name, ((height / PATCH) * (width / PATCH)) as u64)
     }
 
     fn attention_macs(&self, (height, width): (usize, usize)) -> u64 {
@@ -180,8 +182,8 @@ impl Dino {
         Ok(match name {
             "head.bias" => Value::Zeros,
             "pos_embed" if count < GRID && count > 0 => {
-                let filter = Tensor::from_vec(to_positions(count), (GRID, GRID), &Device::Cpu)?;
-                Value::Made(name.into(), filter, resampled)
+                let filter = Tensor::from_vec(resampling_filter(count), (GRID, GRID), &Device::Cpu)?;
+                Value::Computed(name.into(), filter, resample)
             }
             _ => Value::Named(name.into()),
         })

@@ -1,8 +1,8 @@
-//! EfficientNet as TensorFlow has it: its padding, and 1e-3 in the batch norms. timm calls them so too.
+//! EfficientNet with TensorFlow's padding and batch norm epsilon of 1e-3 (timm's `tf_` models).
 //!
 //! *Paper*: Tan, Le, "EfficientNet", ICML 2019, arXiv 1905.11946.
 //!
-//! *Taps*: `pooled`, the mean of the last map, which is also the `embedding`; `logits`. candle hands
+//! *Features*: `pooled`, the mean of the last map, which is also the `embedding`; `logits`. candle hands
 //! out no map.
 
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use candle_transformers::models::efficientnet::{EfficientNet, MBConvConfig};
 use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
-use super::{Family, Run, Value, row};
+use super::{Family, Forward, Value, entry};
 
 const SOURCE: &str = "Tan and Le 2019, EfficientNet, with TensorFlow's padding";
 
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row("tf_efficientnet_b0", "frozen teacher of candle's; 5.3 M parameters", SOURCE),
-    row("tf_efficientnet_b1", "frozen teacher of candle's; 7.8 M parameters", SOURCE),
-    row("tf_efficientnet_b2", "frozen teacher of candle's; 9.1 M parameters", SOURCE),
-    row("tf_efficientnet_b3", "frozen teacher of candle's; 12.2 M parameters", SOURCE),
-    row("tf_efficientnet_b4", "frozen teacher of candle's; 19.3 M parameters", SOURCE),
-    row("tf_efficientnet_b5", "frozen teacher of candle's; 30.4 M parameters", SOURCE),
-    row("tf_efficientnet_b6", "frozen teacher of candle's; 43.0 M parameters", SOURCE),
-    row("tf_efficientnet_b7", "frozen teacher of candle's; 66.3 M parameters", SOURCE),
+    entry("tf_efficientnet_b0", "frozen teacher of candle-transformers, 5.3 M parameters", SOURCE),
+    entry("tf_efficientnet_b1", "frozen teacher of candle-transformers, 7.8 M parameters", SOURCE),
+    entry("tf_efficientnet_b2", "frozen teacher of candle-transformers, 9.1 M parameters", SOURCE),
+    entry("tf_efficientnet_b3", "frozen teacher of candle-transformers, 12.2 M parameters", SOURCE),
+    entry("tf_efficientnet_b4", "frozen teacher of candle-transformers, 19.3 M parameters", SOURCE),
+    entry("tf_efficientnet_b5", "frozen teacher of candle-transformers, 30.4 M parameters", SOURCE),
+    entry("tf_efficientnet_b6", "frozen teacher of candle-transformers, 43.0 M parameters", SOURCE),
+    entry("tf_efficientnet_b7", "frozen teacher of candle-transformers, 66.3 M parameters", SOURCE),
 ];
 
 #[derive(Debug)]
@@ -78,12 +78,12 @@ fn timm(name: &str) -> Option<String> {
             (format!("{at}.{conv}"), format!("{at}.{norm}"), rest)
         }
     };
-    let (place, part) = rest.split_once('.')?;
-    Some(if place == "0" { format!("{conv}.{part}") } else { format!("{norm}.{part}") })
+    let (index, part) = rest.split_once('.')?;
+    Some(if index == "0" { format!("{conv}.{part}") } else { format!("{norm}.{part}") })
 }
 
 impl Family for Efficient {
-    fn taps(&self) -> Vec<FeatureInfo> {
+    fn features(&self) -> Vec<FeatureInfo> {
         vec![FeatureInfo::vector("pooled", self.channels), FeatureInfo::vector("embedding", self.channels)]
     }
 
@@ -92,23 +92,19 @@ impl Family for Efficient {
     }
 
     fn check(&self, (height, width): (usize, usize)) -> std::result::Result<(), String> {
-        if height.min(width) == 0 {
-            Err(format!("cannot run on images of {height} x {width}"))
-        } else {
-            Ok(())
-        }
+        if height.min(width) == 0 { Err(format!("empty image: {height} x {width}")) } else { Ok(()) }
     }
 
     fn value(&self, name: &str, _: (usize, usize)) -> Result<Value> {
-        // candle's classifier hands out what it is given: the head is ours.
+        // candle's classifier is replaced by the identity.
         Ok(match name {
-            "classifier.1.weight" => Value::Selection(0),
+            "classifier.1.weight" => Value::Identity(0),
             "classifier.1.bias" => Value::Zeros,
             _ => timm(name).map_or(Value::Absent, Value::Named),
         })
     }
 
-    fn open(&self, vb: VarBuilder<'static>) -> Result<Run> {
+    fn build(&self, vb: VarBuilder<'static>) -> Result<Forward> {
         let network = EfficientNet::new(vb, (self.config)(), self.channels)?;
         Ok(Box::new(move |images, _| {
             let pooled = network.forward(images)?;
@@ -116,8 +112,8 @@ impl Family for Efficient {
         }))
     }
 
-    fn places(&self, name: &str, (height, width): (usize, usize)) -> u64 {
-        // Halvings before the stages, and in their first depthwise convolution.
+    fn positions(&self, name: &str, (height, width): (usize, usize)) -> u64 {
+        // Halvings of the map before each stage, and in its first depthwise convolution.
         const BEFORE: [u32; 7] = [1, 1, 2, 3, 4, 4, 5];
         const WITHIN: [u32; 7] = [0, 1, 1, 1, 0, 1, 0];
         if name.contains(".se.") || name.starts_with("classifier") {

@@ -1,11 +1,11 @@
-//! Vision transformers in timm's form.
+//! Vision transformers, as in timm.
 //!
-//! *Papers*: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929; the tiny
-//! and the small one: Touvron et al., "Training data-efficient image transformers", ICML 2021, arXiv
-//! 2012.12877, whose weights without the distillation token fit too.
+//! *Papers*: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929; tiny
+//! and small: Touvron et al., "Training data-efficient image transformers", ICML 2021, arXiv
+//! 2012.12877, whose weights without the distillation token are compatible.
 //!
-//! *Taps*: `F4`, the patches after the last block and norm, and `pooled`, their mean; `embedding`, the
-//! class token there; `logits`.
+//! *Features*: `F4`, the patches after the last block and norm, and `pooled`, their mean; `embedding`, the
+//! class token; `logits`.
 
 use std::sync::Arc;
 
@@ -15,20 +15,20 @@ use candle_transformers::models::vit::{Config, Embeddings, Encoder};
 use stillhouse_core::model::{FeatureInfo, ModelBuild};
 use stillhouse_core::registry::Entry;
 
-use super::{Family, Run, Value, row};
+use super::{Family, Forward, Value, entry};
 
 const SOURCE: &str = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words";
 const SMALL: &str = "Touvron et al. 2021, Training data-efficient image transformers";
 
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
-    row("vit_tiny_patch16_224", "frozen teacher of candle's; 5.7 M parameters", SMALL),
-    row("vit_small_patch16_224", "frozen teacher of candle's; 22.1 M parameters", SMALL),
-    row("vit_base_patch16_224", "frozen teacher of candle's; 86.6 M parameters", SOURCE),
-    row("vit_large_patch16_224", "frozen teacher of candle's; 304.3 M parameters", SOURCE),
-    row("vit_tiny_patch16_384", "frozen teacher of candle's; 5.8 M parameters", SMALL),
-    row("vit_small_patch16_384", "frozen teacher of candle's; 22.2 M parameters", SMALL),
-    row("vit_base_patch16_384", "frozen teacher of candle's; 86.9 M parameters", SOURCE),
-    row("vit_large_patch16_384", "frozen teacher of candle's; 304.7 M parameters", SOURCE),
+    entry("vit_tiny_patch16_224", "frozen teacher of candle-transformers, 5.7 M parameters", SMALL),
+    entry("vit_small_patch16_224", "frozen teacher of candle-transformers, 22.1 M parameters", SMALL),
+    entry("vit_base_patch16_224", "frozen teacher of candle-transformers, 86.6 M parameters", SOURCE),
+    entry("vit_large_patch16_224", "frozen teacher of candle-transformers, 304.3 M parameters", SOURCE),
+    entry("vit_tiny_patch16_384", "frozen teacher of candle-transformers, 5.8 M parameters", SMALL),
+    entry("vit_small_patch16_384", "frozen teacher of candle-transformers, 22.2 M parameters", SMALL),
+    entry("vit_base_patch16_384", "frozen teacher of candle-transformers, 86.9 M parameters", SOURCE),
+    entry("vit_large_patch16_384", "frozen teacher of candle-transformers, 304.7 M parameters", SOURCE),
 ];
 
 #[derive(Debug)]
@@ -36,7 +36,7 @@ struct Vit {
     depth: usize,
     width: usize,
     heads: usize,
-    /// Side of the images.
+    /// Side of the images in pixels.
     side: usize,
 }
 
@@ -46,7 +46,7 @@ pub(super) fn family(name: &str) -> Option<Arc<dyn Family>> {
     Some(Arc::new(Vit { depth, width, heads, side: side.parse().ok()? }))
 }
 
-/// Blocks, width and heads.
+/// Returns blocks, width and heads.
 pub(super) fn sizes(size: &str) -> Option<(usize, usize, usize)> {
     Some(match size {
         "tiny" => (12, 192, 3),
@@ -57,8 +57,8 @@ pub(super) fn sizes(size: &str) -> Option<(usize, usize, usize)> {
     })
 }
 
-/// Places of a weight of a vision transformer with so many patches.
-pub(super) fn places(name: &str, patches: u64) -> u64 {
+/// Returns the number of positions at which a weight is used, for a number of patches.
+pub(super) fn positions(name: &str, patches: u64) -> u64 {
     if name.starts_with("blocks.") {
         1 + patches
     } else if name.starts_with("patch_embed.") {
@@ -76,7 +76,7 @@ impl Vit {
     }
 }
 
-/// timm's name for one of candle's, which are Hugging Face's.
+/// Maps candle's names, which are Hugging Face's, to timm's.
 fn timm(name: &str) -> Option<Value> {
     let named = |name: &str| Some(Value::Named(name.into()));
     match name {
@@ -116,7 +116,7 @@ fn timm(name: &str) -> Option<Value> {
 }
 
 impl Family for Vit {
-    fn taps(&self) -> Vec<FeatureInfo> {
+    fn features(&self) -> Vec<FeatureInfo> {
         vec![
             FeatureInfo::map("F4", self.width, PATCH),
             FeatureInfo::vector("pooled", self.width),
@@ -133,14 +133,14 @@ impl Family for Vit {
         if (height, width) == (side, side) {
             return Ok(());
         }
-        Err(format!("cannot run on images of {height} x {width}: its positions are for {side} x {side}"))
+        Err(format!("invalid image size: expected {side} x {side}, found {height} x {width}"))
     }
 
     fn value(&self, name: &str, _: (usize, usize)) -> Result<Value> {
         Ok(timm(name).unwrap_or(Value::Absent))
     }
 
-    fn open(&self, vb: VarBuilder<'static>) -> Result<Run> {
+    fn build(&self, vb: VarBuilder<'static>) -> Result<Forward> {
         let config = Config {
             hidden_size: self.width,
             num_hidden_layers: self.depth,
@@ -168,8 +168,8 @@ impl Family for Vit {
         }))
     }
 
-    fn places(&self, name: &str, _: (usize, usize)) -> u64 {
-        places(name, self.patches() as u64)
+    fn positions(&self, name: &str, _: (usize, usize)) -> u64 {
+        positions(name, self.patches() as u64)
     }
 
     fn attention_macs(&self, _: (usize, usize)) -> u64 {

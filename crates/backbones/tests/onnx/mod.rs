@@ -1,15 +1,14 @@
-//! ONNX files are whole: every node reads what is there before it, every weight has its size. What
-//! they compute is compared by onnxruntime, in `python/mod.rs`.
+//! Structure of ONNX files. `needs_python` compares their outputs with onnxruntime.
 
 use std::collections::{BTreeMap, HashSet};
 
 use candle_core::{DType, Device};
-use stillhouse_backbones::onnx::{About, OPSET, model};
 use stillhouse_backbones::registry;
+use stillhouse_backbones::weights::onnx::{OPSET, OnnxInfo, encode};
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::{ParamStore, Rng};
 
-/// A field of a message: its number and its bytes, or its integer.
+/// A field of a message: number and value.
 enum Field<'a> {
     Int(u64, u64),
     Bytes(u64, &'a [u8]),
@@ -62,7 +61,7 @@ fn ints(all: &[Field], number: u64) -> Vec<u64> {
         .collect()
 }
 
-/// Networks that are written, as small as they come.
+/// Exported models, as small as possible.
 pub(crate) const NETWORKS: &[(&str, &str, usize)] = &[
     ("resnet18", "", 64),
     ("resnet50", "stride_in_1x1 = true\noutput_stride = 16", 64),
@@ -79,13 +78,13 @@ pub(crate) fn request(name: &str, variant: &str) -> ModelSpec {
 }
 
 #[test]
-fn files_are_whole() {
+fn nodes_and_initializers_are_complete() {
     for (name, variant, size) in NETWORKS {
         let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let request = request(name, variant);
         let net = (registry().get(name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
-        let about = About { name: "net".into(), metadata: vec![("a".into(), "b".into())] };
-        let bytes = model(net.as_ref(), &params, (*size, *size), &["logits"], &about).unwrap();
+        let info = OnnxInfo { name: "net".into(), metadata: vec![("a".into(), "b".into())] };
+        let bytes = encode(net.as_ref(), &params, (*size, *size), &["logits"], &info).unwrap();
         let file = fields(&bytes);
         let opset = fields(messages(&file, 8)[0]);
         assert_eq!(ints(&opset, 2), [OPSET as u64]);
@@ -101,7 +100,7 @@ fn files_are_whole() {
             let each = if kind == 7 { 8 } else { 4 };
             let values = messages(&tensor, 9)[0].len() as u64;
             assert_eq!(values, each * dims.iter().product::<u64>(), "{name}");
-            assert!(known.insert(name.clone()), "two initializers {name}");
+            assert!(known.insert(name.clone()), "duplicate initializer {name}");
             weights.insert(name, dims);
         }
         let mut operations: BTreeMap<String, usize> = BTreeMap::new();
@@ -109,10 +108,10 @@ fn files_are_whole() {
             let node = fields(node);
             let operation = texts(&node, 4).remove(0);
             for input in texts(&node, 1) {
-                assert!(known.contains(&input), "{name}: {operation} reads {input}, which is not there");
+                assert!(known.contains(&input), "{name}: {operation} reads the unknown value {input}");
             }
             for output in texts(&node, 2) {
-                assert!(known.insert(output.clone()), "{name}: two values {output}");
+                assert!(known.insert(output.clone()), "{name}: duplicate value {output}");
             }
             *operations.entry(operation).or_default() += 1;
         }
@@ -121,11 +120,11 @@ fn files_are_whole() {
             assert_eq!(output, ["logits"]);
             assert!(known.contains("logits"));
         }
-        // Nothing of the network is left behind but what its logits do not need.
+        // All parameters are exported except those that the logits do not depend on.
         for param in params.all() {
             let early = ["out1.", "out2.", "out3.", "opm1.", "opm2.", "opm3."];
-            let aside = early.iter().any(|start| param.name.starts_with(start));
-            assert!(aside != weights.contains_key(&param.name), "{name}: {}", param.name);
+            let unused = early.iter().any(|start| param.name.starts_with(start));
+            assert!(unused != weights.contains_key(&param.name), "{name}: {}", param.name);
         }
         let norms = params.all().iter().filter(|p| p.name.ends_with("running_mean")).count();
         assert_eq!(operations.get("BatchNormalization").copied().unwrap_or(0), norms, "{name}");
@@ -133,15 +132,16 @@ fn files_are_whole() {
 }
 
 #[test]
-fn what_onnx_lacks_is_told() {
+fn rejects_unsupported_operations() {
     let params = ParamStore::meta();
     let request = request("swin_tiny_patch4_window7_224", "");
     let net = (registry().get(&request.name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
-    let e = model(net.as_ref(), &params, (224, 224), &["logits"], &About::default()).unwrap_err().to_string();
+    let e =
+        encode(net.as_ref(), &params, (224, 224), &["logits"], &OnnxInfo::default()).unwrap_err().to_string();
     assert!(e.contains("swin_tiny") && e.contains("window attention"), "{e}");
     let params = ParamStore::meta();
     let request = self::request("resnet18", "");
     let net = (registry().get(&request.name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
-    let e = model(net.as_ref(), &params, (64, 64), &["F9"], &About::default()).unwrap_err().to_string();
+    let e = encode(net.as_ref(), &params, (64, 64), &["F9"], &OnnxInfo::default()).unwrap_err().to_string();
     assert!(e.contains("F9"), "{e}");
 }

@@ -1,5 +1,5 @@
-"""Makes golden.json: what timm's networks give with the parameters of the generator (see
-tests/golden/models/README.md), in f64. No weights of anybody are in it.
+"""Generates golden.json: features of timm's models in f64, with parameters from the generator of
+tests/golden/models/README.md. It contains no pretrained weights.
 
     pip install timm==1.0.31 numpy; python make.py > golden.json
 """
@@ -31,7 +31,7 @@ def stream(name, n):
 
 
 def values(name, shape):
-    """The generator's rules; those for names that it has none for stand in the test, too."""
+    """Rules of the generator. The test has the same rules for names that the generator does not cover."""
     n = int(np.prod(shape))
     if name.endswith("gamma"):
         name += ".weight"
@@ -58,11 +58,11 @@ def values(name, shape):
 def described(tensor):
     flat = tensor.flatten()
     m = min(SAMPLES, len(flat))
-    places = [(2 * k + 1) * len(flat) // (2 * m) for k in range(m)]
+    indices = [(2 * k + 1) * len(flat) // (2 * m) for k in range(m)]
     return {
         "shape": list(tensor.shape),
         "absmax": float(f"{flat.abs().max():.12g}"),
-        "values": [float(f"{flat[i]:.12g}") for i in places],
+        "values": [float(f"{flat[i]:.12g}") for i in indices],
     }
 
 
@@ -72,8 +72,8 @@ def macs(arch, size, options={}, classes=5):
 
     def count(layer, _, out):
         nonlocal total
-        places = out.numel() // layer.weight.shape[0]
-        total += layer.weight.numel() * places
+        positions = out.numel() // layer.weight.shape[0]
+        total += layer.weight.numel() * positions
 
     with torch.device("meta"):
         model = timm.create_model(arch, num_classes=classes, **options).eval()

@@ -1,18 +1,18 @@
-//! A body, the mean of its last map and one linear layer: what most networks are.
+//! Classifier: a backbone, global average pooling and one linear layer.
 
 use candle_core::Tensor;
 use stillhouse_core::model::{FeatureInfo, Features, Model, ModelSpec};
 use stillhouse_core::{ParamBuilder, Result, Tape};
 use stillhouse_ops::{ConvBnAct, LayerNorm, Linear};
 
-use crate::backbone::{ALL, Backbone};
+use crate::backbone::{ALL_STAGES, Backbone};
 use crate::check_classes;
 use crate::count::Work;
 
-/// What stands between the last map and its mean.
+/// Layer between the last feature map and the pooling.
 #[derive(Debug)]
 pub(crate) enum Neck {
-    /// Nothing.
+    /// No layer.
     None,
     /// A 1x1 convolution.
     Conv(ConvBnAct),
@@ -20,48 +20,48 @@ pub(crate) enum Neck {
     Norm(LayerNorm),
 }
 
-/// A classifier: taps of the body, then `pooled`, which is also the `embedding`, and `logits`.
+/// A classifier. Its features are those of the backbone, `pooled`, which is also the `embedding`, and
+/// `logits`.
 #[derive(Debug)]
 pub(crate) struct Classifier {
     name: String,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     classes: usize,
-    body: Box<dyn Backbone>,
+    backbone: Box<dyn Backbone>,
     neck: Neck,
     fc: Linear,
     head: Vec<String>,
 }
 
 impl Classifier {
-    /// The network that the request names. `rest` makes, from the channels of the last map, what
-    /// stands before the mean, the length of the mean, and the linear layer; `fc` is the name of the
-    /// latter below `p`.
+    /// Builds a classifier on a backbone. `head` builds, from the channels of the last map, the neck, the
+    /// length of the pooled vector and the linear layer, whose name under `p` is `fc`.
     ///
     /// # Errors
-    /// No classes, or what body and rest refuse.
+    /// No classes, or the errors of backbone and head.
     pub(crate) fn new(
         request: &ModelSpec,
         p: &ParamBuilder,
-        body: fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>,
+        backbone: fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>,
         fc: &str,
-        rest: impl FnOnce(usize) -> Result<(Neck, usize, Linear)>,
+        head: impl FnOnce(usize) -> Result<(Neck, usize, Linear)>,
     ) -> Result<Self> {
         check_classes(request)?;
-        let body = body(request, p)?;
-        let mut taps = body.features().to_vec();
-        let (neck, pooled, linear) = rest(taps.last().map_or(0, |t| t.channels))?;
-        taps.push(FeatureInfo::vector("pooled", pooled));
-        taps.push(FeatureInfo::vector("embedding", pooled));
-        taps.push(FeatureInfo::vector("logits", request.classes));
+        let backbone = backbone(request, p)?;
+        let mut features = backbone.features().to_vec();
+        let (neck, pooled, linear) = head(features.last().map_or(0, |t| t.channels))?;
+        features.push(FeatureInfo::vector("pooled", pooled));
+        features.push(FeatureInfo::vector("embedding", pooled));
+        features.push(FeatureInfo::vector("logits", request.classes));
         let head = ["weight", "bias"].map(|part| p.full(&format!("{fc}.{part}"))).to_vec();
         let name = request.name.clone();
-        Ok(Self { name, taps, classes: request.classes, body, neck, fc: linear, head })
+        Ok(Self { name, features, classes: request.classes, backbone, neck, fc: linear, head })
     }
 
-    /// Counts one forward pass of an image of that size.
+    /// Counts the cost of one image.
     pub(crate) fn work(&self, size: (usize, usize)) -> Result<Work> {
         let mut work = Work::default();
-        let sizes = self.body.work(size, ALL, &mut work)?;
+        let sizes = self.backbone.work(size, ALL_STAGES, &mut work)?;
         if let (Neck::Conv(conv), Some(size)) = (&self.neck, sizes.last()) {
             work.conv_bn(conv, *size)?;
         }
@@ -76,7 +76,7 @@ impl Model for Classifier {
     }
 
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
 
     fn classes(&self) -> usize {
@@ -84,7 +84,7 @@ impl Model for Classifier {
     }
 
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
-        let mut x = self.body.forward(images, ALL, tape, &mut |_, _| ())?;
+        let mut x = self.backbone.forward(images, ALL_STAGES, tape, &mut |_, _| ())?;
         match &self.neck {
             Neck::None => {}
             Neck::Conv(conv) => x = conv.forward(&x, tape)?,

@@ -1,4 +1,4 @@
-//! A trained network as a folder in the hub's layout: weights, timm's configuration, a model card.
+//! Export of a model as a folder in the Hub's layout: weights, timm's configuration, a model card.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,33 +7,33 @@ use serde_json::{Map, Value, json};
 use stillhouse_core::fs::write_atomic;
 use stillhouse_core::{Error as CoreError, ParamStore, Result};
 
-use crate::save::{Precision, save_as};
+use super::save::{Precision, save_as};
 
-/// What a person has to know of a network to use it.
+/// Description of a trained model for its users.
 #[derive(Debug, Clone, Default)]
-pub struct Card {
+pub struct ModelCard {
     /// Registry name.
     pub arch: String,
     /// Architecture variant.
     pub variant: toml::Table,
-    /// Classes of its head.
+    /// Number of classes of the head.
     pub class_count: usize,
-    /// Their names in the order of the logits; empty where they are not known.
+    /// Class names in the order of the logits; empty if unknown.
     pub classes: Vec<String>,
-    /// Side of the square images that it was trained on, in pixels.
+    /// Side of the square training images, in pixels.
     pub size: usize,
-    /// Input mean per channel, of RGB in [0, 1].
+    /// Mean of the input per channel, for RGB in [0, 1].
     pub mean: [f32; 3],
-    /// Input standard deviation per channel.
+    /// Standard deviation of the input per channel.
     pub std: [f32; 3],
-    /// License of the values, as the hub spells it.
+    /// License identifier of the Hub.
     pub license: Option<String>,
-    /// What else is known: where the weights come from, how they were trained, what they reach.
+    /// Further rows of the table: origin, training, accuracy.
     pub facts: Vec<(String, String)>,
 }
 
-impl Card {
-    /// The arguments with which timm builds the same function, or why it has none.
+impl ModelCard {
+    /// Returns the arguments of timm's constructor for the same model, or why timm has none.
     fn timm(&self) -> std::result::Result<Map<String, Value>, String> {
         let in_timm = ["resnet", "mobilenetv2_", "vgg", "swin_"].iter().any(|f| self.arch.starts_with(f));
         if !in_timm {
@@ -61,7 +61,7 @@ impl Card {
         Ok(arguments)
     }
 
-    /// `config.json`, as timm reads it from the hub or from a folder.
+    /// Builds `config.json` as timm reads it from the Hub or from a folder.
     fn config(&self, arguments: Map<String, Value>) -> Value {
         let mut config = json!({
             "architecture": self.arch,
@@ -83,16 +83,16 @@ impl Card {
         config
     }
 
-    /// Entries of the header of the weights file.
+    /// Builds the metadata of the weights file.
     fn metadata(&self) -> BTreeMap<String, String> {
-        let three = |values: &[f32; 3]| values.map(|v| v.to_string()).join(" ");
+        let join = |values: &[f32; 3]| values.map(|v| v.to_string()).join(" ");
         let mut all = BTreeMap::from([
-            // What readers of PyTorch's collection look for.
+            // Required by the loader of transformers.
             ("format".to_string(), "pt".to_string()),
             ("arch".to_string(), self.arch.clone()),
             ("classes".to_string(), self.class_count.to_string()),
-            ("mean".to_string(), three(&self.mean)),
-            ("std".to_string(), three(&self.std)),
+            ("mean".to_string(), join(&self.mean)),
+            ("std".to_string(), join(&self.std)),
         ]);
         if !self.variant.is_empty() {
             all.insert("variant".into(), self.variant.to_string().trim().replace('\n', "; "));
@@ -100,7 +100,7 @@ impl Card {
         all
     }
 
-    /// `README.md` with the hub's front matter.
+    /// Builds `README.md` with the Hub's front matter.
     fn text(&self, timm: &std::result::Result<Map<String, Value>, String>, precision: Precision) -> String {
         let mut text = String::from("---\n");
         if let Some(license) = &self.license {
@@ -144,7 +144,7 @@ impl Card {
             Ok(_) => text.push_str(
                 "\n```python\nimport timm\nmodel = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()\n```\n",
             ),
-            Err(why) => text.push_str(&format!("\n{why}: it cannot be loaded there.\n")),
+            Err(reason) => text.push_str(&format!("\ntimm cannot load this model: {reason}.\n")),
         }
         if !self.classes.is_empty() {
             text.push_str(&format!("\nClasses in the order of the logits: {}.\n", self.classes.join(", ")));
@@ -153,20 +153,20 @@ impl Card {
     }
 }
 
-/// The shortest decimals of a value.
+/// Returns the f64 with the shortest decimal representation of a value.
 fn decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
 
-/// Writes `model.safetensors`, `README.md` and, where timm has the network, `config.json` into a
-/// folder, with which `timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same
-/// logits. Returns the files, and why timm cannot load them if it cannot.
+/// Writes `model.safetensors`, `README.md` and, if timm has the model, `config.json` into a folder.
+/// `timm.create_model("local-dir:FOLDER", pretrained=True)` then computes the same logits. Returns the
+/// files, and the reason if timm cannot load them.
 ///
 /// # Errors
-/// I/O errors with the path; a value that is too large for f16.
+/// An I/O error, or a value that overflows f16.
 pub fn export(
     params: &ParamStore,
-    card: &Card,
+    card: &ModelCard,
     folder: &Path,
     precision: Precision,
 ) -> Result<(Vec<PathBuf>, Option<String>)> {
@@ -174,7 +174,7 @@ pub fn export(
     let weights = folder.join("model.safetensors");
     save_as(params, &weights, &card.metadata(), precision)?;
     let mut files = vec![weights];
-    let mut put = |name: &str, bytes: &[u8]| {
+    let mut write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
         write_atomic(&path, bytes)?;
         files.push(path);
@@ -182,9 +182,9 @@ pub fn export(
     };
     if let Ok(arguments) = &timm {
         let config = card.config(arguments.clone());
-        put("config.json", &serde_json::to_vec_pretty(&config).map_err(CoreError::other)?)?;
+        write("config.json", &serde_json::to_vec_pretty(&config).map_err(CoreError::other)?)?;
     }
-    put("README.md", card.text(&timm, precision).as_bytes())?;
+    write("README.md", card.text(&timm, precision).as_bytes())?;
     Ok((files, timm.err()))
 }
 
@@ -192,12 +192,16 @@ pub fn export(
 mod tests {
     use super::*;
 
-    fn card(arch: &str, variant: &str) -> Card {
-        Card { arch: arch.into(), variant: toml::from_str(variant).unwrap_or_default(), ..Card::default() }
+    fn card(arch: &str, variant: &str) -> ModelCard {
+        ModelCard {
+            arch: arch.into(),
+            variant: toml::from_str(variant).unwrap_or_default(),
+            ..ModelCard::default()
+        }
     }
 
     #[test]
-    fn variants_become_arguments_of_timm_or_a_reason() {
+    fn maps_variants_to_arguments_of_timm() {
         let same = card("mobilenetv2_100", "padding = 'same'").timm();
         assert_eq!(same.map(Value::Object), Ok(json!({"pad_type": "same"})));
         let dilated = card("resnet50", "output_stride = 16\nstride_in_1x1 = false").timm();
@@ -208,9 +212,9 @@ mod tests {
     }
 
     #[test]
-    fn a_table_in_a_card_stays_a_table() {
+    fn escapes_table_cells() {
         let facts = vec![("data".to_string(), "a|b\nc".to_string())];
-        let text = Card { facts, ..card("resnet18", "") }.text(&Ok(Map::new()), Precision::F16);
+        let text = ModelCard { facts, ..card("resnet18", "") }.text(&Ok(Map::new()), Precision::F16);
         assert!(text.contains("| data | a\\|b c |") && text.contains("f16"), "{text}");
     }
 }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use stillhouse_backbones::Manifest;
+use stillhouse_backbones::weights::{Manifest, find_weights};
 use stillhouse_core::fs::FolderLock;
 use stillhouse_datasets::fetch::{Client, Fetch};
 
-use super::fetch::with_bar;
+use crate::commands::data::fetch::with_progress_bar;
 use crate::error::{CliError, ExitStatus, Outcome};
 use crate::output;
 use crate::paths::Paths;
@@ -18,21 +18,21 @@ Examples:
   stillhouse weights fetch swin_tiny_patch4_window7_224 --root /weights
 
 Environment:
-  STILLHOUSE_WEIGHTS   where it goes (else ./weights)
-  HF_HUB_OFFLINE=1     download nothing
+  STILLHOUSE_WEIGHTS   destination folder [default: ./weights]
+  HF_HUB_OFFLINE=1     disable downloads
 
-What the hub's own tools have in their cache (hf download timm/...) is found there and need not be fetched.";
+Files in the Hugging Face cache (hf download timm/...) are used without a download.";
 
-/// Download pretrained weights from their official source and compare them with their manifest
+/// Download pretrained weights from their official source and verify them
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Network
+    /// Model
     arch: String,
-    /// Name of its weights
+    /// Name of the weights
     #[arg(long, default_value = "imagenet", value_name = "NAME")]
     name: String,
-    /// Folder that is to hold the file; instead of that of the environment
+    /// Destination folder; overrides STILLHOUSE_WEIGHTS
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Print JSON
@@ -47,52 +47,49 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let Some(root) = roots.first().cloned() else {
         return Err(CliError::usage("no folder for weights"));
     };
-    let told = |file: PathBuf, sha256: String, was_there: bool| {
+    let print_result = |file: PathBuf, sha256: String, cached: bool| {
         if args.json {
-            output::print_json(&json!({"file": file, "sha256": sha256, "was_there": was_there}));
+            output::print_json(&json!({"file": file, "sha256": sha256, "cached": cached}));
         } else {
-            let there = if was_there { " is there already" } else { "" };
-            let known = if manifest.sha256.is_empty() { " (no published hash to compare with)" } else { "" };
-            output::print(&format!("{}{there}\nsha256  {sha256}{known}", file.display()));
+            let state = if cached { " (already downloaded)" } else { "" };
+            let note = if manifest.sha256.is_empty() { " (no published hash)" } else { "" };
+            output::print(&format!("{}{state}\nsha256  {sha256}{note}", file.display()));
         }
         Ok(ExitStatus::Success)
     };
-    if let Ok(found) =
-        stillhouse_backbones::weights(&manifest.arch, &manifest.variant, &manifest.name, &roots)
-    {
-        return told(found.path, found.sha256, true);
+    if let Ok(found) = find_weights(&manifest.arch, &manifest.variant, &manifest.name, &roots) {
+        return print_result(found.path, found.sha256, true);
     }
-    let how = Fetch::from_env(root.clone());
+    let fetch = Fetch::from_env(root.clone());
     let Some(url) = &manifest.url else {
-        return Err(CliError::usage(format!("{} cannot be downloaded as it is", manifest.title()))
-            .hint(&manifest.get));
+        return Err(CliError::usage(format!("no direct download: {}", manifest.title())).hint(&manifest.get));
     };
-    if how.offline {
+    if fetch.offline {
         return Err(CliError::failed(format!(
-            "{} is not there and HF_HUB_OFFLINE forbids to download",
+            "weights not found and downloads disabled by HF_HUB_OFFLINE: {}",
             root.join(&manifest.file).display()
         ))
-        .hint("unset it, or put the file there"));
+        .hint("unset HF_HUB_OFFLINE, or copy the file there"));
     }
     let path = root.join(&manifest.file);
     if path.exists() {
-        // There, but not the right one: `weights` above has refused it.
-        manifest.check(&path)?;
+        // `find_weights` rejected this file: report why.
+        manifest.verify(&path)?;
     }
     output::status(&format!("{}: {}", manifest.title(), manifest.license));
     let _lock = FolderLock::take(&root.join(".fetch"))?;
-    let client = Client::new(&how).map_err(stillhouse_core::Error::from)?;
+    let client = Client::new(&fetch).map_err(stillhouse_core::Error::from)?;
     let pinned = manifest.is_pinned().then(|| manifest.sha256.clone());
     let part = root.join(".fetch").join(&manifest.file);
-    with_bar(|tell| client.file(url, &part, manifest.bytes, pinned, tell))
+    with_progress_bar(|progress| client.file(url, &part, manifest.bytes, pinned, progress))
         .map_err(stillhouse_core::Error::from)?;
-    match manifest.check(&part) {
+    match manifest.verify(&part) {
         Ok(sha256) => {
             stillhouse_core::fs::rename(&part, &path)?;
-            told(path, sha256, false)
+            print_result(path, sha256, false)
         }
         Err(e) => {
-            // Wrong bytes are of no use for a later try.
+            // A wrong file must not be resumed.
             let _ = std::fs::remove_file(&part);
             Err(e.into())
         }

@@ -1,6 +1,4 @@
-//! The few lines of Protocol Buffers that writing ONNX takes.
-//!
-//! A message is its fields one after the other, each with its number and how long it is; see
+//! A minimal Protocol Buffers encoder for ONNX; see
 //! <https://protobuf.dev/programming-guides/encoding>.
 
 /// A message under construction.
@@ -12,7 +10,7 @@ impl Message {
         Self::default()
     }
 
-    /// An integer or enumeration.
+    /// Appends an integer or enumeration.
     #[must_use]
     pub(crate) fn int(mut self, field: u32, value: i64) -> Self {
         self.key(field, 0);
@@ -20,7 +18,7 @@ impl Message {
         self
     }
 
-    /// A 32-bit float.
+    /// Appends a 32-bit float.
     #[must_use]
     pub(crate) fn float(mut self, field: u32, value: f32) -> Self {
         self.key(field, 5);
@@ -28,7 +26,7 @@ impl Message {
         self
     }
 
-    /// Bytes or text.
+    /// Appends bytes or a string.
     #[must_use]
     pub(crate) fn bytes(mut self, field: u32, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
@@ -38,13 +36,13 @@ impl Message {
         self
     }
 
-    /// A message inside.
+    /// Appends an embedded message.
     #[must_use]
     pub(crate) fn message(self, field: u32, value: &Self) -> Self {
         self.bytes(field, &value.0)
     }
 
-    /// A repeated integer, one after the other.
+    /// Appends a repeated integer, unpacked.
     #[must_use]
     pub(crate) fn ints(self, field: u32, values: &[i64]) -> Self {
         values.iter().fold(self, |message, value| message.int(field, *value))
@@ -54,11 +52,11 @@ impl Message {
         self.0
     }
 
-    fn key(&mut self, field: u32, kind: u32) {
-        self.varint(u64::from(field << 3 | kind));
+    fn key(&mut self, field: u32, wire_type: u32) {
+        self.varint(u64::from(field << 3 | wire_type));
     }
 
-    /// Seven bits a byte, the lowest first.
+    /// Appends seven bits per byte, least significant first.
     fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -72,9 +70,8 @@ impl Message {
 mod tests {
     use super::*;
 
-    /// The examples of the specification.
     #[test]
-    fn as_the_specification_has_it() {
+    fn matches_the_examples_of_the_specification() {
         assert_eq!(Message::new().int(1, 150).into_bytes(), [0x08, 0x96, 0x01]);
         assert_eq!(Message::new().bytes(2, "testing").into_bytes(), b"\x12\x07testing");
         let inner = Message::new().int(1, 150);

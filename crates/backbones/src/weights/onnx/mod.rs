@@ -1,8 +1,10 @@
-//! A trained network as an ONNX file, for other runtimes.
+//! ONNX export.
 //!
-//! Operation set 17. Batch norms stay nodes of their own, runtimes fold them. Weights have their
-//! names; the batch is free, rows and columns are those that were asked for. Networks with window
-//! attention and those of candle-transformers cannot be written.
+//! Operator set 17. Batch norms are separate nodes, which runtimes fold. Initializers keep the names of
+//! the parameters; the batch size is dynamic, height and width are fixed. Models with window attention
+//! and those of candle-transformers are not supported.
+
+mod protobuf;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,61 +16,60 @@ use stillhouse_core::{Error as CoreError, ParamStore, Result, Tape};
 use stillhouse_ops::trace::{NormIds, Op, TraceNode};
 use stillhouse_ops::{Activation, ConvSpec, Padding, ParamId};
 
-use crate::protobuf::Message;
-use crate::save::floats;
+use super::save::floats;
+use protobuf::Message;
 
-/// The operation set that files are written in.
+/// Version of the operator set.
 pub const OPSET: i64 = 17;
-/// The format's version that belongs to it.
+/// Version of the file format for that operator set.
 const IR_VERSION: i64 = 8;
 /// `TensorProto.DataType`
 const FLOAT: i64 = 1;
 const INT64: i64 = 7;
 
-/// What is written beside the network.
+/// Metadata of the file.
 #[derive(Debug, Clone, Default)]
-pub struct About {
+pub struct OnnxInfo {
     /// Name of the graph.
     pub name: String,
     /// Entries of `metadata_props`.
     pub metadata: Vec<(String, String)>,
 }
 
-/// Writes a network for images `[batch, 3, size.0, size.1]`: input `images`, outputs the taps of
-/// these names. The file is whole or not there.
+/// Writes a model for images `[batch, 3, height, width]` as an ONNX file, atomically. The input is
+/// `images`; the outputs are the given features.
 ///
 /// # Errors
-/// A network with an operation that ONNX lacks, a tap that it does not have, a size that it cannot
-/// take; I/O errors with the path.
+/// An unsupported operation, an unknown feature, an invalid image size, or an I/O error.
 pub fn write(
     network: &dyn Model,
     params: &ParamStore,
     (height, width): (usize, usize),
-    taps: &[&str],
-    about: &About,
+    features: &[&str],
+    info: &OnnxInfo,
     path: &Path,
 ) -> Result<()> {
-    let bytes = model(network, params, (height, width), taps, about)?;
+    let bytes = encode(network, params, (height, width), features, info)?;
     write_atomic(path, &bytes)
 }
 
-/// The bytes of [`write()`].
+/// Encodes a model as [`write()`] does.
 ///
 /// # Errors
-/// As there, without those of the file.
-pub fn model(
+/// An unsupported operation, an unknown feature, or an invalid image size.
+pub fn encode(
     network: &dyn Model,
     params: &ParamStore,
     (height, width): (usize, usize),
-    taps: &[&str],
-    about: &About,
+    features: &[&str],
+    info: &OnnxInfo,
 ) -> Result<Vec<u8>> {
     let mut tape = Tape::trace(params);
-    tape.select_features(taps);
+    tape.select_features(features);
     network.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
     let trace = tape.take_trace().unwrap_or_default();
     let mut graph = Graph {
-        who: network.name(),
+        model: network.name(),
         params,
         nodes: Vec::new(),
         initializers: Vec::new(),
@@ -76,24 +77,25 @@ pub fn model(
         shapes: HashMap::new(),
         count: 0,
     };
-    let lacks = |step: &TraceNode| matches!(step.op, Op::WindowAttention | Op::MergePatches | Op::Opaque);
-    if trace.nodes.iter().any(lacks) {
-        return Err(not_in_onnx(network.name()));
+    let is_unsupported =
+        |node: &TraceNode| matches!(node.op, Op::WindowAttention | Op::MergePatches | Op::Opaque);
+    if trace.nodes.iter().any(is_unsupported) {
+        return Err(unsupported(network.name()));
     }
-    for step in &trace.nodes {
-        graph.step(step)?;
+    for node in &trace.nodes {
+        graph.add(node)?;
     }
     let mut message = Message::new();
     let mut outputs = Vec::new();
-    for (tap, number) in &trace.features {
+    for (feature, number) in &trace.features {
         let from = graph.value(*number)?;
-        graph.node("Identity", &[&from], tap, &[]);
-        outputs.push(value_info(tap, &graph.shapes[number]));
+        graph.node("Identity", &[&from], feature, &[]);
+        outputs.push(value_info(feature, &graph.shapes[number]));
     }
     for node in &graph.nodes {
         message = message.message(1, node);
     }
-    message = message.bytes(2, &about.name);
+    message = message.bytes(2, &info.name);
     for initializer in &graph.initializers {
         message = message.message(5, initializer);
     }
@@ -108,7 +110,7 @@ pub fn model(
         .bytes(3, env!("CARGO_PKG_VERSION"))
         .message(7, &message)
         .message(8, &opset);
-    for (key, value) in &about.metadata {
+    for (key, value) in &info.metadata {
         file = file.message(14, &Message::new().bytes(1, key).bytes(2, value));
     }
     Ok(file.into_bytes())
@@ -116,13 +118,13 @@ pub fn model(
 
 const IMAGES: &str = "images";
 
-fn not_in_onnx(who: &str) -> CoreError {
-    let what = "cannot be written as ONNX: window attention and candle's own networks are not among what \
-                is written; its weights can be exported without it";
-    CoreError::incompatible(who, what)
+fn unsupported(model: &str) -> CoreError {
+    let reason = "ONNX export does not support window attention and models of candle-transformers; export the \
+                  weights alone";
+    CoreError::incompatible(model, reason)
 }
 
-/// `ValueInfoProto` of floats `[batch, shape...]`.
+/// Builds a `ValueInfoProto` of floats `[batch, shape...]`.
 fn value_info(name: &str, shape: &[usize]) -> Message {
     let batch = Message::new().bytes(2, "batch");
     let shape = shape.iter().fold(Message::new().message(1, &batch), |m, side| {
@@ -132,7 +134,7 @@ fn value_info(name: &str, shape: &[usize]) -> Message {
     Message::new().bytes(1, name).message(2, &Message::new().message(1, &tensor))
 }
 
-/// An attribute of a node, with its `AttributeProto.AttributeType`.
+/// An attribute of a node.
 enum Attribute<'a> {
     Int(&'a str, i64),
     Ints(&'a str, &'a [i64]),
@@ -152,15 +154,15 @@ impl Attribute<'_> {
 }
 
 struct Graph<'a> {
-    who: &'a str,
+    model: &'a str,
     params: &'a ParamStore,
     nodes: Vec<Message>,
     initializers: Vec<Message>,
-    /// Names of results.
+    /// Names of the values, by index of the trace.
     values: HashMap<usize, String>,
-    /// Their shapes without the batch: `[C, H, W]` or `[D]`.
+    /// Shapes of the values without the batch axis: `[C, H, W]` or `[D]`.
     shapes: HashMap<usize, Vec<usize>>,
-    /// Values that have been named.
+    /// Number of generated names.
     count: usize,
 }
 
@@ -168,16 +170,19 @@ impl Graph<'_> {
     fn value(&self, number: usize) -> Result<String> {
         let found = self.values.get(&number).cloned();
         found.ok_or_else(|| {
-            CoreError::incompatible(self.who, format!("step {number} is used before it is made"))
+            CoreError::incompatible(
+                self.model,
+                format!("traced value {number} is used before it is computed"),
+            )
         })
     }
 
-    fn fresh(&mut self) -> String {
+    fn new_name(&mut self) -> String {
         self.count += 1;
         format!("v{}", self.count)
     }
 
-    /// A node with one output, which is given back.
+    /// Adds a node with one output and returns the name of the output.
     fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Attribute]) -> String {
         let mut node = inputs.iter().fold(Message::new(), |m, input| m.bytes(1, input));
         node = node.bytes(2, output).bytes(3, format!("{op}_{output}")).bytes(4, op);
@@ -185,17 +190,17 @@ impl Graph<'_> {
         output.to_string()
     }
 
-    /// A node whose output has a new name.
+    /// Adds a node whose output gets a new name.
     fn apply(&mut self, op: &str, inputs: &[&str], attributes: &[Attribute]) -> String {
-        let output = self.fresh();
+        let output = self.new_name();
         self.node(op, inputs, &output, attributes)
     }
 
-    /// A parameter under its own name; with a shape of four dimensions where `four` asks for it.
-    fn param(&mut self, id: ParamId, four: bool) -> Result<String> {
+    /// Adds a parameter as an initializer, padded to four dimensions if `four_dims`.
+    fn param(&mut self, id: ParamId, four_dims: bool) -> Result<String> {
         let param = self.params.get(id);
         let mut dims: Vec<i64> = param.shape.iter().map(|side| *side as i64).collect();
-        if four {
+        if four_dims {
             dims.resize(4, 1);
         }
         let values = floats(self.params, &param.name)?;
@@ -210,13 +215,13 @@ impl Graph<'_> {
     }
 
     fn constant(&mut self, dims: &[i64], values: &[f32]) -> String {
-        let name = self.fresh();
+        let name = self.new_name();
         self.floats(&name, dims, values);
         name
     }
 
     fn constant_ints(&mut self, values: &[i64]) -> String {
-        let name = self.fresh();
+        let name = self.new_name();
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let dims = [values.len() as i64];
         let tensor = Message::new().ints(1, &dims).int(2, INT64).bytes(8, &name).bytes(9, bytes);
@@ -224,27 +229,27 @@ impl Graph<'_> {
         name
     }
 
-    fn step(&mut self, step: &TraceNode) -> Result<()> {
-        let [_, height, width, channels] = step.shape;
+    fn add(&mut self, node: &TraceNode) -> Result<()> {
+        let [_, height, width, channels] = node.shape;
         let mut inputs = Vec::new();
-        for input in &step.inputs {
+        for input in &node.inputs {
             inputs.push(self.value(*input)?);
         }
-        // Vectors have two dimensions; what works on maps needs four.
-        let vector = step.inputs.first().is_some_and(|input| self.shapes[input].len() == 1);
+        // Vectors have two dimensions; map operators require four.
+        let vector = node.inputs.first().is_some_and(|input| self.shapes[input].len() == 1);
         let x = match inputs.first() {
-            Some(x) if vector && !step.flat => {
+            Some(x) if vector && !node.flat => {
                 let shape = self.constant_ints(&[0, -1, 1, 1]);
                 self.apply("Reshape", &[&x.clone(), &shape], &[])
             }
             Some(x) => x.clone(),
             None => String::new(),
         };
-        let result = match &step.op {
+        let result = match &node.op {
             Op::Input => IMAGES.to_string(),
             Op::Conv { spec, weight, bias, norm, act } => {
                 let layer = Layer { spec, weight: *weight, bias: *bias, norm: *norm, act: *act };
-                self.conv(&x, inputs.get(1), &layer, step.flat)?
+                self.conv(&x, inputs.get(1), &layer, node.flat)?
             }
             Op::MaxPool { kernel, stride, padding } => {
                 let [kernel, stride, padding] = [*kernel, *stride, *padding].map(|n| n as i64);
@@ -267,7 +272,7 @@ impl Graph<'_> {
             }
             Op::Resize { align_corners } => self.resize(&x, (height, width), *align_corners),
             Op::AdaptiveAveragePool => {
-                let from = &self.shapes[&step.inputs[0]];
+                let from = &self.shapes[&node.inputs[0]];
                 let from = (from[1], from[2]);
                 self.adaptive_average(&x, from, (height, width))
             }
@@ -278,7 +283,7 @@ impl Graph<'_> {
             Op::LayerNorm { weight, bias, eps } => {
                 let (weight, bias) = (self.param(*weight, false)?, self.param(*bias, false)?);
                 let attributes = [Attribute::Int("axis", -1), Attribute::Float("epsilon", *eps as f32)];
-                if step.flat {
+                if node.flat {
                     self.apply("LayerNormalization", &[&x, &weight, &bias], &attributes)
                 } else {
                     let last = self.apply("Transpose", &[&x], &[Attribute::Ints("perm", &[0, 2, 3, 1])]);
@@ -296,11 +301,11 @@ impl Graph<'_> {
                 let product = self.apply("Mul", &[&x, &sum], &[]);
                 self.apply("Mul", &[&product, &half], &[])
             }
-            Op::WindowAttention | Op::MergePatches | Op::Opaque => return Err(not_in_onnx(self.who)),
+            Op::WindowAttention | Op::MergePatches | Op::Opaque => return Err(unsupported(self.model)),
         };
-        self.values.insert(step.output, result);
-        let shape = if step.flat { vec![channels] } else { vec![channels, height, width] };
-        self.shapes.insert(step.output, shape);
+        self.values.insert(node.output, result);
+        let shape = if node.flat { vec![channels] } else { vec![channels, height, width] };
+        self.shapes.insert(node.output, shape);
         Ok(())
     }
 
@@ -353,19 +358,20 @@ impl Graph<'_> {
         })
     }
 
-    /// To fixed rows and columns, whatever the batch is.
+    /// Resizes maps to a fixed size with a dynamic batch.
     fn resize(&mut self, x: &str, (height, width): (usize, usize), align_corners: bool) -> String {
         let ends = [Attribute::Int("start", 0), Attribute::Int("end", 2)];
         let batch = self.apply("Shape", &[x], &ends);
         let size = self.constant_ints(&[height as i64, width as i64]);
         let sizes = self.apply("Concat", &[&batch, &size], &[Attribute::Int("axis", 0)]);
-        let how = if align_corners { "align_corners" } else { "half_pixel" };
+        let mode = if align_corners { "align_corners" } else { "half_pixel" };
         let attributes =
-            [Attribute::Text("mode", "linear"), Attribute::Text("coordinate_transformation_mode", how)];
+            [Attribute::Text("mode", "linear"), Attribute::Text("coordinate_transformation_mode", mode)];
         self.apply("Resize", &[x, "", "", &sizes], &attributes)
     }
 
-    /// Means over bins as two matrix products, `rows * x * columns`, for ONNX has no such operation.
+    /// Averages over bins as two matrix products, `rows * x * columns`, because ONNX has no adaptive
+    /// pooling.
     fn adaptive_average(&mut self, x: &str, from: (usize, usize), to: (usize, usize)) -> String {
         let rows = self.constant(&[to.0 as i64, from.0 as i64], &bins(from.0, to.0));
         let columns = transposed(&bins(from.1, to.1), from.1);
@@ -384,7 +390,7 @@ struct Layer<'a> {
     act: Activation,
 }
 
-/// The matrix `[to, from]` of means over bins; see `Tape::adaptive_avg_pool`.
+/// Builds the matrix `[to, from]` of averages over bins; see `Tape::adaptive_avg_pool`.
 fn bins(from: usize, to: usize) -> Vec<f32> {
     let mut matrix = vec![0.0; to * from];
     for (i, row) in matrix.chunks_exact_mut(from).enumerate() {
@@ -404,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bins_overlap_as_they_do_in_the_network() {
+    fn bins_match_adaptive_average_pooling() {
         assert_eq!(bins(2, 3), [1.0, 0.0, 0.5, 0.5, 0.0, 1.0]);
         assert_eq!(bins(4, 2), [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5]);
         assert_eq!(transposed(&bins(2, 3), 2), [1.0, 0.5, 0.0, 0.0, 0.5, 1.0]);

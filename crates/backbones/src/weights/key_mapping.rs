@@ -1,14 +1,13 @@
-//! Names of other collections, brought to timm's.
+//! Parameter names of other collections, mapped to timm's.
 //!
-//! A form is a way to name the parameters of one family. Which one a file has is found by trying:
-//! the form that names most of a network's parameters is the file's.
+//! The naming scheme of a file is the one that maps most of its tensors to parameters of the model.
 
-/// What a tensor of a file is in timm's names.
+/// A tensor of a file in timm's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Renamed {
     /// timm's name.
     pub(crate) name: String,
-    /// Which of three equal parts along the first dimension it is (queries, keys, values).
+    /// Index of the part along the first dimension, of queries, keys and values.
     pub(crate) part: Option<usize>,
 }
 
@@ -18,45 +17,45 @@ impl Renamed {
     }
 }
 
-/// A way to name parameters.
-pub(crate) struct Form {
-    /// Whose names they are.
+/// Parameter names of a collection.
+pub(crate) struct NamingScheme {
+    /// Name of the collection.
     pub(crate) name: &'static str,
-    /// timm's name of a tensor; none for one that is not of this form.
+    /// Maps a tensor name to timm's; `None` if the name is not of this scheme.
     pub(crate) rename: fn(&str) -> Option<Renamed>,
-    /// Added to every running variance: what the form's epsilon has more than 1e-5, so that the
-    /// evaluation stays the same.
+    /// Added to each running variance, for schemes whose epsilon is not 1e-5, to compute the same
+    /// function.
     pub(crate) variance: f64,
 }
 
-const fn form(name: &'static str, rename: fn(&str) -> Option<Renamed>) -> Form {
-    Form { name, rename, variance: 0.0 }
+const fn scheme(name: &'static str, rename: fn(&str) -> Option<Renamed>) -> NamingScheme {
+    NamingScheme { name, rename, variance: 0.0 }
 }
 
-/// All forms; timm's own first.
-pub(crate) const FORMS: &[Form] = &[
-    form("timm", |name| Renamed::whole(name)),
-    form("Swin Transformers of its authors and of timm before 0.9", swin_authors),
-    form("torchvision's VGG", torchvision_vgg),
-    form("torchvision's MobileNetV2", torchvision_mobilenet),
-    form("torchvision's Swin Transformer", torchvision_swin),
-    form("Hugging Face's ResNet", hub_resnet),
-    Form { name: "Hugging Face's MobileNetV2", rename: hub_mobilenet, variance: 1e-3 - 1e-5 },
-    form("Hugging Face's Swin Transformer", hub_swin),
+/// All naming schemes, timm's first.
+pub(crate) const SCHEMES: &[NamingScheme] = &[
+    scheme("timm", |name| Renamed::whole(name)),
+    scheme("Swin Transformers of its authors and of timm before 0.9", swin_authors),
+    scheme("torchvision's VGG", torchvision_vgg),
+    scheme("torchvision's MobileNetV2", torchvision_mobilenet),
+    scheme("torchvision's Swin Transformer", torchvision_swin),
+    scheme("Hugging Face's ResNet", hub_resnet),
+    NamingScheme { name: "Hugging Face's MobileNetV2", rename: hub_mobilenet, variance: 1e-3 - 1e-5 },
+    scheme("Hugging Face's Swin Transformer", hub_swin),
 ];
 
-/// Tensors that are no parameters: counters, and tables that a network computes by itself.
+/// Returns whether a tensor is not a parameter: counters and tables that the model computes.
 pub(crate) fn is_derived(name: &str) -> bool {
     ["num_batches_tracked", "relative_position_index", "attn_mask"].iter().any(|end| name.ends_with(end))
 }
 
-/// `prefix<number>.rest`: the number and the rest.
+/// Splits `prefix<number>.rest` into the number and the rest.
 fn numbered<'a>(name: &'a str, prefix: &str) -> Option<(usize, &'a str)> {
     let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
     Some((number.parse().ok()?, rest))
 }
 
-/// Patch merging stands at the end of a stage, the classifier is `head`.
+/// Patch merging is at the end of a stage; the classifier is `head`.
 fn swin_authors(name: &str) -> Option<Renamed> {
     if let Some(rest) = name.strip_prefix("head.").filter(|rest| !rest.starts_with("fc.")) {
         return Renamed::whole(format!("head.fc.{rest}"));
@@ -69,12 +68,12 @@ fn swin_authors(name: &str) -> Option<Renamed> {
     }
 }
 
-/// The large layers are linear.
+/// The large layers are linear, not convolutions.
 fn torchvision_vgg(name: &str) -> Option<Renamed> {
-    let Some((place, rest)) = numbered(name, "classifier.") else {
+    let Some((index, rest)) = numbered(name, "classifier.") else {
         return numbered(name, "features.").and_then(|_| Renamed::whole(name));
     };
-    let to = match place {
+    let to = match index {
         0 => "pre_logits.fc1",
         3 => "pre_logits.fc2",
         6 => "head.fc",
@@ -83,7 +82,7 @@ fn torchvision_vgg(name: &str) -> Option<Renamed> {
     Renamed::whole(format!("{to}.{rest}"))
 }
 
-/// timm's place of the inverted residual block `i`, from 0.
+/// Returns timm's name of the inverted residual block `i`, from 0.
 fn mobilenet_block(i: usize) -> Option<String> {
     let mut left = i;
     for (group, count) in [1, 2, 3, 4, 3, 3, 1].into_iter().enumerate() {
@@ -99,14 +98,14 @@ fn torchvision_mobilenet(name: &str) -> Option<Renamed> {
     if let Some(rest) = name.strip_prefix("classifier.1.") {
         return Renamed::whole(format!("classifier.{rest}"));
     }
-    let (place, rest) = numbered(name, "features.")?;
+    let (index, rest) = numbered(name, "features.")?;
     let layer = |rest: &str, names: &[(&str, &str)]| {
         names.iter().find_map(|(from, to)| {
             let rest = rest.strip_prefix(from)?.strip_prefix('.')?;
             Some(format!("{to}.{rest}"))
         })
     };
-    match place {
+    match index {
         0 => Renamed::whole(layer(rest, &[("0", "conv_stem"), ("1", "bn1")])?),
         18 => Renamed::whole(layer(rest, &[("0", "conv_head"), ("1", "bn2")])?),
         1 => {
@@ -122,13 +121,13 @@ fn torchvision_mobilenet(name: &str) -> Option<Renamed> {
                 ("2", "conv_pwl"),
                 ("3", "bn3"),
             ];
-            let block = mobilenet_block(place - 1)?;
+            let block = mobilenet_block(index - 1)?;
             Renamed::whole(format!("{block}.{}", layer(rest.strip_prefix("conv.")?, &names)?))
         }
     }
 }
 
-/// Stages and patch mergings are numbered one after the other.
+/// Stages and patch mergings are numbered consecutively.
 fn torchvision_swin(name: &str) -> Option<Renamed> {
     if let Some(rest) = name.strip_prefix("head.") {
         return Renamed::whole(format!("head.fc.{rest}"));
@@ -136,8 +135,8 @@ fn torchvision_swin(name: &str) -> Option<Renamed> {
     if name.starts_with("norm.") {
         return Renamed::whole(name);
     }
-    let (place, rest) = numbered(name, "features.")?;
-    if place == 0 {
+    let (index, rest) = numbered(name, "features.")?;
+    if index == 0 {
         let (layer, rest) = rest.split_once('.')?;
         return match layer {
             "0" => Renamed::whole(format!("patch_embed.proj.{rest}")),
@@ -145,8 +144,8 @@ fn torchvision_swin(name: &str) -> Option<Renamed> {
             _ => None,
         };
     }
-    let stage = place / 2;
-    if place % 2 == 0 {
+    let stage = index / 2;
+    if index % 2 == 0 {
         return Renamed::whole(format!("layers.{stage}.downsample.{rest}"));
     }
     let (block, rest) = rest.split_once('.')?;
@@ -169,17 +168,17 @@ fn hub_resnet(name: &str) -> Option<Renamed> {
         let conv = rest.strip_prefix("convolution.").map(|rest| format!("{conv}.{rest}"));
         conv.or_else(|| Some(format!("{norm}.{}", rest.strip_prefix("normalization.")?)))
     };
-    let below = name.strip_prefix("resnet.")?;
-    if let Some(rest) = below.strip_prefix("embedder.embedder.") {
+    let inner = name.strip_prefix("resnet.")?;
+    if let Some(rest) = inner.strip_prefix("embedder.embedder.") {
         return Renamed::whole(conv_or_norm(rest, "conv1", "bn1")?);
     }
-    let (stage, rest) = numbered(below, "encoder.stages.")?;
+    let (stage, rest) = numbered(inner, "encoder.stages.")?;
     let (block, rest) = numbered(rest, "layers.")?;
     let layer = match rest.strip_prefix("shortcut.") {
         Some(rest) => conv_or_norm(rest, "downsample.0", "downsample.1")?,
         None => {
-            let (place, rest) = numbered(rest, "layer.")?;
-            conv_or_norm(rest, &format!("conv{}", place + 1), &format!("bn{}", place + 1))?
+            let (index, rest) = numbered(rest, "layer.")?;
+            conv_or_norm(rest, &format!("conv{}", index + 1), &format!("bn{}", index + 1))?
         }
     };
     Renamed::whole(format!("layer{}.{block}.{layer}", stage + 1))
@@ -189,7 +188,7 @@ fn hub_mobilenet(name: &str) -> Option<Renamed> {
     if name.starts_with("classifier.") {
         return Renamed::whole(name);
     }
-    let below = name.strip_prefix("mobilenet_v2.")?;
+    let inner = name.strip_prefix("mobilenet_v2.")?;
     let layer = |rest: &str, names: &[(&str, &str, &str)]| {
         names.iter().find_map(|(from, conv, norm)| {
             let rest = rest.strip_prefix(from)?;
@@ -197,10 +196,10 @@ fn hub_mobilenet(name: &str) -> Option<Renamed> {
             conv.or_else(|| Some(format!("{norm}.{}", rest.strip_prefix(".normalization.")?)))
         })
     };
-    if below.starts_with("conv_1x1.") {
-        return Renamed::whole(layer(below, &[("conv_1x1", "conv_head", "bn2")])?);
+    if inner.starts_with("conv_1x1.") {
+        return Renamed::whole(layer(inner, &[("conv_1x1", "conv_head", "bn2")])?);
     }
-    if let Some(rest) = below.strip_prefix("conv_stem.") {
+    if let Some(rest) = inner.strip_prefix("conv_stem.") {
         let names = [
             ("first_conv", "conv_stem", "bn1"),
             ("conv_3x3", "blocks.0.0.conv_dw", "blocks.0.0.bn1"),
@@ -208,27 +207,27 @@ fn hub_mobilenet(name: &str) -> Option<Renamed> {
         ];
         return Renamed::whole(layer(rest, &names)?);
     }
-    let (place, rest) = numbered(below, "layer.")?;
+    let (index, rest) = numbered(inner, "layer.")?;
     let names =
         [("expand_1x1", "conv_pw", "bn1"), ("conv_3x3", "conv_dw", "bn2"), ("reduce_1x1", "conv_pwl", "bn3")];
-    Renamed::whole(format!("{}.{}", mobilenet_block(place + 1)?, layer(rest, &names)?))
+    Renamed::whole(format!("{}.{}", mobilenet_block(index + 1)?, layer(rest, &names)?))
 }
 
 fn hub_swin(name: &str) -> Option<Renamed> {
     if let Some(rest) = name.strip_prefix("classifier.") {
         return Renamed::whole(format!("head.fc.{rest}"));
     }
-    let below = name.strip_prefix("swin.")?;
+    let inner = name.strip_prefix("swin.")?;
     for (from, to) in [
         ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
         ("embeddings.norm.", "patch_embed.norm."),
         ("layernorm.", "norm."),
     ] {
-        if let Some(rest) = below.strip_prefix(from) {
+        if let Some(rest) = inner.strip_prefix(from) {
             return Renamed::whole(format!("{to}{rest}"));
         }
     }
-    let (stage, rest) = numbered(below, "encoder.layers.")?;
+    let (stage, rest) = numbered(inner, "encoder.layers.")?;
     if rest.starts_with("downsample.") {
         return Renamed::whole(format!("layers.{}.{rest}", stage + 1));
     }
@@ -256,11 +255,10 @@ fn hub_swin(name: &str) -> Option<Renamed> {
 mod tests {
     use super::*;
 
-    /// One name of each kind; whole lists of names are compared with those of the collections by the
-    /// test that needs Python.
+    /// One name of each kind; the tests with Python compare complete files.
     #[test]
-    fn names_of_each_form() {
-        for (form, from, to) in [
+    fn maps_names_of_each_scheme() {
+        for (scheme, from, to) in [
             ("Swin Transformers of", "layers.0.downsample.norm.bias", "layers.1.downsample.norm.bias"),
             ("Swin Transformers of", "head.weight", "head.fc.weight"),
             ("torchvision's VGG", "classifier.3.bias", "pre_logits.fc2.bias"),
@@ -287,9 +285,9 @@ mod tests {
                 "layers.2.blocks.5.attn.relative_position_bias_table",
             ),
         ] {
-            let form = FORMS.iter().find(|f| f.name.starts_with(form)).unwrap();
-            let renamed = (form.rename)(from).unwrap();
-            assert_eq!((renamed.name.as_str(), renamed.part), (to, None), "{}: {from}", form.name);
+            let scheme = SCHEMES.iter().find(|s| s.name.starts_with(scheme)).unwrap();
+            let renamed = (scheme.rename)(from).unwrap();
+            assert_eq!((renamed.name.as_str(), renamed.part), (to, None), "{}: {from}", scheme.name);
         }
         let key = hub_swin("swin.encoder.layers.0.blocks.1.attention.self.key.bias").unwrap();
         assert_eq!((key.name.as_str(), key.part), ("layers.0.blocks.1.attn.qkv.bias", Some(1)));

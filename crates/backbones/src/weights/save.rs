@@ -1,4 +1,4 @@
-//! A network's weights as a safetensors file.
+//! Weights as a safetensors file.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,8 +11,8 @@ use serde::Serialize;
 use stillhouse_core::fs::write_atomic_with;
 use stillhouse_core::{Error as CoreError, ParamStore, Result};
 
-/// The format's header. safetensors' own writer keeps the metadata in a hash map, whose order is
-/// another one in every run.
+/// Header of the format. The writer of the `safetensors` crate keeps metadata in a hash map, whose
+/// order differs between runs.
 #[derive(Serialize)]
 struct Header<'a> {
     #[serde(rename = "__metadata__")]
@@ -21,32 +21,31 @@ struct Header<'a> {
     tensors: BTreeMap<&'a str, TensorInfo>,
 }
 
-/// Element type of a written file.
+/// Element type of a saved file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits: half of the size, values to three digits.
+    /// 16 bits: half the size, about three significant digits.
     F16,
 }
 
-/// Writes all weights and buffers as f32 in PyTorch's order, under timm's names: a file that timm
-/// loads, and [`load_weights`](crate::load_weights) does.
+/// Saves all weights and buffers as f32 in PyTorch's layout with timm's names, for timm and for
+/// [`load_weights`](super::load_weights).
 ///
-/// Names are sorted, and nothing but the values and `metadata` is in it: the same values give the
-/// same bytes. The file is whole or not there.
+/// Names are sorted, so the same values and metadata give the same bytes. The write is atomic.
 ///
 /// # Errors
-/// I/O errors with the path.
+/// An I/O error.
 pub fn save(params: &ParamStore, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
     save_as(params, path, metadata, Precision::F32)
 }
 
-/// As [`save`], in another element type.
+/// Saves the weights as [`save`] does, with a given element type.
 ///
 /// # Errors
-/// I/O errors with the path; a value that is too large for f16.
+/// An I/O error, or a value that overflows f16.
 pub fn save_as(
     params: &ParamStore,
     path: &Path,
@@ -55,16 +54,16 @@ pub fn save_as(
 ) -> Result<()> {
     let mut entries = params.all();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let (mut tensors, mut at) = (BTreeMap::new(), 0);
+    let (mut tensors, mut offset) = (BTreeMap::new(), 0);
     for param in &entries {
         let (dtype, bytes) = match precision {
             Precision::F32 => (Dtype::F32, 4),
             Precision::F16 => (Dtype::F16, 2),
         };
-        let end = at + bytes * param.count();
-        let info = TensorInfo { dtype, shape: param.shape.clone(), data_offsets: (at, end) };
+        let end = offset + bytes * param.count();
+        let info = TensorInfo { dtype, shape: param.shape.clone(), data_offsets: (offset, end) };
         tensors.insert(param.name.as_str(), info);
-        at = end;
+        offset = end;
     }
     let mut header = serde_json::to_vec(&Header { metadata, tensors }).map_err(CoreError::other)?;
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -75,7 +74,7 @@ pub fn save_as(
             let values = floats(params, &param.name).map_err(std::io::Error::other)?;
             let bytes: Vec<u8> = match precision {
                 Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                Precision::F16 => halves(&param.name, &values)?,
+                Precision::F16 => to_f16(&param.name, &values)?,
             };
             file.write_all(&bytes)?;
         }
@@ -83,15 +82,16 @@ pub fn save_as(
     })
 }
 
-fn halves(name: &str, values: &[f32]) -> std::io::Result<Vec<u8>> {
-    let narrow = values.iter().map(|v| half::f16::from_f32(*v));
-    if let Some((v, _)) = values.iter().zip(narrow.clone()).find(|(v, h)| v.is_finite() && !h.is_finite()) {
-        return Err(std::io::Error::other(format!("`{name}` has {v}, which f16 cannot hold; write f32")));
+fn to_f16(name: &str, values: &[f32]) -> std::io::Result<Vec<u8>> {
+    let converted = values.iter().map(|v| half::f16::from_f32(*v));
+    if let Some((v, _)) = values.iter().zip(converted.clone()).find(|(v, h)| v.is_finite() && !h.is_finite())
+    {
+        return Err(std::io::Error::other(format!("f16 overflow: `{name}`: {v}; use f32")));
     }
-    Ok(narrow.flat_map(half::f16::to_le_bytes).collect())
+    Ok(converted.flat_map(half::f16::to_le_bytes).collect())
 }
 
-/// The values of a parameter in PyTorch's order.
+/// Returns the values of a parameter in PyTorch's layout.
 pub(crate) fn floats(params: &ParamStore, name: &str) -> Result<Vec<f32>> {
     let Some(id) = params.id(name) else { return Ok(Vec::new()) };
     let values = params.export(id)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;

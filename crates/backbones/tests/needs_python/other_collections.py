@@ -1,11 +1,11 @@
-"""Networks of other collections beside ours; the tests of the crate run it.
+"""Models of other collections, for the tests of the crate.
 
-    other_collections.py save FOLDER          random networks of timm, torchvision and transformers: files of
-                                              weights in their names, and the logits on images.safetensors
-    other_collections.py load FOLDER          reads what we have exported (FOLDER/*/config.json, *.onnx), and
-                                              writes the logits on images.safetensors
+    other_collections.py save FOLDER          saves random models of timm, torchvision and transformers, and
+                                              their logits on images.safetensors
+    other_collections.py load FOLDER          loads exported models (FOLDER/*/config.json, *.onnx), and saves
+                                              their logits on images.safetensors
 
-Prints a line for each network that it could make: its name, or `-` and why not.
+Prints a line per model: its name, or `-` and the reason if it is not available.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 
 def randomize(model, seed):
-    """Statistics and affine values other than 0 and 1, so that all of them count."""
+    """Randomizes statistics and affine parameters, so that all of them matter."""
     draw = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         if name.endswith("running_var"):
@@ -52,7 +52,7 @@ def hub_model(kind, **options):
 
 
 def authors(state):
-    """The names of the Swin Transformer's authors."""
+    """Renames the parameters to the names of the Swin Transformer's authors."""
     moved = {}
     for name, value in state.items():
         name = name.replace("head.fc", "head")
@@ -68,7 +68,7 @@ def zip_file(state, path):
     torch.save(state, path)
 
 
-def row_file(state, path):
+def legacy_file(state, path):
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
@@ -78,14 +78,14 @@ def tensors_file(state, path):
 
 swin_hub = dict(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, image_size=224)
 MODELS = {
-    # name of the file: how to make it, size, how to write it
+    # file name: constructor, image size, writer
     "timm-resnet18.pth": (timm_model("resnet18"), 64, zip_file),
     "timm-swin.safetensors": (timm_model("swin_tiny_patch4_window7_224"), 224, tensors_file),
     "authors-swin.pth": (timm_model("swin_tiny_patch4_window7_224"), 224, lambda s, p: zip_file(authors(s), p)),
-    "torchvision-resnet18.pth": (torchvision_model("resnet18"), 64, row_file),
+    "torchvision-resnet18.pth": (torchvision_model("resnet18"), 64, legacy_file),
     "torchvision-mobilenet.pth": (torchvision_model("mobilenet_v2"), 64, zip_file),
     "torchvision-swin.pth": (torchvision_model("swin_t"), 224, zip_file),
-    "torchvision-vgg11.pth": (torchvision_model("vgg11"), 64, row_file),
+    "torchvision-vgg11.pth": (torchvision_model("vgg11"), 64, legacy_file),
     "torchvision-vgg11_bn.pth": (torchvision_model("vgg11_bn"), 64, zip_file),
     "hub-resnet50.safetensors": (hub_model("ResNet"), 64, tensors_file),
     "hub-resnet18.safetensors": (

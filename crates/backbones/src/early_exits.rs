@@ -1,20 +1,20 @@
-//! Networks with several exits, for self-distillation.
+//! Models with early exits, for self-distillation.
 //!
 //! `mksmt`: *paper* Yu, Wei, Tang, Qian, "Multi-Stage Training with Multi-Level Knowledge
 //! Self-Distillation for Fine-Grained Image Recognition", Journal of Computer Research and
 //! Development 60(8), 2023, DOI 10.7544/issn1000-1239.202330262: two exits, at the third and the
-//! fourth stage. The paper names an output-processing module that brings stages of any width to
-//! vectors of one length K; its figure is lost, so it has several forms (`Opm`), after each of which
-//! comes the output layer. `logits` are those of the fourth stage, at which the paper infers. With `at = [2, 3]` there
-//! is an exit at the second stage too, for the paper's training in three steps.
+//! fourth stage. The paper's output-processing module (OPM) maps a stage of any width to a vector of
+//! length K, followed by the output layer. The figure of the module is not available, so several forms
+//! (`Opm`) are offered. `logits` are those of the fourth stage, which the paper uses for inference. With
+//! `at = [2, 3]` there is an exit at the second stage too, for the paper's training in three phases.
 //!
-//! `exits`: early exits at any stages of a network, and one at the last: *paper* Zhang et al.,
-//! "Be Your Own Teacher", ICCV 2019, DOI 10.1109/ICCV.2019.00381. `linear` is the mean over the map
-//! and a linear layer; `conv` first brings the map to the size and channels of the last stage by 3x3
-//! convolutions of stride 2 with batch norm and ReLU; `opm` is MKSMT's module.
+//! `exits`: early exits at any stages of a backbone, and one at the last: *paper* Zhang et al., "Be
+//! Your Own Teacher", ICCV 2019, DOI 10.1109/ICCV.2019.00381. An exit of kind `linear` is global average
+//! pooling and a linear layer; `conv` first reduces the map to the size and channels of the last stage
+//! by 3x3 convolutions of stride 2 with batch norm and ReLU; `opm` is MKSMT's module.
 //!
-//! *Taps*: the backbone's (`F1`..); for an exit at `F<i>` `exit<i>.feat`, the vector before its output
-//! layer, and `exit<i>.logits`; `embedding` and `logits`, those of the last exit.
+//! *Features*: the backbone's (`F1`..); for an exit at `F<i>`, `exit<i>.feat`, the vector before its
+//! output layer, and `exit<i>.logits`; `embedding` and `logits` of the last exit.
 //!
 //! *Names*: timm's below `backbone.`; `opm<i>.norm`, `opm<i>.fc`, `opm<i>.bn`, `out<i>`; for convolutions
 //! `exit<i>.conv<j>` and `exit<i>.bn<j>`.
@@ -27,11 +27,11 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node};
 
-use crate::backbone::{Backbone, body, split};
+use crate::backbone::{ALL_STAGES, Backbone, build_backbone, split_variant};
 use crate::count::Work;
 use crate::{check_classes, conv};
 
-/// Both rows.
+/// Both entries.
 pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
     Entry {
         name: "mksmt",
@@ -52,26 +52,26 @@ pub(crate) const ENTRIES: &[Entry<ModelBuild>] = &[
 fn mksmt_defaults() -> String {
     "backbone = \"swin_large_patch4_window12_384\"  # Yu et al. 2023, section 3\n\
      k = 896  # ours: meets the paper's 1.1 % more parameters\n\
-     at = [3]  # Yu et al. 2023: early exits; [2, 3] for three steps\n\
-     opm = \"ln_pool_linear_gelu\"  # ours, the paper's figure is lost; \"ln_pool_linear_bn_elu\", \"ln_pool_linear\"\n"
+     at = [3]  # Yu et al. 2023: early exits; [2, 3] for three phases\n\
+     opm = \"ln_pool_linear_gelu\"  # ours, the paper's figure is not available; \"ln_pool_linear_bn_elu\", \"ln_pool_linear\"\n"
         .into()
 }
 
 fn exits_defaults() -> String {
     "backbone = \"resnet18\"  # Zhang et al. 2019\n\
      at = [1, 2, 3]  # Zhang et al. 2019: after every stage\n\
-     kind = \"conv\"  # Zhang et al. 2019: convolutions down to the last stage's size; \"linear\", \"opm\"\n\
+     kind = \"conv\"  # Zhang et al. 2019: convolutions to the size of the last stage; \"linear\", \"opm\"\n\
      k = 256  # ours: length of the vectors of \"opm\"\n\
      opm = \"ln_pool_linear_gelu\"  # ours, for the kind \"opm\"; \"ln_pool_linear_bn_elu\", \"ln_pool_linear\"\n"
         .into()
 }
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
-    Ok(Box::new(Exits::new(request, p)?))
+    Ok(Box::new(EarlyExits::new(request, p)?))
 }
 
 pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    Exits::new(request, p)?.work(size)
+    EarlyExits::new(request, p)?.work(size)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -82,8 +82,8 @@ enum Kind {
     Opm,
 }
 
-/// Forms of MKSMT's output-processing module: layer norm over the channels, mean over the map, linear,
-/// and what follows.
+/// Forms of MKSMT's output-processing module: layer norm over the channels, global average pooling, a
+/// linear layer, and an activation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 enum Opm {
     /// GELU.
@@ -93,7 +93,7 @@ enum Opm {
     /// Batch norm over K and ELU.
     #[serde(rename = "ln_pool_linear_bn_elu")]
     BnElu,
-    /// Nothing.
+    /// No activation.
     #[serde(rename = "ln_pool_linear")]
     Linear,
 }
@@ -115,21 +115,21 @@ struct Variant {
 
 const KEYS: [&str; 5] = ["backbone", "at", "kind", "k", "opm"];
 
-/// What an exit does with a map before its output layer.
+/// Layers of an exit before its output layer.
 #[derive(Debug)]
 enum Module {
-    /// Mean over the map.
+    /// Global average pooling.
     Mean,
-    /// Convolutions of stride 2, then the mean.
+    /// Convolutions of stride 2, then global average pooling.
     Convs(Vec<ConvBnAct>),
-    /// Layer norm, mean over the map, linear, and what the form says.
+    /// Layer norm, global average pooling, linear layer, and the activation of the form.
     Opm(Opm, LayerNorm, Linear),
 }
 
 /// One exit.
 #[derive(Debug)]
 struct Exit {
-    /// Place of its stage, from 0.
+    /// Index of its stage, from 0.
     stage: usize,
     feat: String,
     logits: String,
@@ -138,7 +138,7 @@ struct Exit {
 }
 
 impl Exit {
-    /// The vector before the output layer, and the logits.
+    /// Returns the vector before the output layer, and the logits.
     fn forward(&self, x: &Node, tape: &mut Tape) -> Result<(Node, Node)> {
         let feat = match &self.module {
             Module::Mean => tape.global_avg_pool(x)?,
@@ -186,81 +186,81 @@ impl Exit {
     }
 }
 
-/// A backbone with exits; the last one is at its last stage.
+/// A backbone with exits. The last exit is at the last stage.
 #[derive(Debug)]
-pub struct Exits {
+pub struct EarlyExits {
     name: String,
-    taps: Vec<FeatureInfo>,
+    features: Vec<FeatureInfo>,
     classes: usize,
-    body: Box<dyn Backbone>,
+    backbone: Box<dyn Backbone>,
     exits: Vec<Exit>,
     head: Vec<String>,
 }
 
-impl Exits {
-    /// Makes the network that the request names, its parameters below `p`.
+impl EarlyExits {
+    /// Builds the model with its parameters under the prefix of `p`.
     ///
     /// # Errors
-    /// An unknown or incompatible variant (a stage that the backbone does not have), no classes, or parameter
-    /// names that are taken.
+    /// An invalid variant (a stage that the backbone does not have), no classes, or duplicate parameter
+    /// names.
     pub fn new(request: &ModelSpec, p: &ParamBuilder) -> Result<Self> {
         let name = request.name.clone();
         check_classes(request)?;
-        let (own, inner) = split(&request.variant, &KEYS);
+        let (own, inner) = split_variant(&request.variant, &KEYS);
         let Variant { backbone, at, kind, k, opm } = from_table(&own, &format!("variant of {name}"))?;
         let mksmt = name == "mksmt";
         if mksmt && kind.is_some() {
-            return Err(Error::incompatible(&name, "its module is given; `kind` is for the network `exits`"));
+            return Err(Error::incompatible(
+                &name,
+                "unexpected key `kind`: its exits are always of the kind \"opm\"; use the model `exits`",
+            ));
         }
         let default = if mksmt { "swin_large_patch4_window12_384" } else { "resnet18" };
         let kind = kind.unwrap_or(if mksmt { Kind::Opm } else { Kind::Conv });
         let k = k.unwrap_or(if mksmt { 896 } else { 256 });
         if k == 0 {
-            return Err(Error::incompatible(&name, "k is 0; expected at least 1"));
+            return Err(Error::incompatible(&name, "invalid k: expected at least 1, found 0"));
         }
         let form = opm.unwrap_or_default();
         if kind != Kind::Opm && form != Opm::default() {
-            return Err(Error::incompatible(
-                &name,
-                "`opm` is of the kind \"opm\"; set `kind` to it, or leave `opm` out",
-            ));
+            return Err(Error::incompatible(&name, "unexpected key `opm`: it requires kind = \"opm\""));
         }
-        let backbone = backbone.unwrap_or_else(|| default.to_string());
-        let inner = ModelSpec { name: backbone, classes: request.classes, variant: inner };
-        let body = body(&inner, &p.pp("backbone"))?;
-        let stages = body.stages();
+        let backbone_name = backbone.unwrap_or_else(|| default.to_string());
+        let inner = ModelSpec { name: backbone_name, classes: request.classes, variant: inner };
+        let backbone = build_backbone(&inner, &p.pp("backbone"))?;
+        let stages = backbone.stages();
         let mut at = at.unwrap_or_else(|| if mksmt { vec![3] } else { (1..stages.len()).collect() });
         let too_deep = at.iter().find(|i| **i == 0 || **i >= stages.len());
         if mksmt && stages.len() != 4 || too_deep.is_some() || !at.is_sorted_by(|a, b| a < b) {
             let found = format!(
-                "needs early exits in rising order at stages 1 to {} of {}, got {at:?}",
+                "invalid `at`: expected stages 1 to {} of {} in ascending order, found {at:?}",
                 stages.len().saturating_sub(1),
                 inner.name
             );
             return Err(Error::incompatible(&name, found));
         }
         at.push(stages.len());
-        let mut taps = body.features().to_vec();
+        let mut features = backbone.features().to_vec();
         let mut exits = Vec::new();
         for i in at {
             let exit = exit((kind, form, k), i, &stages, request.classes, p)?;
-            taps.push(FeatureInfo::vector(&exit.feat, exit.out.inputs()));
-            taps.push(FeatureInfo::vector(&exit.logits, request.classes));
+            features.push(FeatureInfo::vector(&exit.feat, exit.out.inputs()));
+            features.push(FeatureInfo::vector(&exit.logits, request.classes));
             exits.push(exit);
         }
         if let Some(last) = exits.last() {
-            taps.push(FeatureInfo::vector("embedding", last.out.inputs()));
+            features.push(FeatureInfo::vector("embedding", last.out.inputs()));
         }
-        taps.push(FeatureInfo::vector("logits", request.classes));
+        features.push(FeatureInfo::vector("logits", request.classes));
         let outs = exits.iter().map(|e| format!("out{}", e.stage + 1));
         let head =
             outs.flat_map(|o| [p.full(&format!("{o}.weight")), p.full(&format!("{o}.bias"))]).collect();
-        Ok(Self { name, taps, classes: request.classes, body, exits, head })
+        Ok(Self { name, features, classes: request.classes, backbone, exits, head })
     }
 
     fn work(&self, size: (usize, usize)) -> Result<Work> {
         let mut work = Work::default();
-        let sizes = self.body.work(size, crate::backbone::ALL, &mut work)?;
+        let sizes = self.backbone.work(size, ALL_STAGES, &mut work)?;
         for exit in &self.exits {
             if let Some(size) = sizes.get(exit.stage) {
                 exit.work(*size, &mut work)?;
@@ -270,7 +270,7 @@ impl Exits {
     }
 }
 
-/// The exit at stage `i`, from 1; the last stage has nothing to convolve.
+/// Builds the exit at stage `i`, from 1. The last stage needs no convolutions.
 fn exit(
     (kind, form, k): (Kind, Opm, usize),
     i: usize,
@@ -316,38 +316,39 @@ fn exit(
     Ok(Exit { stage: i - 1, feat, logits, module, out })
 }
 
-impl Model for Exits {
+impl Model for EarlyExits {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn features(&self) -> &[FeatureInfo] {
-        &self.taps
+        &self.features
     }
 
     fn classes(&self) -> usize {
         self.classes
     }
 
-    /// Stages and exits behind the last wanted tap do not run.
+    /// Stages and exits after the last selected feature do not run.
     fn forward(&self, images: &Tensor, tape: &mut Tape) -> Result<Features> {
         let deepest = |exit: &&Exit| tape.selects(&exit.feat) || tape.selects(&exit.logits);
         let mut depth = self.exits.iter().filter(deepest).map(|exit| exit.stage + 1).max().unwrap_or(0);
-        for (i, stage) in self.body.stages().iter().enumerate() {
-            let inside = |tap: &FeatureInfo| tap.name.starts_with(&stage.name) && tape.selects(&tap.name);
-            if self.body.features().iter().any(inside) {
+        for (i, stage) in self.backbone.stages().iter().enumerate() {
+            let inside =
+                |feature: &FeatureInfo| feature.name.starts_with(&stage.name) && tape.selects(&feature.name);
+            if self.backbone.features().iter().any(inside) {
                 depth = depth.max(i + 1);
             }
         }
         if tape.selects("logits") || tape.selects("embedding") {
             depth = usize::MAX;
         }
-        let count = self.body.stages().len();
+        let count = self.backbone.stages().len();
         let wanted =
             |exit: &&Exit| tape.selects(&exit.feat) || tape.selects(&exit.logits) || exit.stage + 1 == count;
         let exits: Vec<&Exit> = self.exits.iter().filter(wanted).collect();
         let mut maps = vec![None; count];
-        self.body.forward(images, depth, tape, &mut |stage, map| {
+        self.backbone.forward(images, depth, tape, &mut |stage, map| {
             if exits.iter().any(|exit| exit.stage == stage) {
                 maps[stage] = Some(map.clone());
             }

@@ -1,12 +1,12 @@
-//! Files as PyTorch saves them, written by hand.
+//! Writer of PyTorch files for tests.
 
 use std::io::{Cursor, Write};
 
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-/// The first pickle of a file of before PyTorch 1.6, with the two that follow it.
-pub(crate) const ROW_HEAD: &[u8] =
+/// The first three pickles of a file of PyTorch before 1.6.
+pub(crate) const LEGACY_HEADER: &[u8] =
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00X\r\x00\x00\x00little_endianq\x01\x88s.";
 
 /// A tensor of a state dict.
@@ -18,7 +18,7 @@ pub(crate) struct Saved {
     pub(crate) shape: Vec<usize>,
     pub(crate) strides: Vec<usize>,
     pub(crate) offset: usize,
-    /// Elements of the storage, and their bytes.
+    /// Length of the storage in elements.
     pub(crate) length: usize,
     pub(crate) bytes: Vec<u8>,
 }
@@ -70,7 +70,7 @@ pub(crate) fn tensor(saved: &Saved, key: usize) -> Vec<u8> {
     .concat()
 }
 
-/// The dictionary alone, as an expression.
+/// Pickles the dictionary of tensors, without header and STOP.
 pub(crate) fn dict(tensors: &[Saved]) -> Vec<u8> {
     let mut all = b"ccollections\nOrderedDict\n)R(".to_vec();
     for (key, saved) in tensors.iter().enumerate() {
@@ -81,17 +81,17 @@ pub(crate) fn dict(tensors: &[Saved]) -> Vec<u8> {
     all
 }
 
-/// A whole pickle of one expression.
+/// Completes a pickle of one expression.
 pub(crate) fn pickle(expression: &[u8]) -> Vec<u8> {
     [&b"\x80\x02"[..], expression, b"."].concat()
 }
 
-/// `{"epoch": 3, key: expression}`
+/// Pickles `{"epoch": 3, key: expression}`.
 pub(crate) fn wrapped(key: &str, expression: &[u8]) -> Vec<u8> {
     [&b"}("[..], &text("epoch"), b"K\x03", &text(key), expression, b"u"].concat()
 }
 
-/// A zip archive with these records.
+/// Builds a zip archive.
 pub(crate) fn zip(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -102,7 +102,7 @@ pub(crate) fn zip(records: &[(&str, &[u8])]) -> Vec<u8> {
     writer.finish().unwrap().into_inner()
 }
 
-/// What `torch.save` writes.
+/// Builds a file of `torch.save`.
 pub(crate) fn archive(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
     let pickle = pickle(expression);
     let names: Vec<String> = (0..tensors.len()).map(|key| format!("data/{key}")).collect();
@@ -112,11 +112,11 @@ pub(crate) fn archive(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
     zip(&records)
 }
 
-/// What `torch.save` wrote before 1.6.
-pub(crate) fn row(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
+/// Builds a file of `torch.save` before PyTorch 1.6.
+pub(crate) fn legacy(expression: &[u8], tensors: &[Saved]) -> Vec<u8> {
     let keys: Vec<u8> = (0..tensors.len()).flat_map(|key| text(&key.to_string())).collect();
     let keys = pickle(&[&b"]("[..], &keys, b"e"].concat());
-    let mut file = [ROW_HEAD, &pickle(expression), &keys].concat();
+    let mut file = [LEGACY_HEADER, &pickle(expression), &keys].concat();
     for saved in tensors {
         file.extend((saved.length as u64).to_le_bytes());
         file.extend(&saved.bytes);

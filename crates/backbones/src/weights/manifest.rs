@@ -1,4 +1,4 @@
-//! Pretrained weights: which there are, and where their files lie.
+//! Manifests of pretrained weights, and the search for their files.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{Error, FAMILIES};
 
 macro_rules! manifests {
     ($($title:literal),* $(,)?) => {
-        &[$(($title, include_str!(concat!("../../../weights/", $title, ".toml")))),*]
+        &[$(($title, include_str!(concat!("../../../../weights/", $title, ".toml")))),*]
     };
 }
 
@@ -38,61 +38,60 @@ const MANIFESTS: &[(&str, &str)] = manifests![
     "vit_small_patch16_224.imagenet",
 ];
 
-/// What is known of one weights file.
+/// Description of a weights file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The network, by its registry name.
+    /// Registry name of the model.
     pub arch: String,
-    /// The weights' name, for example `imagenet`.
+    /// Name of the weights, for example `imagenet`.
     pub name: String,
     /// File name.
     pub file: String,
-    /// Its SHA-256, in hex; where only its beginning is published, that much of it; empty where nothing
-    /// is.
+    /// SHA-256 of the file in hex, or a published prefix of it, or empty if none is published.
     #[serde(default)]
     pub sha256: String,
-    /// Its size, if it is known.
+    /// Size of the file, if known.
     #[serde(default)]
     pub bytes: Option<u64>,
-    /// Address of the file, if it can be had as it is.
+    /// URL of the file, if it can be downloaded without conversion.
     #[serde(default)]
     pub url: Option<String>,
-    /// Where the Hugging Face hub has the same weights.
+    /// The same weights on the Hugging Face Hub.
     #[serde(default)]
-    pub hub: Option<Hub>,
-    /// Classes of its head.
+    pub hub: Option<HubFile>,
+    /// Number of classes of the head.
     pub classes: usize,
-    /// License of the values.
+    /// License of the weights.
     pub license: String,
-    /// Where they come from and what was changed.
+    /// Origin and changes.
     pub source: String,
-    /// How to get the file, one sentence.
+    /// Instructions to get the file, one sentence.
     pub get: String,
-    /// Input mean per channel, of RGB in [0, 1].
+    /// Mean of the input per channel, for RGB in [0, 1].
     pub mean: [f32; 3],
-    /// Input standard deviation per channel.
+    /// Standard deviation of the input per channel.
     pub std: [f32; 3],
-    /// Architecture variant that they were trained in.
+    /// Architecture variant of the weights.
     #[serde(default)]
     pub variant: toml::Table,
 }
 
-/// A file of the Hugging Face hub.
+/// A file on the Hugging Face Hub.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Hub {
+pub struct HubFile {
     /// Repository, `owner/name`.
     pub repo: String,
-    /// File in it.
+    /// File in the repository.
     pub file: String,
-    /// Commit; the newest where it is left out.
+    /// Commit; the newest by default.
     #[serde(default)]
     pub revision: Option<String>,
 }
 
-impl Hub {
-    /// The file in the hub's cache below `root`, if it lies there.
+impl HubFile {
+    /// Returns the path of the file in a Hub cache, if it is there.
     fn cached(&self, root: &Path) -> Option<PathBuf> {
         let repo = root.join(format!("models--{}", self.repo.replace('/', "--")));
         let revision = match &self.revision {
@@ -106,10 +105,10 @@ impl Hub {
 }
 
 impl Manifest {
-    /// The manifest of these weights, if there is one.
+    /// Returns the manifest of the weights `name` of a model.
     ///
     /// # Errors
-    /// [`Error::UnknownWeights`], inside [`stillhouse_core::Error::Other`].
+    /// [`Error::UnknownWeights`].
     pub fn find(arch: &str, name: &str) -> Result<Self> {
         let manifests = manifests()?;
         manifests.iter().find(|m| m.arch == arch && m.name == name).cloned().ok_or_else(|| {
@@ -121,22 +120,22 @@ impl Manifest {
         })
     }
 
-    /// Whether the whole SHA-256 is known.
+    /// Returns whether the full SHA-256 is known.
     pub fn is_pinned(&self) -> bool {
         self.sha256.len() == 64
     }
 
-    /// `arch.name`.
+    /// Returns `arch.name`.
     pub fn title(&self) -> String {
         format!("{}.{}", self.arch, self.name)
     }
 
-    /// Compares a file with what is known of it; its SHA-256.
+    /// Verifies size and hash of a file, and returns its SHA-256.
     ///
     /// # Errors
-    /// [`Error::OtherFile`], inside [`stillhouse_core::Error::Other`]; I/O errors with the path.
-    pub fn check(&self, path: &Path) -> Result<String> {
-        let other = |expected: String, found: String| Error::OtherFile {
+    /// [`Error::WrongFile`], or an I/O error.
+    pub fn verify(&self, path: &Path) -> Result<String> {
+        let wrong = |expected: String, found: String| Error::WrongFile {
             path: path.to_path_buf(),
             weights: self.title(),
             expected,
@@ -145,17 +144,17 @@ impl Manifest {
         };
         let bytes = std::fs::metadata(path).map_err(CoreError::io(path))?.len();
         if let Some(expected) = self.bytes.filter(|expected| *expected != bytes) {
-            return Err(other(format!("{expected} bytes"), format!("{bytes} bytes")).into());
+            return Err(wrong(format!("{expected} bytes"), format!("{bytes} bytes")).into());
         }
         let sha256 = sha256_file(path)?;
         if !sha256.starts_with(&self.sha256) {
-            return Err(other(format!("SHA-256 {}", self.sha256), sha256).into());
+            return Err(wrong(format!("SHA-256 {}", self.sha256), sha256).into());
         }
         Ok(sha256)
     }
 
-    /// Files that may be these weights, in order: of its own name in each of the folders, then in the
-    /// layout of the hub's cache, whose file has a hash of its own.
+    /// Returns candidate files in search order: by file name in each folder, then in Hub caches. The flag
+    /// is whether the manifest's hash applies; the Hub's file is a different one.
     fn candidates(&self, roots: &[PathBuf]) -> Vec<(PathBuf, bool)> {
         let own = roots.iter().map(|root| (root.join(&self.file), true));
         let hub = self.hub.iter().flat_map(|hub| roots.iter().filter_map(|root| hub.cached(root)));
@@ -163,69 +162,67 @@ impl Manifest {
     }
 }
 
-/// All weights that have a manifest, of the networks that this build has.
+/// Returns the manifests of all models of this build.
 ///
 /// # Errors
-/// A manifest that cannot be read; a test keeps them readable.
+/// An invalid manifest.
 pub fn manifests() -> Result<Vec<Manifest>> {
     let read = |(title, text): &(&str, &str)| config::parse(text, &format!("weights/{title}.toml"));
     let all: Vec<Manifest> = MANIFESTS.iter().map(read).collect::<Result<_>>()?;
-    let built = |name: &str| FAMILIES.iter().any(|f| f.rows.iter().any(|row| row.name == name));
+    let built = |name: &str| FAMILIES.iter().any(|f| f.entries.iter().any(|entry| entry.name == name));
     Ok(all.into_iter().filter(|m| built(&m.arch)).collect())
 }
 
-/// Endings of files that are taken as they are.
-const ENDINGS: [&str; 4] = [".safetensors", ".pth", ".pt", ".bin"];
+/// Extensions of weights files.
+const EXTENSIONS: [&str; 4] = [".safetensors", ".pth", ".pt", ".bin"];
 
-/// Finds weights of a network: `name` is that of a manifest (`imagenet`), whose file must lie in one
-/// of `roots` (or in one that is the hub's cache) and be the one that the manifest means, or a path
-/// that ends in `.safetensors`, `.pth`, `.pt` or `.bin`. A path is taken as it is: no variant,
-/// ImageNet's mean and standard deviation. For a network that stands on another the weights are the
-/// other's: `variant` says which it is.
+/// Finds the weights of a model. `name` is that of a manifest (`imagenet`), whose file must be in one of
+/// `roots` (folders or Hub caches) and match the manifest; or the path of a `.safetensors`, `.pth`,
+/// `.pt` or `.bin` file, which is used with the default variant and ImageNet's mean and standard
+/// deviation. For a model with a backbone, whose name is in `variant`, the weights are the backbone's.
 ///
 /// # Errors
-/// [`Error::UnknownWeights`], [`Error::NoFile`] and [`Error::OtherFile`], inside
-/// [`stillhouse_core::Error::Other`]; I/O errors with the path.
-pub fn weights(arch: &str, variant: &toml::Table, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
-    if ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+/// [`Error::UnknownWeights`], [`Error::NotFound`], [`Error::WrongFile`], or an I/O error.
+pub fn find_weights(arch: &str, variant: &toml::Table, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
+    if EXTENSIONS.iter().any(|extension| name.ends_with(extension)) {
         let path = PathBuf::from(name);
         let sha256 = sha256_file(&path)?;
         let (mean, std) = (IMAGENET_MEAN, IMAGENET_STD);
         return Ok(WeightsInfo { path, sha256, variant: toml::Table::new(), mean, std });
     }
-    let manifest = Manifest::find(&inner(arch, variant), name)?;
-    let found = |path, sha256| WeightsInfo {
+    let manifest = Manifest::find(&backbone_name(arch, variant), name)?;
+    let info = |path, sha256| WeightsInfo {
         path,
         sha256,
         variant: manifest.variant.clone(),
         mean: manifest.mean,
         std: manifest.std,
     };
-    let mut refused = None;
-    for (path, own) in manifest.candidates(roots) {
-        let checked = if own { manifest.check(&path) } else { sha256_file(&path) };
+    let mut first_error = None;
+    for (path, pinned) in manifest.candidates(roots) {
+        let checked = if pinned { manifest.verify(&path) } else { sha256_file(&path) };
         match checked {
-            Ok(sha256) => return Ok(found(path, sha256)),
-            Err(error) => refused = refused.or(Some(error)),
+            Ok(sha256) => return Ok(info(path, sha256)),
+            Err(error) => first_error = first_error.or(Some(error)),
         }
     }
-    Err(refused.unwrap_or_else(|| {
+    Err(first_error.unwrap_or_else(|| {
         let folders: Vec<String> = roots.iter().map(|r| r.display().to_string()).collect();
-        let looked =
-            if folders.is_empty() { "any folder: none was given".into() } else { folders.join(", ") };
+        let searched = if folders.is_empty() { "no folder".into() } else { folders.join(", ") };
         let (file, get) = (manifest.file.clone(), manifest.get.clone());
-        Error::NoFile { weights: manifest.title(), file, looked, get }.into()
+        Error::NotFound { weights: manifest.title(), file, searched, get }.into()
     }))
 }
 
-/// The network whose weights a network takes: its own, or those of the one that it stands on.
-fn inner(arch: &str, variant: &toml::Table) -> String {
-    let family = FAMILIES.iter().find(|f| f.rows.iter().any(|row| row.name == arch));
-    let Some(row) = family.filter(|f| f.body.is_none()).and_then(|f| f.rows.iter().find(|r| r.name == arch))
+/// Returns the model whose weights apply: the model itself, or its backbone.
+fn backbone_name(arch: &str, variant: &toml::Table) -> String {
+    let family = FAMILIES.iter().find(|f| f.entries.iter().any(|entry| entry.name == arch));
+    let Some(entry) =
+        family.filter(|f| f.backbone.is_none()).and_then(|f| f.entries.iter().find(|e| e.name == arch))
     else {
         return arch.to_string();
     };
-    let defaults: toml::Table = toml::from_str(&(row.defaults)()).unwrap_or_default();
+    let defaults: toml::Table = toml::from_str(&(entry.defaults)()).unwrap_or_default();
     let name = variant.get("backbone").or_else(|| defaults.get("backbone")).and_then(toml::Value::as_str);
     name.unwrap_or(arch).to_string()
 }

@@ -1,35 +1,31 @@
-//! Our networks beside those of timm, torchvision, transformers and onnxruntime: their weights in our
-//! networks and ours in theirs give the same logits.
+//! Comparison with timm, torchvision, transformers and onnxruntime: weights of either side give the same
+//! logits on the other.
 //!
-//! Needs `STILLHOUSE_PYTHON`, a Python with torch, torchvision, timm, onnxruntime and safetensors (and
-//! transformers, without which its three networks are left out); without it these tests say so and
-//! pass.
+//! `STILLHOUSE_PYTHON` names a Python with torch, torchvision, timm, onnxruntime and safetensors, and
+//! optionally transformers (three models are skipped without it).
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
-use stillhouse_backbones::{Card, Precision, export, load_weights, onnx, registry};
+use stillhouse_backbones::registry;
+use stillhouse_backbones::weights::{ModelCard, Precision, export, load_weights, onnx};
 use stillhouse_core::model::Model;
 use stillhouse_core::{ParamStore, Rng, Tape};
-use stillhouse_ops::{Init, ParamKind, Mode};
+use stillhouse_ops::{Init, Mode, ParamKind};
+use stillhouse_testkit::command::CmdOutput;
 
 use crate::onnx::{NETWORKS, request};
 
-fn python(what: &str, folder: &Path) -> Option<String> {
-    let Some(python) = std::env::var_os("STILLHOUSE_PYTHON").filter(|p| !p.is_empty()) else {
-        println!("not run: STILLHOUSE_PYTHON is not set");
-        return None;
-    };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/other_collections.py");
-    let output = Command::new(python).arg(script).arg(what).arg(folder).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    Some(said)
+/// Runs the Python script and returns its output.
+fn python(command: &str, folder: &Path) -> String {
+    let python = std::env::var_os("STILLHOUSE_PYTHON").expect("set STILLHOUSE_PYTHON");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/needs_python/other_collections.py");
+    CmdOutput::run(Command::new(python).arg(script).arg(command).arg(folder)).expect_code(0).stdout
 }
 
-/// Two images of every size that is used, by the size.
+/// Writes two images of each size, and returns them by size.
 fn write_images(folder: &Path) -> HashMap<String, Tensor> {
     let images = |size: usize| {
         let mut draw = Rng::new(9).at(size as u64, 0);
@@ -48,7 +44,7 @@ fn build(name: &str, variant: &str) -> (Box<dyn Model>, ParamStore) {
     (net, params)
 }
 
-/// Statistics and affine values other than 0 and 1, so that all of them count.
+/// Randomizes statistics and affine parameters, so that all of them matter.
 fn randomize(params: &ParamStore) {
     let other = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
     let draw = other.builder(Rng::new(2));
@@ -69,7 +65,7 @@ fn logits(net: &dyn Model, params: &ParamStore, images: &Tensor) -> Tensor {
     net.forward(images, &mut tape).unwrap().logits().unwrap().contiguous().unwrap()
 }
 
-/// The largest difference, in units of the largest logit where that is above 1.
+/// Maximum difference, relative to the largest logit if that exceeds 1.
 fn difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     let most =
@@ -78,16 +74,17 @@ fn difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 #[test]
-fn weights_of_other_collections_give_their_logits() {
+#[ignore = "set STILLHOUSE_PYTHON"]
+fn loads_weights_of_other_collections() {
     let folder = tempfile::tempdir().unwrap();
     let images = write_images(folder.path());
-    let Some(said) = python("save", folder.path()) else { return };
+    let output = python("save", folder.path());
     let expected =
         candle_core::safetensors::load(folder.path().join("logits.safetensors"), &Device::Cpu).unwrap();
     let mut read = 0;
-    for line in said.lines() {
+    for line in output.lines() {
         let Some((name, size)) = line.split_once(' ').filter(|(name, _)| *name != "-") else {
-            println!("left out: {line}");
+            println!("skipped: {line}");
             continue;
         };
         let (arch, variant) = match name.split_once('-').unwrap().1.split_once('.').unwrap().0 {
@@ -98,55 +95,53 @@ fn weights_of_other_collections_give_their_logits() {
         };
         let (net, params) = build(arch, variant);
         let path = folder.path().join(name);
-        let left = load_weights(&path, &params, &net.head(), false).unwrap();
-        assert!(left.is_empty(), "{name}: {left:?}");
+        let skipped = load_weights(&path, &params, &net.head(), false).unwrap();
+        assert!(skipped.is_empty(), "{name}: {skipped:?}");
         std::fs::remove_file(path).unwrap();
         let found = difference(&logits(net.as_ref(), &params, &images[size]), &expected[name]);
         println!("{name}: {found:.1e}");
         assert!(found < 1e-4, "{name}: {found}");
         read += 1;
     }
-    assert!(read >= 8, "{said}");
+    assert!(read >= 8, "{output}");
 }
 
 #[test]
-fn other_runtimes_give_our_logits() {
+#[ignore = "set STILLHOUSE_PYTHON"]
+fn other_runtimes_compute_the_same_logits() {
     let folder = tempfile::tempdir().unwrap();
     let images = write_images(folder.path());
-    let mut ours = HashMap::new();
+    let mut computed = HashMap::new();
     let vgg = [("vgg11_bn", "", 64)];
     for (i, (name, variant, size)) in NETWORKS.iter().chain(&vgg).enumerate() {
-        if std::env::var_os("STILLHOUSE_PYTHON").is_none() {
-            break;
-        }
         let (net, params) = build(name, variant);
         randomize(&params);
         let title = format!("{name}-{i}");
-        let about = onnx::About { name: title.clone(), metadata: Vec::new() };
+        let info = onnx::OnnxInfo { name: title.clone(), metadata: Vec::new() };
         let path = folder.path().join(format!("{title}.onnx"));
-        onnx::write(net.as_ref(), &params, (*size, *size), &["logits"], &about, &path).unwrap();
-        let card = Card {
+        onnx::write(net.as_ref(), &params, (*size, *size), &["logits"], &info, &path).unwrap();
+        let card = ModelCard {
             arch: name.to_string(),
             variant: request(name, variant).variant,
             class_count: 5,
             size: *size,
             std: [1.0; 3],
-            ..Card::default()
+            ..ModelCard::default()
         };
         let (_, missing) = export(&params, &card, &folder.path().join(&title), Precision::F32).unwrap();
         let logits = logits(net.as_ref(), &params, &images[&size.to_string()]);
         if missing.is_none() {
-            ours.insert(title.clone(), logits.clone());
+            computed.insert(title.clone(), logits.clone());
         }
-        ours.insert(format!("{title}.onnx"), logits);
+        computed.insert(format!("{title}.onnx"), logits);
     }
-    let Some(said) = python("load", folder.path()) else { return };
-    let theirs =
+    let output = python("load", folder.path());
+    let expected =
         candle_core::safetensors::load(folder.path().join("logits.safetensors"), &Device::Cpu).unwrap();
-    assert_eq!(theirs.len(), ours.len(), "{said}");
-    assert!(ours.len() > NETWORKS.len() + 4, "timm has some of them");
-    for (name, ours) in &ours {
-        let found = difference(ours, &theirs[name]);
+    assert_eq!(expected.len(), computed.len(), "{output}");
+    assert!(computed.len() > NETWORKS.len() + 4, "timm has some of them");
+    for (name, logits) in &computed {
+        let found = difference(logits, &expected[name]);
         println!("{name}: {found:.1e}");
         assert!(found < 1e-4, "{name}: {found}");
     }

@@ -1,10 +1,10 @@
-//! Files of weights, whatever wrote them: their tensors by name, read one at a time.
+//! Reader of safetensors and PyTorch files, one tensor at a time.
 //!
-//! The file is believed only after its description was checked against its length: what it claims
+//! The header is validated against the length of the file before any allocation, so a malformed file
 //! costs neither memory nor time.
 
 mod pickle;
-mod pth;
+mod torch;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -18,27 +18,27 @@ use stillhouse_core::{Error as CoreError, Result};
 
 use crate::Error;
 
-/// A header describes some hundred tensors; anything longer than this is not one.
+/// Maximum size of a safetensors header in bytes. Real headers describe a few hundred tensors.
 const MAX_HEADER: u64 = 16 << 20;
 
-/// One tensor of a file.
+/// A tensor in a weights file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    /// Its name in the file.
+pub struct StoredTensor {
+    /// Name in the file.
     pub name: String,
-    /// Its element type.
+    /// Element type.
     pub dtype: Dtype,
-    /// Its shape.
+    /// Shape.
     pub shape: Vec<usize>,
-    /// Where it begins, from the start of the file.
-    start: u64,
-    /// Elements between neighbors of each direction; row by row where there are none.
+    /// Byte offset in the file.
+    offset: u64,
+    /// Strides in elements; contiguous if `None`.
     strides: Option<Vec<usize>>,
 }
 
-impl Stored {
-    /// Its values in candle's words; none for counters and the like.
-    pub fn float(&self) -> Option<DType> {
+impl StoredTensor {
+    /// Returns candle's type of floating-point values; `None` for integers.
+    pub fn float_dtype(&self) -> Option<DType> {
         match self.dtype {
             Dtype::F16 => Some(DType::F16),
             Dtype::BF16 => Some(DType::BF16),
@@ -48,8 +48,8 @@ impl Stored {
         }
     }
 
-    /// Type and shape in words.
-    pub(crate) fn shown(&self) -> String {
+    /// Formats type and shape.
+    pub(crate) fn describe(&self) -> String {
         format!("{:?} {:?}", self.dtype, self.shape)
     }
 
@@ -58,66 +58,66 @@ impl Stored {
     }
 }
 
-/// What wrote a file.
+/// Format of a weights file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// safetensors.
     Safetensors,
     /// `torch.save`, a zip archive.
-    Pytorch,
-    /// `torch.save` of before PyTorch 1.6.
-    PytorchBefore16,
+    PyTorch,
+    /// `torch.save` before PyTorch 1.6.
+    LegacyPyTorch,
 }
 
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Safetensors => "safetensors",
-            Self::Pytorch => "PyTorch",
-            Self::PytorchBefore16 => "PyTorch before 1.6",
+            Self::PyTorch => "PyTorch",
+            Self::LegacyPyTorch => "PyTorch before 1.6",
         })
     }
 }
 
-/// An open file of weights whose description was checked.
+/// An open weights file with a validated header.
 #[derive(Debug)]
 pub struct WeightsFile {
     path: PathBuf,
     file: File,
     format: Format,
-    tensors: Vec<Stored>,
+    tensors: Vec<StoredTensor>,
     metadata: BTreeMap<String, String>,
 }
 
 impl WeightsFile {
-    /// Opens a safetensors file, or one that PyTorch has saved.
+    /// Opens a safetensors or PyTorch file and validates its header.
     ///
     /// # Errors
-    /// [`Error::Malformed`] inside [`stillhouse_core::Error::Other`]; I/O errors with the path.
+    /// [`Error::Malformed`], or an I/O error.
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(CoreError::io(path))?;
         let length = file.metadata().map_err(CoreError::io(path))?.len();
-        let malformed = |what: String| Error::Malformed { path: path.to_path_buf(), what };
+        let malformed = |reason: String| Error::Malformed { path: path.to_path_buf(), reason };
         if length < 8 {
-            return Err(malformed(format!("{length} bytes long")).into());
+            return Err(malformed(format!("expected at least 8 bytes, found {length}")).into());
         }
         let mut head = [0; 8];
         file.read_exact(&mut head).map_err(CoreError::io(path))?;
         file.rewind().map_err(CoreError::io(path))?;
         let mut metadata = BTreeMap::new();
         let (format, tensors) = if head.starts_with(b"PK\x03\x04") {
-            (Format::Pytorch, pth::of_zip(&file))
+            (Format::PyTorch, torch::read_zip(&file))
         } else if head.starts_with(&[0x80, 2, 0x8a]) {
-            (Format::PytorchBefore16, pth::of_row(&file, length))
+            (Format::LegacyPyTorch, torch::read_legacy(&file, length))
         } else {
-            (Format::Safetensors, of_safetensors(&mut file, length, &mut metadata))
+            (Format::Safetensors, read_safetensors(&mut file, length, &mut metadata))
         };
         let mut tensors = tensors.map_err(malformed)?;
         let mut names = HashSet::new();
-        if let Some(twin) = tensors.iter().find(|t| !names.insert(t.name.as_str())) {
-            return Err(malformed(format!("two tensors `{}`", twin.name)).into());
+        if let Some(duplicate) = tensors.iter().find(|t| !names.insert(t.name.as_str())) {
+            return Err(malformed(format!("duplicate tensor `{}`", duplicate.name)).into());
         }
-        // What training scripts put around a network on several devices.
+        // Prefix of PyTorch's `DataParallel`.
         if tensors.iter().all(|t| t.name.starts_with("module.")) {
             for tensor in &mut tensors {
                 tensor.name.drain(.."module.".len());
@@ -126,37 +126,38 @@ impl WeightsFile {
         Ok(Self { path: path.to_path_buf(), file, format, tensors, metadata })
     }
 
-    /// Its path.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What wrote it.
+    /// Returns the format of the file.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Its tensors, in the order of the file's description.
-    pub fn tensors(&self) -> &[Stored] {
+    /// Returns the tensors in the order of the header.
+    pub fn tensors(&self) -> &[StoredTensor] {
         &self.tensors
     }
 
-    /// What a safetensors file says of itself.
+    /// Returns the metadata of a safetensors file.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// Reads one of its tensors; memory for this one alone is needed.
+    /// Reads one tensor.
     ///
     /// # Errors
-    /// An element type that no weights have; I/O errors with the path.
-    pub fn read(&mut self, tensor: &Stored) -> Result<Tensor> {
-        let Some(dtype) = tensor.float() else {
-            let what = format!("`{}` is {}, which holds no weights", tensor.name, tensor.shown());
-            return Err(Error::Malformed { path: self.path.clone(), what }.into());
+    /// An element type other than floating point, or an I/O error.
+    pub fn read(&mut self, tensor: &StoredTensor) -> Result<Tensor> {
+        let Some(dtype) = tensor.float_dtype() else {
+            let reason =
+                format!("`{}`: expected floating-point values, found {}", tensor.name, tensor.describe());
+            return Err(Error::Malformed { path: self.path.clone(), reason }.into());
         };
         let size = dtype.size_in_bytes();
-        // A permuted tensor lies in the same bytes; PyTorch's `expand` was refused.
+        // A permuted tensor spans the same bytes; expanded tensors were rejected by `open`.
         let span = match &tensor.strides {
             Some(strides) if tensor.count() > 0 => {
                 1 + tensor.shape.iter().zip(strides).map(|(side, stride)| (side - 1) * stride).sum::<usize>()
@@ -165,50 +166,50 @@ impl WeightsFile {
         };
         let mut bytes = vec![0; span * size];
         self.file
-            .seek(SeekFrom::Start(tensor.start))
+            .seek(SeekFrom::Start(tensor.offset))
             .and_then(|_| self.file.read_exact(&mut bytes))
             .map_err(CoreError::io(&self.path))?;
         if let Some(strides) = &tensor.strides
-            && !in_rows(&tensor.shape, strides)
+            && !is_contiguous(&tensor.shape, strides)
         {
-            bytes = gathered(&bytes, size, &tensor.shape, strides);
+            bytes = to_contiguous(&bytes, size, &tensor.shape, strides);
         }
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &tensor.shape, &Device::Cpu)?)
     }
 }
 
-fn of_safetensors(
+fn read_safetensors(
     file: &mut File,
     length: u64,
     metadata: &mut BTreeMap<String, String>,
-) -> std::result::Result<Vec<Stored>, String> {
+) -> std::result::Result<Vec<StoredTensor>, String> {
     let io = |e: std::io::Error| e.to_string();
     let mut size = [0; 8];
     file.read_exact(&mut size).map_err(io)?;
     let size = u64::from_le_bytes(size);
     if size > MAX_HEADER || size > length - 8 {
-        return Err(format!("a header of {size} bytes in a file of {length}; at most {MAX_HEADER} are read"));
+        return Err(format!("header of {size} bytes in a file of {length} bytes (limit {MAX_HEADER})"));
     }
     let mut text = vec![0; size as usize];
     file.read_exact(&mut text).map_err(io)?;
-    let header: Metadata = serde_json::from_slice(&text).map_err(|e| format!("its header: {e}"))?;
+    let header: Metadata = serde_json::from_slice(&text).map_err(|e| format!("invalid header: {e}"))?;
     let (expected, data) = (header.data_len() as u64, 8 + size);
     if expected != length - data {
-        return Err(format!("expected {expected} bytes of values after its header, found {}", length - data));
+        return Err(format!("expected {expected} bytes after the header, found {}", length - data));
     }
     if let Some(found) = header.metadata() {
         metadata.extend(found.iter().map(|(key, value)| (key.clone(), value.clone())));
     }
     let tensor = |name: String| {
         let info = header.info(&name)?;
-        let start = data + info.data_offsets.0 as u64;
-        Some(Stored { dtype: info.dtype, shape: info.shape.clone(), start, strides: None, name })
+        let offset = data + info.data_offsets.0 as u64;
+        Some(StoredTensor { dtype: info.dtype, shape: info.shape.clone(), offset, strides: None, name })
     };
     Ok(header.offset_keys().into_iter().filter_map(tensor).collect())
 }
 
-/// Whether values lie row by row.
-fn in_rows(shape: &[usize], strides: &[usize]) -> bool {
+/// Returns whether the strides are those of row-major order.
+fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut expected = 1;
     for (side, stride) in shape.iter().zip(strides).rev() {
         if *side != 1 && *stride != expected {
@@ -219,15 +220,15 @@ fn in_rows(shape: &[usize], strides: &[usize]) -> bool {
     true
 }
 
-/// Values row by row from values in another order.
-fn gathered(bytes: &[u8], size: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
+/// Copies strided values into row-major order.
+fn to_contiguous(bytes: &[u8], size: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
     let count = shape.iter().product::<usize>();
     let mut rows = Vec::with_capacity(count * size);
-    let mut at = vec![0; shape.len()];
+    let mut index = vec![0; shape.len()];
     for _ in 0..count {
-        let from = at.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>() * size;
+        let from = index.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>() * size;
         rows.extend_from_slice(&bytes[from..from + size]);
-        for (i, side) in at.iter_mut().zip(shape).rev() {
+        for (i, side) in index.iter_mut().zip(shape).rev() {
             *i += 1;
             if *i < *side {
                 break;

@@ -1,0 +1,5 @@
+//! Heads: layers after the last feature map of a backbone.
+
+mod classifier;
+
+pub(crate) use classifier::{Classifier, Neck};
