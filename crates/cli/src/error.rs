@@ -51,7 +51,9 @@ impl<E: Into<anyhow::Error>> From<E> for CliError {
             Some(TrainerError::Core(core)) => is_usage(core),
             Some(e) => matches!(
                 e,
-                TrainerError::TwoCeWeights { .. } | TrainerError::NotBuilt(_) | TrainerError::Folder { .. }
+                TrainerError::TwoCeWeights { .. }
+                    | TrainerError::UnknownMethod(_)
+                    | TrainerError::Run(stillhouse_runs::Error::Invalid { .. })
             ),
             None => cause.downcast_ref::<CoreError>().is_some_and(is_usage),
         });
@@ -88,6 +90,7 @@ fn is_layout(error: &stillhouse_datasets::Error) -> bool {
             | E::Layout { .. }
             | E::Access { .. }
             | E::Setting { .. }
+            | E::Manifest(_)
     )
 }
 
@@ -112,7 +115,7 @@ mod tests {
         let config = || CoreError::config("x.toml:3", "unknown field");
         assert_eq!(CliError::from(config()).code, 2);
         assert_eq!(CliError::from(TrainerError::Core(config())).code, 2);
-        assert_eq!(CliError::from(TrainerError::NotBuilt("sp".into())).code, 2);
+        assert_eq!(CliError::from(TrainerError::UnknownMethod("sp".into())).code, 2);
         let io = CoreError::io("a")(std::io::Error::other("disk full"));
         assert_eq!(CliError::from(io).code, 1);
         let io = CoreError::io("a")(std::io::Error::other("no such folder"));

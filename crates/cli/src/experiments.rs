@@ -136,7 +136,8 @@ fn embedded_text(name: &str) -> stillhouse_core::Result<String> {
 /// The `[published]` section of an experiment, with the paper's file if it is next to the experiment's.
 pub(crate) fn published(experiment: &Experiment, path: Option<&Path>) -> Result<PublishedSection, CliError> {
     let section: PublishedSection =
-        config::from_table(&experiment.published(), &format!("{} [published]", experiment.name())).prepared()?;
+        config::from_table(&experiment.published(), &format!("{} [published]", experiment.name()))
+            .prepared()?;
     Ok(with_file(section, path))
 }
 

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use stillhouse_trainer::{DeviceArg, PrecisionArg};
 
 use crate::error::{CliError, ExitStatus, Outcome};
 
@@ -57,11 +58,11 @@ struct Cli {
 #[derive(Debug, clap::Args)]
 struct Global {
     /// Device
-    #[arg(long, global = true, value_enum, default_value_t = device::DeviceArg::Cpu)]
-    device: device::DeviceArg,
+    #[arg(long, global = true, value_enum, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
     /// Numeric precision
-    #[arg(long, global = true, value_enum, default_value_t = device::Precision::F32)]
-    precision: device::Precision,
+    #[arg(long, global = true, value_enum, default_value_t = PrecisionArg::F32)]
+    precision: PrecisionArg,
     /// Number of threads; results do not depend on it [env: STILLHOUSE_THREADS]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,

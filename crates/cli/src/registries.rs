@@ -1,23 +1,26 @@
-//! The only place that names all concrete parts.
+//! The only module that names all concrete components.
 
 use stillhouse_core::Error as CoreError;
 use stillhouse_core::registry::Registries;
 
-/// Datasets, networks, methods and metrics of this program.
+use crate::paths::Paths;
+
+/// Returns the models, methods and metrics of this program, its datasets and those that manifests in
+/// the data roots describe.
 pub(crate) fn registries() -> Registries {
     Registries {
-        datasets: stillhouse_datasets::registry(),
+        datasets: stillhouse_datasets::registry_in(&Paths::new(None).data),
         models: stillhouse_backbones::registry(),
         losses: stillhouse_losses::registry(),
         metrics: stillhouse_metrics::registry(),
         split: stillhouse_datasets::split,
         loader: stillhouse_datasets::loader,
-        weights: stillhouse_backbones::weights,
-        load_weights: stillhouse_backbones::load_weights,
+        weights: stillhouse_backbones::weights::find_weights,
+        load_weights: stillhouse_backbones::weights::load_weights,
     }
 }
 
-/// Whether an error only says that data or weights are not there.
+/// Returns whether an error reports missing data or weights.
 pub(crate) fn is_missing(error: &CoreError) -> bool {
     let CoreError::Other(inner) = error else { return false };
     matches!(
@@ -25,6 +28,6 @@ pub(crate) fn is_missing(error: &CoreError) -> bool {
         Some(stillhouse_datasets::Error::MissingDataset { .. })
     ) || matches!(
         inner.downcast_ref::<stillhouse_backbones::Error>(),
-        Some(stillhouse_backbones::Error::NoFile { .. })
+        Some(stillhouse_backbones::Error::NotFound { .. })
     )
 }

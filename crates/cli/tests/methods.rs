@@ -14,7 +14,8 @@ use stillhouse_core::distiller::{
 };
 use stillhouse_core::registry::{Entry, Registries, Registry};
 use stillhouse_core::{ParamBuilder, ParamStore};
-use stillhouse_trainer::{Cell, CellResult, Context, EpochLog, Experiment, Observer, Result, plan, run_cell};
+use stillhouse_runs::{CellResult, EpochLog};
+use stillhouse_trainer::{Cell, Context, Experiment, Observer, Result, plan, run_cell};
 
 /// Networks and images that methods are trained on.
 struct Carrier {
@@ -143,8 +144,8 @@ fn registries() -> Registries {
         metrics: stillhouse_metrics::registry(),
         split: stillhouse_datasets::split,
         loader: stillhouse_datasets::loader,
-        weights: stillhouse_backbones::weights,
-        load_weights: stillhouse_backbones::load_weights,
+        weights: stillhouse_backbones::weights::find_weights,
+        load_weights: stillhouse_backbones::weights::load_weights,
     }
 }
 
@@ -153,8 +154,8 @@ const BACKWARDS: Entry<DistillerBuild> = Entry {
     name: "backwards",
     summary: "kd with a broken gradient",
     source: "this test",
-    defaults: || (stillhouse_losses::kd::ENTRY.defaults)(),
-    build: |table| Ok(Box::new(Backwards((stillhouse_losses::kd::ENTRY.build)(table)?))),
+    defaults: || (stillhouse_losses::response::kd::ENTRY.defaults)(),
+    build: |table| Ok(Box::new(Backwards((stillhouse_losses::response::kd::ENTRY.build)(table)?))),
 };
 
 struct Backwards(Box<dyn Distiller>);
@@ -245,9 +246,9 @@ fn prepare(method: &str, carrier: &Carrier, context: &Context) -> Result<Cell> {
     for teacher in &plan.cells {
         let (_, lines) = run(teacher, context)?;
         if let [first, .., last] = lines.as_slice() {
-            println!("the teacher of {}: {:.3} to {:.3}", carrier.name, first.total, last.total);
+            println!("the teacher of {}: {:.3} to {:.3}", carrier.name, first.loss, last.loss);
             // From one that knows nothing there is nothing to learn.
-            assert!(last.total < 0.8 * first.total, "the teacher of {} learns too little", carrier.name);
+            assert!(last.loss < 0.8 * first.loss, "the teacher of {} learns too little", carrier.name);
         }
     }
     Ok(cell)

@@ -1,4 +1,4 @@
-//! What the commands that run or plan experiments share.
+//! Helpers shared by the commands that plan or run experiments.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,11 +11,11 @@ use crate::error::{CliError, Prepared};
 use crate::paths::Paths;
 use crate::{device, registries, system_info};
 
-/// Where runs take place.
-pub(crate) fn context(places: &Paths, stop: Arc<AtomicBool>) -> Context {
-    let mut context = Context::new(registries::registries(), places.runs.clone());
-    context.data_roots.clone_from(&places.data);
-    context.weight_roots.clone_from(&places.weights);
+/// Creates the context of runs: registries, search paths, device and precision.
+pub(crate) fn context(paths: &Paths, stop: Arc<AtomicBool>) -> Context {
+    let mut context = Context::new(registries::registries(), paths.runs.clone());
+    context.data_roots.clone_from(&paths.data);
+    context.weight_roots.clone_from(&paths.weights);
     context.missing = registries::is_missing;
     context.stop = stop;
     context.environment = system_info::collect();
@@ -24,7 +24,7 @@ pub(crate) fn context(places: &Paths, stop: Arc<AtomicBool>) -> Context {
     context
 }
 
-/// Plans a profile; what is missing or wrong is the person's to mend.
+/// Plans a profile; every error is a usage error.
 pub(crate) fn planned(
     experiment: &Experiment,
     profile: Option<&str>,
@@ -33,7 +33,7 @@ pub(crate) fn planned(
     plan(experiment, profile, context).prepared()
 }
 
-/// The profile to take: the one that was named, or `smoke`, or the only one.
+/// Selects the profile: the given one, the only one, or `smoke`.
 pub(crate) fn profile(experiment: &Experiment, named: Option<&str>) -> Result<Option<String>, CliError> {
     let known = experiment.profiles();
     match (named, known.as_slice()) {
@@ -41,10 +41,12 @@ pub(crate) fn profile(experiment: &Experiment, named: Option<&str>) -> Result<Op
         (None, []) => Ok(None),
         (None, [only]) => Ok(Some(only.clone())),
         (None, names) if names.iter().any(|n| n == "smoke") => Ok(Some("smoke".to_string())),
-        (None, names) => {
-            Err(CliError::usage(format!("which profile? {} has: {}", experiment.name(), names.join(", ")))
-                .hint("name it: --profile NAME"))
-        }
+        (None, names) => Err(CliError::usage(format!(
+            "experiment `{}` needs a profile: {}",
+            experiment.name(),
+            names.join(", ")
+        ))
+        .hint("select one with --profile NAME")),
     }
 }
 

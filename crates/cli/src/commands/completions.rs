@@ -1,4 +1,4 @@
-//! `stillhouse completions`.
+//! `stillhouse completions`: shell completion scripts.
 
 use clap::CommandFactory;
 
@@ -15,7 +15,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Which shell
+    /// Shell
     shell: clap_complete::Shell,
 }
 

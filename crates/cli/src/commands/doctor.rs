@@ -1,10 +1,11 @@
-//! `stillhouse doctor`.
+//! `stillhouse doctor`: machine, search paths and findings.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use stillhouse_core::registry::DatasetRequest;
-use stillhouse_report::text::wrap;
+use stillhouse_report::text_table::wrap;
+use stillhouse_runs::RunDir;
 
 use crate::error::{ExitStatus, Outcome};
 use crate::paths::{Paths, free_bytes};
@@ -14,14 +15,14 @@ const EXAMPLES: &str = "\
 Examples:
   stillhouse doctor
   stillhouse doctor --json
-  STILLHOUSE_DATA=/data stillhouse doctor            look for datasets in /data
+  STILLHOUSE_DATA=/data stillhouse doctor            search /data for datasets
 
-The exit code is 1 where something stands in the way of a run.";
+The exit code is 1 if there are findings.";
 
-/// Free disk below which a run may fail.
-const LOW_DISK: u64 = 1 << 30;
+/// Minimum free disk space for a run.
+const MIN_FREE_DISK: u64 = 1 << 30;
 
-/// Show what this machine has, and where data, weights and runs are looked for
+/// Check this machine and the search paths of data, weights and runs
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -35,20 +36,20 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
-    let places = Paths::new(args.runs.as_deref());
-    let free = free_bytes(&places.runs);
+    let paths = Paths::new(args.runs.as_deref());
+    let free = free_bytes(&paths.runs);
     let mut findings = Vec::new();
-    if let Some(why) = not_writable(&places.runs) {
-        findings.push(format!("the folder of runs {} cannot be written: {why}", places.runs.display()));
+    if let Some(why) = write_error(&paths.runs) {
+        findings.push(format!("cannot write to the folder of runs: {}: {why}", paths.runs.display()));
     }
-    if free.is_some_and(|f| f < LOW_DISK) {
+    if free.is_some_and(|f| f < MIN_FREE_DISK) {
         findings.push(format!("only {} free for runs", output::size(free.unwrap_or_default())));
     }
     if let Ok(isa) = std::env::var("STILLHOUSE_ISA")
         && stillhouse_ops::isa().to_string() != isa
     {
         let used = stillhouse_ops::isa();
-        findings.push(format!("STILLHOUSE_ISA is `{isa}`, in use is {used}; known: scalar, avx2, avx512"));
+        findings.push(format!("STILLHOUSE_ISA is `{isa}` but {used} is in use; known: scalar, avx2, avx512"));
     }
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -58,15 +59,15 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "threads": threads,
         "instructions": stillhouse_ops::isa().to_string(),
-        "devices": devices(),
+        "devices": available_devices(),
         "memory_bytes": memory("MemTotal:"),
         "memory_free_bytes": memory("MemAvailable:"),
-        "data": { "roots": roots(&places.data), "datasets": datasets(&places.data) },
-        "weights": { "roots": roots(&places.weights), "files": weights(&places.weights) },
+        "data": { "roots": roots(&paths.data), "datasets": datasets(&paths.data) },
+        "weights": { "roots": roots(&paths.weights), "files": weights(&paths.weights) },
         "runs": {
-            "path": places.runs,
-            "exists": places.runs.is_dir(),
-            "finished": finished(&places.runs, 4),
+            "path": paths.runs,
+            "exists": paths.runs.is_dir(),
+            "finished": count_finished(&paths.runs, 4),
             "free_bytes": free,
         },
         "findings": findings,
@@ -74,28 +75,28 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     if args.json {
         output::print_json(&report);
     } else {
-        output::print(&readable(&report));
+        output::print(&to_text(&report));
     }
     Ok(if findings.is_empty() { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
-/// What `--device` can take here.
-fn devices() -> Vec<&'static str> {
+/// Lists the usable values of `--device`.
+fn available_devices() -> Vec<&'static str> {
     match candle_core::Device::new_cuda(0) {
         Ok(_) => vec!["cpu", "cuda"],
         Err(_) => vec!["cpu"],
     }
 }
 
-fn readable_devices(devices: &Value) -> &'static str {
+fn format_devices(devices: &Value) -> &'static str {
     match (devices.as_array().map_or(0, Vec::len), cfg!(feature = "cuda")) {
         (2.., _) => "cpu, cuda",
-        (_, true) => "cpu (no CUDA device can be used)",
-        (_, false) => "cpu (this build has no CUDA)",
+        (_, true) => "cpu (no usable CUDA device)",
+        (_, false) => "cpu (built without CUDA)",
     }
 }
 
-fn readable(report: &Value) -> String {
+fn to_text(report: &Value) -> String {
     let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     let bytes = |value: &Value| value.as_u64().map_or_else(|| "unknown".to_string(), output::size);
     let mut text = format!(
@@ -109,12 +110,12 @@ fn readable(report: &Value) -> String {
         word(&report["instructions"]),
         bytes(&report["memory_bytes"]),
         bytes(&report["memory_free_bytes"]),
-        readable_devices(&report["devices"]),
+        format_devices(&report["devices"]),
     );
     for (title, kind, list) in [("data", "data", "datasets"), ("weights", "weights", "files")] {
         for root in report[kind]["roots"].as_array().into_iter().flatten() {
-            let there = if root["exists"] == true { "" } else { " (not there)" };
-            text.push_str(&format!("{title:<12}{}{there}\n", word(&root["path"])));
+            let missing = if root["exists"] == true { "" } else { " (missing)" };
+            text.push_str(&format!("{title:<12}{}{missing}\n", word(&root["path"])));
         }
         for item in report[kind][list].as_array().into_iter().flatten() {
             let state = wrap(&word(&item["state"]), 76).replace('\n', &format!("\n{:28}", ""));
@@ -122,9 +123,9 @@ fn readable(report: &Value) -> String {
         }
     }
     let runs = &report["runs"];
-    let there = if runs["exists"] == true { "" } else { " (not there yet)" };
+    let missing = if runs["exists"] == true { "" } else { " (will be created)" };
     text.push_str(&format!(
-        "runs        {}{there}, {} finished, {} free\n",
+        "runs        {}{missing}, {} finished, {} free\n",
         word(&runs["path"]),
         runs["finished"],
         bytes(&runs["free_bytes"])
@@ -141,7 +142,7 @@ fn roots(roots: &[PathBuf]) -> Vec<Value> {
 
 fn datasets(roots: &[PathBuf]) -> Vec<Value> {
     let registry = registries::registries().datasets;
-    let look = |row: &stillhouse_core::registry::Entry<stillhouse_core::registry::DatasetBuild>| {
+    let find = |row: &stillhouse_core::registry::Entry<stillhouse_core::registry::DatasetBuild>| {
         let request = DatasetRequest {
             name: row.name.to_string(),
             roots: roots.to_vec(),
@@ -156,30 +157,30 @@ fn datasets(roots: &[PathBuf]) -> Vec<Value> {
     registry
         .entries()
         .iter()
-        // `folder` is whatever the person names.
+        // `folder` has no default location.
         .filter(|row| row.name != "folder")
         .map(|row| {
-            let (found, state) = look(row);
+            let (found, state) = find(row);
             json!({"name": row.name, "found": found, "state": state})
         })
         .collect()
 }
 
 fn weights(roots: &[PathBuf]) -> Vec<Value> {
-    let manifests = stillhouse_backbones::manifests().unwrap_or_default();
-    let look = |m: &stillhouse_backbones::Manifest| match roots
+    let manifests = stillhouse_backbones::weights::manifests().unwrap_or_default();
+    let find = |m: &stillhouse_backbones::weights::Manifest| match roots
         .iter()
         .map(|r| r.join(&m.file))
         .find(|p| p.is_file())
     {
-        // Hashing 100 MB is left to the run that loads them.
+        // The size alone is checked here: a run hashes the file when it loads it.
         Some(path) => match std::fs::metadata(&path) {
             Ok(data) if m.bytes.is_none_or(|bytes| data.len() == bytes) => {
                 (true, format!("found: {}", path.display()))
             }
             _ => {
                 let expected = m.bytes.unwrap_or_default();
-                (false, format!("another file: {}, expected {expected} bytes", path.display()))
+                (false, format!("wrong size: {}: expected {expected} bytes", path.display()))
             }
         },
         None => (false, format!("not found ({})", m.file)),
@@ -187,30 +188,33 @@ fn weights(roots: &[PathBuf]) -> Vec<Value> {
     manifests
         .iter()
         .map(|m| {
-            let (found, state) = look(m);
+            let (found, state) = find(m);
             json!({"name": m.title(), "found": found, "state": state})
         })
         .collect()
 }
 
-/// Finished runs below a folder.
-fn finished(folder: &Path, depth: u8) -> usize {
-    let own = usize::from(folder.join("result.json").is_file());
+/// Counts the finished runs below a folder.
+fn count_finished(folder: &Path, depth: u8) -> usize {
+    let own = usize::from(RunDir::new(folder).is_finished());
     if depth == 0 || own == 1 {
         return own;
     }
     let below = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| finished(&e.path(), depth - 1)).sum()
+    below
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| count_finished(&e.path(), depth - 1))
+        .sum()
 }
 
-/// Why nothing can be written there, if so; the folder need not exist.
-fn not_writable(folder: &Path) -> Option<String> {
+/// Returns why a folder, which need not exist, is not writable.
+fn write_error(folder: &Path) -> Option<String> {
     let absolute = std::path::absolute(folder).ok()?;
-    let there = absolute.ancestors().find(|p| p.exists())?;
-    if !there.is_dir() {
-        return Some(format!("{} is a file", there.display()));
+    let existing = absolute.ancestors().find(|p| p.exists())?;
+    if !existing.is_dir() {
+        return Some(format!("{} is a file", existing.display()));
     }
-    let probe = there.join(format!(".stillhouse-{}.part", std::process::id()));
+    let probe = existing.join(format!(".stillhouse-{}.part", std::process::id()));
     match std::fs::write(&probe, b"") {
         Ok(()) => {
             let _ = std::fs::remove_file(&probe);

@@ -1,68 +1,69 @@
-//! What a plan will take, in time and on disk, before it is run.
+//! Estimates of time and disk space of a plan.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::{ParamStore, Rng};
-use stillhouse_trainer::{Cell, CellConfig, CellResult, Context, NetworkConfig, Plan, Role};
+use stillhouse_runs::{Role, RunDir};
+use stillhouse_trainer::{Cell, CellConfig, Context, NetworkConfig, Plan};
 
 use crate::commands::common;
 use crate::output;
 use crate::paths::free_bytes;
 
-/// Runs that take longer are announced.
-const LONG: f64 = 600.0;
-/// Multiply-accumulates that one thread makes in a second of training, measured on a Xeon with each
-/// instruction set; a finished run of the plan corrects it.
-const SPEED: [(&str, f64); 3] = [("scalar", 1e9), ("avx2", 1.2e10), ("avx512", 2e10)];
+/// Plans that take longer, in seconds, are announced.
+const ANNOUNCE_SECONDS: f64 = 600.0;
+/// Multiply-accumulates per second and thread in training, measured on a Xeon with each instruction set;
+/// finished runs of the plan replace it.
+const MACS_PER_SECOND: [(&str, f64); 3] = [("scalar", 1e9), ("avx2", 1.2e10), ("avx512", 2e10)];
 
-/// What is left of a plan.
+/// Remaining time and disk space of a plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Cost {
-    /// Seconds, roughly.
+pub(crate) struct Estimate {
+    /// Approximate seconds.
     pub(crate) seconds: f64,
-    /// Bytes that stay, and the checkpoints of one run.
+    /// Bytes of the results, and of the checkpoints of one run.
     pub(crate) bytes: u64,
-    /// Runs that are left.
+    /// Remaining runs.
     pub(crate) runs: usize,
 }
 
-/// Says what a plan will take, if it is long or the disk too small for it.
+/// Announces a long plan, and warns if the disk is too small.
 pub(crate) fn announce(plan: &Plan, context: &Context, threads: usize) {
-    let Ok(cost) = cost(plan, context, threads) else {
-        // What is wrong will be said by the run itself.
+    let Ok(estimate) = estimate_plan(plan, context, threads) else {
+        // The run itself reports the error.
         return;
     };
     let free = free_bytes(&plan.folder);
-    if cost.seconds > LONG {
+    if estimate.seconds > ANNOUNCE_SECONDS {
         output::status(&format!(
-            "about {} and {} of disk are expected for {} runs on this machine; Ctrl-C stops them, and the same \
-             command goes on",
-            output::duration(cost.seconds),
-            output::size(cost.bytes),
-            cost.runs
+            "estimated {} and {} of disk space for {} runs on this machine; Ctrl-C stops them, the same command \
+             resumes",
+            output::duration(estimate.seconds),
+            output::size(estimate.bytes),
+            estimate.runs
         ));
     }
-    if let Some(free) = free.filter(|free| *free < cost.bytes) {
+    if let Some(free) = free.filter(|free| *free < estimate.bytes) {
         output::status(&format!(
-            "warning: about {} of disk are needed below {}, {} are free",
-            output::size(cost.bytes),
+            "warning: about {} of disk space needed in {}, {} free",
+            output::size(estimate.bytes),
             plan.folder.display(),
             output::size(free)
         ));
     }
 }
 
-/// Estimates what is left of a plan.
-pub(crate) fn cost(
+/// Estimates the remaining time and disk space of a plan.
+pub(crate) fn estimate_plan(
     plan: &Plan,
     context: &Context,
     threads: usize,
-) -> Result<Cost, stillhouse_trainer::Error> {
-    let mut networks = Networks { context, known: BTreeMap::new() };
+) -> Result<Estimate, stillhouse_trainer::Error> {
+    let mut sizes = ModelSizes { context, known: BTreeMap::new() };
     let mut images: BTreeMap<String, u64> = BTreeMap::new();
-    let (mut cost, mut checkpoints) = (Cost::default(), 0);
+    let (mut estimate, mut checkpoints) = (Estimate::default(), 0);
     let (mut left, mut done, mut spent) = (0.0, 0.0, 0.0);
     for cell in &plan.cells {
         let Some(config) = &cell.config else { continue };
@@ -74,36 +75,36 @@ pub(crate) fn cost(
                 count
             }
         };
-        let work = networks.work(cell, config, plan, count)?;
-        if cell.is_done() {
-            if let Ok(result) = CellResult::read(&cell.folder.join("result.json")) {
+        let work = sizes.run_macs(cell, config, plan, count)?;
+        if cell.is_finished() {
+            if let Ok(Some(result)) = RunDir::new(&cell.folder).result() {
                 done += work;
                 spent += result.seconds.train + result.seconds.test;
             }
             continue;
         }
-        let parameters = networks.get(&config.student, config.data.size())?.1;
+        let parameters = sizes.get(&config.student, config.data.size())?.1;
         left += work;
-        cost.runs += 1;
-        cost.bytes += 4 * parameters + 64 * 1024;
-        // Weights and momentum, the newest two and the one being written.
+        estimate.runs += 1;
+        estimate.bytes += 4 * parameters + 64 * 1024;
+        // Weights and momentum of the newest two checkpoints and the one being written.
         checkpoints = checkpoints.max(3 * 8 * parameters);
     }
-    cost.bytes += checkpoints;
+    estimate.bytes += checkpoints;
     let isa = stillhouse_ops::isa().to_string();
-    let thread = SPEED.iter().find(|(name, _)| *name == isa).map_or(1e9, |(_, speed)| *speed);
+    let thread = MACS_PER_SECOND.iter().find(|(name, _)| *name == isa).map_or(1e9, |(_, speed)| *speed);
     let speed = if spent > 10.0 { done / spent } else { thread * threads as f64 };
-    cost.seconds = left / speed;
-    Ok(cost)
+    estimate.seconds = left / speed;
+    Ok(estimate)
 }
 
-/// Multiply-accumulates of one image and parameters, by network and size.
-struct Networks<'a> {
+/// Multiply-accumulates per image and parameter counts, by model and size.
+struct ModelSizes<'a> {
     context: &'a Context,
     known: BTreeMap<String, (f64, u64)>,
 }
 
-impl Networks<'_> {
+impl ModelSizes<'_> {
     fn get(
         &mut self,
         network: &NetworkConfig,
@@ -124,10 +125,9 @@ impl Networks<'_> {
         Ok(counted)
     }
 
-    /// Multiply-accumulates of a whole run: three for each of the student's forward pass in every step
-    /// of training, four where inner values are computed twice, one for the teacher's, one for each view
-    /// of a test image.
-    fn work(
+    /// Multiply-accumulates of a whole run. A training step costs three forward passes of the student
+    /// (four with gradient checkpointing) and one of the teacher, a test image one per view.
+    fn run_macs(
         &mut self,
         cell: &Cell,
         config: &CellConfig,
@@ -140,18 +140,18 @@ impl Networks<'_> {
             Some(teacher) if cell.role == Role::Student => self.get(&teacher.student, size)?.0,
             _ => 0.0,
         };
-        // Official splits train on about half or more: an estimate.
+        // Official splits: assume 60 %.
         let ratio = if config.data.ratio == 0 { 0.6 } else { f64::from(config.data.ratio) / 100.0 };
         let (train, test) = match config.data.per_class {
-            // Of some 20 classes: an estimate; sets of masks have no classes of images.
+            // Assume 20 classes; segmentation datasets have no image classes.
             Some([train, test]) => {
                 let of_all = |each: usize| (20 * each as u64).min(images) as f64;
                 (of_all(train), of_all(test))
             }
             None => (images as f64 * ratio, images as f64 * (1.0 - ratio)),
         };
-        let passes = if config.train.checkpointing { 4.0 } else { 3.0 };
-        let steps = config.train.step.len().max(1) as f64;
+        let passes = if config.train.gradient_checkpointing { 4.0 } else { 3.0 };
+        let steps = config.train.phase.len().max(1) as f64;
         let views = 1.0 + config.eval.views.len() as f64;
         let train = config.train.epochs as f64 * train * (steps * passes * student + teacher);
         Ok(train + test * views * student)

@@ -40,7 +40,10 @@ pub(crate) fn write_embeddings(
     let selected = select(&finished.runs, methods);
     let teacher = selected.iter().find_map(|(_, record)| {
         let cell = &record.result.summary.teacher.as_ref()?.cell;
-        finished.teachers.iter().find(|t| t.dir.path().file_name().is_some_and(|n| n.to_string_lossy() == *cell))
+        finished
+            .teachers
+            .iter()
+            .find(|t| t.dir.path().file_name().is_some_and(|n| n.to_string_lossy() == *cell))
     });
     let mut networks: Vec<(String, &Record)> = Vec::new();
     networks.extend(teacher.map(|t| (format!("teacher, {}", t.info.student()), t)));
@@ -67,7 +70,10 @@ pub(crate) fn read_embeddings(folder: &Path) -> Result<Vec<Embedding>, CliError>
     let path = folder.join(FILE);
     match std::fs::read(&path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).map_err(|e| {
-            CliError::failed(format!("{}: {e}; remove the file or write it again with --features", path.display()))
+            CliError::failed(format!(
+                "{}: {e}; remove the file or write it again with --features",
+                path.display()
+            ))
         })?),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(stillhouse_core::Error::io(&path)(e).into()),

@@ -1,10 +1,11 @@
-//! `stillhouse list`.
+//! `stillhouse list`: registered components and experiments.
 
 use serde_json::json;
 use stillhouse_core::registry::Registry;
-use stillhouse_report::text::{Align, Grid};
+use stillhouse_report::text_table::{Align, TextTable};
 
 use crate::error::{ExitStatus, Outcome};
+use crate::experiments::Loaded;
 use crate::{experiments, output, registries};
 
 const EXAMPLES: &str = "\
@@ -13,11 +14,11 @@ Examples:
   stillhouse list losses
   stillhouse list models --json";
 
-/// List methods, networks, datasets, metrics and experiments
+/// List methods, models, datasets, metrics and experiments
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Which kind; all where it is left out
+    /// Kind [default: all]
     kind: Option<Kind>,
     /// Print JSON
     #[arg(long)]
@@ -27,19 +28,19 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
     Losses,
-    Backbones,
+    Models,
     Datasets,
     Metrics,
     Experiments,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Losses, Self::Backbones, Self::Datasets, Self::Metrics, Self::Experiments];
+    const ALL: [Self; 5] = [Self::Losses, Self::Models, Self::Datasets, Self::Metrics, Self::Experiments];
 
     fn title(self) -> &'static str {
         match self {
             Self::Losses => "losses",
-            Self::Backbones => "models",
+            Self::Models => "models",
             Self::Datasets => "datasets",
             Self::Metrics => "metrics",
             Self::Experiments => "experiments",
@@ -50,7 +51,7 @@ impl Kind {
         let registries = registries::registries();
         match self {
             Self::Losses => rows(&registries.losses),
-            Self::Backbones => rows(&registries.models),
+            Self::Models => rows(&registries.models),
             Self::Datasets => rows(&registries.datasets),
             Self::Metrics => rows(&registries.metrics),
             Self::Experiments => experiments::all().into_iter().map(experiment).collect(),
@@ -73,11 +74,12 @@ fn rows<B: Copy>(registry: &Registry<B>) -> Vec<Row> {
 }
 
 fn experiment(found: experiments::Found) -> Row {
-    let source = found.path.map_or_else(|| "of this program".to_string(), |p| p.display().to_string());
-    let summary = match experiments::load(&found.name, &[]) {
-        Ok(e) if e.profiles().is_empty() => e.title().to_string(),
-        Ok(e) => format!("{} (profiles: {})", e.title(), e.profiles().join(", ")),
-        Err(error) => format!("cannot be read: {}", error.source),
+    let source = found.path.map_or_else(|| "built in".to_string(), |p| p.display().to_string());
+    let summary = match experiments::open(&found.name) {
+        Ok(Loaded::Static(table)) => table.title().to_string(),
+        Ok(Loaded::Runs(e)) if e.profiles().is_empty() => e.title().to_string(),
+        Ok(Loaded::Runs(e)) => format!("{} (profiles: {})", e.title(), e.profiles().join(", ")),
+        Err(error) => format!("invalid: {}", error.source),
     };
     Row { name: found.name, summary, source }
 }
@@ -100,11 +102,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let mut text = String::new();
     for kind in kinds {
-        // A method is found by its paper.
+        // People look methods up by their paper.
         let source = if kind == Kind::Losses { "paper" } else { "" };
-        let mut grid = Grid::new(&[(kind.title(), Align::Left), ("", Align::Left), (source, Align::Left)]);
+        let mut grid =
+            TextTable::new(&[(kind.title(), Align::Left), ("", Align::Left), (source, Align::Left)]);
         for row in kind.rows() {
-            grid.row([row.name, row.summary, if source.is_empty() { String::new() } else { row.source }]);
+            grid.push([row.name, row.summary, if source.is_empty() { String::new() } else { row.source }]);
         }
         if !text.is_empty() {
             text.push('\n');

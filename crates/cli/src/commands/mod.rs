@@ -1,6 +1,5 @@
-//! One file per command.
+//! Commands of the binary, one file or folder each.
 
-pub(crate) mod budget;
 pub(crate) mod common;
 pub(crate) mod completions;
 pub(crate) mod data;
@@ -9,13 +8,10 @@ pub(crate) mod doctor;
 pub(crate) mod estimate;
 pub(crate) mod eval;
 pub(crate) mod explain;
-pub(crate) mod explain_experiment;
-pub(crate) mod fetch;
 pub(crate) mod figures;
 pub(crate) mod list;
 pub(crate) mod overlays;
 pub(crate) mod predict;
-pub(crate) mod predict_masks;
 pub(crate) mod report;
 pub(crate) mod reproduce;
 pub(crate) mod runs;
@@ -23,6 +19,3 @@ pub(crate) mod submit;
 pub(crate) mod table;
 pub(crate) mod train;
 pub(crate) mod weights;
-mod weights_diff;
-mod weights_export;
-mod weights_fetch;

@@ -1,11 +1,11 @@
 //! Label maps of test images side by side: the image, the truth, the student alone and each method.
 
 use stillhouse_core::data::{Image, Mask};
-use stillhouse_datasets::transform::{Filter, resize};
-use stillhouse_datasets::{Raster, label_map, stats};
+use stillhouse_datasets::transforms::{Filter, resize};
+use stillhouse_datasets::{ImageBuffer, manifest, palette, stats};
 use stillhouse_report::page::{Sample, Samples};
 use stillhouse_report::{Planned, Record};
-use stillhouse_trainer::{Context, Mapped, label_maps};
+use stillhouse_trainer::{Context, LabelMap, label_maps};
 
 use crate::error::CliError;
 use crate::output;
@@ -20,7 +20,7 @@ const SIDE: usize = 320;
 /// Rows of pictures for each dataset, of its first student and seed.
 pub(crate) fn make(runs: &[(Planned, Record)], context: &Context) -> Result<Samples, CliError> {
     let mut samples = Samples {
-        words: "The image as the network sees it, the true classes (dark where they do not count), and what each \
+        text: "The image as the network sees it, the true classes (dark where they do not count), and what each \
                 network makes of it."
             .to_string(),
         ..Samples::default()
@@ -36,20 +36,21 @@ pub(crate) fn make(runs: &[(Planned, Record)], context: &Context) -> Result<Samp
                 == (&planned.student, &planned.dataset, planned.ratio, planned.seed)
         };
         let here: Vec<&(Planned, Record)> = runs.iter().filter(|(p, _)| same(p)).collect();
-        let colors = label_map::colors(&planned.dataset);
+        let known = manifest::find(&planned.dataset, &context.data_roots)?;
+        let colors = palette::colors(known.as_deref());
         let mut maps = Vec::new();
         for (planned, record) in spread(&here, METHODS) {
             output::status(&format!(
                 "label maps of {}, {}, {}",
                 planned.method, planned.student, planned.dataset
             ));
-            maps.push((planned.method.as_str(), label_maps(&record.folder, IMAGES, context)?.1));
+            maps.push((planned.method.as_str(), label_maps(record.dir.path(), IMAGES, context)?.1));
         }
         for at in 0..maps.first().map_or(0, |(_, of)| of.len()) {
             samples.all.push(row(at, &maps, &colors)?);
         }
         let several = runs.iter().any(|(p, _)| p.dataset != planned.dataset);
-        for (class, [r, g, b]) in first.about.classes.iter().zip(colors) {
+        for (class, [r, g, b]) in first.info.classes.iter().zip(colors) {
             let name = if several { format!("{}: {class}", planned.dataset) } else { class.clone() };
             samples.legend.push((format!("#{r:02x}{g:02x}{b:02x}"), name));
         }
@@ -66,16 +67,16 @@ fn spread<T: Copy>(all: &[T], most: usize) -> Vec<T> {
 }
 
 /// One image: itself, its truth, and the maps of all methods.
-fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colors: &[[u8; 3]; 256]) -> Result<Sample, CliError> {
+fn row(at: usize, maps: &[(&str, Vec<LabelMap>)], colors: &[[u8; 3]; 256]) -> Result<Sample, CliError> {
     let own = &maps[0].1[at];
     let pixels = own.image.iter().map(|v| (255.0 * v).round() as u8).collect();
     let image = Image { width: own.width, height: own.height, pixels };
     let over = |labels: &[u8]| -> Result<Vec<u8>, CliError> {
         let mask = Mask { width: own.width, height: own.height, labels: labels.to_vec() };
-        picture(label_map::overlay(&image, &mask, colors)?)
+        picture(palette::overlay(&image, &mask, colors)?)
     };
     let mut pictures = vec![
-        ("image".to_string(), picture(Raster::from(image.clone()))?),
+        ("image".to_string(), picture(ImageBuffer::from(image.clone()))?),
         ("truth".to_string(), over(&own.truth)?),
     ];
     for (method, maps) in maps {
@@ -88,13 +89,13 @@ fn row(at: usize, maps: &[(&str, Vec<Mapped>)], colors: &[[u8; 3]; 256]) -> Resu
 }
 
 /// As PNG, made smaller where it is large.
-fn picture(raster: Raster) -> Result<Vec<u8>, CliError> {
-    let longest = raster.width.max(raster.height);
+fn picture(image: ImageBuffer) -> Result<Vec<u8>, CliError> {
+    let longest = image.width.max(image.height);
     if longest <= SIDE {
-        return Ok(stats::png(&raster)?);
+        return Ok(stats::png(&image)?);
     }
     let side = |n: usize| (n * SIDE / longest).max(1);
-    Ok(stats::png(&resize(&raster, side(raster.width), side(raster.height), Filter::Bilinear))?)
+    Ok(stats::png(&resize(&image, side(image.width), side(image.height), Filter::Bilinear))?)
 }
 
 #[cfg(test)]

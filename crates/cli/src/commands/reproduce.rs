@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use stillhouse_core::model::ModelSpec;
-use stillhouse_report::text_table::{Align, TextTable};
 use stillhouse_report::static_table::{DatasetCounts, ModelCounts, ModelSizeTable};
+use stillhouse_report::text_table::{Align, TextTable};
 use stillhouse_report::{PublishedSection, StaticTable};
 use stillhouse_runs::{Role, RunStatus};
 use stillhouse_trainer::{Experiment, Outcome as Run, Plan, run_cell, run_plan};
@@ -108,10 +108,7 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         Ok(outcomes) => {
             output::print(&if args.json { table.json()? } else { table.terminal(output::terminal_width()) });
             let folder = plan.folder.display();
-            output::status(&format!(
-                "\nwrote table.md and table.json to {folder}, and {}",
-                page.display()
-            ));
+            output::status(&format!("\nwrote table.md and table.json to {folder}, and {}", page.display()));
             let failed = outcomes.iter().any(|o| matches!(o, Run::Failed(_)));
             Ok(if failed { ExitStatus::Failure } else { ExitStatus::Success })
         }
@@ -130,8 +127,11 @@ fn parse_cell(text: &str) -> Result<(usize, usize), String> {
 /// Runs one cell; its teacher must be finished.
 fn one_cell(plan: &Plan, at: usize, of: usize, context: &stillhouse_trainer::Context) -> Outcome {
     if of != plan.cells.len() {
-        return Err(CliError::usage(format!("invalid cell {at}/{of}: the plan has {} cells", plan.cells.len()))
-            .hint("use the same experiment, profile and settings as with --plan"));
+        return Err(CliError::usage(format!(
+            "invalid cell {at}/{of}: the plan has {} cells",
+            plan.cells.len()
+        ))
+        .hint("use the same experiment, profile and settings as with --plan"));
     }
     let cell = &plan.cells[at - 1];
     let mut progress = Progress::new(plan, || ());
@@ -225,7 +225,11 @@ fn print_static(table: &StaticTable, name: &str, args: &Args) -> Outcome {
 /// Counts a dataset by its manifest.
 fn dataset_counts(name: &str) -> Option<DatasetCounts> {
     let manifest = stillhouse_datasets::manifest::find(name, &[]).ok()??;
-    Some(DatasetCounts { dataset: name.to_string(), classes: manifest.class_count()?, images: manifest.total()? })
+    Some(DatasetCounts {
+        dataset: name.to_string(),
+        classes: manifest.class_count()?,
+        images: manifest.total()?,
+    })
 }
 
 /// Counts the networks of a table of model sizes.
@@ -238,16 +242,14 @@ fn model_counts(table: &ModelSizeTable) -> Result<Vec<ModelCounts>, stillhouse_c
             model: name.clone(),
             parameters: counts.parameters as u64,
             macs,
-            flops: table.flops.per_mac * macs
-                + table.flops.per_batch_norm_output * counts.batch_norm_outputs,
+            flops: table.flops.per_mac * macs + table.flops.per_batch_norm_output * counts.batch_norm_outputs,
         })
     };
     table.models.iter().map(count).collect()
 }
 
 fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {
-    let states: Vec<RunStatus> =
-        plan.cells.iter().map(|c| c.status()).collect();
+    let states: Vec<RunStatus> = plan.cells.iter().map(|c| c.status()).collect();
     if as_json {
         let cells: Vec<_> = plan
             .cells

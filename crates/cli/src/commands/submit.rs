@@ -1,11 +1,12 @@
-//! `stillhouse submit`: the cells of an experiment as jobs of a cluster.
+//! `stillhouse submit`: runs the cells of an experiment as cluster jobs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
-use stillhouse_trainer::{Plan, Role};
+use stillhouse_runs::Role;
+use stillhouse_trainer::Plan;
 
 use crate::commands::{common, table};
 use crate::error::{CliError, ExitStatus, Outcome};
@@ -14,18 +15,18 @@ use crate::{experiments, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  stillhouse submit slurm table3 --profile reduced --most 8
+  stillhouse submit slurm table3 --profile reduced --max-tasks 8
   stillhouse submit slurm table3 --profile paper --sbatch=--partition=gpu --sbatch=--time=24:00:00
-  stillhouse submit slurm table3 --dry-run          writes the scripts and submits nothing
+  stillhouse submit slurm table3 --dry-run          write the scripts without submitting
 
-One job array for the teachers, one for the students of each teacher, which waits for it, and a last
-job that makes table and page. The folder of runs is shared by all machines. Finished cells are left
-out; submit again after a failure: what was begun goes on where it stood.";
+Submits one job array for the teachers, one for the students of each teacher, which depends on it, and a
+final job that writes table and page. All machines must share the folder of runs. Finished cells are
+skipped; submit again after a failure to resume the rest.";
 
-/// Run the cells of an experiment on many machines
+/// Run the cells of an experiment on a cluster
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Args {
-    /// As job arrays of Slurm
+    /// Submit Slurm job arrays
     Slurm(Slurm),
 }
 
@@ -33,30 +34,30 @@ pub(crate) enum Args {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Slurm {
-    /// Experiment: a name or a file
+    /// Experiment name or file
     experiment: String,
-    /// Profile of the experiment; smoke where it is left out
+    /// Profile of the experiment [default: smoke]
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Change a setting, as in train.epochs=3
+    /// Override a setting, for example train.epochs=3
     #[arg(long, value_name = "A.B=VALUE")]
     set: Vec<String>,
     /// Folder of runs, shared by all machines [env: STILLHOUSE_RUNS] [default: runs]
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
-    /// Tasks of an array at one time
+    /// Maximum number of concurrent tasks per array
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
-    most: u16,
-    /// Cores of a task; its threads
+    max_tasks: u16,
+    /// Cores (and threads) per task
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     cpus: u16,
-    /// A further option of sbatch, as --sbatch=--partition=gpu
+    /// Additional sbatch option, for example --sbatch=--partition=gpu
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     sbatch: Vec<String>,
-    /// Come back when the last job has ended
+    /// Wait for the last job
     #[arg(long)]
     wait: bool,
-    /// Write the scripts and submit nothing
+    /// Write the scripts without submitting
     #[arg(long)]
     dry_run: bool,
     /// Print the jobs as JSON
@@ -64,13 +65,13 @@ pub(crate) struct Slurm {
     json: bool,
 }
 
-/// Cells that wait for the same thing: numbers as `--cell` takes them.
+/// Cells with a common dependency, numbered as in `--cell`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Array {
     /// `teachers`, or `students-of-3`, or `students`.
     name: String,
     cells: Vec<usize>,
-    /// Number of the teacher's cell that must be done before.
+    /// Number of the teacher cell that they depend on.
     after: Option<usize>,
 }
 
@@ -81,21 +82,23 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let profile = common::profile(&experiment, args.profile.as_deref())?;
     let context = common::context(&Paths::new(args.runs.as_deref()), Default::default());
     let plan = common::planned(&experiment, profile.as_deref(), &context)?;
-    // The last job makes the table of what is written here.
-    table::Maker::new(&experiment, &plan, &context, &args.set, threads)?.write(&plan.folder)?;
-    let arrays = arrays(&plan);
+    // The last job renders the table from this specification.
+    let published = experiments::published(&experiment, experiments::path(&args.experiment).as_deref())?;
+    let writer = table::TableWriter::new(&experiment, published, &plan, &context, &args.set, threads)?;
+    writer.write(&plan.folder)?;
+    let arrays = job_arrays(&plan);
     if arrays.is_empty() {
-        output::status("all cells are finished");
+        output::status("all cells are already finished");
         return Ok(ExitStatus::Success);
     }
     let scripts = plan.folder.join("slurm");
     let scripts = std::path::absolute(&scripts).map_err(stillhouse_core::Error::io(&scripts))?;
-    let command = command(args, profile.as_deref(), &plan)?;
+    let command = task_command(args, profile.as_deref(), &plan)?;
     for array in &arrays {
         let text = script(args, array, &command, &scripts)?;
         stillhouse_core::fs::write_atomic(&scripts.join(format!("{}.sh", array.name)), text.as_bytes())?;
     }
-    let last = last_script(args, &plan, &scripts)?;
+    let last = report_script(args, &plan, &scripts)?;
     stillhouse_core::fs::write_atomic(&scripts.join("report.sh"), last.as_bytes())?;
     if args.dry_run {
         output::print(&scripts.display().to_string());
@@ -104,9 +107,9 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     submit(args, &plan, &arrays, &scripts)
 }
 
-/// The cells that are left, by what they wait for. A finished teacher is waited for no more.
-fn arrays(plan: &Plan) -> Vec<Array> {
-    let left = |i: &usize| plan.cells[*i].is_built() && !plan.cells[*i].is_done();
+/// Groups the remaining cells by the teacher that they depend on.
+fn job_arrays(plan: &Plan) -> Vec<Array> {
+    let left = |i: &usize| plan.cells[*i].is_runnable() && !plan.cells[*i].is_finished();
     let all: Vec<usize> = (0..plan.cells.len()).filter(left).collect();
     let teachers: Vec<usize> = all.iter().copied().filter(|i| plan.cells[*i].role == Role::Teacher).collect();
     let mut students: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
@@ -126,21 +129,21 @@ fn arrays(plan: &Plan) -> Vec<Array> {
     arrays
 }
 
-/// The command of a task, up to the number of its cell.
-fn command(args: &Slurm, profile: Option<&str>, plan: &Plan) -> Result<String, CliError> {
-    let program =
-        std::env::current_exe().map_err(|e| CliError::failed(format!("this program's path: {e}")))?;
+/// Returns the shell command of a task; `$CELL` is the number of its cell.
+fn task_command(args: &Slurm, profile: Option<&str>, plan: &Plan) -> Result<String, CliError> {
+    let program = std::env::current_exe()
+        .map_err(|e| CliError::failed(format!("cannot find the path of this program: {e}")))?;
     let mut words = vec![program.display().to_string(), "reproduce".into(), args.experiment.clone()];
     words.extend(profile.into_iter().flat_map(|p| ["--profile".to_string(), p.to_string()]));
     words.extend(args.set.iter().flat_map(|s| ["--set".to_string(), s.clone()]));
     words.extend(args.runs.iter().flat_map(|r| ["--runs".to_string(), r.display().to_string()]));
     words.extend(["--threads".to_string(), args.cpus.to_string()]);
-    let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
+    let words: Vec<String> = words.iter().map(|w| shell_quote(w)).collect();
     Ok(format!("{} --cell \"$CELL/{}\"", words.join(" "), plan.cells.len()))
 }
 
-/// A word for a shell.
-fn quoted(word: &str) -> String {
+/// Quotes a word for the shell.
+fn shell_quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_string();
@@ -148,9 +151,10 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-/// The head of a script.
-fn head(args: &Slurm, name: &str, scripts: &Path, array: Option<usize>) -> Result<String, CliError> {
-    let here = std::env::current_dir().map_err(|e| CliError::failed(format!("the current folder: {e}")))?;
+/// Renders the header of a script.
+fn script_header(args: &Slurm, name: &str, scripts: &Path, array: Option<usize>) -> Result<String, CliError> {
+    let here = std::env::current_dir()
+        .map_err(|e| CliError::failed(format!("cannot find the current folder: {e}")))?;
     let mut text = format!(
         "#!/bin/bash\n#SBATCH --job-name=stillhouse-{name}\n#SBATCH --chdir={}\n#SBATCH --cpus-per-task={}\n\
          #SBATCH --requeue\n#SBATCH --open-mode=append\n",
@@ -160,11 +164,11 @@ fn head(args: &Slurm, name: &str, scripts: &Path, array: Option<usize>) -> Resul
     let log = if array.is_some() { "%x-%a.log" } else { "%x.log" };
     text.push_str(&format!("#SBATCH --output={}/{log}\n", scripts.display()));
     if let Some(tasks) = array {
-        text.push_str(&format!("#SBATCH --array=1-{tasks}%{}\n", args.most));
+        text.push_str(&format!("#SBATCH --array=1-{tasks}%{}\n", args.max_tasks));
     }
     for option in &args.sbatch {
         if option.contains('\n') {
-            return Err(CliError::usage("an option of sbatch has no line breaks"));
+            return Err(CliError::usage("invalid sbatch option: line breaks are not allowed"));
         }
         text.push_str(&format!("#SBATCH {option}\n"));
     }
@@ -176,17 +180,17 @@ fn script(args: &Slurm, array: &Array, command: &str, scripts: &Path) -> Result<
     Ok(format!(
         "{}\n# Cells of this array, as `stillhouse reproduce --plan` numbers them.\nCELLS=({})\n\
          CELL=${{CELLS[$((SLURM_ARRAY_TASK_ID - 1))]}}\nexec {command}\n",
-        head(args, &array.name, scripts, Some(array.cells.len()))?,
+        script_header(args, &array.name, scripts, Some(array.cells.len()))?,
         cells.join(" ")
     ))
 }
 
-fn last_script(args: &Slurm, plan: &Plan, scripts: &Path) -> Result<String, CliError> {
-    let program =
-        std::env::current_exe().map_err(|e| CliError::failed(format!("this program's path: {e}")))?;
+fn report_script(args: &Slurm, plan: &Plan, scripts: &Path) -> Result<String, CliError> {
+    let program = std::env::current_exe()
+        .map_err(|e| CliError::failed(format!("cannot find the path of this program: {e}")))?;
     let words = [program.display().to_string(), "report".into(), plan.folder.display().to_string()];
-    let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
-    Ok(format!("{}\nexec {}\n", head(args, "report", scripts, None)?, words.join(" ")))
+    let words: Vec<String> = words.iter().map(|w| shell_quote(w)).collect();
+    Ok(format!("{}\nexec {}\n", script_header(args, "report", scripts, None)?, words.join(" ")))
 }
 
 fn submit(args: &Slurm, plan: &Plan, arrays: &[Array], scripts: &Path) -> Outcome {
@@ -195,12 +199,12 @@ fn submit(args: &Slurm, plan: &Plan, arrays: &[Array], scripts: &Path) -> Outcom
         let mut options = Vec::new();
         if let Some(teacher) = array.after {
             // The teacher is one task of the first array.
-            let place = arrays[0].cells.iter().position(|c| *c == teacher);
-            let (Some(place), Some((_, job))) = (place, jobs.first()) else {
-                return Err(CliError::failed(format!("cell {teacher} is waited for and not submitted")));
+            let task = arrays[0].cells.iter().position(|c| *c == teacher);
+            let (Some(task), Some((_, job))) = (task, jobs.first()) else {
+                return Err(CliError::failed(format!("teacher cell {teacher} was not submitted")));
             };
-            options.push(format!("--dependency=afterok:{job}_{}", place + 1));
-            // A task whose teacher failed would wait for ever.
+            options.push(format!("--dependency=afterok:{job}_{}", task + 1));
+            // Otherwise students of a failed teacher would wait forever.
             options.push("--kill-on-invalid-dep=yes".to_string());
         }
         let job = sbatch(&options, &scripts.join(format!("{}.sh", array.name)))?;
@@ -227,26 +231,25 @@ fn submit(args: &Slurm, plan: &Plan, arrays: &[Array], scripts: &Path) -> Outcom
     if !args.wait {
         return Ok(ExitStatus::Success);
     }
-    // All have ended: a cell that is not done is named.
-    let open = plan.cells.iter().filter(|c| c.is_built() && !c.is_done());
+    // All jobs have ended: report unfinished cells.
+    let open = plan.cells.iter().filter(|c| c.is_runnable() && !c.is_finished());
     let open: Vec<&str> = open.map(|c| c.name.as_str()).collect();
     if open.is_empty() {
         return Ok(ExitStatus::Success);
     }
-    output::status(&format!("not finished: {}; the same command submits them again", open.join(", ")));
+    output::status(&format!("unfinished cells: {}; the same command submits them again", open.join(", ")));
     Ok(ExitStatus::Failure)
 }
 
-/// Submits a script; gives the job's number.
+/// Submits a script; returns the job id.
 fn sbatch(options: &[String], script: &Path) -> Result<String, CliError> {
     let output =
         Command::new("sbatch").arg("--parsable").args(options).arg(script).output().map_err(|e| {
-            CliError::failed(format!("sbatch: {e}"))
-                .hint("run this on a machine that submits to Slurm, or take --dry-run")
+            CliError::failed(format!("sbatch: {e}")).hint("run this on a Slurm login node, or use --dry-run")
         })?;
     let text = String::from_utf8_lossy(&output.stdout);
-    // `--parsable` prints the number, and the cluster's name after a semicolon. With `--wait` the code
-    // is that of the job.
+    // `--parsable` prints the id, and the cluster name after a semicolon. With `--wait` the exit code is
+    // that of the job, so it says nothing about the submission.
     let job = text.trim().split(';').next().unwrap_or_default().to_string();
     if job.is_empty() || !job.chars().all(|c| c.is_ascii_digit()) {
         let why = String::from_utf8_lossy(&output.stderr);
@@ -260,10 +263,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_a_shell() {
-        assert_eq!(quoted("runs/a-b.toml"), "runs/a-b.toml");
-        assert_eq!(quoted("matrix.seed=[0, 1]"), "'matrix.seed=[0, 1]'");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-        assert_eq!(quoted(""), "''");
+    fn quotes_shell_words() {
+        assert_eq!(shell_quote("runs/a-b.toml"), "runs/a-b.toml");
+        assert_eq!(shell_quote("matrix.seed=[0, 1]"), "'matrix.seed=[0, 1]'");
+        assert_eq!(shell_quote("it's"), "'it'\\''s'");
+        assert_eq!(shell_quote(""), "''");
     }
 }

@@ -163,11 +163,12 @@ fn schedule(config: &CellConfig) -> String {
 /// Describes the test transforms of label masks.
 fn tested(config: &CellConfig) -> String {
     let number = |t: &toml::Table, key: &str| t.get(key).map_or_else(String::new, ToString::to_string);
-    let transforms = config.data.test_transforms.iter().map(|t| match t.get("op").and_then(|op| op.as_str()) {
-        Some("resize_short") => format!("shorter side {} px", number(t, "size")),
-        Some("resize") => format!("resized to {}x{} px", number(t, "height"), number(t, "width")),
-        other => other.unwrap_or("?").to_string(),
-    });
+    let transforms =
+        config.data.test_transforms.iter().map(|t| match t.get("op").and_then(|op| op.as_str()) {
+            Some("resize_short") => format!("shorter side {} px", number(t, "size")),
+            Some("resize") => format!("resized to {}x{} px", number(t, "height"), number(t, "width")),
+            other => other.unwrap_or("?").to_string(),
+        });
     std::iter::once("whole images".to_string()).chain(transforms).collect::<Vec<_>>().join(", ")
 }
 

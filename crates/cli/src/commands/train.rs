@@ -1,9 +1,10 @@
-//! `stillhouse train`.
+//! `stillhouse train`: trains one cell and its teacher.
 
 use std::path::PathBuf;
 
 use serde_json::json;
-use stillhouse_trainer::{Outcome as Run, Plan, Role, plan_single, run_cell};
+use stillhouse_runs::Role;
+use stillhouse_trainer::{Outcome as Run, Plan, plan_single, run_cell};
 
 use crate::commands::{common, estimate};
 use crate::error::{CliError, ExitStatus, Outcome, Prepared};
@@ -14,27 +15,27 @@ use crate::{experiments, output, signals};
 const EXAMPLES: &str = "\
 Examples:
   stillhouse train my.toml --output runs/mine
-  stillhouse train my.toml --output runs/mine                 again: goes on, or says that it is done
+  stillhouse train my.toml --output runs/mine                 resumes it, or reports that it is finished
   stillhouse train my.toml --output runs/b --set train.epochs=3 --set data.ratio=60
   stillhouse train table3 --profile smoke --output runs/one --set matrix.method='[\"kd\"]' \\
       --set matrix.student='[\"resnet18\"]' --set matrix.ratio='[80]' --set matrix.seed='[0]'
 
-A run that was stopped, by Ctrl-C or otherwise, goes on when it is started again, and ends with the
-same bytes. Its teacher, if it has one, is trained first and kept below the folder of runs.";
+An interrupted run resumes when it is started again and ends with the same bytes. Its teacher, if it has
+one, is trained first and stored in the folder of runs.";
 
-/// Train one network, with the teacher that it needs
+/// Train one model, with its teacher
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Experiment file, or its name
+    /// Experiment file or name
     config: String,
-    /// Run folder, made if need be; a run of other settings or data is never overwritten
+    /// Run folder; a run with other settings or data is never overwritten
     #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
     /// Profile of the experiment
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Change a setting, as in train.epochs=3
+    /// Override a setting, for example train.epochs=3
     #[arg(long, value_name = "A.B=VALUE")]
     set: Vec<String>,
     /// Folder of runs, for the teacher [env: STILLHOUSE_RUNS] [default: runs]
@@ -54,9 +55,9 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     estimate::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || {});
     let outcome = train(&plan, &context, &mut progress);
-    progress.end();
+    progress.clear();
     match outcome {
-        Ok(run) => tell(args, &run),
+        Ok(run) => print_result(args, &run),
         Err(e) if e.is_interrupted() => {
             output::status(&e.to_string());
             Ok(ExitStatus::Interrupted)
@@ -65,13 +66,13 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     }
 }
 
-/// Runs the cells in order and gives the outcome of the student.
+/// Runs the cells in order; returns the outcome of the student.
 fn train(
     plan: &Plan,
     context: &stillhouse_trainer::Context,
     progress: &mut Progress,
 ) -> stillhouse_trainer::Result<Run> {
-    let mut student = Run::NotBuilt;
+    let mut student = Run::UnknownMethod;
     for cell in &plan.cells {
         let outcome = run_cell(cell, context, progress)?;
         stillhouse_trainer::Observer::cell_finished(progress, cell, &outcome);
@@ -82,21 +83,20 @@ fn train(
     Ok(student)
 }
 
-fn tell(args: &Args, run: &Run) -> Outcome {
+fn print_result(args: &Args, run: &Run) -> Outcome {
     let Some(result) = run.result() else {
-        return Err(CliError::usage("the method is not built yet")
-            .hint("`stillhouse list losses` names those that are"));
+        return Err(CliError::usage("unknown method").hint("`stillhouse list losses` shows all methods"));
     };
     let student = args.output.join("student.safetensors");
     if args.json {
         output::print_json(&json!({"folder": args.output, "student": student, "result": result}));
         return Ok(ExitStatus::Success);
     }
-    let before = if matches!(run, Run::Finished(_)) { "finished before: " } else { "" };
-    let right = result.right.map_or_else(String::new, |right| {
-        let percent = 100.0 * right as f64 / result.tested.max(1) as f64;
-        format!("{percent:.2} % of the test images are right ({right}/{})\n", result.tested)
+    let before = if matches!(run, Run::Finished(_)) { "already finished: " } else { "" };
+    let accuracy = result.correct.map_or_else(String::new, |correct| {
+        let percent = 100.0 * correct as f64 / result.total.max(1) as f64;
+        format!("{percent:.2} % test accuracy ({correct}/{})\n", result.total)
     });
-    output::print(&format!("{before}{}\n{right}{}", result.cell, student.display()));
+    output::print(&format!("{before}{}\n{accuracy}{}", result.cell, student.display()));
     Ok(ExitStatus::Success)
 }

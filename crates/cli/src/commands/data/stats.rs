@@ -42,7 +42,8 @@ pub(super) fn run(args: &Args) -> Outcome {
         return Ok(ExitStatus::Success);
     }
     let labeled: u64 = found.classes.iter().map(|c| c.pixels).sum();
-    let mut grid = TextTable::new(&[("class", Align::Left), ("images", Align::Right), ("pixels", Align::Right)]);
+    let mut grid =
+        TextTable::new(&[("class", Align::Left), ("images", Align::Right), ("pixels", Align::Right)]);
     for class in &found.classes {
         let share = class.pixels as f64 / (labeled.max(1) as f64) * 100.0;
         let pixels = if labeled > 0 { format!("{share:.2} %") } else { String::new() };

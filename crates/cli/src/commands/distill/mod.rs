@@ -1,0 +1,221 @@
+//! `stillhouse distill`: distills a student for a folder of images.
+
+pub(crate) mod budget;
+mod recipe;
+
+use std::path::PathBuf;
+
+use stillhouse_core::registry::DatasetRequest;
+use stillhouse_runs::Role;
+use stillhouse_trainer::{Context, Experiment, Plan, plan, run_plan};
+
+use self::recipe::Recipe;
+use crate::commands::{common, estimate, report, table, weights};
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
+use crate::paths::Paths;
+use crate::progress::Progress;
+use crate::{output, signals};
+
+/// Experiment file in the output folder.
+const FILE: &str = "distill.toml";
+/// Name of the experiment and its folder of runs.
+const NAME: &str = "runs";
+
+const EXAMPLES: &str = "\
+Examples:
+  stillhouse distill my/images --output out                       one folder of images per class
+  stillhouse distill my/images --output out --budget 30m          finishes within half an hour
+  stillhouse distill my/images --output out --teacher resnet50 --student mobilenetv2_100 --method kd
+  stillhouse distill my/images --output out --teacher runs/mine   use a finished run as the teacher
+
+The images are split per class, the teacher is fine-tuned, and the student is trained with the teacher
+and, as a baseline, without it. OUT then holds student.safetensors and config.toml for
+`stillhouse predict OUT image.jpg`, student.onnx for other runtimes, and report.html. Running the same
+command again resumes an interrupted distillation.";
+
+/// Distill a small model for your own images
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Folder with one folder of images per class
+    images: PathBuf,
+    /// Output folder
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Teacher: a model, or the folder of a finished run
+    #[arg(long, value_name = "MODEL", default_value = "resnet50")]
+    teacher: String,
+    /// Student model
+    #[arg(long, value_name = "MODEL", default_value = "mobilenetv2_100")]
+    student: String,
+    /// Distillation method (`stillhouse list losses`)
+    #[arg(long, default_value = "class_centric")]
+    method: String,
+    /// Time budget, such as 30m or 2h; sets epochs and image size
+    #[arg(long, value_name = "TIME", value_parser = budget::parse_duration)]
+    budget: Option<f64>,
+    /// Epochs of the student; the teacher gets half as many [default: 60]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10000))]
+    epochs: Option<u64>,
+    /// Image size in pixels [default: 160]
+    #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u64).range(32..=1024))]
+    size: Option<u64>,
+    /// Percentage of the images used for training
+    #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u32).range(10..=95))]
+    ratio: u32,
+    /// Seed of split, initialization and order
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
+    if args.budget.is_some() && (args.epochs.is_some() || args.size.is_some()) {
+        return Err(CliError::usage(
+            "--budget sets epochs and image size: it cannot be combined with --epochs or --size",
+        ));
+    }
+    if !args.images.is_dir() {
+        return Err(CliError::usage(format!("{}: no such folder", args.images.display()))
+            .hint("give a folder that holds one folder of images per class"));
+    }
+    let stop = signals::stop_flag()?;
+    let mut context = common::context(&Paths::new(Some(&args.output)), stop);
+    // Teacher and students stay inside the output folder.
+    context.runs.clone_from(&args.output);
+    let experiment = match experiment(args, &context) {
+        // Interrupted while measuring: nothing was written.
+        Err(e)
+            if e.source.downcast_ref::<stillhouse_trainer::Error>().is_some_and(|e| e.is_interrupted()) =>
+        {
+            return Ok(ExitStatus::Interrupted);
+        }
+        other => other?,
+    };
+    let plan = plan(&experiment, None, &context).prepared()?;
+    let writer = table::TableWriter::new(&experiment, Default::default(), &plan, &context, &[], threads)?;
+    output::status(&writer.spec.caption.text());
+    estimate::announce(&plan, &context, threads);
+    let mut progress = Progress::new(&plan, || ());
+    let outcome = run_plan(&plan, &context, &mut progress);
+    progress.clear();
+    drop(progress);
+    let table = writer.write(&args.output)?;
+    let outcomes = match outcome {
+        Err(e) if e.is_interrupted() => {
+            output::status(&e.to_string());
+            return Ok(ExitStatus::Interrupted);
+        }
+        other => other?,
+    };
+    let failed = outcomes.iter().any(|o| o.result().is_none());
+    let figures = match failed {
+        true => report::Figures::default(),
+        false => report::Figures {
+            features: vec!["baseline".into(), args.method.clone()],
+            samples: Some(args.method.clone()),
+            label_maps: true,
+        },
+    };
+    let page = report::write_page(&writer.spec, &table, &args.output, &figures, &context)?;
+    output::print(&table.terminal(output::terminal_width()));
+    if failed {
+        return Ok(ExitStatus::Failure);
+    }
+    export_student(&plan, args)?;
+    let output = args.output.display();
+    let onnx = match weights::onnx_of_run(&args.output) {
+        Ok(bytes) => {
+            stillhouse_core::fs::write_atomic(&args.output.join("student.onnx"), &bytes)?;
+            format!("         {output}/student.onnx\n")
+        }
+        Err(error) => {
+            // Not every model can be written as ONNX.
+            output::status(&format!("student.onnx was not written: {:#}", error.source));
+            String::new()
+        }
+    };
+    output::print(&format!(
+        "\nstudent  {output}/student.safetensors\n{onnx}report   {}\npredict  stillhouse predict {output} IMAGE...",
+        page.display()
+    ));
+    Ok(ExitStatus::Success)
+}
+
+/// Loads the experiment of an earlier start with the same arguments, or creates it.
+fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
+    let path = args.output.join(FILE);
+    let head = format!(
+        "# stillhouse distill {} --teacher {} --student {} --method {} --ratio {} --seed {}{}{}{}\n",
+        args.images.display(),
+        args.teacher,
+        args.student,
+        args.method,
+        args.ratio,
+        args.seed,
+        args.budget.map_or_else(String::new, |b| format!(" --budget {b}s")),
+        args.epochs.map_or_else(String::new, |e| format!(" --epochs {e}")),
+        args.size.map_or_else(String::new, |s| format!(" --size {s}")),
+    );
+    let origin = path.display().to_string();
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.starts_with(&head) => {
+            output::status(&format!("resuming {origin}"));
+            return Experiment::parse(&text, &origin, NAME).prepared();
+        }
+        Ok(text) => {
+            let before = text.lines().next().unwrap_or_default().trim_start_matches("# ");
+            return Err(CliError::usage(format!("{origin} was created by another command: {before}"))
+                .hint("use the same arguments to resume it, or another --output"));
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(stillhouse_core::Error::io(&path)(e).into()),
+    }
+    let row = context.registries.datasets.get("folder")?;
+    let set = (row.build)(&DatasetRequest {
+        name: "folder".into(),
+        roots: Vec::new(),
+        path: Some(args.images.clone()),
+        options: Default::default(),
+    })
+    .prepared()?;
+    if args.method != "baseline" {
+        context.registries.losses.get(&args.method)?;
+    }
+    let mut recipe = Recipe {
+        images: std::path::absolute(&args.images).map_err(stillhouse_core::Error::io(&args.images))?,
+        classes: set.info().classes.len(),
+        count: set.len(),
+        teacher: args.teacher.clone(),
+        student: args.student.clone(),
+        method: args.method.clone(),
+        ratio: args.ratio,
+        seed: args.seed,
+        epochs: args.epochs.unwrap_or(60),
+        size: args.size.unwrap_or(160),
+        per_class: None,
+    };
+    if let Some(seconds) = args.budget {
+        budget::apply(&mut recipe, seconds, context)?;
+    }
+    let text = head + &recipe.to_toml();
+    let experiment = Experiment::parse(&text, &origin, NAME).prepared()?;
+    // Plan before writing: an invalid experiment leaves no file.
+    plan(&experiment, None, context).prepared()?;
+    stillhouse_core::fs::write_atomic(&path, text.as_bytes())?;
+    Ok(experiment)
+}
+
+/// Copies the student and its configuration to the top of the output folder.
+fn export_student(plan: &Plan, args: &Args) -> Result<(), CliError> {
+    let students = plan.cells.iter().filter(|c| c.role == Role::Student && c.method == args.method);
+    for cell in students {
+        // result.json last: the folder is then a finished run.
+        for name in ["student.safetensors", "config.toml", "result.json"] {
+            let from = cell.folder.join(name);
+            let bytes = std::fs::read(&from).map_err(stillhouse_core::Error::io(&from))?;
+            stillhouse_core::fs::write_atomic(&args.output.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
