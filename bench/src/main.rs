@@ -16,9 +16,9 @@ mod worker;
 use std::path::PathBuf;
 
 use clap::Parser;
+use stillhouse_trainer::{DeviceArg, PrecisionArg, open_device};
 
 use cases::{CASES, Case, GPU_CASES, Work};
-use device::{DeviceArg, Precision};
 use summary::{CaseResult, median};
 use worker::{Worker, clock};
 
@@ -35,11 +35,11 @@ struct Args {
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     device: DeviceArg,
     /// Numeric precision of stillhouse on the GPU
-    #[arg(long, value_enum, default_value_t = Precision::Bf16)]
-    precision: Precision,
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Bf16)]
+    precision: PrecisionArg,
     /// Numeric precision of PyTorch on the GPU; bf16 uses autocast
-    #[arg(long, value_enum, default_value_t = Precision::Bf16)]
-    torch_precision: Precision,
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Bf16)]
+    torch_precision: PrecisionArg,
     /// Steps per round on the GPU, queued before synchronizing
     #[arg(long, default_value_t = 10)]
     steps: usize,
@@ -72,13 +72,13 @@ fn main() -> anyhow::Result<()> {
     let on_gpu = args.device == DeviceArg::Cuda;
     if let Some(name) = &args.worker {
         if on_gpu {
-            device::open_gpu(args.precision)?;
+            device::select_gpu(args.precision)?;
         }
         if name.starts_with(methods::PREFIX) {
-            return worker::serve(|| steps::train(methods::setting(name)?));
+            return worker::serve(|| steps::build_train_step(&methods::step_spec(name)?));
         }
         let case = cases::find(name)?;
-        return worker::serve(|| steps::make(case));
+        return worker::serve(|| steps::build_step(case));
     }
     let cases = if on_gpu { GPU_CASES } else { CASES };
     let prefix = args.case.as_deref().unwrap_or_default();
@@ -105,7 +105,7 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(!selected.is_empty(), "unknown case prefix `{prefix}`; --list prints all cases");
     if on_gpu {
         // Checked once, before spawning workers. The device is dropped: the GPU is the workers' alone.
-        device::first_gpu().map(|_| ())?;
+        open_device(DeviceArg::Cuda, args.precision).map(|_| ())?;
         args.threads = vec![std::thread::available_parallelism().map_or(1, usize::from)];
     }
     if args.python.is_none() {

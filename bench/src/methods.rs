@@ -10,10 +10,10 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use stillhouse_losses::{card, registry};
+use stillhouse_losses::{method_info, registry};
 
 use crate::Args;
-use crate::steps::{CaseModel, Setting};
+use crate::steps::{CaseModel, StepSpec};
 use crate::summary::{median, write};
 use crate::worker::{Worker, clock};
 
@@ -34,10 +34,10 @@ impl Carrier {
 
     /// The first that has what the method reads.
     fn of(method: &str) -> anyhow::Result<Self> {
-        let card = card(registry().get(method)?)?;
-        Ok(match card.labels {
+        let info = method_info(registry().get(method)?)?;
+        Ok(match info.labels {
             "masks" => Self::Segmenter,
-            _ if card.student.iter().any(|tap| tap.starts_with("exit")) => Self::Exits,
+            _ if info.student.iter().any(|name| name.starts_with("exit")) => Self::Exits,
             _ => Self::Classifier,
         })
     }
@@ -75,22 +75,22 @@ impl Carrier {
     }
 
     /// A step of a method with cross-entropy beside it, or of cross-entropy alone.
-    fn setting(self, method: Option<&str>) -> Setting {
+    fn step_spec(self, method: Option<&str>) -> StepSpec {
         let (plain, student, teacher, batch) = self.networks();
         let (student, teacher) = if method.is_some() { (student, teacher) } else { (plain, None) };
         let method = method.map(String::from);
         let (options, masks) = (toml::Table::new(), self == Self::Segmenter);
-        Setting { student, teacher, method, options, batch, size: 64, masks }
+        StepSpec { student, teacher, method, options, batch, size: 64, masks }
     }
 }
 
 /// The step that a contender of this name runs: `methods-kd`, `methods-segmenter-alone`.
-pub(crate) fn setting(name: &str) -> anyhow::Result<Setting> {
+pub(crate) fn step_spec(name: &str) -> anyhow::Result<StepSpec> {
     let name = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')).unwrap_or(name);
     if let Some(carrier) = Carrier::ALL.iter().find(|c| format!("{}-alone", c.name()) == name) {
-        return Ok(carrier.setting(None));
+        return Ok(carrier.step_spec(None));
     }
-    Ok(Carrier::of(name)?.setting(Some(name)))
+    Ok(Carrier::of(name)?.step_spec(Some(name)))
 }
 
 /// Names of all these cases.

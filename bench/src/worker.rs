@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use candle_core::{DType, Tensor};
+use stillhouse_trainer::PrecisionArg;
 
 use crate::cases::{Case, Work};
-use crate::device::{self, Precision};
+use crate::device;
 
 /// Returns the clock for a thread count: CPU time with one thread, which other programs do not disturb.
 pub(crate) fn clock(threads: usize) -> &'static str {
@@ -56,7 +57,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Spawns this program with a case, on the GPU if `gpu` has a precision.
-    pub(crate) fn spawn_ours(case: &str, threads: usize, gpu: Option<Precision>) -> anyhow::Result<Self> {
+    pub(crate) fn spawn_ours(case: &str, threads: usize, gpu: Option<PrecisionArg>) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--worker", case]).env("RAYON_NUM_THREADS", threads.to_string());
         if let Some(precision) = gpu {
@@ -71,7 +72,7 @@ impl Worker {
         case: &Case,
         threads: usize,
         layout: &str,
-        gpu: Option<Precision>,
+        gpu: Option<PrecisionArg>,
     ) -> anyhow::Result<Self> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/torch_step.py");
         let work = match case.work {

@@ -31,7 +31,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("stillhouse-testkit", &[]),
-    ("stillhouse-tests", &[]),
+    ("stillhouse-tests", &["stillhouse-testkit"]),
+    (
+        "stillhouse-examples",
+        &[
+            "stillhouse-core",
+            "stillhouse-ops",
+            "stillhouse-datasets",
+            "stillhouse-backbones",
+            "stillhouse-losses",
+            "stillhouse-metrics",
+            "stillhouse-runs",
+            "stillhouse-trainer",
+        ],
+    ),
     (
         "stillhouse-bench",
         &[

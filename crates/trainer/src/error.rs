@@ -72,6 +72,14 @@ pub enum Error {
     /// A method that is not in the registry.
     #[error("unknown method `{0}`")]
     UnknownMethod(String),
+    /// A device that is not available, or does not support the precision.
+    #[error("{message}\n\nhint: {hint}")]
+    Device {
+        /// What is wrong.
+        message: String,
+        /// How to fix it.
+        hint: String,
+    },
     /// A run folder with unexpected content.
     #[error(transparent)]
     Run(#[from] stillhouse_runs::Error),

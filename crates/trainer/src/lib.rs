@@ -13,6 +13,7 @@ mod build;
 mod cell_runner;
 mod checkpoint;
 mod context;
+mod device;
 mod epoch_stats;
 mod error;
 mod evaluate;
@@ -26,6 +27,7 @@ mod train_step;
 
 pub use cell_runner::{Outcome, run_cell, run_plan};
 pub use context::{Context, Observer};
+pub use device::{DeviceArg, PrecisionArg, cpu_uses_graph_engine, gpu_memory_in_use, gpu_name, open_device};
 pub use error::{Error, Result};
 pub use evaluate::tiled_inference::{MAX_PIXELS, label_map};
 pub use evaluate::{Evaluation, evaluate};

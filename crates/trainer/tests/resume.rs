@@ -441,7 +441,7 @@ fn rejects_invalid_phases_before_the_first_step() {
             &["trains nothing", "no gradient"],
         ),
         (
-            &["loss=[{ method = 'at_exit', tap = 'exit7.logits' }]"],
+            &["loss=[{ method = 'at_exit', feature = 'exit7.logits' }]"],
             &["requires the feature `exit7.logits`", "exit2.logits"],
         ),
     ];

@@ -369,7 +369,7 @@ mod tests {
     fn axes_override_the_settings_of_methods() {
         let text = TEXT.replacen(
             "[when.student.b]",
-            "[when.student.b]\nloss = [{ method = 'kd', weight = 3.0 }, { method = 'other', tap = 'F1' }]",
+            "[when.student.b]\nloss = [{ method = 'kd', weight = 3.0 }, { method = 'other', feature = 'F1' }]",
             1,
         );
         let runs = load(&text).unwrap().runs(Some("full")).unwrap();

@@ -432,10 +432,10 @@ const METHODS: &[Entry<DistillerBuild>] = &[
         name: "at_exit",
         summary: "",
         source: "",
-        defaults: || "tap = 'exit1.logits'\n".into(),
+        defaults: || "feature = 'exit1.logits'\n".into(),
         build: |t| {
-            let tap = t.get("tap").and_then(|tap| tap.as_str()).unwrap_or("exit1.logits");
-            Ok(Box::new(stairs::AtExit(tap.to_string())))
+            let feature = t.get("feature").and_then(|f| f.as_str()).unwrap_or("exit1.logits");
+            Ok(Box::new(stairs::AtExit(feature.to_string())))
         },
     },
     Entry {
