@@ -19,6 +19,14 @@ pub struct RequiredFeatures {
     pub teacher: Vec<String>,
 }
 
+impl RequiredFeatures {
+    /// The same features of student and teacher.
+    pub fn both<T: ToString>(features: &[T]) -> Self {
+        let names: Vec<String> = features.iter().map(T::to_string).collect();
+        Self { student: names.clone(), teacher: names }
+    }
+}
+
 /// Input of [`Distiller::connect`]. Shapes are without the batch axis: `[C, H, W]` or `[D]`.
 #[derive(Debug, Clone, Default)]
 pub struct FeatureShapes {

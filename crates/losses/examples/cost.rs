@@ -1,9 +1,9 @@
-//! What a method costs in a step beside the networks: `cargo run --release -p stillhouse-losses
-//! --example cost -- [METHOD ...]`.
+//! Cost of a method per step without the networks: `cargo run --release -p stillhouse-losses --example
+//! cost -- [METHOD ...]`.
 //!
-//! FeatureShapes are those of ResNet50 to ResNet18 for 64 images of 64 px. Terms, backward pass to the taps
-//! and what follows the update are timed by themselves, in milliseconds; the fastest of five steps.
-//! On Linux the last column is the mean processor time of a step, which other programs disturb less.
+//! Feature shapes are those of ResNet50 to ResNet18 for 64 images of 64 px. Terms, backward pass to the
+//! features and `after_step` are timed separately, in milliseconds, as the minimum of five steps. On
+//! Linux the last column is the mean CPU time of a step, which other programs disturb less.
 
 use std::error::Error;
 use std::time::Instant;
@@ -19,8 +19,8 @@ const BATCH: usize = 64;
 const CLASSES: usize = 21;
 const STEPS: u64 = 5;
 
-/// Maps as a tape gives them: rows of channels, seen as `[B, C, H, W]`.
-fn taps(channels: [usize; 4], name: &str, step: u64) -> Result<(Vec<Var>, Features), Box<dyn Error>> {
+/// Maps in a tape's layout: rows of channels, viewed as `[B, C, H, W]`.
+fn features(channels: [usize; 4], name: &str, step: u64) -> Result<(Vec<Var>, Features), Box<dyn Error>> {
     let (mut leaves, mut features) = (Vec::new(), Features::default());
     let mut draw = Rng::new(1).stream(name).at(step, 0);
     let mut leaf = |shape: &[usize]| -> Result<Tensor, Box<dyn Error>> {
@@ -39,26 +39,26 @@ fn taps(channels: [usize; 4], name: &str, step: u64) -> Result<(Vec<Var>, Featur
     Ok((leaves, features))
 }
 
-/// Processor time of all threads so far in milliseconds, in ticks of 10.
-fn processor() -> Option<f64> {
+/// CPU time of all threads in milliseconds, in ticks of 10.
+fn cpu_time() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     Some(10.0 * (fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let names: Vec<String> = std::env::args().skip(1).collect();
     println!("{:14} {:>9} {:>9} {:>9} {:>9} {:>9}", "ms", "terms", "backward", "after", "all", "cpu");
-    for row in registry().entries() {
-        if !wanted.is_empty() && !wanted.iter().any(|name| name == row.name) {
+    for entry in registry().entries() {
+        if !names.is_empty() && !names.iter().any(|name| name == entry.name) {
             continue;
         }
-        let mut method = (row.build)(&toml::Table::new())?;
+        let mut method = (entry.build)(&toml::Table::new())?;
         let params = ParamStore::new(DType::F32, &Device::Cpu)?;
         let (mut best, mut cpu) = ([f64::INFINITY; 4], 0.0);
         for step in 0..STEPS {
-            let (_, student) = taps([64, 128, 256, 512], "student", step)?;
-            let (_, teacher) = taps([256, 512, 1024, 2048], "teacher", step)?;
+            let (_, student) = features([64, 128, 256, 512], "student", step)?;
+            let (_, teacher) = features([256, 512, 1024, 2048], "teacher", step)?;
             let teacher: Features = teacher.iter().map(|(n, t)| (n.to_string(), t.detach())).collect();
             if step == 0 {
                 let shapes = FeatureShapes {
@@ -70,7 +70,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     samples: 1680,
                 };
                 if let Err(e) = method.connect(&shapes, &params.builder(Rng::new(0))) {
-                    println!("{:14} {e}", row.name);
+                    println!("{:14} {e}", entry.name);
                     break;
                 }
             }
@@ -79,7 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let target = Target::on_cpu(Labels::Classes(Tensor::new(classes, &Device::Cpu)?));
             let ids: Vec<u64> = (0..BATCH as u64).map(|i| (step * 64 + i) % 1680).collect();
             let context = LossContext { ids: &ids, step, ..LossContext::new(&student, &teacher, &target) };
-            let (clock, before) = (Instant::now(), processor().unwrap_or(f64::NAN));
+            let (clock, before) = (Instant::now(), cpu_time().unwrap_or(f64::NAN));
             let mut total = Tensor::zeros((), DType::F32, &Device::Cpu)?;
             for term in method.terms(&context)? {
                 total = (total + (term.value * term.weight)?)?;
@@ -90,14 +90,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             method.after_step(&context, &params)?;
             let all = clock.elapsed().as_secs_f64();
             let times = [terms, backward - terms, all - backward, all];
-            cpu += (processor().unwrap_or(f64::NAN) - before) / STEPS as f64;
+            cpu += (cpu_time().unwrap_or(f64::NAN) - before) / STEPS as f64;
             for (best, time) in best.iter_mut().zip(times) {
                 *best = best.min(time * 1e3);
             }
         }
         if best[3].is_finite() {
             let [terms, backward, after, all] = best;
-            println!("{:14} {terms:9.1} {backward:9.1} {after:9.1} {all:9.1} {cpu:9.1}", row.name);
+            println!("{:14} {terms:9.1} {backward:9.1} {after:9.1} {all:9.1} {cpu:9.1}", entry.name);
         }
     }
     Ok(())

@@ -9,13 +9,13 @@ use stillhouse_core::model::Features;
 fn main() -> Result<()> {
     let student = Var::randn(0f32, 1., (8, 10), &Device::Cpu)?;
     let teacher = Tensor::randn(0f32, 3., (8, 10), &Device::Cpu)?;
-    let taps = |logits: &Tensor| Features::from_iter([("logits".to_string(), logits.clone())]);
+    let features = |logits: &Tensor| Features::from_iter([("logits".to_string(), logits.clone())]);
     let target = Target::on_cpu(Labels::Classes(Tensor::arange(0u32, 8, &Device::Cpu)?));
 
     let methods = stillhouse_losses::registry();
     for step in 0..5 {
-        let (student_taps, teacher_taps) = (taps(student.as_tensor()), taps(&teacher));
-        let context = LossContext { step, ..LossContext::new(&student_taps, &teacher_taps, &target) };
+        let (of_student, of_teacher) = (features(student.as_tensor()), features(&teacher));
+        let context = LossContext { step, ..LossContext::new(&of_student, &of_teacher, &target) };
         let mut loss = Tensor::zeros((), student.dtype(), &Device::Cpu)?;
         for (name, settings) in
             [("ce", toml::toml! { weight = 0.1 }), ("kd", toml::toml! { temperature = 4.0 })]

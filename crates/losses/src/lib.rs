@@ -1,73 +1,55 @@
-//! Distillation methods, one file each.
+//! Knowledge distillation losses on candle.
 //!
-//! A method is a struct with [`Distiller`](stillhouse_core::distiller::Distiller), a configuration
-//! and a row. A new one is one file, one `mod` line and one row below.
-//!
-//! What they share: teacher tensors never get gradients; every mean is over the batch; logarithms
-//! are natural and taken of a log-softmax, so logits of ±1e4 stay finite; unit vectors and square
-//! roots are zero with a zero gradient where their argument is. f32 and f64, by the student's taps.
+//! [`functional`] has each loss as a function of tensors:
 //!
 //! ```
-//! use stillhouse_core::distiller::Distiller;
+//! use candle_core::{Device, Tensor};
+//! use stillhouse_losses::functional::kd_loss;
 //!
-//! let row = *stillhouse_losses::registry().get("kd")?;
-//! let kd = (row.build)(&toml::toml! { temperature = 2.0 })?;
+//! let student = Tensor::randn(0f32, 1., (8, 10), &Device::Cpu)?;
+//! let teacher = Tensor::randn(0f32, 1., (8, 10), &Device::Cpu)?;
+//! let loss = kd_loss(&student, &teacher, 4.0)?;
+//! # Ok::<(), stillhouse_core::Error>(())
+//! ```
+//!
+//! A method is a [`Distiller`](stillhouse_core::distiller::Distiller) with settings, connectors and
+//! state; [`registry`] builds it by name:
+//!
+//! ```
+//! let entry = *stillhouse_losses::registry().get("kd")?;
+//! let kd = (entry.build)(&toml::toml! { temperature = 2.0 })?;
 //! assert_eq!(kd.required_features().teacher, ["logits"]);
 //! assert_eq!(kd.term_weights(), [("kd".to_string(), 0.9)]);
 //! # Ok::<(), stillhouse_core::Error>(())
 //! ```
+//!
+//! Conventions: teachers get no gradient; means are over the batch; logarithms are natural and of a
+//! log-softmax, so that logits of ±1e4 stay finite; unit vectors and square roots are zero with a zero
+//! gradient at zero. Values are f32 or f64, the student's dtype.
 
 use stillhouse_core::distiller::DistillerBuild;
 use stillhouse_core::registry::{Entry, Registry};
 
-// Methods.
-pub mod at;
-pub mod byot;
-pub mod cc;
-pub mod ce;
-pub mod class_centric;
-pub mod crd;
-pub mod cwd;
-pub mod dkd;
-pub mod fitnet;
-pub mod frkd;
-pub mod ifvd;
-pub mod kd;
-pub mod kdsvd;
-pub mod kl_cosine;
-pub mod nst;
-pub mod nst_all;
-pub mod pkt;
-pub mod reviewkd;
-pub mod rkd;
-pub mod self_kl;
-pub mod skd_affinity;
-pub mod skd_holistic;
-pub mod skd_pairwise;
-pub mod skd_pixelwise;
-pub mod skdd;
-pub mod sp;
-pub mod vid;
+pub mod feature;
+pub mod functional;
+pub mod relation;
+pub mod response;
+pub mod segmentation;
+pub mod self_distillation;
 
-// What several methods share.
-mod card;
-mod connector;
-mod conv1x1;
-mod discriminator;
-mod fit;
-mod labels;
-pub mod mmd;
-mod pairs;
-mod pool;
-mod refine;
-mod settings;
-mod softmax;
-mod sum;
-mod unit;
+mod common;
+mod method_info;
 
-pub use card::{Card, card};
+pub use common::mmd;
+pub use method_info::{MethodInfo, method_info};
 
-/// The rows in the order of listing.
+use feature::{at, class_centric, fitnet, nst, nst_all, reviewkd, vid};
+use relation::{cc, crd, kdsvd, pkt, rkd, sp};
+use response::{ce, dkd, kd, kl_cosine};
+use segmentation::{cwd, frkd, ifvd, skd_affinity, skd_holistic, skd_pairwise, skd_pixelwise, skdd};
+use self_distillation::{byot, self_kl};
+
+/// Entries of all methods in listing order.
 pub const ENTRIES: &[Entry<DistillerBuild>] = &[
     ce::ENTRY,
     kd::ENTRY,
@@ -100,7 +82,7 @@ pub const ENTRIES: &[Entry<DistillerBuild>] = &[
     frkd::ENTRY,
 ];
 
-/// All methods by name.
+/// Registry of all methods.
 pub fn registry() -> Registry<DistillerBuild> {
     Registry::new("method", ENTRIES)
 }
@@ -110,37 +92,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_complete() {
-        for (i, row) in ENTRIES.iter().enumerate() {
-            assert!(ENTRIES[..i].iter().all(|r| r.name != row.name), "`{}` has two rows", row.name);
-            let method = (row.build)(&toml::Table::new()).unwrap();
-            assert_eq!(method.name(), row.name);
-            assert!(!row.summary.is_empty() && !row.source.is_empty());
+    fn entries_are_unique_and_complete() {
+        for (i, entry) in ENTRIES.iter().enumerate() {
+            assert!(ENTRIES[..i].iter().all(|e| e.name != entry.name), "`{}` has two entries", entry.name);
+            let method = (entry.build)(&toml::Table::new()).unwrap();
+            assert_eq!(method.name(), entry.name);
+            assert!(!entry.summary.is_empty() && !entry.source.is_empty());
             assert!(!method.required_features().student.is_empty());
             assert!(method.term_weights().iter().all(|(name, w)| !name.is_empty() && w.is_finite()));
         }
     }
 
-    /// The printed defaults are the defaults, each line has its source, and unknown keys are errors.
+    /// The documented defaults are the defaults, and each line has its source.
     #[test]
-    fn defaults_are_told() {
-        for row in ENTRIES {
-            let text = (row.defaults)();
-            assert!(!text.is_empty(), "{}", row.name);
+    fn documents_defaults_and_rejects_unknown_keys() {
+        for entry in ENTRIES {
+            let text = (entry.defaults)();
+            assert!(!text.is_empty(), "{}", entry.name);
             for line in text.lines() {
-                assert!(line.contains("# "), "{}: no source in `{line}`", row.name);
+                assert!(line.contains("# "), "{}: no source in `{line}`", entry.name);
             }
-            let mut told: toml::Table = toml::from_str(&text).unwrap();
-            // The trainer's own key.
-            assert!(told.remove("warmup_epochs").is_none_or(|epochs| epochs.as_float().is_some()));
-            let (with, without) = ((row.build)(&told).unwrap(), (row.build)(&toml::Table::new()).unwrap());
+            let mut documented: toml::Table = toml::from_str(&text).unwrap();
+            // a key of the trainer
+            assert!(documented.remove("warmup_epochs").is_none_or(|epochs| epochs.as_float().is_some()));
+            let (with, without) =
+                ((entry.build)(&documented).unwrap(), (entry.build)(&toml::Table::new()).unwrap());
             assert_eq!(with.term_weights(), without.term_weights());
             assert_eq!(with.required_features(), without.required_features());
 
-            let mut wrong = told.clone();
-            wrong.insert("no_such_key".into(), 1.into());
-            let e = (row.build)(&wrong).err().unwrap().to_string();
-            assert!(e.contains("no_such_key") && e.contains(row.name), "{e}");
+            let mut unknown = documented.clone();
+            unknown.insert("no_such_key".into(), 1.into());
+            let e = (entry.build)(&unknown).err().unwrap().to_string();
+            assert!(e.contains("no_such_key") && e.contains(entry.name), "{e}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Every golden case of `losses/`: terms, total and gradients, in f64 and in f32.
+//! Compares every golden case of `losses/` in f64 and f32: terms, total and gradients.
 //!
-//! Cases are taken by their metadata, never by their names; the README beside them says what they
-//! hold and how tolerances are meant.
+//! Cases are selected by their metadata, never by their names. The README of the golden folder
+//! documents the format and the tolerances.
 
 use std::collections::BTreeSet;
 
@@ -15,11 +15,37 @@ use stillhouse_losses::registry;
 use stillhouse_ops::ParamKind;
 use stillhouse_testkit::golden::{Case, require};
 
-/// Settings that may be `null`: the key is then left out.
+/// Names in the golden metadata that differ from the names of methods, terms and settings.
+const RENAMED: &[(&str, &str)] = &[
+    ("class_centre", "class_centric"),
+    ("tap", "feature"),
+    ("C1_feature", "feature"),
+    ("C2_kernel", "kernel"),
+    ("C3_distance", "distance"),
+    ("C4_class_weight", "class_weight"),
+    ("C5_stages", "stages"),
+    ("C5_stage_weights", "stage_weights"),
+    ("C6_connector", "connector"),
+    ("C7_contribution", "contribution"),
+    ("C8_mask", "mask"),
+    ("C8_keep", "keep"),
+    ("C8_rho", "rho"),
+    ("C9_centre", "centers"),
+    ("C10_edge", "edge"),
+    ("C11_total", "total"),
+    ("C11_scale", "scale"),
+];
+
+/// Today's name of a method, term or setting.
+fn renamed(name: &str) -> &str {
+    RENAMED.iter().find(|(golden, _)| *golden == name).map_or(name, |(_, name)| name)
+}
+
+/// Settings that are omitted if `null`.
 const NULLABLE: &[&str] = &["ignore_index", "z_student", "z_teacher"];
 
 #[test]
-fn every_case() {
+fn matches_every_golden_case() {
     let cases = require("losses");
     let (mut left_out, mut wrong) = (0, Vec::new());
     for case in &cases {
@@ -37,11 +63,11 @@ fn every_case() {
     assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// What the walk relies on: changed values, settings, tensors and formats are findings.
+/// Changed values, settings, tensors and formats are errors.
 #[test]
-fn a_changed_case_fails() {
+fn rejects_changed_cases() {
     let cases = require("losses");
-    let Some(case) = cases.first() else { return };
+    let case = cases.first().expect("a golden case");
     let fails = |why: &str, change: &dyn Fn(&mut Case)| {
         let mut changed = case.clone();
         change(&mut changed);
@@ -76,13 +102,13 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-fn words(e: impl std::fmt::Display) -> String {
+fn message(e: impl std::fmt::Display) -> String {
     e.to_string()
 }
 
-/// The word of the networks for a tap of the golden folder.
-fn word(tap: &str) -> String {
-    match tap {
+/// The networks' name of a feature in the golden metadata.
+fn feature_name(golden: &str) -> String {
+    match golden {
         "deep.logits" => "logits".into(),
         "deep.feat" => "embedding".into(),
         exit if exit.starts_with("exit") && !exit.contains('.') => format!("{exit}.logits"),
@@ -90,16 +116,15 @@ fn word(tap: &str) -> String {
     }
 }
 
-/// The methods of a case, whose terms add up, and whether connectors train.
+/// Methods of a case, whose terms are added up, and whether connectors are in training mode.
 struct Setup {
     methods: Vec<Box<dyn Distiller>>,
     train: bool,
 }
 
-/// Every key of `hyper` is either one of the three that are not the method's own, or goes to the
-/// method, which refuses what it does not know.
+/// Passes all keys of `hyper` but `ce_weight` and `bn_mode` to the method, which rejects unknown ones.
 fn setup(case: &Case) -> Outcome<Setup> {
-    let method = text(&case.meta, "method");
+    let method = renamed(text(&case.meta, "method"));
     let mut own = toml::Table::new();
     let mut ce = toml::Table::new();
     let mut train = true;
@@ -120,14 +145,10 @@ fn setup(case: &Case) -> Outcome<Setup> {
                     _ => return Err(format!("unknown bn_mode {mode}")),
                 }
             }
-            // The golden folder has one name for the stages of all methods.
-            ("stages", value) if method == "class_centric" => {
-                drop(own.insert("C5_stages".into(), toml(value)?))
-            }
-            (key, value) => drop(own.insert(key.into(), toml(value)?)),
+            (key, value) => drop(own.insert(renamed(key).into(), toml(value)?)),
         }
     }
-    // The weights that are there tell what is a setting of the method.
+    // Settings that the case implies by its weights.
     if let ("crd", Some(weight)) = (method, case.tensors.get("param.embed_student.weight")) {
         own.insert("feature_dim".into(), (weight.dims()[0] as i64).into());
     }
@@ -135,15 +156,14 @@ fn setup(case: &Case) -> Outcome<Setup> {
         let bias = |name: &String| name.starts_with("param.") && name.ends_with("regressor.bias");
         own.insert("bias".into(), case.tensors.keys().any(bias).into());
     }
-    // The widths of a discriminator stand only in the shapes of its parameters.
     let width = |name: &str| case.meta["inputs"][format!("param.d.{name}.weight")]["shape"][0].as_u64();
     if let (Some(first), Some(second)) = (width("conv1"), width("conv2")) {
         let widths = [first, second].map(|w| toml::Value::Integer(w as i64));
         own.insert("widths".into(), widths.to_vec().into());
     }
     let build = |name: &str, table: &toml::Table| {
-        let row = *registry().get(name).map_err(words)?;
-        (row.build)(table).map_err(words)
+        let entry = *registry().get(name).map_err(message)?;
+        (entry.build)(table).map_err(message)
     };
     let mut methods = Vec::new();
     if !ce.is_empty() {
@@ -157,33 +177,33 @@ fn toml(value: &Value) -> Outcome<toml::Value> {
     toml::Value::try_from(value).map_err(|e| format!("{value}: {e}"))
 }
 
-/// Runs a case in one dtype; the number of intermediate values that were not compared.
+/// Runs a case in one dtype. Returns the number of intermediate values that are not compared.
 fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     if text(&case.meta, "format") != "stillhouse-golden-loss-1" {
         return Err(format!("unknown format {}", case.meta["format"]));
     }
     let Setup { mut methods, train } = setup(case)?;
 
-    // Inputs: gradients are wanted of all students' taps and parameters.
+    // Inputs. The student's features and all parameters have gradients.
     let (mut student, mut teacher, mut aux) = (Features::default(), Features::default(), Features::default());
     let (mut leaves, mut stored, mut target, mut images) = (Vec::new(), Vec::new(), None, None);
     let inputs = case.meta["inputs"].as_object().ok_or("no `inputs`")?;
     for (name, input) in inputs {
         let grad = input["grad"].as_bool().ok_or_else(|| format!("{name}: no `grad`"))?;
         let tensor = case.tensors.get(name).ok_or_else(|| format!("no tensor `{name}`"))?;
-        let cast = || tensor.to_dtype(dtype).map_err(words);
+        let cast = || tensor.to_dtype(dtype).map_err(message);
         match name.split_once('.').unwrap_or((name, "")) {
-            ("student", tap) if grad => {
-                let var = Var::from_tensor(&cast()?).map_err(words)?;
-                student.insert(word(tap), var.as_tensor().clone());
+            ("student", name_in_case) if grad => {
+                let var = Var::from_tensor(&cast()?).map_err(message)?;
+                student.insert(feature_name(name_in_case), var.as_tensor().clone());
                 leaves.push((name.clone(), var));
             }
-            ("student", tap) => student.insert(word(tap), cast()?),
-            ("teacher", tap) if !grad => teacher.insert(word(tap), cast()?),
+            ("student", name) => student.insert(feature_name(name), cast()?),
+            ("teacher", name) if !grad => teacher.insert(feature_name(name), cast()?),
             ("target", "classes") => {
-                target = Some(Labels::Classes(tensor.to_dtype(DType::U32).map_err(words)?))
+                target = Some(Labels::Classes(tensor.to_dtype(DType::U32).map_err(message)?))
             }
-            ("target", "mask") => target = Some(Labels::Mask(tensor.to_dtype(DType::U32).map_err(words)?)),
+            ("target", "mask") => target = Some(Labels::Mask(tensor.to_dtype(DType::U32).map_err(message)?)),
             ("aux", "image") if !grad => images = Some(cast()?),
             ("aux", name) if !grad && tensor.dtype() == DType::I64 => aux.insert(name, tensor.clone()),
             ("aux", name) if !grad => aux.insert(name, cast()?),
@@ -193,19 +213,19 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
         }
     }
     let batch = student.iter().next().map_or(0, |(_, t)| t.dims()[0]);
-    // Without labels: any will do.
+    // Cases without labels do not depend on them.
     let labels =
-        target.unwrap_or(Labels::Classes(Tensor::zeros(batch, DType::U32, &Device::Cpu).map_err(words)?));
-    let classes = match (student.iter().find(|(tap, _)| tap.ends_with("logits")), &labels) {
+        target.unwrap_or(Labels::Classes(Tensor::zeros(batch, DType::U32, &Device::Cpu).map_err(message)?));
+    let classes = match (student.iter().find(|(name, _)| name.ends_with("logits")), &labels) {
         (Some((_, logits)), _) => logits.dims()[1],
         (_, Labels::Classes(t) | Labels::Mask(t)) => {
             let largest = t.flatten_all().and_then(|t| t.max(0)).and_then(|t| t.to_scalar::<u32>());
-            largest.map_err(words)? as usize + 1
+            largest.map_err(message)? as usize + 1
         }
     };
 
-    // Connectors: the case's parameters are exactly the methods' own.
-    let params = ParamStore::new(dtype, &Device::Cpu).map_err(words)?;
+    // Connectors. The case has exactly the methods' parameters.
+    let params = ParamStore::new(dtype, &Device::Cpu).map_err(message)?;
     let shapes = FeatureShapes {
         student: student.shapes(),
         teacher: teacher.shapes(),
@@ -215,20 +235,20 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
         samples: batch,
     };
     for method in &mut methods {
-        method.connect(&shapes, &params.builder(Rng::new(0))).map_err(words)?;
+        method.connect(&shapes, &params.builder(Rng::new(0))).map_err(message)?;
     }
     for (kind, name, value) in &stored {
         let id = params.id(name).ok_or_else(|| format!("the method has no parameter `{name}`"))?;
         if params.get(id).kind != *kind {
             return Err(format!("`{name}` is a {:?}, expected a {kind:?}", params.get(id).kind));
         }
-        params.import(id, value).map_err(words)?;
+        params.import(id, value).map_err(message)?;
     }
-    let given: BTreeSet<&str> = stored.iter().map(|(_, name, _)| *name).collect();
+    let in_case: BTreeSet<&str> = stored.iter().map(|(_, name, _)| *name).collect();
     for param in params.all() {
-        // Running statistics are only read in evaluation.
+        // Running statistics are read in evaluation only.
         let read = param.kind == ParamKind::Weight || !train;
-        if read && !given.contains(param.name.as_str()) {
+        if read && !in_case.contains(param.name.as_str()) {
             return Err(format!("the case has no value for `{}`", param.name));
         }
         if param.kind == ParamKind::Weight {
@@ -236,7 +256,6 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
         }
     }
 
-    // The step.
     let (target, ids) = (Target::on_cpu(labels), (0..batch as u64).collect::<Vec<_>>());
     let context = LossContext {
         images: images.as_ref(),
@@ -247,29 +266,29 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
     };
     let mut terms = Vec::new();
     for method in &methods {
-        terms.extend(method.terms(&context).map_err(words)?);
+        terms.extend(method.terms(&context).map_err(message)?);
     }
-    let told = methods.iter().flat_map(|m| m.term_weights()).collect::<Vec<_>>();
+    let weights = methods.iter().flat_map(|m| m.term_weights()).collect::<Vec<_>>();
     let got: Vec<(String, f64)> = terms.iter().map(|t| (t.name.clone(), t.weight)).collect();
     let listed = case.meta["terms"].as_array().ok_or("no `terms`")?;
     let want: Vec<(String, f64)> = listed
         .iter()
-        .map(|t| (text(t, "name").to_string(), t["weight"].as_f64().unwrap_or(f64::NAN)))
+        .map(|t| (renamed(text(t, "name")).to_string(), t["weight"].as_f64().unwrap_or(f64::NAN)))
         .collect();
-    if got != want || told != want {
-        return Err(format!("terms are {got:?}, told as {told:?}, expected {want:?}"));
+    if got != want || weights != want {
+        return Err(format!("terms: expected {want:?}, found {got:?} and the weights {weights:?}"));
     }
-    let mut total = Tensor::zeros((), dtype, &Device::Cpu).map_err(words)?;
+    let mut total = Tensor::zeros((), dtype, &Device::Cpu).map_err(message)?;
     for term in &terms {
-        total = (&term.value * term.weight).and_then(|v| total + v).map_err(words)?;
+        total = (&term.value * term.weight).and_then(|v| total + v).map_err(message)?;
     }
-    let grads = total.backward().map_err(words)?;
+    let grads = total.backward().map_err(message)?;
 
     for method in &mut methods {
-        method.after_step(&context, &params).map_err(words)?;
+        method.after_step(&context, &params).map_err(message)?;
     }
 
-    // The comparison.
+    // Comparison.
     let key = if dtype == DType::F64 { "f64" } else { "f32" };
     let tolerances =
         case.meta["tolerance"][key].as_object().ok_or_else(|| format!("no `tolerance.{key}`"))?;
@@ -284,15 +303,15 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
         let got = match name.split_once('.').unwrap_or((name, "")) {
             ("expected", "total") => total.clone(),
             ("expected", part) if part.starts_with("term.") => {
-                let term = terms.iter().find(|t| part["term.".len()..] == t.name);
+                let term = terms.iter().find(|t| renamed(&part["term.".len()..]) == t.name);
                 term.ok_or_else(|| format!("no term for `{name}`"))?.value.clone()
             }
             ("expected", part) if part.starts_with("extra.") => {
-                // State after the step, or a value that a buffer keeps.
+                // State after the step, or the value of a buffer.
                 let part = &part["extra.".len()..];
                 let after = part.strip_prefix("after.");
                 match (params.id(after.unwrap_or(part)), after) {
-                    (Some(id), _) => params.export(id).map_err(words)?,
+                    (Some(id), _) => params.export(id).map_err(message)?,
                     (None, Some(buffer)) => return Err(format!("the method has no buffer `{buffer}`")),
                     (None, None) => {
                         left_out += 1;
@@ -305,7 +324,7 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
                 let leaf = &leaf.ok_or_else(|| format!("no input for `{name}`"))?.1;
                 match grads.get(leaf) {
                     Some(gradient) => gradient.clone(),
-                    None => leaf.zeros_like().map_err(words)?,
+                    None => leaf.zeros_like().map_err(message)?,
                 }
             }
             _ => return Err(format!("unknown value `{name}`")),
@@ -314,21 +333,21 @@ fn check(case: &Case, dtype: DType) -> Outcome<usize> {
             return Err(format!("`{name}` is {:?}", got.dtype()));
         }
         let want = case.tensors.get(name).ok_or_else(|| format!("no tensor `{name}`"))?;
-        if let Err(e) = compare(&got, &want.to_dtype(dtype).map_err(words)?, tolerance) {
+        if let Err(e) = compare(&got, &want.to_dtype(dtype).map_err(message)?, tolerance) {
             wrong.push(format!("`{name}`: {e}"));
         }
     }
     if wrong.is_empty() { Ok(left_out) } else { Err(wrong.join("; ")) }
 }
 
-/// `|got - want| <= atol + rtol * |want|` for every element, and `got` finite; only the latter if
-/// the tolerance is null.
+/// Requires finite values with `|got - want| <= atol + rtol * |want|`; only finite ones if the tolerance
+/// is null.
 fn compare(got: &Tensor, want: &Tensor, tolerance: &Value) -> Outcome<()> {
     if got.dims() != want.dims() {
-        return Err(format!("shape {:?}, expected {:?}", got.dims(), want.dims()));
+        return Err(format!("expected the shape {:?}, found {:?}", want.dims(), got.dims()));
     }
     let values = |t: &Tensor| {
-        t.to_dtype(DType::F64).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1::<f64>()).map_err(words)
+        t.to_dtype(DType::F64).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1::<f64>()).map_err(message)
     };
     let (got, want) = (values(got)?, values(want)?);
     if got.iter().any(|v| !v.is_finite()) {
@@ -341,7 +360,7 @@ fn compare(got: &Tensor, want: &Tensor, tolerance: &Value) -> Outcome<()> {
     let (rtol, atol) = (part("rtol")?, part("atol")?);
     let over = got.iter().zip(&want).map(|(g, w)| (g, w, (g - w).abs() / (atol + rtol * w.abs())));
     match over.filter(|(_, _, over)| *over > 1.0).max_by(|a, b| a.2.total_cmp(&b.2)) {
-        Some((g, w, over)) => Err(format!("{g:e}, expected {w:e}: {over:.1} times the tolerance")),
+        Some((g, w, over)) => Err(format!("expected {w:e}, found {g:e}: {over:.1} times the tolerance")),
         None => Ok(()),
     }
 }

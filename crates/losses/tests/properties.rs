@@ -1,4 +1,4 @@
-//! What must hold for any data.
+//! Properties of `class_centric`, `nst`, `nst_all`, `kd` and `ce` on random data.
 
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ use stillhouse_testkit::finite_diff;
 
 const CPU: Device = Device::Cpu;
 
-/// Normal values, rectified or not.
+/// Normal values, optionally rectified.
 fn random(seed: u64, name: &str, shape: &[usize], rectified: bool) -> Tensor {
     let mut draw = Rng::new(seed).stream(name).at(0, 0);
     let value = |v: f64| if rectified { v.max(0.0) } else { v };
@@ -24,22 +24,22 @@ fn list(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The value of a method's first term and the gradient of its student's tap, of the same dtype.
+/// Value of a method's first term, and gradient of the student's feature.
 fn run(
     method: &str,
     settings: &str,
-    tap: &str,
+    feature: &str,
     student: &Tensor,
     teacher: &Tensor,
     y: &[u32],
 ) -> (f64, Vec<f64>) {
-    let row = *registry().get(method).unwrap();
-    let mut method = (row.build)(&toml::from_str(settings).unwrap()).unwrap();
+    let entry = *registry().get(method).unwrap();
+    let mut method = (entry.build)(&toml::from_str(settings).unwrap()).unwrap();
     let var = Var::from_tensor(student).unwrap();
     let mut features = [Features::default(), Features::default()];
-    features[0].insert(tap, var.as_tensor().clone());
-    features[1].insert(tap, teacher.clone());
-    let classes = if tap == "logits" { student.dims()[1] } else { 9 };
+    features[0].insert(feature, var.as_tensor().clone());
+    features[1].insert(feature, teacher.clone());
+    let classes = if feature == "logits" { student.dims()[1] } else { 9 };
     let params = ParamStore::new(student.dtype(), &CPU).unwrap();
     let shapes = FeatureShapes {
         student: features[0].shapes(),
@@ -60,24 +60,24 @@ fn run(
 
 /// `class_centric` at one stage.
 fn center(settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> (f64, Vec<f64>) {
-    run("class_centric", &format!("C5_stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
+    run("class_centric", &format!("stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
 }
 
 fn nst(method: &str, settings: &str, student: &Tensor, teacher: &Tensor, y: &[u32]) -> (f64, Vec<f64>) {
     run(method, &format!("stages = [\"F1\"]\n{settings}"), "F1", student, teacher, y)
 }
 
-/// All settings in which class_centric has a value for maps of 3 channels.
+/// Settings of class_centric that support maps of 3 channels.
 const SETTINGS: &[&str] = &[
     "",
-    "C2_kernel = \"linear\"",
-    "C2_kernel = \"gaussian\"",
-    "C3_distance = \"mmd\"",
-    "C3_distance = \"mean_map_l2\"",
-    "C4_class_weight = \"uniform\"",
-    "C1_feature = \"pooled\"",
-    "C1_feature = \"pooled\"\nC2_kernel = \"gaussian\"",
-    "C1_feature = \"pooled\"\nC3_distance = \"mean_map_l2\"",
+    "kernel = \"linear\"",
+    "kernel = \"gaussian\"",
+    "distance = \"mmd\"",
+    "distance = \"mean_map_l2\"",
+    "class_weight = \"uniform\"",
+    "feature = \"pooled\"",
+    "feature = \"pooled\"\nkernel = \"gaussian\"",
+    "feature = \"pooled\"\ndistance = \"mean_map_l2\"",
 ];
 
 const KERNELS: [Kernel; 3] = [Kernel::Poly2, Kernel::Linear, Kernel::Gaussian];
@@ -91,7 +91,7 @@ proptest! {
 
     /// nst_all <= class_centric <= nst, for any labels and any kernel.
     #[test]
-    fn groupings_are_ordered(seed: u64, y in prop::collection::vec(0u32..4, 1..8), ct in 1usize..6, cs in 1usize..6, d in 1usize..9) {
+    fn orders_groupings(seed: u64, y in prop::collection::vec(0u32..4, 1..8), ct in 1usize..6, cs in 1usize..6, d in 1usize..9) {
         let unit = |name: &str, c: usize| {
             let x = random(seed, name, &[y.len(), c, d], true);
             let norm = x.sqr().unwrap().sum_keepdim(2).unwrap().sqrt().unwrap().maximum(1e-12).unwrap();
@@ -104,23 +104,23 @@ proptest! {
                 list(&groups.average(&values, GroupWeight::NOverB).unwrap())[0]
             };
             let (whole, center, each) = (
-                loss(Groups::whole(y.len()).unwrap()),
+                loss(Groups::whole_batch(y.len()).unwrap()),
                 loss(Groups::by_id(&y).unwrap()),
-                loss(Groups::each(y.len()).unwrap()),
+                loss(Groups::per_image(y.len()).unwrap()),
             );
             prop_assert!(whole <= center + 1e-12 && center <= each + 1e-12, "{kernel:?}: {whole} {center} {each}");
             prop_assert!(whole >= -1e-12, "{kernel:?}: {whole}");
         }
     }
 
-    /// One image per class is nst, one class is nst_all: through the methods, gradients too.
+    /// With one image per class it is nst, with one class nst_all, including gradients.
     #[test]
-    fn extremes_of_grouping(seed: u64, b in 1usize..6, h in 1usize..4, w in 1usize..4) {
+    fn equals_nst_for_single_images_and_classes(seed: u64, b in 1usize..6, h in 1usize..4, w in 1usize..4) {
         let (s, t) = (random(seed, "s", &[b, 3, h, w], true), random(seed, "t", &[b, 4, h, w], true));
         for kernel in ["poly2", "linear", "gaussian"] {
             let each: Vec<u32> = (0..b as u32).rev().collect();
             for (method, y) in [("nst", each), ("nst_all", vec![3; b])] {
-                let (a, da) = center(&format!("C2_kernel = \"{kernel}\""), &s, &t, &y);
+                let (a, da) = center(&format!("kernel = \"{kernel}\""), &s, &t, &y);
                 let (n, dn) = nst(method, &format!("kernel = \"{kernel}\""), &s, &t, &y);
                 prop_assert!(near(a, n), "{method} {kernel}: {a} {n}");
                 prop_assert!(da.iter().zip(&dn).all(|(a, b)| near(*a, *b)));
@@ -128,14 +128,14 @@ proptest! {
         }
     }
 
-    /// A student that is its teacher has neither loss nor gradient.
+    /// Loss and gradient are zero if the student is the teacher.
     #[test]
-    fn teacher_is_student(seed: u64, y in prop::collection::vec(0u32..3, 1..6), single: bool) {
+    fn vanishes_if_student_is_teacher(seed: u64, y in prop::collection::vec(0u32..3, 1..6), single: bool) {
         let dtype = if single { DType::F32 } else { DType::F64 };
         let tiny = if single { 1e-5 } else { 1e-12 };
         let x = random(seed, "x", &[y.len(), 3, 2, 3], true).to_dtype(dtype).unwrap();
         let mut found = vec![nst("nst", "", &x, &x, &y), nst("nst_all", "", &x, &x, &y)];
-        // The square root has no gradient at zero, and rounding is large beside it.
+        // A square root amplifies rounding errors at zero.
         found.extend(SETTINGS.iter().filter(|s| !s.ends_with("\"mmd\"")).map(|s| center(s, &x, &x, &y)));
         let z = random(seed, "z", &[y.len(), 5], false).to_dtype(dtype).unwrap();
         found.push(run("kd", "", "logits", &z, &z, &y));
@@ -144,10 +144,10 @@ proptest! {
         }
     }
 
-    /// The order of channels does not matter, and neither does a channel's scale; nor the order of
-    /// images inside a class, in teacher and student by themselves.
+    /// Invariant under permutations of channels, scaling of channels, and permutations of the student's
+    /// images within a class.
     #[test]
-    fn invariances(seed: u64, p in 1usize..4, k in 1usize..4) {
+    fn class_centric_is_invariant(seed: u64, p in 1usize..4, k in 1usize..4) {
         let b = p * k;
         let y: Vec<u32> = (0..b).map(|i| (i % p) as u32).collect();
         let (s, t) = (random(seed, "s", &[b, 4, 2, 3], true), random(seed, "t", &[b, 5, 2, 3], true));
@@ -159,7 +159,7 @@ proptest! {
         let scaled = s.broadcast_mul(&scales.reshape((1, 4, 1, 1)).unwrap()).unwrap();
         let rolled = s.roll(p as i32, 0).unwrap(); // each image becomes the next of its class
         for kernel in ["poly2", "linear", "gaussian"] {
-            let value = |s: &Tensor| center(&format!("C2_kernel = \"{kernel}\""), s, &t, &y).0;
+            let value = |s: &Tensor| center(&format!("kernel = \"{kernel}\""), s, &t, &y).0;
             let plain = value(&s);
             for (what, other) in [("channels", &permuted), ("scale", &scaled), ("images", &rolled)] {
                 let v = value(other);
@@ -168,9 +168,9 @@ proptest! {
         }
     }
 
-    /// Every image twice, in any order of the copies: the same value.
+    /// Repeating every image keeps the value.
     #[test]
-    fn duplicates_change_nothing(seed: u64, y in prop::collection::vec(0u32..3, 1..5)) {
+    fn is_invariant_under_duplication(seed: u64, y in prop::collection::vec(0u32..3, 1..5)) {
         let (s, t) = (random(seed, "s", &[y.len(), 3, 2, 2], true), random(seed, "t", &[y.len(), 3, 2, 2], true));
         let twice = |x: &Tensor| Tensor::cat(&[x, x], 0).unwrap();
         let (s2, t2, y2) = (twice(&s), twice(&t), [y.clone(), y.clone()].concat());
@@ -190,9 +190,9 @@ proptest! {
         }
     }
 
-    /// Logits of +-1e4 stay finite, value and gradient, in single precision too.
+    /// Values and gradients of logits of +-1e4 are finite in f32.
     #[test]
-    fn huge_logits_are_finite(seed: u64, b in 1usize..5, n in 1usize..6, t in prop::sample::select(vec![0.5, 1.0, 4.0])) {
+    fn is_finite_for_large_logits(seed: u64, b in 1usize..5, n in 1usize..6, t in prop::sample::select(vec![0.5, 1.0, 4.0])) {
         let huge = |name| random(seed, name, &[b, n], false).ge(0.0).unwrap().to_dtype(DType::F32).unwrap().affine(2e4, -1e4).unwrap();
         let (s, teacher, y) = (huge("s"), huge("t"), vec![0; b]);
         let found = [
@@ -202,15 +202,15 @@ proptest! {
         for (value, gradient) in &found {
             prop_assert!(value.is_finite() && gradient.iter().all(|g| g.is_finite()), "{value} {gradient:?}");
         }
-        // ce pulls up the label's logit and pushes down all others: the gradient's sum is 0.
+        // The gradient of ce with respect to the logits of a row sums to 0.
         for row in found[1].1.chunks(n) {
             prop_assert!(row.iter().sum::<f64>().abs() < 1e-5, "{row:?}");
         }
     }
 
-    /// One image: class_centric, nst and nst_all are the same.
+    /// For one image class_centric, nst and nst_all are equal.
     #[test]
-    fn batch_of_one(seed: u64, c in 1usize..5) {
+    fn groupings_agree_for_one_image(seed: u64, c in 1usize..5) {
         let (s, t) = (random(seed, "s", &[1, c, 3, 2], true), random(seed, "t", &[1, 3, 3, 2], true));
         let (a, da) = center("", &s, &t, &[5]);
         for method in ["nst", "nst_all"] {
@@ -220,10 +220,9 @@ proptest! {
     }
 }
 
-/// The gradient of class_centric in every setting, against central differences; maps of different
-/// sizes, labels out of order, classes of different size.
+/// With maps of different sizes, unordered labels and classes of different sizes.
 #[test]
-fn gradients_are_central_differences() {
+fn class_centric_gradients_match_central_differences() {
     let y = [4, 1, 4, 4, 1];
     let t = random(3, "t", &[5, 3, 2, 2], false);
     let s = random(3, "s", &[5, 3, 3, 2], false);
@@ -236,23 +235,21 @@ fn gradients_are_central_differences() {
     }
 }
 
-/// Teachers never get gradients, even where they could.
 #[test]
-fn teachers_are_constants() {
+fn teachers_get_no_gradient() {
     let teacher = Var::from_tensor(&random(1, "t", &[2, 3, 2, 2], true)).unwrap();
     let student = Var::from_tensor(&random(1, "s", &[2, 3, 2, 2], true)).unwrap();
-    let groups = Groups::each(2).unwrap();
+    let groups = Groups::per_image(2).unwrap();
     let points = |v: &Var| v.flatten_from(2).unwrap();
     let values = grouped_mmd2(&points(&teacher), &points(&student), &groups, Kernel::Poly2).unwrap();
     let grads = values.sum_all().unwrap().backward().unwrap();
     assert!(grads.get(&student).is_some() && grads.get(&teacher).is_none());
 
-    let taps = |v: &Var| Features::from_iter([("F1".to_string(), v.as_tensor().clone())]);
-    let (s, t) = (taps(&student), taps(&teacher));
+    let features = |v: &Var| Features::from_iter([("F1".to_string(), v.as_tensor().clone())]);
+    let (s, t) = (features(&student), features(&teacher));
     let target = Target::on_cpu(Labels::Classes(Tensor::new(&[0u32, 0], &CPU).unwrap()));
     let context = LossContext::new(&s, &t, &target);
-    let method =
-        (registry().get("class_centric").unwrap().build)(&toml::toml! { C5_stages = ["F1"] }).unwrap();
+    let method = (registry().get("class_centric").unwrap().build)(&toml::toml! { stages = ["F1"] }).unwrap();
     let grads = method.terms(&context).unwrap()[0].value.backward().unwrap();
     assert!(grads.get(&student).is_some() && grads.get(&teacher).is_none());
 }
