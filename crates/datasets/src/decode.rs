@@ -1,7 +1,7 @@
-//! Readers of image files: the format is told by the first bytes, never by the extension.
+//! Image decoders. The format is detected by the first bytes, not by the extension.
 //!
-//! Files are untrusted: sizes are limited before anything is allocated, a cut or damaged file is
-//! an error, nothing panics.
+//! Files are untrusted: sizes are limited before anything is allocated, truncated and corrupt files
+//! are errors, nothing panics.
 
 mod bmp;
 mod exif;
@@ -18,45 +18,45 @@ use crate::image_buffer::{ImageBuffer, luma};
 use crate::transforms::rot90;
 use crate::{Error, Result};
 
-/// Most pixels along one side.
+/// Limit for the pixels per side.
 pub const MAX_SIDE: usize = 32_768;
-/// Most pixels in all.
+/// Limit for the total number of pixels.
 pub const MAX_PIXELS: usize = 1 << 26;
-/// Most bytes of a file.
+/// Limit for the bytes of a file.
 pub const MAX_FILE: u64 = 1 << 29;
 
-/// What a file's values are to become.
+/// Target format of a decoded image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PixelFormat {
-    /// Three channels: alpha is dropped, gray repeated, palettes looked up, CMYK converted.
+    /// Three channels: alpha is dropped, gray repeated, palettes and CMYK are converted.
     Rgb,
     /// One channel: color becomes luma.
     Luma,
-    /// One channel: palette indices or gray values as they are stored.
+    /// One channel: stored palette indices or gray values.
     Index,
 }
 
-/// What a decoder hands over.
+/// Result of a decoder.
 struct Decoded {
     buffer: ImageBuffer,
     orientation: u8,
-    /// What a pixel is in the file: [`RGB`], gray, palette, ...
+    /// Stored color type: [`RGB`], gray, palette, ...
     stored: &'static str,
 }
 
-/// [`Stored::colors`] of 8-bit color, which nothing has to be converted of.
+/// [`Stored::colors`] of 8-bit RGB, which needs no conversion.
 pub const RGB: &str = "RGB";
 
-/// How a file stores its image.
+/// Storage format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// JPEG, PNG, TIFF or BMP, by its first bytes.
+    /// JPEG, PNG, TIFF or BMP.
     pub format: &'static str,
-    /// [`RGB`], or what it was converted from.
+    /// [`RGB`], or the stored color type.
     pub colors: &'static str,
 }
 
-/// The name of what a pixel is, by its number of values and their bits.
+/// Names a color type by its channels and bits.
 fn colors(channels: usize, bits: usize) -> &'static str {
     match (channels, bits) {
         (1, 16) => "16-bit gray",
@@ -68,7 +68,7 @@ fn colors(channels: usize, bits: usize) -> &'static str {
     }
 }
 
-/// A file's bytes and its name for messages.
+/// Content of a file and its name for messages.
 #[derive(Clone, Copy)]
 struct Input<'a> {
     bytes: &'a [u8],
@@ -77,7 +77,7 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    fn broken(&self, message: impl ToString) -> Error {
+    fn corrupt(&self, message: impl ToString) -> Error {
         Error::Decode { name: self.name.to_string(), format: self.format, message: message.to_string() }
     }
 
@@ -86,11 +86,11 @@ impl Input<'_> {
         Error::Unsupported { name, format, found: found.to_string(), expected }
     }
 
-    /// The sides, if they are within the limits.
+    /// Checks the sides against the limits.
     fn checked_size(&self, width: u64, height: u64) -> Result<(usize, usize)> {
         let side = MAX_SIDE as u64;
         if width == 0 || height == 0 {
-            return Err(self.broken(format!("{width}x{height} pixels")));
+            return Err(self.corrupt(format!("{width}x{height} pixels")));
         }
         if width > side || height > side || width * height > MAX_PIXELS as u64 {
             return Err(Error::TooLarge { name: self.name.to_string(), width, height });
@@ -99,8 +99,8 @@ impl Input<'_> {
     }
 }
 
-/// Decodes a file's bytes. With `orient` the image is turned by its EXIF orientation; training
-/// pipelines leave it. `name` is for messages.
+/// Decodes an image. With `orient` the EXIF orientation is applied; training pipelines do not. `name`
+/// is for messages.
 pub fn decode(bytes: &[u8], name: &str, to: PixelFormat, orient: bool) -> Result<ImageBuffer> {
     let (format, decoder) = sniff(bytes, name)?;
     let Decoded { buffer, orientation, .. } = decoder(&Input { bytes, name, format }, to)?;
@@ -108,7 +108,7 @@ pub fn decode(bytes: &[u8], name: &str, to: PixelFormat, orient: bool) -> Result
     Ok(if orient { oriented(&buffer, orientation) } else { buffer })
 }
 
-/// Decodes a 16-bit gray PNG: width, height, values.
+/// Decodes a 16-bit gray PNG into width, height and values.
 pub fn decode_u16(bytes: &[u8], name: &str) -> Result<(usize, usize, Vec<u16>)> {
     match sniff(bytes, name)?.0 {
         "PNG" => png::decode_u16(&Input { bytes, name, format: "PNG" }),
@@ -121,7 +121,7 @@ pub fn read_image(path: &Path) -> Result<Image> {
     Ok(decode(&read_file(path)?, &path.display().to_string(), PixelFormat::Rgb, false)?.into_image())
 }
 
-/// Reads an image file as RGB, with how it is stored.
+/// Reads an image file as RGB and returns its storage format.
 pub fn inspect_image(path: &Path) -> Result<(Image, Stored)> {
     let (bytes, name) = (read_file(path)?, path.display().to_string());
     let (format, decoder) = sniff(&bytes, &name)?;
@@ -129,7 +129,7 @@ pub fn inspect_image(path: &Path) -> Result<(Image, Stored)> {
     Ok((decoded.buffer.into_image(), Stored { format, colors: decoded.stored }))
 }
 
-/// Reads a label mask: palette indices or gray values as they are, never colors.
+/// Reads a label mask of palette indices or gray values.
 pub fn read_mask(path: &Path) -> Result<Mask> {
     Ok(decode(&read_file(path)?, &path.display().to_string(), PixelFormat::Index, false)?.into_mask())
 }
@@ -139,13 +139,15 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     if length > MAX_FILE {
         return Err(Error::setting(
             path.display(),
-            format!("{length} bytes, expected an image file of at most {MAX_FILE}; scale the image down"),
+            format!(
+                "expected an image file of at most {MAX_FILE} bytes, found {length}; scale the image down"
+            ),
         ));
     }
     std::fs::read(path).map_err(Error::io(path))
 }
 
-/// The format of a file by its first bytes: JPEG, PNG, TIFF or BMP.
+/// Detects the format by the first bytes: JPEG, PNG, TIFF or BMP.
 pub fn format(bytes: &[u8]) -> Option<&'static str> {
     sniff(bytes, "").ok().map(|(format, _)| format)
 }
@@ -170,8 +172,8 @@ fn sniff(bytes: &[u8], name: &str) -> Result<(&'static str, Decoder)> {
     }
 }
 
-/// Interleaved values of `channels` a pixel (1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha) to
-/// what is wanted; `to` is not [`PixelFormat::Index`] for color.
+/// Converts interleaved values (1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha) to a format that is
+/// not [`PixelFormat::Index`] for color.
 fn collect(
     input: &Input,
     size: (usize, usize),
@@ -181,7 +183,7 @@ fn collect(
 ) -> Result<ImageBuffer> {
     let (width, height) = size;
     if pixels.len() != width * height * channels {
-        return Err(input.broken(format!("{} values for {width}x{height}x{channels}", pixels.len())));
+        return Err(input.corrupt(format!("{} values for {width}x{height}x{channels}", pixels.len())));
     }
     let pixels = match (to, channels) {
         (PixelFormat::Rgb, 3) | (PixelFormat::Luma | PixelFormat::Index, 1) => pixels,
@@ -196,7 +198,7 @@ fn collect(
     Ok(ImageBuffer { width, height, channels: if to == PixelFormat::Rgb { 3 } else { 1 }, pixels })
 }
 
-/// Turns an image so that its EXIF orientation (1 to 8) becomes 1.
+/// Applies an EXIF orientation (1 to 8).
 fn oriented(image: &ImageBuffer, orientation: u8) -> ImageBuffer {
     use crate::transforms::hflip;
     match orientation {
@@ -216,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_that_are_no_images_are_named() {
+    fn rejects_unknown_formats() {
         let e = decode(b"<html>", "a/b.jpg", PixelFormat::Rgb, false).unwrap_err().to_string();
         assert!(e.contains("a/b.jpg") && e.contains("3c 68 74 6d") && e.contains("JPEG"), "{e}");
         let e = decode(b"", "x.png", PixelFormat::Rgb, false).unwrap_err().to_string();
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_before_allocation() {
+    fn rejects_large_images_before_allocation() {
         let input = Input { bytes: &[], name: "x", format: "PNG" };
         assert_eq!(input.checked_size(256, 256).unwrap(), (256, 256));
         for (w, h) in [(0, 5), (40_000, 10), (32_768, 32_768), (u64::MAX, u64::MAX)] {
@@ -235,10 +237,9 @@ mod tests {
         }
     }
 
-    /// EXIF orientations as arrows: the pixel at (0, 0) of the upright image.
     #[test]
-    fn orientations_bring_the_first_pixel_home() {
-        // Where a 2x3 image's first upright pixel is stored, by orientation.
+    fn applies_exif_orientations() {
+        // Stored position of the first upright pixel of a 2x3 image, by orientation.
         let at = [(1, 0, 0), (2, 1, 0), (3, 1, 2), (4, 0, 2), (5, 0, 0), (6, 0, 2), (7, 1, 2), (8, 1, 0)];
         for (orientation, x, y) in at {
             let mut image = ImageBuffer::filled(2, 3, 1, 0);

@@ -2,16 +2,16 @@
 
 use stillhouse_core::data::{Dataset, DatasetInfo, Image, Label, Mask, Sample, Task};
 
-/// Images of differing sizes whose values follow from their index.
+/// Images of different sizes whose values depend on their index.
 pub(crate) struct Fake {
     info: DatasetInfo,
     classes: Vec<u32>,
-    /// Fails to decode.
+    /// Index that fails to decode.
     pub(crate) broken: Option<usize>,
 }
 
 impl Fake {
-    /// A dataset with that many images of each class.
+    /// Creates a dataset with the given image count per class.
     pub(crate) fn new(counts: &[usize]) -> Self {
         let classes =
             counts.iter().enumerate().flat_map(|(c, &n)| std::iter::repeat_n(c as u32, n)).collect();
@@ -25,7 +25,7 @@ impl Fake {
         Self { info, classes, broken: None }
     }
 
-    /// The same images with masks for labels.
+    /// Replaces the class labels by masks.
     pub(crate) fn without_classes(mut self) -> Self {
         self.info.task = Task::Segmentation;
         self

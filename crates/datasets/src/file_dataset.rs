@@ -18,28 +18,28 @@ pub(crate) struct FileSample {
     pub(crate) key: String,
     pub(crate) path: PathBuf,
     pub(crate) annotation: Annotation,
-    /// Of the image file.
+    /// Size of the image file.
     pub(crate) bytes: u64,
 }
 
-/// Where an image's label comes from.
+/// Label of an image, or its mask file.
 #[derive(Debug)]
 pub(crate) enum Annotation {
     Class(u32),
     Mask { path: PathBuf, bytes: u64 },
 }
 
-/// What the values of mask files mean.
+/// Mapping from stored mask values to classes.
 #[derive(Debug, Clone)]
 pub(crate) struct LabelMapping {
-    /// The class of each stored value, 255 for "ignore"; `None` where a value is a fault.
+    /// Class of each stored value, 255 for "ignore"; `None` for invalid values.
     table: [Option<u8>; 256],
-    /// The legal values in words.
+    /// Description of the valid values.
     expected: String,
 }
 
 impl LabelMapping {
-    /// Stored values are classes 0 to `classes - 1`; the values of `ignored` become 255.
+    /// Maps the values 0 to `classes - 1` to themselves and `ignored` to 255.
     pub(crate) fn direct(classes: usize, ignored: u8) -> Self {
         let last = classes.saturating_sub(1);
         let mut table = [None; 256];
@@ -50,12 +50,12 @@ impl LabelMapping {
         Self { table, expected: format!("0 to {last}, or {ignored} for ignore") }
     }
 
-    /// Stored values go through a table.
+    /// Maps values by a table.
     pub(crate) fn from_table(table: [Option<u8>; 256], expected: &str) -> Self {
         Self { table, expected: expected.to_string() }
     }
 
-    /// Replaces the stored values by classes.
+    /// Maps the stored values of a mask to classes.
     pub(crate) fn apply(&self, mut mask: Mask, path: &Path) -> Result<Mask> {
         for (i, label) in mask.labels.iter_mut().enumerate() {
             match self.table[usize::from(*label)] {
@@ -75,7 +75,7 @@ impl LabelMapping {
     }
 }
 
-/// Official lists by name, each in ascending order.
+/// Official splits by name, each in ascending order.
 pub(crate) type Splits = Vec<(String, Vec<usize>)>;
 
 /// A dataset of files.
@@ -114,7 +114,7 @@ impl FileDataset {
         Self { masks: Some(rule), ..self }
     }
 
-    /// The label of an image whose size is known.
+    /// Reads the label of an image of a given size.
     pub(crate) fn label(&self, sample: &FileSample, size: (usize, usize)) -> Result<Label> {
         let (path, rule) = match (&sample.annotation, &self.masks) {
             (Annotation::Class(class), _) => return Ok(Label::Class(*class)),
@@ -131,8 +131,8 @@ impl FileDataset {
         }))
     }
 
-    /// Leaves out what cannot be decoded, each with a warning.
-    fn without_broken(mut self) -> Self {
+    /// Leaves out samples that cannot be decoded, with a warning each.
+    fn without_unreadable(mut self) -> Self {
         let errors: Vec<Option<String>> = (0..self.samples.len())
             .into_par_iter()
             .map(|index| self.sample(index).err().map(|e| e.to_string()))
@@ -141,11 +141,11 @@ impl FileDataset {
         for error in errors.iter().flatten() {
             tracing::warn!("skipped: {error}");
         }
-        let mut places: Vec<Option<usize>> = vec![None; errors.len()];
+        let mut new_indices: Vec<Option<usize>> = vec![None; errors.len()];
         let mut kept = 0;
-        for (place, error) in places.iter_mut().zip(&errors) {
+        for (new_index, error) in new_indices.iter_mut().zip(&errors) {
             if error.is_none() {
-                *place = Some(kept);
+                *new_index = Some(kept);
                 kept += 1;
             }
         }
@@ -155,10 +155,10 @@ impl FileDataset {
             errors[index - 1].is_none()
         });
         for (_, list) in &mut self.splits {
-            *list = list.iter().filter_map(|&i| places[i]).collect();
+            *list = list.iter().filter_map(|&i| new_indices[i]).collect();
         }
         if skipped > 0 {
-            self.info.title.push_str(&format!(", {skipped} unreadable ones skipped"));
+            self.info.title.push_str(&format!(", {skipped} unreadable images skipped"));
         }
         self
     }
@@ -197,7 +197,7 @@ impl Dataset for FileDataset {
             text.push_str(&format!("{}\t{}", sample.key, sample.bytes));
             match &sample.annotation {
                 Annotation::Mask { bytes, .. } => text.push_str(&format!("\tmask {bytes}")),
-                // Where lists give the labels, the names of the files do not.
+                // With official lists, the keys do not determine the labels.
                 Annotation::Class(class) if !self.splits.is_empty() => text.push_str(&format!("\t{class}")),
                 Annotation::Class(_) => {}
             }
@@ -214,7 +214,7 @@ impl Dataset for FileDataset {
     }
 }
 
-/// Reads a mask file: an image of indices, or a `.mat` file of the augmented VOC labels.
+/// Reads a mask file: an indexed image, or a `.mat` file of the augmented VOC labels.
 pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
     if path.extension().is_some_and(|e| e == "mat") {
         crate::catalog::voc::read_mat(path)
@@ -223,12 +223,11 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
     }
 }
 
-/// How a dataset of files is read: faults go to the diagnostics.
+/// Lists the samples of a dataset and reports problems as diagnostics.
 pub(crate) type ReadFiles = fn(&DatasetRequest, &mut Diagnostics) -> Result<FileDataset>;
 
-/// Opens a dataset for use. The setting `on_error`, which all datasets of files have, says whether
-/// a fault is an error (`error`, the default) or what it concerns is left out with a warning
-/// (`skip`: every image is decoded once to know).
+/// Opens a dataset. With the setting `on_error = "error"` (default) the first problem is an error;
+/// with `"skip"` invalid samples are left out with a warning, which decodes every image once.
 pub(crate) fn open(request: &DatasetRequest, read: ReadFiles) -> Result<Arc<dyn Dataset>> {
     let mut request = request.clone();
     let policy = request.options.remove("on_error");
@@ -240,11 +239,11 @@ pub(crate) fn open(request: &DatasetRequest, read: ReadFiles) -> Result<Arc<dyn 
             for finding in &diagnostics.found {
                 tracing::warn!("skipped: {}", finding.message);
             }
-            Ok(Arc::new(listing.without_broken()))
+            Ok(Arc::new(listing.without_unreadable()))
         }
         _ => Err(Error::setting(
             format!("dataset `{}`", request.name),
-            format!("on_error = {}, expected \"error\" or \"skip\"", policy.unwrap_or(false.into())),
+            format!("expected on_error = \"error\" or \"skip\", found {}", policy.unwrap_or(false.into())),
         )),
     }
 }
@@ -280,7 +279,7 @@ pub(crate) fn find_root(
     })
 }
 
-/// Refuses settings beyond those that a dataset has.
+/// Rejects unknown settings.
 pub(crate) fn only_options(request: &DatasetRequest, known: &[&str]) -> Result<()> {
     match request.options.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
@@ -288,13 +287,13 @@ pub(crate) fn only_options(request: &DatasetRequest, known: &[&str]) -> Result<(
             let known: Vec<String> = known.iter().chain(&["on_error"]).map(|k| format!("`{k}`")).collect();
             Err(Error::setting(
                 format!("dataset `{}`", request.name),
-                format!("unknown setting `{key}`, expected {}; remove it", known.join(", ")),
+                format!("unknown setting `{key}`: expected {}", known.join(", ")),
             ))
         }
     }
 }
 
-/// A list of names for a message, shortened.
+/// Formats a list of names for a message.
 pub(crate) fn shortened(names: &[String]) -> String {
     match names.len() {
         0 => "none".to_string(),

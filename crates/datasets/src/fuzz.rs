@@ -1,8 +1,7 @@
-//! What the fuzz targets in `fuzz/` call: one function per reader of untrusted files, bytes in.
+//! Entry points of the fuzz targets in `fuzz/`: one function per reader of untrusted files.
 //!
-//! Whether the bytes are read or refused does not matter; a panic, a hang or memory without bound
-//! is a finding. Readers of files get a folder of their own that is thrown away; an error is one of
-//! that folder.
+//! The input may be accepted or rejected; a panic, a hang or unbounded memory is a bug. Readers of
+//! files get a temporary folder; an error is one of that folder.
 
 use std::fs;
 use std::io::Result;
@@ -15,29 +14,29 @@ use crate::layout::{cub_format, text_lists};
 
 /// JPEG.
 pub fn jpeg(bytes: &[u8]) {
-    an_image(b"\xff\xd8\xff", bytes);
+    image(b"\xff\xd8\xff", bytes);
 }
 
 /// PNG.
 pub fn png(bytes: &[u8]) {
-    an_image(b"\x89PNG", bytes);
+    image(b"\x89PNG", bytes);
 }
 
 /// TIFF of either byte order.
 pub fn tiff(bytes: &[u8]) {
     match bytes.first() {
-        Some(b'M') => an_image(b"MM\0\x2a", bytes),
-        _ => an_image(b"II\x2a\0", bytes),
+        Some(b'M') => image(b"MM\0\x2a", bytes),
+        _ => image(b"II\x2a\0", bytes),
     }
 }
 
 /// BMP.
 pub fn bmp(bytes: &[u8]) {
-    an_image(b"BM", bytes);
+    image(b"BM", bytes);
 }
 
-/// Puts the format's first bytes there, so that no try is spent on finding them.
-fn an_image(magic: &[u8], bytes: &[u8]) {
+/// Prepends the magic bytes, so that no input is wasted on finding them.
+fn image(magic: &[u8], bytes: &[u8]) {
     let Some(rest) = bytes.get(magic.len()..) else { return };
     let bytes = [magic, rest].concat();
     for to in [PixelFormat::Rgb, PixelFormat::Luma, PixelFormat::Index] {
@@ -57,7 +56,7 @@ pub fn mat(bytes: &[u8]) {
 
 /// Parquet files of images and labels.
 pub fn parquet(bytes: &[u8]) -> Result<()> {
-    in_a_folder(|folder| {
+    in_temp_dir(|folder| {
         let path = folder.join("fuzzed.parquet");
         fs::write(&path, bytes)?;
         let _ = parquet::footer(&path).and_then(|footer| parquet::rows(&path, &footer, |_, _| Ok(())));
@@ -67,20 +66,19 @@ pub fn parquet(bytes: &[u8]) -> Result<()> {
 
 /// Archives: tar, tar.gz and zip. Nothing may be written outside of the target.
 pub fn archive(bytes: &[u8]) -> Result<()> {
-    in_a_folder(|folder| {
+    in_temp_dir(|folder| {
         let (path, into) = (folder.join("fuzzed"), folder.join("into"));
         fs::write(&path, bytes)?;
         fs::create_dir(&into)?;
         let _ = archives::unpack(&path, &into, &[], "");
-        assert_eq!(fs::read_dir(folder)?.count(), 2, "something was written outside");
+        assert_eq!(fs::read_dir(folder)?.count(), 2, "a file was written outside of the target");
         Ok(())
     })
 }
 
-/// Lists of lines, and the lists by image id of CUB and NABirds: the bytes up to a byte 255 are the
-/// first of four lists, and so on.
+/// Text lists, and the CUB format: a byte 255 separates four lists.
 pub fn lists(bytes: &[u8]) -> Result<()> {
-    in_a_folder(|folder| {
+    in_temp_dir(|folder| {
         let names = ["images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"];
         let mut parts = bytes.splitn(names.len(), |b| *b == 0xff);
         for name in names {
@@ -99,7 +97,7 @@ pub fn lists(bytes: &[u8]) -> Result<()> {
     })
 }
 
-fn in_a_folder(run: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn in_temp_dir(run: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     run(tempfile::tempdir()?.path())
 }
 
@@ -107,9 +105,9 @@ fn in_a_folder(run: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// What a target does with whole and with broken files, also where no fuzzer is at hand.
+    /// Runs the targets on valid and corrupt files without a fuzzer.
     #[test]
-    fn targets_run() {
+    fn runs_every_target() {
         let lists: &[u8] = b"1 a/b.jpg\n2 a/c.jpg\n\xff1 1\n2 1\n\xff1 1\n2 0\n\xff1 001.a\n";
         for bytes in [b"".as_slice(), b"x", b"\xff\xd8\xff\xe0\0\x10JFIF", b"PK\x05\x06", lists, &[0; 600]] {
             for target in [jpeg, png, tiff, bmp, mat] {

@@ -1,4 +1,4 @@
-//! 8-bit images of any number of channels, the currency of the transforms.
+//! 8-bit images with any number of channels, the input and output of transforms.
 
 use stillhouse_core::data::{Image, Mask};
 
@@ -12,33 +12,33 @@ pub struct ImageBuffer {
     pub height: usize,
     /// Values per pixel.
     pub channels: usize,
-    /// The values.
+    /// Values.
     pub pixels: Vec<u8>,
 }
 
 impl ImageBuffer {
-    /// An image of one value.
+    /// Creates an image of one value.
     pub fn filled(width: usize, height: usize, channels: usize, value: u8) -> Self {
         Self { width, height, channels, pixels: vec![value; width * height * channels] }
     }
 
-    /// Values in a row.
+    /// Returns the number of values in a row.
     pub(crate) fn stride(&self) -> usize {
         self.width * self.channels
     }
 
-    /// Rows from the top.
+    /// Iterates over the rows from the top.
     pub(crate) fn rows(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.pixels.chunks_exact(self.stride().max(1))
     }
 
-    /// The image with every value passed through a table of 256.
+    /// Applies a lookup table to every value.
     pub(crate) fn mapped(&self, table: &[u8; 256]) -> Self {
         let pixels = self.pixels.iter().map(|&v| table[usize::from(v)]).collect();
         Self { pixels, ..*self }
     }
 
-    /// The image as RGB: gray is repeated.
+    /// Converts to RGB; gray is repeated.
     pub fn into_image(self) -> Image {
         let pixels = if self.channels == 3 {
             self.pixels
@@ -48,7 +48,7 @@ impl ImageBuffer {
         Image { width: self.width, height: self.height, pixels }
     }
 
-    /// The first channel as labels.
+    /// Converts the first channel to labels.
     pub fn into_mask(self) -> Mask {
         let labels = if self.channels == 1 {
             self.pixels
@@ -71,7 +71,7 @@ impl From<Mask> for ImageBuffer {
     }
 }
 
-/// Luma of one pixel as Pillow has it: `(19595 R + 38470 G + 7471 B + 32768) >> 16`.
+/// Computes the luma of a pixel as Pillow does: `(19595 R + 38470 G + 7471 B + 32768) >> 16`.
 pub(crate) fn luma(pixel: &[u8]) -> u8 {
     match pixel {
         [r, g, b, ..] => {

@@ -16,29 +16,29 @@ use crate::transforms::pipeline::{Pair, Pipeline};
 use crate::{Error, ImageBuffer};
 use sampler::BatchSampler;
 
-/// Batches made ahead, whose images the workers take in order.
+/// Batches prepared ahead of their use.
 const PREFETCH: usize = 2;
 
-/// Makes a loader with as many workers as rayon has threads here; see [`loader_with_threads`].
+/// Creates a loader with as many workers as rayon has threads; see [`loader_with_threads`].
 ///
 /// # Errors
 ///
-/// A sampler or transform that does not fit; each names what and why.
+/// An invalid sampler or transform.
 pub fn loader(dataset: Arc<dyn Dataset>, spec: &LoaderSpec) -> Result<Box<dyn BatchSource>> {
     loader_with_threads(dataset, spec, rayon::current_num_threads())
 }
 
-/// Makes a loader with its own `threads` workers (at least 1), which decode and transform the
-/// images of a batch while the batches before it are used.
+/// Creates a loader with its own `threads` workers (at least 1), which decode and transform the
+/// images of a batch while earlier batches are used.
 ///
-/// Images come as `[B, 3, H, W]` f32 on the CPU. What is in a batch depends on the specification
-/// and the position only: never on the number of workers, nor on what was read before. The random
-/// numbers of an image's transforms are at the address (epoch, place of the image in the epoch)
-/// of the stream `augment`, so an image that is drawn twice is transformed twice. Decoded images
-/// are kept, after the leading steps that are not random, while they fit into `cache_bytes`.
+/// Images are `[B, 3, H, W]` f32 on the CPU. A batch depends on the specification and the position
+/// only, not on the number of workers or on earlier batches. The random numbers of an image's
+/// transforms are at the address (epoch, index of the image in the epoch) of the stream `augment`,
+/// so an image that is drawn twice is transformed differently. Decoded images are cached, after the
+/// leading deterministic steps, as long as they fit into `cache_bytes`.
 ///
-/// An image that cannot be read is an error of its batch that names the file; the position stays
-/// before that batch. Dropping the loader stops its threads.
+/// An unreadable image is an error of its batch that names the file; the position stays before that
+/// batch. Dropping the loader stops its threads.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub fn loader_with_threads(
     }))
 }
 
-/// What the worker needs to make any batch.
+/// State shared by the workers.
 struct Source {
     dataset: Arc<dyn Dataset>,
     sampler: BatchSampler,
@@ -74,7 +74,7 @@ struct Source {
     augment: Rng,
     /// By dataset index.
     cache: Vec<OnceLock<Cached>>,
-    /// Bytes that may still be taken.
+    /// Free bytes of the cache.
     cache_left: AtomicUsize,
     stopped: AtomicBool,
 }
@@ -82,7 +82,7 @@ struct Source {
 /// A transformed image and its class.
 type TransformedSample = (Pair, u32);
 
-/// A decoded image after the fixed steps.
+/// A decoded image after the deterministic steps.
 struct Cached {
     pair: Pair,
     class: u32,
@@ -98,9 +98,9 @@ impl Source {
         Ok(Cached { pair: self.pipeline.fixed(Pair { image: sample.image.into(), mask }), class })
     }
 
-    /// One image.
-    fn image(&self, epoch: u64, place: u64, index: usize) -> Result<TransformedSample> {
-        let mut draw = self.augment.at(epoch, place);
+    /// Decodes and transforms an image.
+    fn image(&self, epoch: u64, position: u64, index: usize) -> Result<TransformedSample> {
+        let mut draw = self.augment.at(epoch, position);
         let slot = &self.cache[index];
         if let Some(cached) = slot.get() {
             return Ok((self.pipeline.random(cached.pair.clone(), &mut draw), cached.class));
@@ -115,13 +115,13 @@ impl Source {
         }
         let result = (self.pipeline.random(fresh.pair.clone(), &mut draw), fresh.class);
         if slot.set(fresh).is_err() {
-            // Drawn twice in one batch, and the other was first.
+            // Another worker cached the same image first.
             self.cache_left.fetch_add(bytes, Ordering::Relaxed);
         }
         Ok(result)
     }
 
-    /// A batch of these images; the first error in order, whichever was made first.
+    /// Collates images into a batch; returns the first error in batch order.
     fn batch(&self, indices: &[usize], images: Vec<Result<TransformedSample>>) -> Result<Batch> {
         let images: Vec<TransformedSample> = images.into_iter().collect::<Result<_>>()?;
         let (height, width) = images.first().map_or((0, 0), |(p, _)| (p.image.height, p.image.width));
@@ -141,8 +141,8 @@ impl Source {
             .into());
         }
         let count = images.len();
-        // One after the other: this writes to memory without clearing it first, while other workers
-        // go on with the next batch.
+        // Sequential: the buffer is written without being cleared first, and the other workers
+        // continue with the next batch.
         let mut values = Vec::with_capacity(count * 3 * height * width);
         images.iter().for_each(|(pair, _)| self.pipeline.finish(&pair.image, &mut values));
         let labels = match self.dataset.info().task {
@@ -163,32 +163,32 @@ impl Source {
     }
 }
 
-/// A batch whose images are being made. Images are tasks of their own, first in first out, so that no
-/// worker waits at the end of a batch for the others.
+/// A batch in preparation. Each image is a task, in first-in-first-out order, so no worker idles at
+/// the end of a batch.
 struct PendingBatch<'a> {
     source: &'a Source,
     position: Position,
     indices: Vec<usize>,
     images: Mutex<Vec<Option<Result<TransformedSample>>>>,
-    /// Images that are not made yet.
+    /// Images in preparation.
     left: AtomicUsize,
     done: SyncSender<Result<Batch>>,
 }
 
 impl PendingBatch<'_> {
-    /// Makes one image, and the batch after its last one.
+    /// Prepares one image, and the batch after the last one.
     fn image(&self, i: usize) {
-        let place = self.position.batch * self.source.sampler.batch_size() as u64 + i as u64;
+        let position = self.position.batch * self.source.sampler.batch_size() as u64 + i as u64;
         let image = if self.source.stopped.load(Ordering::Relaxed) {
             Err(Error::LoaderPanic("stopped".to_string()).into())
         } else {
-            self.source.image(self.position.epoch, place, self.indices[i])
+            self.source.image(self.position.epoch, position, self.indices[i])
         };
         let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
         images()[i] = Some(image);
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             let images = std::mem::take(&mut *images()).into_iter().flatten().collect();
-            // Nobody waits for it any more if this fails.
+            // Fails if the receiver is gone.
             let _ = self.done.send(self.source.batch(&self.indices, images));
         }
     }
@@ -202,13 +202,13 @@ struct Loader {
 }
 
 struct Worker {
-    /// Where each batch will come, in order.
+    /// A receiver for each batch, in order.
     batches: Receiver<Receiver<Result<Batch>>>,
     thread: JoinHandle<()>,
 }
 
 impl Loader {
-    /// Starts pending batches from `next` on, which is not the end of an epoch.
+    /// Starts preparing batches from `next`, which is not the end of an epoch.
     fn start(&self) -> Result<Worker> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
@@ -219,7 +219,7 @@ impl Loader {
         let source = Arc::clone(&self.source);
         let mut position = self.next;
         let run = move || {
-            // Ends when every image that was begun is done.
+            // Returns when every started image is finished.
             pool.in_place_scope_fifo(|scope| {
                 loop {
                     let epoch = source.sampler.epoch(position.epoch);
@@ -249,11 +249,11 @@ impl Loader {
         let thread = std::thread::Builder::new()
             .name("loader".to_string())
             .spawn(run)
-            .map_err(stillhouse_core::Error::io("the loader's thread"))?;
+            .map_err(stillhouse_core::Error::io("the loader thread"))?;
         Ok(Worker { batches, thread })
     }
 
-    /// Ends the worker; the reason, if it panicked.
+    /// Stops the worker; returns the message if it panicked.
     fn stop(&mut self) -> Option<String> {
         let Worker { batches, thread } = self.worker.take()?;
         self.source.stopped.store(true, Ordering::Relaxed);
@@ -283,7 +283,7 @@ impl BatchSource for Loader {
             Some(worker) => worker,
             None => self.start()?,
         };
-        // Either ends without a batch if a thread has panicked.
+        // Both channels close without a batch if a thread panicked.
         let received = self.worker.insert(worker).batches.recv().and_then(|batch| batch.recv());
         match received {
             Ok(Ok(batch)) => {
@@ -308,7 +308,7 @@ impl BatchSource for Loader {
             return Err(Error::setting(
                 "loader",
                 format!(
-                    "batch {} of an epoch of {batches}; the checkpoint belongs to other settings",
+                    "expected a batch up to {batches} in an epoch, found {}; the checkpoint has other settings",
                     position.batch
                 ),
             )
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn epochs_end_and_go_on() {
+    fn ends_each_epoch_and_continues() {
         let set = Fake::new(&[3, 2]);
         let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
         let mut loader = loader_with_threads(Arc::new(set), &spec, 2).unwrap();
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_image_is_named_and_the_position_stays() {
+    fn names_an_unreadable_image_and_keeps_the_position() {
         let mut set = Fake::new(&[6]);
         set.broken = Some(3);
         let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(loader.next_batch().unwrap().unwrap().ids, [4, 5]);
     }
 
-    /// A data set whose third image panics.
+    /// A dataset whose third image panics.
     struct Panicking(Fake);
 
     impl Dataset for Panicking {
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_a_worker_is_told() {
+    fn reports_worker_panic() {
         let set = Fake::new(&[6]);
         let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
         let mut loader = loader_with_threads(Arc::new(Panicking(set)), &spec, 2).unwrap();
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_differ_are_named() {
+    fn rejects_different_image_sizes() {
         let set = Fake::new(&[4]);
         let spec = spec(&set, Sampler::Sequential { batch: 4 }, r#"{op="hflip"}"#);
         let e = loader(Arc::new(set), &spec).unwrap().next_batch().unwrap_err().to_string();
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_become_a_target() {
+    fn collates_masks() {
         let set = Fake::new(&[4]).without_classes();
         let spec =
             spec(&set, Sampler::Shuffle { batch: 4, drop_last: true }, r#"{op="random_crop", size=24}"#);
@@ -449,9 +449,9 @@ mod tests {
         assert!(labels.contains(&255) && labels.iter().all(|&l| l < 5 || l == 255));
     }
 
-    /// Dropping a loader whose worker waits must not hang.
+    /// Dropping a loader with a blocked worker must not hang.
     #[test]
-    fn dropping_stops_the_threads() {
+    fn stops_its_threads_on_drop() {
         for wanted in 0..4 {
             let set = Fake::new(&[20]);
             let spec = spec(&set, Sampler::Sequential { batch: 1 }, r#"{op="center_crop", size=8}"#);

@@ -1,30 +1,31 @@
-//! Cutting a dataset into training and test images.
+//! Training and test splits.
 
 use stillhouse_core::data::{Dataset, Split, SplitMode, SplitSpec};
 use stillhouse_core::{Result, Rng};
 
 use crate::Error;
 
-/// Cuts a dataset; the same dataset, ratio, mode and seed always give the same cut.
+/// Splits a dataset; dataset, ratio, mode and seed determine the split.
 ///
-/// `stratified`: in each class the keys are sorted by byte order and shuffled (Fisher-Yates from
-/// the last place down) with `Rng::new(seed).stream("split").at(0, class)`; the first
-/// `floor(ratio * n + 0.5)` train, the others test. `global_random` does the same once with all
-/// images, at address (1, 0). `per_class = [a, b]` then keeps, of each class, the first `a`
-/// training and the first `b` test images in the shuffled order, or all where there are fewer.
-/// `official` takes the dataset's lists `train` and `test` (`val` where there is no `test`) as they
-/// are, whatever the ratio and the seed. Both lists are returned in ascending order.
+/// `stratified`: the keys of each class are sorted by bytes and shuffled (Fisher-Yates from the last
+/// index down) with `Rng::new(seed).stream("split").at(0, class)`; the first
+/// `floor(ratio * n + 0.5)` are training images, the others test images. `global_random` does the
+/// same with all images, at address (1, 0). `per_class = [a, b]` then keeps at most the first `a`
+/// training and the first `b` test images of each class in the shuffled order. `official` uses the
+/// dataset's lists `train` and `test` (`val` without a `test`) and ignores ratio and seed. Both lists
+/// are returned in ascending order.
 ///
 /// # Errors
 ///
-/// A ratio outside (0, 1), a side without images, `stratified` without image classes, or
-/// `official` for a dataset without an official split.
+/// A ratio outside (0, 1), an empty list, `stratified` without image classes, or `official` for a
+/// dataset without an official split.
 pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
     let name = &dataset.info().name;
-    let refuse =
-        |why: String| -> stillhouse_core::Error { Error::setting(format!("split of `{name}`"), why).into() };
+    let invalid = |message: String| -> stillhouse_core::Error {
+        Error::setting(format!("split of `{name}`"), message).into()
+    };
     if spec.mode != SplitMode::Official && !(spec.ratio > 0.0 && spec.ratio < 1.0) {
-        return Err(refuse(format!("ratio {}, expected a part between 0 and 1, such as 0.8", spec.ratio)));
+        return Err(invalid(format!("expected a ratio between 0 and 1, such as 0.8, found {}", spec.ratio)));
     }
     let rng = Rng::new(spec.seed).stream("split");
     let mut split = Split { train: Vec::new(), test: Vec::new() };
@@ -34,8 +35,8 @@ pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
             for index in 0..dataset.len() {
                 let class = dataset.class(index).and_then(|c| classes.get_mut(c as usize));
                 let Some(class) = class else {
-                    return Err(refuse(format!(
-                        "`{}` has no class to stratify by; use mode = \"global_random\" or an official split",
+                    return Err(invalid(format!(
+                        "expected a class for `{}`; use mode = \"global_random\" or an official split",
                         dataset.key(index)
                     )));
                 };
@@ -43,31 +44,31 @@ pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
             }
             for (class, members) in classes.into_iter().enumerate() {
                 let order = shuffled(dataset, members, &rng, (0, class as u64));
-                cut(&order, spec.ratio, &mut split);
+                assign(&order, spec.ratio, &mut split);
             }
         }
         SplitMode::GlobalRandom => {
             let order = shuffled(dataset, (0..dataset.len()).collect(), &rng, (1, 0));
-            cut(&order, spec.ratio, &mut split);
+            assign(&order, spec.ratio, &mut split);
         }
         SplitMode::Official => {
             let list = |name| dataset.official_split(name);
             let Some((train, test)) = list("train").zip(list("test").or_else(|| list("val"))) else {
-                return Err(refuse(
-                    "it has no official split; use `stratified` or `global_random` with a ratio".to_string(),
+                return Err(invalid(
+                    "no official split; use `stratified` or `global_random` with a ratio".to_string(),
                 ));
             };
             split = Split { train, test };
         }
     }
     if let Some([train, test]) = spec.per_class {
-        keep(dataset, &mut split.train, train);
-        keep(dataset, &mut split.test, test);
+        truncate_classes(dataset, &mut split.train, train);
+        truncate_classes(dataset, &mut split.test, test);
     }
     for (side, list) in [("training", &mut split.train), ("test", &mut split.test)] {
         if list.is_empty() {
-            return Err(refuse(format!(
-                "no {side} image of {} at ratio {} and per_class {:?}; change them",
+            return Err(invalid(format!(
+                "no {side} image among {} with ratio {} and per_class {:?}",
                 dataset.len(),
                 spec.ratio,
                 spec.per_class
@@ -85,20 +86,20 @@ fn shuffled(dataset: &dyn Dataset, indices: Vec<usize>, rng: &Rng, address: (u64
     keyed.into_iter().map(|(_, i)| i).collect()
 }
 
-fn cut(order: &[usize], ratio: f64, split: &mut Split) {
+fn assign(order: &[usize], ratio: f64, split: &mut Split) {
     let train = ((ratio * order.len() as f64 + 0.5).floor() as usize).min(order.len());
     split.train.extend_from_slice(&order[..train]);
     split.test.extend_from_slice(&order[train..]);
 }
 
-/// Keeps the first `most` of each class; images without a class count as one class.
-fn keep(dataset: &dyn Dataset, list: &mut Vec<usize>, most: usize) {
+/// Keeps the first `limit` of each class; images without a class are one class.
+fn truncate_classes(dataset: &dyn Dataset, list: &mut Vec<usize>, limit: usize) {
     let mut counts = vec![0; dataset.info().classes.len() + 1];
     let last = counts.len() - 1;
     list.retain(|&index| {
         let class = dataset.class(index).map_or(last, |c| (c as usize).min(last));
         counts[class] += 1;
-        counts[class] <= most
+        counts[class] <= limit
     });
 }
 
@@ -113,15 +114,15 @@ mod tests {
         SplitSpec { ratio, mode: SplitMode::Stratified, seed, per_class: None }
     }
 
-    /// Pinned: a change of the generator or of the order would change every published split.
+    /// Pinned: a change would change every published split.
     #[test]
-    fn the_cut_is_fixed_for_ever() {
+    fn keeps_the_pinned_split() {
         let split = split(&Fake::new(&[4, 6]), &spec(0.5, 7)).unwrap();
         assert_eq!((split.train, split.test), (vec![1, 3, 4, 6, 8], vec![0, 2, 5, 7, 9]));
     }
 
     #[test]
-    fn counts_of_the_papers() {
+    fn has_the_counts_of_the_papers() {
         for (counts, ratio, test) in
             [(vec![100; 21], 0.8, 420), (vec![100; 21], 0.6, 840), (vec![400; 7], 0.6, 1120)]
         {
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_settings_are_named() {
+    fn rejects_invalid_settings() {
         let set = Fake::new(&[3, 3]);
         for ratio in [0.0, 1.0, -1.0, f64::NAN] {
             assert!(split(&set, &spec(ratio, 0)).unwrap_err().to_string().contains("between 0 and 1"));
@@ -148,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_sides_share_out_the_images(
+        fn partitions_the_images(
             counts in prop::collection::vec(2usize..30, 1..6),
             ratio in 0.3f64..0.7,
             seed: u64,

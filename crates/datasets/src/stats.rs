@@ -1,4 +1,4 @@
-//! Figures of a dataset, and a picture of it.
+//! Statistics and a contact sheet of a dataset.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -9,18 +9,18 @@ use crate::image_buffer::ImageBuffer;
 use crate::palette::voc_color;
 use crate::transforms::{Filter, resize};
 
-/// What `stillhouse data stats` tells.
+/// Statistics of a dataset (`stillhouse data stats`).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stats {
     /// Registry name.
     pub dataset: String,
-    /// Its title.
+    /// Title.
     pub title: String,
     /// Images.
     pub images: usize,
     /// Classes in the order of their indices.
     pub classes: Vec<ClassStats>,
-    /// Pixels of masks that are ignored; 0 for classification.
+    /// Ignored mask pixels; 0 for classification.
     pub ignored: u64,
     /// Smallest and largest width.
     pub width: [usize; 2],
@@ -28,18 +28,18 @@ pub struct Stats {
     pub height: [usize; 2],
     /// Mean of red, green and blue over all pixels, from 0 to 1.
     pub mean: [f64; 3],
-    /// Their standard deviation.
+    /// Standard deviation of red, green and blue.
     pub std: [f64; 3],
 }
 
-/// How often a class occurs.
+/// Statistics of a class.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClassStats {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Images of it; for segmentation those that hold it.
+    /// Images of the class; for segmentation, images that contain it.
     pub images: usize,
-    /// Pixels of it in masks; 0 for classification.
+    /// Mask pixels of the class; 0 for classification.
     pub pixels: u64,
 }
 
@@ -74,12 +74,12 @@ fn sums(sample: &Sample) -> Sums {
     Sums { size: [image.width, image.height], values, squares, class, labels }
 }
 
-/// Decodes everything and counts. All sums are of integers, so the figures do not depend on the
-/// number of threads.
+/// Computes the statistics of all samples. All sums are of integers, so the result does not depend on
+/// the number of threads.
 ///
 /// # Errors
 ///
-/// An image or mask that cannot be read.
+/// An unreadable image or mask.
 pub fn stats(set: &dyn Dataset) -> Result<Stats> {
     let all: Vec<Sums> =
         (0..set.len()).into_par_iter().map(|index| Ok(sums(&set.sample(index)?))).collect::<Result<_>>()?;
@@ -126,15 +126,15 @@ pub fn stats(set: &dyn Dataset) -> Result<Stats> {
     })
 }
 
-/// A sheet of thumbnails of `side` pixels: for classification a row of up to `columns` images for
-/// each class, for segmentation images and their masks side by side.
+/// Draws thumbnails of `side` pixels: for classification, a row of up to `columns` images per class;
+/// for segmentation, images next to their masks.
 ///
 /// # Errors
 ///
-/// An image that cannot be read.
+/// An unreadable image.
 pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<ImageBuffer> {
-    // PNG viewers manage this many rows.
-    const ROWS: usize = 256;
+    // Keeps the sheet viewable.
+    const MAX_ROWS: usize = 256;
     let columns = columns.max(2);
     let info = set.info();
     let mut cells: Vec<(usize, usize, usize)> = Vec::new();
@@ -143,15 +143,15 @@ pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<I
             let mut shown = vec![0; info.classes.len()];
             for index in 0..set.len() {
                 let row = set.class(index).map_or(0, |c| c as usize);
-                if let Some(n) = shown.get_mut(row).filter(|n| **n < columns && row < ROWS) {
+                if let Some(n) = shown.get_mut(row).filter(|n| **n < columns && row < MAX_ROWS) {
                     cells.push((row, *n, index));
                     *n += 1;
                 }
             }
         }
         Task::Segmentation => {
-            let most = (columns / 2 * ROWS.min(16)).min(set.len());
-            // From the whole of the set, evenly.
+            let most = (columns / 2 * MAX_ROWS.min(16)).min(set.len());
+            // Evenly spaced over the dataset.
             cells =
                 (0..most).map(|i| (i / (columns / 2), i % (columns / 2) * 2, i * set.len() / most)).collect();
         }
@@ -181,7 +181,7 @@ pub fn contact_sheet(set: &dyn Dataset, columns: usize, side: usize) -> Result<I
     Ok(sheet)
 }
 
-/// A color image as PNG.
+/// Encodes an RGB image as PNG.
 ///
 /// # Errors
 ///
@@ -204,12 +204,12 @@ mod tests {
     use crate::fake::Fake;
 
     #[test]
-    fn figures_of_a_small_set() {
+    fn computes_statistics() {
         let set = Fake::new(&[4, 3]);
         let found = stats(&set).unwrap();
         assert_eq!(found.classes.iter().map(|c| c.images).collect::<Vec<_>>(), [4, 3]);
         assert_eq!((found.width, found.height, found.ignored), ([20, 22], [18, 19], 0));
-        // The long way round.
+        // Reference in f64.
         let mut red: Vec<f64> = Vec::new();
         for index in 0..7 {
             red.extend(
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_are_counted_and_shown() {
+    fn counts_and_draws_masks() {
         let set = Fake::new(&[1, 1, 1, 1, 1]).without_classes();
         let found = stats(&set).unwrap();
         let pixels: u64 = found.classes.iter().map(|c| c.pixels).sum();

@@ -1,8 +1,7 @@
-//! Pure image operations, exactly as Pillow and torchvision define them.
+//! Deterministic image operations, equal to those of Pillow and torchvision.
 //!
-//! Coordinates: x to the right, y down. Every operation takes 1 or 3 channels (the color ones say
-//! otherwise) and returns a new image; nothing here is random. What a configuration names is in
-//! [`pipeline`].
+//! Coordinates: x to the right, y down. Operations take 1 or 3 channels unless documented otherwise and
+//! return a new image. The steps that a configuration names are in [`pipeline`].
 
 mod color;
 mod crop;

@@ -38,8 +38,8 @@ fn reads_every_layout() {
         assert!(set.key(1).starts_with(&format!("{}/", manifest.classes[1].name)), "{name}");
         set.sample(set.len() - 1).unwrap();
         assert!(set.official_split("train").is_none());
-        for place in [root.path(), &folder] {
-            let report = check(&request(name, place), true).unwrap();
+        for path in [root.path(), &folder] {
+            let report = check(&request(name, path), true).unwrap();
             assert!(report.is_ok() && report.images == set.len(), "{report}");
         }
         // Incomplete, and the report has the published total.
@@ -65,10 +65,6 @@ fn accepts_the_alternative_folders() {
 #[test]
 fn reports_seeded_corruptions_in_every_layout() {
     type Apply = fn(&Path, &Manifest);
-    let file = |folder: &Path, class: &str| {
-        fs::read_dir(folder.join(class)).unwrap().next().unwrap().unwrap().path()
-    };
-    let _ = file;
     let corruptions: [(Kind, Apply, bool); 6] = [
         (
             Kind::MissingClass,

@@ -1,4 +1,4 @@
-//! The loader as a whole: the same batches for any number of workers and from any position.
+//! The loader yields the same batches for any number of workers and from any position.
 
 mod fixtures;
 
@@ -32,7 +32,7 @@ fn augmented() -> Vec<toml::Table> {
     )
 }
 
-/// A batch as bits: indices, classes, values.
+/// Bits of a batch: indices, classes, values.
 type Bits = (Vec<u64>, Vec<u32>, Vec<u32>);
 
 fn bits(batch: &Batch) -> Bits {
@@ -59,7 +59,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_number_of_workers_gives_the_same_batches(sampler in samplers(), seed: u64, cache in 0usize..100_000) {
+    fn yields_the_same_batches_for_any_number_of_workers(sampler in samplers(), seed: u64, cache in 0usize..100_000) {
         let spec = LoaderSpec {
             indices: (0..42).collect(),
             sampler,
@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn seeking_equals_running_through(sampler in samplers(), seed: u64, at in 0usize..12, cache in 0usize..100_000) {
+    fn seeks_to_the_same_batches(sampler in samplers(), seed: u64, at in 0usize..12, cache in 0usize..100_000) {
         let spec = LoaderSpec {
             indices: (0..42).step_by(2).chain([3, 5]).collect(),
             sampler,
@@ -102,7 +102,7 @@ proptest! {
 }
 
 #[test]
-fn a_split_trains_and_tests() {
+fn loads_both_parts_of_a_split() {
     let set = scenes(5);
     let spec = SplitSpec { ratio: 0.8, mode: Default::default(), seed: 1, per_class: None };
     let cut = split(&*set, &spec).unwrap();
@@ -124,7 +124,7 @@ fn a_split_trains_and_tests() {
     assert_eq!(loader.position(), Position { epoch: 1, batch: 0 });
 }
 
-/// Counts how often it decodes.
+/// Counts decoded images.
 struct Counting(Arc<dyn Dataset>, AtomicUsize);
 
 impl Dataset for Counting {
@@ -150,8 +150,8 @@ impl Dataset for Counting {
 }
 
 #[test]
-fn the_cache_keeps_what_fits() {
-    // After the resize an image has 24 * 24 * 3 = 1728 bytes; ten fit.
+fn caches_what_fits() {
+    // A resized image has 24 * 24 * 3 = 1728 bytes; ten fit.
     for (cache_bytes, decodes) in [(1 << 20, 42), (17_280, 42 + 2 * 32), (0, 3 * 42)] {
         let set = Arc::new(Counting(scenes(2), AtomicUsize::new(0)));
         let spec = LoaderSpec {
@@ -163,18 +163,18 @@ fn the_cache_keeps_what_fits() {
         };
         let mut loader = loader_with_threads(Arc::clone(&set) as Arc<dyn Dataset>, &spec, 2).unwrap();
         take(&mut *loader, 6);
-        // What was made ahead may have begun.
+        // Prefetching may have started.
         drop(loader);
         let count = set.1.load(Ordering::Relaxed);
         assert!((decodes..=decodes + 2 * 42).contains(&count), "{cache_bytes}: {count}");
-        // The next epoch may want an image that the other worker is still decoding.
+        // The next epoch may need an image that another worker is still decoding.
         assert!(cache_bytes != 1 << 20 || count <= decodes + 1, "{count}");
     }
 }
 
-/// A cache of any size changes nothing but the time.
+/// The cache size does not change batches.
 #[test]
-fn a_cache_changes_no_batch() {
+fn yields_the_same_batches_with_any_cache() {
     let run = |cache_bytes: usize| {
         let spec = LoaderSpec {
             indices: (0..42).collect(),
@@ -187,23 +187,23 @@ fn a_cache_changes_no_batch() {
     };
     let without = run(0);
     assert_eq!(without.iter().flatten().count(), 18);
-    // None fits, some, all.
+    // No image fits, some, all.
     for bytes in [100, 50_000, 1 << 20] {
         assert_eq!(run(bytes), without, "{bytes}");
     }
 }
 
-/// What the process holds after ten epochs it holds after a hundred, with a cache and without. A
-/// process of its own is asked, since other tests run in this one.
+/// Memory does not grow between ten and a hundred epochs, with and without a cache. Measured in a child
+/// process, since other tests run in this one.
 #[test]
-fn memory_is_flat_over_100_epochs() {
+fn uses_constant_memory_over_100_epochs() {
     const CHILD: &str = "STILLHOUSE_TEST_EPOCHS";
     /// MiB; one epoch decodes 4.
     const MORE: f64 = 4.0;
     let Ok(cache) = std::env::var(CHILD) else {
         for cache in [0, 300_000] {
             let child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "memory_is_flat_over_100_epochs", "--nocapture"])
+                .args(["--exact", "uses_constant_memory_over_100_epochs", "--nocapture"])
                 .env(CHILD, cache.to_string())
                 .output()
                 .unwrap();
@@ -213,7 +213,7 @@ fn memory_is_flat_over_100_epochs() {
         }
         return;
     };
-    // The most that was ever held: what is given back in between does not hide anything.
+    // Peak memory, which temporary releases do not hide.
     let held = || {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
         let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.split_whitespace().next()?;
@@ -242,7 +242,7 @@ fn memory_is_flat_over_100_epochs() {
             marks.extend(held());
         }
     }
-    // Only Linux says how much that is.
+    // Only Linux reports it.
     let [early, late] = marks[..] else { return };
     println!("{early:.1} MiB after 10 epochs, {late:.1} MiB after 100");
     assert!(late - early < MORE, "{early:.1} MiB after 10 epochs, {late:.1} MiB after 100");

@@ -1,4 +1,4 @@
-//! Damaged files: an error or an image, never a panic, and never an image of a cut file.
+//! Damaged files yield an error or an image but never a panic, truncated files never an image.
 
 mod fixtures;
 
@@ -9,7 +9,7 @@ use proptest::test_runner::TestRunner;
 use stillhouse_datasets::decode::{MAX_PIXELS, PixelFormat, decode, decode_u16, format};
 use stillhouse_testkit::golden;
 
-/// Every encoded file of the golden folder.
+/// Returns the encoded files of the golden folder.
 fn files() -> Vec<(PathBuf, Vec<u8>)> {
     let cases = golden::require("transforms").into_iter().filter(|c| c.meta["op"] == "decode");
     let paths = cases.map(|c| c.file(c.meta["inputs"]["file"].as_str().unwrap()));
@@ -29,7 +29,7 @@ fn try_all(bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn whole_files_are_read() {
+fn reads_intact_files() {
     let files = files();
     assert!(files.len() >= 30);
     for (path, bytes) in files {
@@ -37,9 +37,9 @@ fn whole_files_are_read() {
     }
 }
 
-/// A cut file is an error; only what stands behind the last pixel may be missing unnoticed.
+/// A truncated file is an error, unless only bytes after the last pixel are missing.
 #[test]
-fn cut_files_are_errors() {
+fn rejects_truncated_files() {
     for (path, bytes) in files() {
         let whole = decode(&bytes, "whole", PixelFormat::Rgb, false).ok();
         let mut lengths: Vec<usize> = (0..40).map(|part| bytes.len() * part / 40).collect();
@@ -58,7 +58,7 @@ fn cut_files_are_errors() {
     }
 }
 
-/// Changes bytes of the stored files of a format, and cuts some.
+/// Changes bytes of the files of a format, and truncates some.
 fn damaged_images(wanted: &str) {
     let files: Vec<Vec<u8>> =
         files().into_iter().map(|f| f.1).filter(|f| format(f) == Some(wanted)).collect();
@@ -70,10 +70,10 @@ fn damaged_images(wanted: &str) {
     let mut runner = TestRunner::new(config);
     let result = runner.run(&(index, changes, cut), |(file, changes, cut)| {
         let mut bytes = file.get(&files).clone();
-        for (place, value, in_header) in changes {
-            // Headers matter most: half of the changes go to the first 64 bytes.
-            let place = if in_header { place % 64 } else { place } % bytes.len();
-            bytes[place] = value;
+        for (offset, value, in_header) in changes {
+            // Headers matter most: half of the changes are in the first 64 bytes.
+            let offset = if in_header { offset % 64 } else { offset } % bytes.len();
+            bytes[offset] = value;
         }
         if let Some(part) = cut {
             bytes.truncate((bytes.len() as f64 * part) as usize);
@@ -85,31 +85,31 @@ fn damaged_images(wanted: &str) {
 }
 
 #[test]
-fn damaged_jpegs_do_not_panic() {
+fn accepts_or_rejects_damaged_jpegs() {
     damaged_images("JPEG");
 }
 
 #[test]
-fn damaged_pngs_do_not_panic() {
+fn accepts_or_rejects_damaged_pngs() {
     damaged_images("PNG");
 }
 
 #[test]
-fn damaged_tiffs_do_not_panic() {
+fn accepts_or_rejects_damaged_tiffs() {
     damaged_images("TIFF");
 }
 
 #[test]
-fn damaged_bmps_do_not_panic() {
+fn accepts_or_rejects_damaged_bmps() {
     damaged_images("BMP");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(fixtures::cases(600)))]
 
-    /// Lists and MATLAB files: a report or an error, never a panic, and an error names the file.
+    /// Lists and MATLAB files yield a report, or an error that names the file.
     #[test]
-    fn damaged_lists_do_not_panic(
+    fn accepts_or_rejects_damaged_lists(
         which in 0usize..6,
         changes in prop::collection::vec((0usize..1 << 14, 0u8..=255), 1..10),
         cut in prop::option::of(0.0f64..1.0),
@@ -125,9 +125,9 @@ proptest! {
         };
         let path = folder.join(file);
         let mut bytes = std::fs::read(&path).unwrap();
-        for (place, value) in changes {
-            let place = place % bytes.len();
-            bytes[place] = value;
+        for (offset, value) in changes {
+            let offset = offset % bytes.len();
+            bytes[offset] = value;
         }
         if let Some(part) = cut {
             bytes.truncate((bytes.len() as f64 * part) as usize);
@@ -144,7 +144,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_does_not_panic(start in 0usize..5, body in prop::collection::vec(0u8..=255, 0..400)) {
+    fn rejects_noise(start in 0usize..5, body in prop::collection::vec(0u8..=255, 0..400)) {
         let magic: [&[u8]; 5] = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II\x2a\0", b"MM\0\x2a", b"BM"];
         let bytes: Vec<u8> = magic[start].iter().copied().chain(body).collect();
         prop_assert!(!try_all(&bytes) || start == 4);

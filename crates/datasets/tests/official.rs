@@ -311,7 +311,7 @@ fn corruptions() -> Vec<(&'static str, Vec<Corruption>)> {
                     cub,
                     |f| cut(&f.join("images").join(CUB)),
                     Kind::Broken,
-                    &["Sooty_Albatross_0001_10.jpg", "cut off"],
+                    &["Sooty_Albatross_0001_10.jpg", "truncated"],
                     true,
                 ),
                 corruption(

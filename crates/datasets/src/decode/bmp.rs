@@ -7,13 +7,13 @@ const PALETTE: &str = "palette";
 
 pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
     let bytes = input.bytes;
-    let short = || input.broken("it ends within its header");
+    let short = || input.corrupt("truncated header");
     let u16_at =
         |at: usize| bytes.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]])).ok_or_else(short);
     let u32_at = |at: usize| Ok(u32::from(u16_at(at)?) | u32::from(u16_at(at + 2)?) << 16);
     let (start, header) = (u32_at(10)? as usize, u32_at(14)? as usize);
     if header < 40 {
-        return Err(input.unsupported(format!("a header of {header} bytes"), "one of 40 or more"));
+        return Err(input.unsupported(format!("a header of {header} bytes"), "at least 40 bytes"));
     }
     let (width, height) = (u32_at(18)? as i32, u32_at(22)? as i32);
     let (bits, compression) = (u16_at(28)?, u32_at(30)?);
@@ -24,12 +24,12 @@ pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
         ));
     }
     if width < 0 {
-        return Err(input.broken(format!("a width of {width}")));
+        return Err(input.corrupt(format!("a width of {width}")));
     }
     let size = input.checked_size(width as u64, height.unsigned_abs().into())?;
     let line = (size.0 * usize::from(bits / 8)).next_multiple_of(4);
     let Some(body) = bytes.get(start..).and_then(|b| b.get(..line * size.1)) else {
-        return Err(input.broken("it ends before its last row, so it was cut off"));
+        return Err(input.corrupt("truncated before the last row"));
     };
     let rows: Vec<&[u8]> = body.chunks_exact(line).collect();
     let ordered: Box<dyn Iterator<Item = &&[u8]>> =
@@ -48,7 +48,7 @@ pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
         for i in indices {
             let at = usize::from(i) * 4;
             let Some(c) = palette.get(at..at + 3) else {
-                return Err(input.broken(format!("index {i} in a palette of {}", palette.len() / 4)));
+                return Err(input.corrupt(format!("index {i} in a palette of {}", palette.len() / 4)));
             };
             colors.extend([c[2], c[1], c[0]]);
         }

@@ -1,6 +1,6 @@
-//! The one EXIF field that matters here.
+//! EXIF orientation.
 
-/// The orientation (1 to 8) of an EXIF block, that is, of a TIFF structure; 1 where there is none.
+/// Returns the orientation (1 to 8) of an EXIF block, which is a TIFF structure; 1 without one.
 pub(super) fn orientation(exif: &[u8]) -> u8 {
     find(exif).filter(|v| (1..=8).contains(v)).map_or(1, |v| v as u8)
 }
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_byte_orders_and_nonsense() {
+    fn reads_both_byte_orders_and_ignores_invalid_blocks() {
         let little = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0";
         let big = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0";
         assert_eq!((orientation(little), orientation(big)), (6, 8));

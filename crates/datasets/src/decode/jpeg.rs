@@ -1,4 +1,4 @@
-//! JPEG: baseline files by [`baseline`], the others by zune-jpeg in strict mode.
+//! JPEG: baseline files with [`baseline`], all others with zune-jpeg in strict mode.
 
 mod baseline;
 mod color;
@@ -24,12 +24,12 @@ pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
     decode_any(input, to)
 }
 
-/// Decodes by zune-jpeg, which has a message for what is wrong.
+/// Decodes with zune-jpeg, which describes errors.
 fn decode_any(input: &Input, to: PixelFormat) -> Result<Decoded> {
-    // The decoder fills what is missing with gray, even in strict mode if only the last rows
-    // are: so the end is looked for first.
+    // Even in strict mode the decoder fills missing last rows with gray, so the end marker is
+    // required first.
     if !is_whole(input.bytes) {
-        return Err(input.broken("it ends before its end marker, so it was cut off"));
+        return Err(input.corrupt("truncated before the end marker"));
     }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -37,8 +37,8 @@ fn decode_any(input: &Input, to: PixelFormat) -> Result<Decoded> {
         .set_max_height(MAX_SIDE)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(input.bytes), options);
-    decoder.decode_headers().map_err(|e| input.broken(e))?;
-    let Some(info) = decoder.info() else { return Err(input.broken("no frame header")) };
+    decoder.decode_headers().map_err(|e| input.corrupt(e))?;
+    let Some(info) = decoder.info() else { return Err(input.corrupt("no frame header")) };
     let size = input.checked_size(info.width.into(), info.height.into())?;
     let mut channels = 3;
     if to != PixelFormat::Rgb {
@@ -50,7 +50,7 @@ fn decode_any(input: &Input, to: PixelFormat) -> Result<Decoded> {
             return Err(input.unsupported("colors", "a label mask of palette indices or gray values"));
         }
     }
-    let pixels = decoder.decode().map_err(|e| input.broken(e))?;
+    let pixels = decoder.decode().map_err(|e| input.corrupt(e))?;
     let orientation = decoder.exif().map_or(1, |e| exif::orientation(e));
     let stored = match decoder.input_colorspace() {
         Some(ColorSpace::Luma) => "gray",
@@ -60,8 +60,8 @@ fn decode_any(input: &Input, to: PixelFormat) -> Result<Decoded> {
     Ok(Decoded { buffer: collect(input, size, channels, pixels, to)?, orientation, stored })
 }
 
-/// Whether there is an end marker behind the scans. Segments are skipped by their length, so that
-/// a thumbnail's end marker does not count.
+/// Whether an end marker follows the scans. Segments are skipped by their length, so a thumbnail's
+/// end marker does not count.
 fn is_whole(bytes: &[u8]) -> bool {
     let mut at = 2;
     let mut scanned = false;
@@ -69,13 +69,13 @@ fn is_whole(bytes: &[u8]) -> bool {
         at += found + 1;
         match bytes.get(at) {
             None => return false,
-            // Fill bytes, stuffed zeros and restarts belong to the scan.
+            // Fill bytes, stuffed zeros and restarts are part of the scan.
             Some(0xff) => {}
             Some(0x00 | 0x01 | 0xd0..=0xd8) => at += 1,
             Some(0xd9) => return scanned,
             Some(marker) => {
                 scanned |= *marker == 0xda;
-                // In a scan a marker is what it seems, so most files need no further look.
+                // Markers within a scan are unambiguous, so most files need no second pass.
                 if scanned && bytes.ends_with(&[0xff, 0xd9]) {
                     return true;
                 }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
     use crate::image_buffer::ImageBuffer;
 
-    /// Files that Pillow wrote, and what it read from them again; `make.py` made them.
+    /// Files written by Pillow and its decoded pixels; see `make.py`.
     fn files() -> Vec<(String, Vec<u8>, ImageBuffer)> {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jpeg");
         let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn baseline_files_have_the_pixels_of_libjpeg() {
+    fn decodes_baseline_files_to_the_pixels_of_libjpeg() {
         let mut baseline = 0;
         for (name, bytes, expected) in files() {
             let input = Input { bytes: &bytes, name: &name, format: "JPEG" };
@@ -124,9 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_of_a_file_is_left_to_the_other_decoder() {
+    fn leaves_truncated_files_to_zune_jpeg() {
         for (name, bytes, _) in files() {
-            // A cut behind the pixels may leave the end marker's first byte.
+            // A cut after the pixels may leave the first byte of the end marker.
             for end in 0..bytes.len() - 1 {
                 assert!(baseline::decode(&bytes[..end], |_, _| true).is_none(), "{name} up to {end}");
             }
@@ -134,14 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_do_not_fit_are_not_decoded() {
+    fn rejects_large_images_before_decoding() {
         for (_, bytes, _) in files() {
             assert!(baseline::decode(&bytes, |_, _| false).is_none());
         }
     }
 
     #[test]
-    fn the_end_marker_of_a_thumbnail_does_not_count() {
+    fn ignores_the_end_marker_of_a_thumbnail() {
         let mut file = vec![0xff, 0xd8, 0xff, 0xe1, 0, 6, 0xff, 0xd9, 0, 0];
         file.extend([0xff, 0xda, 0, 4, 0, 0, 1, 2, 0xff, 0, 3, 0xff, 0xd0, 4]);
         assert!(!is_whole(&file));

@@ -1,7 +1,7 @@
 //! MATLAB 5 files (`.mat`): cells, structures, characters and real numbers, with or without zlib.
 //!
-//! Layout: "MAT-File Format", MathWorks, level 5. A file is untrusted: depth, counts and inflated
-//! bytes are limited, and sizes that lie are errors.
+//! Layout: "MAT-File Format", MathWorks, level 5. Files are untrusted: depth, counts and inflated
+//! bytes are limited, and inconsistent sizes are errors.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,28 +10,28 @@ use flate2::read::ZlibDecoder;
 
 use crate::{Error, Result};
 
-/// Most bytes of all inflated elements of a file together.
+/// Limit for the inflated bytes of a file.
 const MAX_INFLATED: usize = 1 << 28;
-/// Most cells within cells.
+/// Limit for nested cells.
 const MAX_DEPTH: usize = 8;
-/// Most values of all arrays of a file together.
+/// Limit for the values of all arrays of a file.
 const MAX_VALUES: usize = 1 << 25;
 
-/// An array of a file.
+/// An array.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
-    /// Real numbers by columns, with the dimensions.
+    /// Real numbers in column-major order, with the dimensions.
     Numbers(Vec<usize>, Vec<f64>),
-    /// Text by columns; names and paths have one row.
+    /// Text in column-major order; names and paths have one row.
     Text(String),
-    /// Arrays by columns.
+    /// Arrays in column-major order.
     Cells(Vec<Value>),
-    /// The fields of the first structure.
+    /// Fields of the first structure.
     Fields(Vec<(String, Value)>),
 }
 
 impl Value {
-    /// The numbers, if it holds some.
+    /// Returns the numbers of a numeric array.
     pub(crate) fn numbers(&self) -> Option<&[f64]> {
         match self {
             Self::Numbers(_, all) => Some(all),
@@ -39,14 +39,14 @@ impl Value {
         }
     }
 
-    /// The text of each cell, if all hold text.
+    /// Returns the text of each cell of a cell array of text.
     pub(crate) fn texts(&self) -> Option<Vec<&str>> {
         let Self::Cells(cells) = self else { return None };
         cells
             .iter()
             .map(|c| match c {
                 Self::Text(text) => Some(text.as_str()),
-                // A cell in a cell, as some writers have it.
+                // Some writers nest a cell in a cell.
                 Self::Cells(inner) => match inner.as_slice() {
                     [Self::Text(text)] => Some(text.as_str()),
                     _ => None,
@@ -56,14 +56,14 @@ impl Value {
             .collect()
     }
 
-    /// A field of a structure.
+    /// Returns a field of a structure.
     pub(crate) fn field(&self, name: &str) -> Option<&Value> {
         let Self::Fields(fields) = self else { return None };
         fields.iter().find(|(n, _)| n == name).map(|(_, v)| v)
     }
 }
 
-/// Most bytes of a file.
+/// Limit for the bytes of a file.
 const MAX_FILE: u64 = 1 << 26;
 
 /// Reads all named arrays of a file.
@@ -71,29 +71,28 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<(String, Value)>> {
     let name = path.display().to_string();
     let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
     if length > MAX_FILE {
-        let message = format!("{length} bytes, expected at most {MAX_FILE}");
+        let message = format!("expected at most {MAX_FILE} bytes, found {length}");
         return Err(Error::Decode { name, format: "MAT", message });
     }
     read(&std::fs::read(path).map_err(Error::io(path))?, &name)
 }
 
-/// Reads all named arrays of a file's bytes. Arrays of kinds that no dataset uses (sparse, objects)
-/// are left out. `name` is for messages.
+/// Parses all named arrays. Unsupported kinds (sparse, objects) are left out. `name` is for messages.
 pub(crate) fn read(bytes: &[u8], name: &str) -> Result<Vec<(String, Value)>> {
-    let refuse = |message: String| Error::Decode { name: name.to_string(), format: "MAT", message };
-    let header = bytes.get(..128).ok_or_else(|| refuse("it ends within its header".to_string()))?;
+    let invalid = |message: String| Error::Decode { name: name.to_string(), format: "MAT", message };
+    let header = bytes.get(..128).ok_or_else(|| invalid("truncated header".to_string()))?;
     let big = match &header[126..] {
         b"IM" => false,
         b"MI" => true,
         other => {
             let text = String::from_utf8_lossy(&header[..20]).escape_debug().to_string();
-            return Err(refuse(format!(
+            return Err(invalid(format!(
                 "byte order mark {other:02x?} after `{text}`, expected a MATLAB 5.0 MAT-file"
             )));
         }
     };
     let mut reader = Reader { big, inflated: 0, values: 0 };
-    reader.file(&bytes[128..]).map_err(refuse)
+    reader.file(&bytes[128..]).map_err(invalid)
 }
 
 type Parsed<T> = std::result::Result<T, String>;
@@ -104,7 +103,7 @@ struct Reader {
     values: usize,
 }
 
-/// One element: its type, its data, what is behind it.
+/// An element: its type, its data and the remaining bytes.
 struct Element<'a> {
     kind: u32,
     data: &'a [u8],
@@ -122,9 +121,9 @@ impl Reader {
     }
 
     fn element<'a>(&self, bytes: &'a [u8]) -> Parsed<Element<'a>> {
-        let tag = bytes.get(..8).ok_or("it ends within an element's tag")?;
+        let tag = bytes.get(..8).ok_or("truncated element tag")?;
         let first = self.u32(tag);
-        // A small element has its length in the upper half of its type.
+        // A small element stores its length in the upper half of the type.
         if first >> 16 != 0 {
             let length = (first >> 16) as usize;
             if length > 4 {
@@ -135,9 +134,9 @@ impl Reader {
         let length = self.u32(&tag[4..]) as usize;
         let body = &bytes[8..];
         let Some(data) = body.get(..length) else {
-            return Err(format!("an element of {length} bytes, of which {} are there", body.len()));
+            return Err(format!("an element of {length} bytes with {} remaining", body.len()));
         };
-        // Elements begin at multiples of eight, but for what follows compressed ones.
+        // Elements are aligned to eight bytes, except after compressed ones.
         let end = if first == MI_COMPRESSED { length } else { length.next_multiple_of(8).min(body.len()) };
         Ok(Element { kind: first, data, rest: &body[end..] })
     }
@@ -178,7 +177,7 @@ impl Reader {
         Ok(inner)
     }
 
-    /// An array and its name; no array for kinds that are not read.
+    /// Parses an array and its name; `None` for unsupported kinds.
     fn matrix(&mut self, data: &[u8], depth: usize) -> Parsed<(String, Option<Value>)> {
         if data.is_empty() {
             return Ok((String::new(), Some(Value::Numbers(vec![0, 0], Vec::new()))));
@@ -237,7 +236,7 @@ impl Reader {
         if element.kind != MI_MATRIX {
             return Err(format!("an element of type {} where an array is expected", element.kind));
         }
-        // What is not read keeps its place.
+        // Unsupported cells keep their position.
         Ok(self.matrix(element.data, depth + 1)?.1.unwrap_or(Value::Cells(Vec::new())))
     }
 
@@ -335,7 +334,7 @@ mod tests {
         [include_bytes!("../../tests/data/scipy.mat"), include_bytes!("../../tests/data/scipy_zlib.mat")];
 
     #[test]
-    fn files_of_scipy_are_read() {
+    fn reads_files_of_scipy() {
         for bytes in FILES {
             let arrays = read(bytes, "lists").unwrap();
             let named = |name: &str| &arrays.iter().find(|(n, _)| n == name).unwrap().1;
@@ -351,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_are_errors() {
+    fn rejects_inconsistent_sizes() {
         let error = |bytes: &[u8]| read(bytes, "x.mat").unwrap_err().to_string();
         assert!(error(b"MATLAB").contains("header"));
         assert!(error(&[b' '; 200]).contains("MATLAB 5.0"));
@@ -362,12 +361,12 @@ mod tests {
                 Err(e) => assert!(e.to_string().contains("x.mat"), "{cut}: {e}"),
             }
         }
-        // An array of 4 thousand million values.
+        // An array of four billion values.
         let mut large = whole.to_vec();
         let dims = whole.windows(8).position(|w| w == [5, 0, 0, 0, 8, 0, 0, 0]).unwrap() + 8;
         large[dims..dims + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(error(&large).contains("dimensions"));
-        // Compressed zeros without end.
+        // A decompression bomb.
         let mut bomb = whole[..128].to_vec();
         let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
         for _ in 0..300 {

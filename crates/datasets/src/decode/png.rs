@@ -1,4 +1,4 @@
-//! PNG, by the `png` crate without its expansions, so that indices stay indices.
+//! PNG with the `png` crate, without expansion of palettes.
 
 use std::io::Cursor;
 
@@ -7,7 +7,7 @@ use png::{BitDepth, ColorType, Decoder, Limits, Transformations};
 use super::{Decoded, Input, PixelFormat, collect, colors, exif};
 use crate::Result;
 
-/// Values as stored: one per byte for depths up to 8, big-endian pairs for 16.
+/// Stored values: one per byte for depths up to 8, big-endian pairs for 16.
 struct Stored {
     size: (usize, usize),
     color: ColorType,
@@ -24,16 +24,16 @@ fn read(input: &Input) -> Result<Stored> {
     decoder.set_transformations(Transformations::IDENTITY);
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
-    let header = decoder.read_header_info().map_err(|e| input.broken(e))?;
+    let header = decoder.read_header_info().map_err(|e| input.corrupt(e))?;
     let size = input.checked_size(header.width.into(), header.height.into())?;
-    let mut reader = decoder.read_info().map_err(|e| input.broken(e))?;
-    let Some(length) = reader.output_buffer_size() else { return Err(input.broken("too large")) };
+    let mut reader = decoder.read_info().map_err(|e| input.corrupt(e))?;
+    let Some(length) = reader.output_buffer_size() else { return Err(input.corrupt("too large")) };
     let mut bytes = vec![0; length];
-    let frame = reader.next_frame(&mut bytes).map_err(|e| input.broken(e))?;
+    let frame = reader.next_frame(&mut bytes).map_err(|e| input.corrupt(e))?;
     if (frame.width as usize, frame.height as usize) != size {
         return Err(input.unsupported(
             format!("a first frame of {}x{}", frame.width, frame.height),
-            "a frame that covers the image",
+            "a frame of the size of the image",
         ));
     }
     let info = reader.info();
@@ -73,7 +73,7 @@ pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
     Ok(Decoded { buffer: collect(input, size, channels, values, to)?, orientation, stored: kind })
 }
 
-/// One byte per value: small depths are spread out and scaled, of 16 bits the upper 8 stay.
+/// Unpacks to one byte per value: small depths are scaled, 16 bits are reduced to the upper 8.
 fn unpack(stored: Stored, scale: u8) -> Vec<u8> {
     let width = stored.size.0;
     let bits = match stored.depth {
@@ -100,7 +100,7 @@ fn look_up(input: &Input, indices: &[u8], palette: &[u8]) -> Result<Vec<u8>> {
     for &i in indices {
         let at = usize::from(i) * 3;
         let Some(color) = palette.get(at..at + 3) else {
-            return Err(input.broken(format!("index {i} in a palette of {} colors", palette.len() / 3)));
+            return Err(input.corrupt(format!("index {i} in a palette of {} colors", palette.len() / 3)));
         };
         colors.extend_from_slice(color);
     }

@@ -1,9 +1,8 @@
-//! Unpacks tar, tar.gz and zip from untrusted hosts.
+//! Extraction of tar, tar.gz and zip archives from untrusted hosts.
 //!
-//! An entry is written only if its path stays below the target and it is a plain file or a folder;
-//! links, devices, encrypted entries, paths that climb, entries that stand twice, sizes that lie and
-//! archives that unpack to far more than they are, are errors that name archive and entry. Nothing
-//! is ever followed or overwritten.
+//! An entry is written only if its path stays below the target and it is a regular file or a folder.
+//! Links, devices, encrypted and duplicate entries, paths outside of the target, wrong sizes and
+//! decompression bombs are errors that name archive and entry. Nothing is followed or overwritten.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -14,30 +13,29 @@ use flate2::read::{DeflateDecoder, MultiGzDecoder};
 use crate::layout::text_lists::is_below;
 use crate::{Error, Result};
 
-/// Most entries of an archive.
-const MOST_ENTRIES: usize = 1_000_000;
-/// Most bytes of one entry.
-const MOST_BYTES: u64 = 1 << 32;
-/// Unpacked bytes may be this many times those of the archive, and a few more.
-const MOST_TIMES: u64 = 64;
+/// Limit for the entries of an archive.
+const MAX_ENTRIES: usize = 1_000_000;
+/// Limit for the bytes of an entry.
+const MAX_BYTES: u64 = 1 << 32;
+/// Limit for the ratio of unpacked to packed bytes.
+const MAX_TIMES: u64 = 64;
 const FEW: u64 = 1 << 24;
-/// Longest name of an entry.
-const MOST_NAME: u64 = 4096;
+/// Limit for the name of an entry.
+const MAX_NAME: u64 = 4096;
 
-/// Unpacks the entries whose path begins with one of `take` (all if it is empty) below `into`, with
-/// `strip` cut off the beginning of their paths. The kind of archive is told by its first bytes.
-/// Returns the number of files.
+/// Extracts the entries whose path starts with one of `take` (all if empty) below `into`, without the
+/// prefix `strip`. The format is detected by the first bytes. Returns the number of files.
 ///
 /// # Errors
 ///
-/// [`Error::Archive`] for what is hostile, damaged or no archive; [`Error::Io`] for the disk.
+/// [`Error::Archive`] for malicious, corrupt and unknown archives; [`Error::Io`] for the disk.
 pub fn unpack(archive: &Path, into: &Path, take: &[String], strip: &str) -> Result<usize> {
     let mut file = File::open(archive).map_err(Error::io(archive))?;
     let size = file.metadata().map_err(Error::io(archive))?.len();
     let mut head = [0; 512];
     let n = fill(&mut file, &mut head).map_err(Error::io(archive))?;
     file.seek(SeekFrom::Start(0)).map_err(Error::io(archive))?;
-    let left = size.saturating_mul(MOST_TIMES).saturating_add(FEW);
+    let left = size.saturating_mul(MAX_TIMES).saturating_add(FEW);
     let mut target = Target { archive, into, take, strip, left, entries: 0, files: 0 };
     match &head[..n] {
         [b'P', b'K', 3 | 5, 4 | 6, ..] => zip(&mut target, &mut file, size)?,
@@ -45,64 +43,64 @@ pub fn unpack(archive: &Path, into: &Path, take: &[String], strip: &str) -> Resu
         head if head.len() == 512 && checksum_fits(head) => tar(&mut target, BufReader::new(file))?,
         head => {
             let hex: Vec<String> = head.iter().take(4).map(|b| format!("{b:02x}")).collect();
-            return Err(target.refuse(
+            return Err(target.invalid(
                 "",
                 format!("not an archive: expected tar, tar.gz or zip, found bytes {}", hex.join(" ")),
             ));
         }
     }
     if target.files == 0 {
-        return Err(target.refuse("", format!("no file below {take:?} in {} entries", target.entries)));
+        return Err(target.invalid("", format!("no file below {take:?} in {} entries", target.entries)));
     }
     Ok(target.files)
 }
 
-/// Where entries go, and what may still come.
+/// Extraction target and its remaining limits.
 struct Target<'a> {
     archive: &'a Path,
     into: &'a Path,
     take: &'a [String],
     strip: &'a str,
-    /// Bytes that may still be written.
+    /// Remaining bytes.
     left: u64,
     entries: usize,
     files: usize,
 }
 
-/// What an entry is.
+/// Kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
     Folder,
-    /// A link, a device, ...: its name.
+    /// A link, a device, ...: description.
     Other(&'static str),
 }
 
 impl Target<'_> {
-    fn refuse(&self, entry: &str, why: impl ToString) -> Error {
+    fn invalid(&self, entry: &str, message: impl ToString) -> Error {
         let entry: String = entry.chars().take(200).collect::<String>().escape_debug().to_string();
-        let (path, why) = (self.archive.to_path_buf(), why.to_string());
+        let (path, message) = (self.archive.to_path_buf(), message.to_string());
         Error::Archive {
             path,
-            message: if entry.is_empty() { why } else { format!("entry `{entry}`: {why}") },
+            message: if entry.is_empty() { message } else { format!("entry `{entry}`: {message}") },
         }
     }
 
-    /// Whether the entry is a file to be written, after looking at its name; makes its folder.
-    fn wants(&mut self, name: &str, kind: Kind, size: u64) -> Result<Option<std::path::PathBuf>> {
+    /// Validates an entry and creates its folder; returns the path of a file to write.
+    fn accept(&mut self, name: &str, kind: Kind, size: u64) -> Result<Option<std::path::PathBuf>> {
         self.entries += 1;
-        if self.entries > MOST_ENTRIES {
-            return Err(self.refuse(name, format!("more than {MOST_ENTRIES} entries")));
+        if self.entries > MAX_ENTRIES {
+            return Err(self.invalid(name, format!("expected at most {MAX_ENTRIES} entries")));
         }
         let plain = name.strip_prefix("./").unwrap_or(name).trim_end_matches('/');
         if kind == Kind::Folder && (plain.is_empty() || plain == ".") {
             return Ok(None);
         }
         if !is_below(plain) || plain.contains(':') {
-            return Err(self.refuse(name, "its path leaves the folder of the archive"));
+            return Err(self.invalid(name, "path outside of the target folder"));
         }
         let taken = self.take.is_empty() || self.take.iter().any(|t| plain.starts_with(t.as_str()));
-        // What the Finder puts beside each file is none of ours.
+        // Metadata files of macOS.
         let odd = plain.split('/').any(|part| part.starts_with("._") || part == "__MACOSX");
         if !taken || odd {
             return Ok(None);
@@ -110,14 +108,14 @@ impl Target<'_> {
         match kind {
             Kind::Folder => return Ok(None),
             Kind::Other(what) => {
-                return Err(self.refuse(name, format!("{what}, expected plain files and folders")));
+                return Err(self.invalid(name, format!("expected a regular file or folder, found {what}")));
             }
             Kind::File => {}
         }
         let Some(below) = plain.strip_prefix(self.strip).filter(|p| is_below(p)) else { return Ok(None) };
-        if size > MOST_BYTES || size > self.left {
+        if size > MAX_BYTES || size > self.left {
             return Err(
-                self.refuse(name, format!("{size} bytes, more than an archive of this size may hold"))
+                self.invalid(name, format!("{size} bytes exceed the limit for an archive of this size"))
             );
         }
         let path = self.into.join(below);
@@ -127,30 +125,30 @@ impl Target<'_> {
         Ok(Some(path))
     }
 
-    /// Writes one file of exactly `size` bytes.
+    /// Writes a file of exactly `size` bytes.
     fn write(&mut self, name: &str, path: &Path, size: u64, data: &mut dyn Read) -> Result<u32> {
         let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(self.refuse(name, "it stands in the archive twice"));
+                return Err(self.invalid(name, "duplicate entry"));
             }
             other => other.map_err(Error::io(path))?,
         };
         let mut buffer = vec![0; 1 << 16];
         let (mut at, mut crc) = (0u64, flate2::Crc::new());
         loop {
-            let n = data.read(&mut buffer).map_err(|e| self.refuse(name, format!("broken data: {e}")))?;
+            let n = data.read(&mut buffer).map_err(|e| self.invalid(name, format!("corrupt data: {e}")))?;
             if n == 0 {
                 break;
             }
             at += n as u64;
             if at > size {
-                return Err(self.refuse(name, format!("more than the {size} bytes that it claims")));
+                return Err(self.invalid(name, format!("expected {size} bytes, found more")));
             }
             crc.update(&buffer[..n]);
             file.write_all(&buffer[..n]).map_err(Error::io(path))?;
         }
         if at < size {
-            return Err(self.refuse(name, format!("{at} bytes, it claims {size}")));
+            return Err(self.invalid(name, format!("expected {size} bytes, found {at}")));
         }
         self.left -= at;
         self.files += 1;
@@ -170,14 +168,14 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     Ok(n)
 }
 
-/// The sum over a tar header, its own field as spaces.
+/// Computes the checksum of a tar header, with its own field as spaces.
 fn checksum_fits(head: &[u8]) -> bool {
     let sum: u64 =
         head.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) }).sum();
     number(&head[148..156]) == Some(sum)
 }
 
-/// An octal number, or one of 256 as GNU writes large ones; none if it is negative or no number.
+/// Parses an octal number, or a base-256 number as written by GNU tar; `None` if invalid or negative.
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
         let mut value = u64::from(field[0] & 0x7f);
@@ -192,46 +190,47 @@ fn number(field: &[u8]) -> Option<u64> {
 
 fn tar(target: &mut Target, mut from: impl Read) -> Result<()> {
     let mut head = [0; 512];
-    // Of GNU's and POSIX's extensions only names and sizes count.
+    // Of the GNU and POSIX extensions only names and sizes matter.
     let (mut long_name, mut long_size) = (None::<String>, None::<u64>);
-    // Skipped data counts as well: a bomb need not be taken to cost time.
+    // Skipped data counts too: a bomb costs time even if it is not extracted.
     let mut skipped = target.left;
     let mut skip = |target: &Target, from: &mut dyn Read, bytes: u64, name: &str| {
         skipped = skipped
             .checked_sub(bytes)
-            .ok_or_else(|| target.refuse(name, "more than an archive of this size may hold"))?;
+            .ok_or_else(|| target.invalid(name, "exceeds the limit for an archive of this size"))?;
         let n = std::io::copy(&mut from.take(bytes), &mut std::io::sink())
-            .map_err(|e| target.refuse(name, format!("broken data: {e}")))?;
-        if n < bytes { Err(target.refuse(name, "the archive ends within it")) } else { Ok(()) }
+            .map_err(|e| target.invalid(name, format!("corrupt data: {e}")))?;
+        if n < bytes { Err(target.invalid(name, "truncated entry")) } else { Ok(()) }
     };
     loop {
-        let n = fill(&mut from, &mut head).map_err(|e| target.refuse("", format!("broken data: {e}")))?;
+        let n = fill(&mut from, &mut head).map_err(|e| target.invalid("", format!("corrupt data: {e}")))?;
         if n == 512 && head.iter().all(|b| *b == 0) {
             break;
         }
         if n < 512 {
-            return Err(target.refuse("", "it ends without the mark of its end, so it was cut off"));
+            return Err(target.invalid("", "truncated: no end marker"));
         }
         if !checksum_fits(&head) {
-            return Err(target.refuse("", format!("a broken header after {} entries", target.entries)));
+            return Err(target.invalid("", format!("corrupt header after {} entries", target.entries)));
         }
         let Some(size) = number(&head[124..136]) else {
-            return Err(target.refuse("", format!("no size in the header after {} entries", target.entries)));
+            return Err(target.invalid("", format!("header without size after {} entries", target.entries)));
         };
         let kind = head[156];
         if matches!(kind, b'L' | b'K' | b'x' | b'g') {
-            if size > 256 * MOST_NAME {
-                return Err(target.refuse("", format!("a name of {size} bytes")));
+            if size > 256 * MAX_NAME {
+                return Err(target.invalid("", format!("a name of {size} bytes")));
             }
             let mut data = vec![0; size.next_multiple_of(512) as usize];
-            let n = fill(&mut from, &mut data).map_err(|e| target.refuse("", format!("broken data: {e}")))?;
+            let n =
+                fill(&mut from, &mut data).map_err(|e| target.invalid("", format!("corrupt data: {e}")))?;
             if n < data.len() {
-                return Err(target.refuse("", "the archive ends within a name"));
+                return Err(target.invalid("", "truncated name"));
             }
             data.truncate(size as usize);
             target.entries += 1;
-            if target.entries > MOST_ENTRIES {
-                return Err(target.refuse("", format!("more than {MOST_ENTRIES} entries")));
+            if target.entries > MAX_ENTRIES {
+                return Err(target.invalid("", format!("expected at most {MAX_ENTRIES} entries")));
             }
             match kind {
                 b'L' => long_name = Some(text(target, data.split(|b| *b == 0).next().unwrap_or_default())?),
@@ -243,7 +242,7 @@ fn tar(target: &mut Target, mut from: impl Read) -> Result<()> {
                                 long_size = Some(
                                     value
                                         .parse()
-                                        .map_err(|_| target.refuse("", "a size that is no number"))?,
+                                        .map_err(|_| target.invalid("", "a size that is not a number"))?,
                                 );
                             }
                             _ => {}
@@ -273,10 +272,10 @@ fn tar(target: &mut Target, mut from: impl Read) -> Result<()> {
             b'1' => Kind::Other("a hard link"),
             b'2' => Kind::Other("a symbolic link"),
             b'3' | b'4' | b'6' => Kind::Other("a device or pipe"),
-            _ => Kind::Other("an entry of an unknown kind"),
+            _ => Kind::Other("an unknown kind of entry"),
         };
         let size = if matches!(kind, Kind::File) { size } else { 0 };
-        match target.wants(&name, kind, size)? {
+        match target.accept(&name, kind, size)? {
             Some(path) => {
                 target.write(&name, &path, size, &mut (&mut from).take(size))?;
                 skip(target, &mut from, size.next_multiple_of(512) - size, &name)?;
@@ -284,29 +283,29 @@ fn tar(target: &mut Target, mut from: impl Read) -> Result<()> {
             None => skip(target, &mut from, size.next_multiple_of(512), &name)?,
         }
     }
-    // To the end, so that the sum of a gzip stream is looked at; padding is short.
+    // Reads to the end to verify the checksum of a gzip stream; padding is short.
     let rest = std::io::copy(&mut from.take(FEW), &mut std::io::sink());
-    rest.map(|_| ()).map_err(|e| target.refuse("", format!("broken data: {e}")))
+    rest.map(|_| ()).map_err(|e| target.invalid("", format!("corrupt data: {e}")))
 }
 
 fn text(target: &Target, bytes: &[u8]) -> Result<String> {
-    if bytes.len() as u64 > MOST_NAME {
-        return Err(target.refuse("", format!("a name of {} bytes", bytes.len())));
+    if bytes.len() as u64 > MAX_NAME {
+        return Err(target.invalid("", format!("a name of {} bytes", bytes.len())));
     }
     String::from_utf8(bytes.to_vec())
-        .map_err(|_| target.refuse(&String::from_utf8_lossy(bytes), "a name that is not UTF-8"))
+        .map_err(|_| target.invalid(&String::from_utf8_lossy(bytes), "a name that is not UTF-8"))
 }
 
-/// `LENGTH KEY=VALUE\n` records.
+/// Parses `LENGTH KEY=VALUE\n` records.
 fn pax(target: &Target, mut data: &[u8]) -> Result<Vec<(String, String)>> {
-    let broken = || target.refuse("", "broken extended header");
+    let corrupt = || target.invalid("", "corrupt extended header");
     let mut all = Vec::new();
     while !data.is_empty() {
-        let space = data.iter().position(|b| *b == b' ').ok_or_else(broken)?;
+        let space = data.iter().position(|b| *b == b' ').ok_or_else(corrupt)?;
         let length: usize =
-            std::str::from_utf8(&data[..space]).ok().and_then(|t| t.parse().ok()).ok_or_else(broken)?;
-        let record = data.get(space + 1..length).filter(|r| r.last() == Some(&b'\n')).ok_or_else(broken)?;
-        let equals = record.iter().position(|b| *b == b'=').ok_or_else(broken)?;
+            std::str::from_utf8(&data[..space]).ok().and_then(|t| t.parse().ok()).ok_or_else(corrupt)?;
+        let record = data.get(space + 1..length).filter(|r| r.last() == Some(&b'\n')).ok_or_else(corrupt)?;
+        let equals = record.iter().position(|b| *b == b'=').ok_or_else(corrupt)?;
         let key = String::from_utf8_lossy(&record[..equals]).into_owned();
         all.push((
             key.clone(),
@@ -328,7 +327,7 @@ fn le32(bytes: &[u8], at: usize) -> u64 {
     le16(bytes, at) | le16(bytes, at + 2) << 16
 }
 
-/// One entry of a zip's central directory.
+/// Entry of a zip central directory.
 struct ZipEntry {
     name: String,
     kind: Kind,
@@ -341,61 +340,61 @@ struct ZipEntry {
 
 fn zip(target: &mut Target, file: &mut File, size: u64) -> Result<()> {
     let entries = central_directory(target, file, size)?;
-    // Entries that share their data are how a small archive becomes a large one.
+    // Overlapping entries are a way to build zip bombs.
     let mut used: Vec<(u64, u64)> = Vec::with_capacity(entries.len());
     for entry in entries {
-        let Some(path) = target.wants(&entry.name, entry.kind, entry.size)? else { continue };
-        let refuse = |why: &str| target.refuse(&entry.name, why);
+        let Some(path) = target.accept(&entry.name, entry.kind, entry.size)? else { continue };
+        let invalid = |why: &str| target.invalid(&entry.name, why);
         let mut local = [0; 30];
         file.seek(SeekFrom::Start(entry.at)).map_err(Error::io(target.archive))?;
         let n = fill(file, &mut local).map_err(Error::io(target.archive))?;
         if n < 30 || local[..4] != [b'P', b'K', 3, 4] {
-            return Err(refuse("no header where the directory says"));
+            return Err(invalid("no local header at the offset of the directory"));
         }
         if le16(&local, 6) & 1 != 0 {
-            return Err(refuse("it is encrypted"));
+            return Err(invalid("encrypted entry"));
         }
         let start = entry.at + 30 + le16(&local, 26) + le16(&local, 28);
         let end = start.checked_add(entry.packed).filter(|end| *end <= size);
-        let Some(end) = end else { return Err(refuse("its data goes beyond the archive")) };
+        let Some(end) = end else { return Err(invalid("data beyond the archive")) };
         used.push((entry.at, end));
         file.seek(SeekFrom::Start(start)).map_err(Error::io(target.archive))?;
         let mut packed = BufReader::new(&mut *file).take(entry.packed);
         let crc = match entry.method {
             0 => target.write(&entry.name, &path, entry.size, &mut packed)?,
             8 => target.write(&entry.name, &path, entry.size, &mut DeflateDecoder::new(packed))?,
-            other => return Err(refuse(&format!("packed by method {other}, expected 0 or 8 (deflate)"))),
+            other => return Err(invalid(&format!("expected method 0 or 8 (deflate), found {other}"))),
         };
         if crc != entry.crc {
-            return Err(target.refuse(&entry.name, "its sum is wrong: damaged data"));
+            return Err(target.invalid(&entry.name, "checksum mismatch"));
         }
     }
     used.sort_unstable();
     if used.windows(2).any(|w| w[1].0 < w[0].1) {
-        return Err(target.refuse("", "entries that share their data"));
+        return Err(target.invalid("", "overlapping entries"));
     }
     Ok(())
 }
 
 fn central_directory(target: &Target, file: &mut File, size: u64) -> Result<Vec<ZipEntry>> {
     const END: usize = 22;
-    const MOST_DIRECTORY: u64 = 1 << 28;
-    let refuse = |why: &str| target.refuse("", why);
+    const MAX_DIRECTORY: u64 = 1 << 28;
+    let invalid = |why: &str| target.invalid("", why);
     let tail = size.min(END as u64 + 0xffff);
     let mut end = vec![0; tail as usize];
     file.seek(SeekFrom::Start(size - tail)).map_err(Error::io(target.archive))?;
     fill(file, &mut end).map_err(Error::io(target.archive))?;
-    let last = end.len().checked_sub(END).ok_or_else(|| refuse("it is too short"))?;
+    let last = end.len().checked_sub(END).ok_or_else(|| invalid("truncated archive"))?;
     let at = (0..=last)
         .rev()
         .find(|&i| end[i..].starts_with(b"PK\x05\x06") && i + END + le16(&end, i + 20) as usize <= end.len());
-    let Some(at) = at else { return Err(refuse("it ends without a directory, so it was cut off")) };
+    let Some(at) = at else { return Err(invalid("truncated: no central directory")) };
     let (count, length, start) = (le16(&end, at + 10), le32(&end, at + 12), le32(&end, at + 16));
     if count == 0xffff || start == 0xffff_ffff {
-        return Err(refuse("a zip64 archive, expected one of up to 4 GiB"));
+        return Err(invalid("expected an archive of up to 4 GiB, found zip64"));
     }
-    if length > MOST_DIRECTORY || start.checked_add(length).is_none_or(|end| end > size) {
-        return Err(refuse("its directory goes beyond the archive"));
+    if length > MAX_DIRECTORY || start.checked_add(length).is_none_or(|end| end > size) {
+        return Err(invalid("central directory beyond the archive"));
     }
     let mut directory = vec![0; length as usize];
     file.seek(SeekFrom::Start(start)).map_err(Error::io(target.archive))?;
@@ -404,19 +403,19 @@ fn central_directory(target: &Target, file: &mut File, size: u64) -> Result<Vec<
     let mut rest = directory.as_slice();
     for _ in 0..count {
         if rest.len() < 46 || !rest.starts_with(b"PK\x01\x02") {
-            return Err(refuse("a broken directory"));
+            return Err(invalid("corrupt central directory"));
         }
         let (name, extra, comment) =
             (le16(rest, 28) as usize, le16(rest, 30) as usize, le16(rest, 32) as usize);
         let whole = 46 + name + extra + comment;
         if rest.len() < whole {
-            return Err(refuse("a broken directory"));
+            return Err(invalid("corrupt central directory"));
         }
         let name = text(target, &rest[46..46 + name])?;
         if le16(rest, 8) & 1 != 0 {
-            return Err(target.refuse(&name, "it is encrypted"));
+            return Err(target.invalid(&name, "encrypted entry"));
         }
-        // Where the entry was made by a Unix, its mode says what it is.
+        // For entries created on Unix, the mode has the kind.
         let mode = if rest[5] == 3 { le32(rest, 38) >> 16 & 0o170_000 } else { 0 };
         let kind = match mode {
             0o040_000 => Kind::Folder,

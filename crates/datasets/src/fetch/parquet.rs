@@ -1,9 +1,9 @@
-//! Parquet files of images with labels, as the hub has them: a struct `image` of `bytes` and `path`,
-//! and an integer `label`.
+//! Reader for the hub's parquet files of images and labels: a struct `image` of `bytes` and `path`, and
+//! an integer `label`.
 //!
-//! Only what such files use is read: flat columns and structs, data pages of both versions, plain
-//! and dictionary values, no compression, snappy or gzip. Files are untrusted: sizes are limited
-//! before anything is allocated, and whatever does not fit is an error that names the file.
+//! Supports flat columns and structs, data pages of both versions, plain and dictionary encoding,
+//! snappy, gzip and no compression. Files are untrusted: sizes are limited before anything is
+//! allocated, and any inconsistency is an error that names the file.
 
 mod levels;
 mod thrift;
@@ -18,26 +18,26 @@ use crate::{Error, Result};
 use levels::hybrid;
 use thrift::{Thrift, parse};
 
-/// Most bytes of a footer.
-const MOST_FOOTER: u64 = 1 << 26;
-/// Most bytes of one column of a row group, packed or unpacked.
-const MOST_CHUNK: u64 = 1 << 30;
-/// Unpacked bytes may be this many times those of the column, and a few more.
-const MOST_TIMES: u64 = 64;
+/// Limit for the bytes of a footer.
+const MAX_FOOTER: u64 = 1 << 26;
+/// Limit for the bytes of a column chunk, compressed or not.
+const MAX_CHUNK: u64 = 1 << 30;
+/// Limit for the ratio of uncompressed to compressed bytes.
+const MAX_TIMES: u64 = 64;
 const FEW: u64 = 1 << 24;
-/// Most rows of a row group.
-const MOST_ROWS: u64 = 1 << 22;
+/// Limit for the rows of a row group.
+const MAX_ROWS: u64 = 1 << 22;
 
 type Parsed<T> = std::result::Result<T, String>;
 
-/// What a file says of itself.
+/// Parsed footer.
 pub(crate) struct Footer {
     rows: Vec<Vec<Chunk>>,
-    /// Names of the labels, if the writer left them.
+    /// Names of the labels, if present.
     pub(crate) names: Option<Vec<String>>,
 }
 
-/// One column of a row group.
+/// A column chunk.
 struct Chunk {
     path: String,
     kind: i64,
@@ -45,17 +45,17 @@ struct Chunk {
     values: usize,
     at: u64,
     length: u64,
-    /// The definition level of a value that is there.
+    /// Definition level of a present value.
     defined: u32,
 }
 
 impl Chunk {
-    /// Most bytes that it may unpack to.
+    /// Limit for the uncompressed bytes.
     fn most(&self) -> u64 {
-        self.length.saturating_mul(MOST_TIMES).saturating_add(FEW).min(MOST_CHUNK)
+        self.length.saturating_mul(MAX_TIMES).saturating_add(FEW).min(MAX_CHUNK)
     }
 
-    /// Whether a page may have so many values.
+    /// Checks the number of values of a page.
     fn fits(&self, count: usize) -> Parsed<()> {
         if count == 0 || count > self.values {
             return Err(format!("a page of {count} values in a column of {}", self.values));
@@ -64,36 +64,36 @@ impl Chunk {
     }
 }
 
-/// Hands every row's image bytes and label to `take`, in order. Returns the number of rows.
+/// Passes the image bytes and label of every row to `take`, in order. Returns the number of rows.
 ///
 /// # Errors
 ///
-/// A file that is no such parquet file, is damaged, or holds a null; what `take` answers.
+/// A corrupt or unsupported file, or one with nulls; errors of `take`.
 pub(crate) fn rows(
     path: &Path,
     footer: &Footer,
     mut take: impl FnMut(&[u8], i64) -> Result<()>,
 ) -> Result<usize> {
-    let refuse = |message: String| broken(path, message);
+    let invalid = |message: String| corrupt(path, message);
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut count = 0;
     for group in &footer.rows {
         let chunk = |name: &str| {
             group.iter().find(|c| c.path == name).ok_or_else(|| {
                 let found: Vec<&str> = group.iter().map(|c| c.path.as_str()).collect();
-                refuse(format!("no column `{name}`, found {}", found.join(", ")))
+                invalid(format!("no column `{name}`, found {}", found.join(", ")))
             })
         };
         let (image, label) = (chunk("image.bytes")?, chunk("label")?);
         let labels = read_chunk(path, &mut file, label)?;
         let images = read_chunk(path, &mut file, image)?;
         let (Column::Numbers(labels), Column::Bytes(images)) = (labels, images) else {
-            return Err(refuse("expected bytes in image.bytes and integers in label".to_string()));
+            return Err(invalid("expected bytes in image.bytes and integers in label".to_string()));
         };
-        if labels.len() != images.places.len() {
-            return Err(refuse(format!("{} images and {} labels", images.places.len(), labels.len())));
+        if labels.len() != images.ranges.len() {
+            return Err(invalid(format!("{} images and {} labels", images.ranges.len(), labels.len())));
         }
-        for (&(from, to), label) in images.places.iter().zip(labels) {
+        for (&(from, to), label) in images.ranges.iter().zip(labels) {
             take(&images.data[from..to], label)?;
             count += 1;
         }
@@ -101,7 +101,7 @@ pub(crate) fn rows(
     Ok(count)
 }
 
-fn broken(path: &Path, message: String) -> Error {
+fn corrupt(path: &Path, message: String) -> Error {
     Error::Decode { name: path.display().to_string(), format: "parquet", message }
 }
 
@@ -111,12 +111,12 @@ fn broken(path: &Path, message: String) -> Error {
 ///
 /// As [`rows`].
 pub(crate) fn footer(path: &Path) -> Result<Footer> {
-    let refuse = |message: String| broken(path, message);
+    let invalid = |message: String| corrupt(path, message);
     let mut file = File::open(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
     let mut read = |at: u64, length: u64| -> Result<Vec<u8>> {
         if at.checked_add(length).is_none_or(|end| end > size) {
-            return Err(broken(path, format!("{length} bytes at {at} of a file of {size}")));
+            return Err(corrupt(path, format!("{length} bytes at {at} of a file of {size}")));
         }
         let mut bytes = vec![0; length as usize];
         file.seek(SeekFrom::Start(at)).map_err(Error::io(path))?;
@@ -124,18 +124,18 @@ pub(crate) fn footer(path: &Path) -> Result<Footer> {
         Ok(bytes)
     };
     if size < 12 || read(0, 4)? != b"PAR1" {
-        return Err(refuse("it does not begin with PAR1".to_string()));
+        return Err(invalid("expected PAR1 at the start".to_string()));
     }
     let tail = read(size - 8, 8)?;
     if &tail[4..] != b"PAR1" {
-        return Err(refuse("it does not end with PAR1, so it was cut off".to_string()));
+        return Err(invalid("truncated: expected PAR1 at the end".to_string()));
     }
     let length = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
-    if length > MOST_FOOTER || length + 12 > size {
-        return Err(refuse(format!("a footer of {length} bytes")));
+    if length > MAX_FOOTER || length + 12 > size {
+        return Err(invalid(format!("a footer of {length} bytes")));
     }
     let bytes = read(size - 8 - length, length)?;
-    understand(&parse(&mut bytes.as_slice()).map_err(refuse)?).map_err(refuse)
+    understand(&parse(&mut bytes.as_slice()).map_err(invalid)?).map_err(invalid)
 }
 
 fn understand(meta: &Thrift) -> Parsed<Footer> {
@@ -157,16 +157,16 @@ fn understand(meta: &Thrift) -> Parsed<Footer> {
                 .map(|p| p.bytes().map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default())
                 .collect();
             let path = path.join(".");
-            let data = unsigned(9, "a place")?;
+            let data = unsigned(9, "an offset")?;
             let at =
                 int(11).and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).map_or(data, |d| d.min(data));
             let length = unsigned(7, "a length")?;
-            if length > MOST_CHUNK {
-                return Err(format!("the column {path} with {length} bytes, expected at most {MOST_CHUNK}"));
+            if length > MAX_CHUNK {
+                return Err(format!("the column {path} with {length} bytes, expected at most {MAX_CHUNK}"));
             }
             let values = unsigned(5, "a count")?;
-            if values > MOST_ROWS {
-                return Err(format!("the column {path} with {values} values, expected at most {MOST_ROWS}"));
+            if values > MAX_ROWS {
+                return Err(format!("the column {path} with {values} values, expected at most {MAX_ROWS}"));
             }
             let Some((_, defined)) = depth.iter().find(|(p, _)| *p == path) else {
                 return Err(format!("the column {path}, which the schema does not have"));
@@ -195,12 +195,12 @@ fn understand(meta: &Thrift) -> Parsed<Footer> {
     Ok(Footer { rows: groups, names })
 }
 
-/// The definition level of each leaf's values; leaves below a repeated field are left out.
+/// Returns the definition level of each leaf; leaves below a repeated field are left out.
 fn defined_depths(schema: &[Thrift]) -> Parsed<Vec<(String, u32)>> {
     let mut leaves = Vec::new();
-    // Name, children left, level, whether it is repeated.
+    // Name, remaining children, level, repeated.
     let mut open: Vec<(String, i64, u32, bool)> = Vec::new();
-    for (place, element) in schema.iter().enumerate() {
+    for (index, element) in schema.iter().enumerate() {
         let name = element.field(4).and_then(Thrift::bytes).map(|b| String::from_utf8_lossy(b).into_owned());
         let name = name.ok_or("a field without a name")?;
         let children = element.field(5).and_then(Thrift::int).unwrap_or(0);
@@ -209,8 +209,8 @@ fn defined_depths(schema: &[Thrift]) -> Parsed<Vec<(String, u32)>> {
             Some((above, _, level, repeated)) => (above.as_str(), *level, *repeated),
             None => ("", 0, false),
         };
-        let path = if place == 0 || above.is_empty() { name } else { format!("{above}.{name}") };
-        let (level, repeated) = if place == 0 {
+        let path = if index == 0 || above.is_empty() { name } else { format!("{above}.{name}") };
+        let (level, repeated) = if index == 0 {
             (0, false)
         } else {
             (level + u32::from(repetition > 0), repeated || repetition == 2)
@@ -222,7 +222,7 @@ fn defined_depths(schema: &[Thrift]) -> Parsed<Vec<(String, u32)>> {
             if open.len() > 16 {
                 return Err("fields nested more than 16 deep".to_string());
             }
-            open.push((if place == 0 { String::new() } else { path }, children, level, repeated));
+            open.push((if index == 0 { String::new() } else { path }, children, level, repeated));
         } else if !repeated {
             leaves.push((path, level));
         }
@@ -233,11 +233,11 @@ fn defined_depths(schema: &[Thrift]) -> Parsed<Vec<(String, u32)>> {
     Ok(leaves)
 }
 
-/// Byte strings, one after the other, and where each is.
+/// Concatenated byte strings and their ranges.
 #[derive(Default, Clone)]
 struct Strings {
     data: Vec<u8>,
-    places: Vec<(usize, usize)>,
+    ranges: Vec<(usize, usize)>,
 }
 
 impl Strings {
@@ -247,7 +247,7 @@ impl Strings {
             return Err(format!("more than {most} bytes"));
         }
         self.data.extend_from_slice(value);
-        self.places.push((from, self.data.len()));
+        self.ranges.push((from, self.data.len()));
         Ok(())
     }
 }
@@ -269,7 +269,7 @@ impl Column {
     fn len(&self) -> usize {
         match self {
             Self::Numbers(all) => all.len(),
-            Self::Bytes(all) => all.places.len(),
+            Self::Bytes(all) => all.ranges.len(),
         }
     }
 
@@ -277,7 +277,7 @@ impl Column {
     fn plain(&mut self, kind: i64, mut data: &[u8], count: usize) -> Parsed<()> {
         for _ in 0..count {
             let mut take = |n: usize| {
-                let (head, rest) = data.split_at_checked(n).ok_or("a page ends within a value")?;
+                let (head, rest) = data.split_at_checked(n).ok_or("truncated value in a page")?;
                 data = rest;
                 Ok::<&[u8], String>(head)
             };
@@ -293,14 +293,14 @@ impl Column {
                 Self::Bytes(all) => {
                     let b = take(4)?;
                     let value = take(u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize)?;
-                    all.push(value, MOST_CHUNK)?;
+                    all.push(value, MAX_CHUNK)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Appends values of a dictionary.
+    /// Appends dictionary values.
     fn looked_up(&mut self, dictionary: &Self, indices: &[u32], most: u64) -> Parsed<()> {
         let wrong = |i: u32| format!("the value {i} of a dictionary of {}", dictionary.len());
         for &index in indices {
@@ -309,10 +309,10 @@ impl Column {
                     all.push(*d.get(index as usize).ok_or_else(|| wrong(index))?);
                 }
                 (Self::Bytes(all), Self::Bytes(d)) => {
-                    let &(from, to) = d.places.get(index as usize).ok_or_else(|| wrong(index))?;
+                    let &(from, to) = d.ranges.get(index as usize).ok_or_else(|| wrong(index))?;
                     all.push(&d.data[from..to], most)?;
                 }
-                _ => return Err("a dictionary of another type".to_string()),
+                _ => return Err("a dictionary of a different type".to_string()),
             }
         }
         Ok(())
@@ -322,12 +322,12 @@ impl Column {
 fn read_chunk(path: &Path, file: &mut File, chunk: &Chunk) -> Result<Column> {
     let size = file.metadata().map_err(Error::io(path))?.len();
     if chunk.at.checked_add(chunk.length).is_none_or(|end| end > size) {
-        return Err(broken(path, format!("the column {} goes beyond the file", chunk.path)));
+        return Err(corrupt(path, format!("the column {} exceeds the file", chunk.path)));
     }
     let mut bytes = vec![0; chunk.length as usize];
     file.seek(SeekFrom::Start(chunk.at)).map_err(Error::io(path))?;
     file.read_exact(&mut bytes).map_err(Error::io(path))?;
-    decode(chunk, &bytes).map_err(|e| broken(path, format!("column {}: {e}", chunk.path)))
+    decode(chunk, &bytes).map_err(|e| corrupt(path, format!("column {}: {e}", chunk.path)))
 }
 
 fn decode(chunk: &Chunk, mut bytes: &[u8]) -> Parsed<Column> {
@@ -344,7 +344,7 @@ fn decode(chunk: &Chunk, mut bytes: &[u8]) -> Parsed<Column> {
         left = left
             .checked_sub(unpacked as u64)
             .ok_or_else(|| format!("pages of more than {} bytes", chunk.most()))?;
-        let (page, rest) = bytes.split_at_checked(packed).ok_or("a page that goes beyond its column")?;
+        let (page, rest) = bytes.split_at_checked(packed).ok_or("a page exceeds its column")?;
         bytes = rest;
         match int(&header, 1) {
             Some(2) => {
@@ -385,7 +385,7 @@ fn decode(chunk: &Chunk, mut bytes: &[u8]) -> Parsed<Column> {
                 let data = unpack(codec, &page[start..], unpacked - start)?;
                 values(&mut column, chunk, dictionary.as_ref(), &data, count, encoding)?;
             }
-            // An index of pages.
+            // A page index.
             Some(1) => {}
             other => return Err(format!("a page of the kind {other:?}")),
         }
@@ -407,11 +407,11 @@ fn values(
     match encoding {
         0 => column.plain(chunk.kind, data, count),
         2 | 8 => {
-            let dictionary = dictionary.ok_or("values of a dictionary that is not there")?;
+            let dictionary = dictionary.ok_or("dictionary values without a dictionary")?;
             let (&bits, data) = data.split_first().ok_or("a page without values")?;
             column.looked_up(dictionary, &hybrid(data, u32::from(bits), count)?, chunk.most())
         }
-        other => Err(format!("values in the encoding {other}, expected plain or dictionary")),
+        other => Err(format!("expected plain or dictionary encoding, found {other}")),
     }
 }
 
@@ -439,7 +439,7 @@ fn unpack(codec: i64, page: &[u8], size: usize) -> Parsed<Vec<u8>> {
                 .map_err(|e| e.to_string())?;
             data
         }
-        other => return Err(format!("compression {other}, expected none, snappy or gzip")),
+        other => return Err(format!("expected no compression, snappy or gzip, found {other}")),
     };
     if data.len() != size {
         return Err(format!("a page of {} bytes that claims {size}", data.len()));
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_pyarrow_are_read() {
+    fn reads_files_of_pyarrow() {
         let expected: Vec<(usize, i64)> = (0..12).map(|i| (i * 37 % 256, i as i64 % 11)).collect();
         for name in ["snappy", "plain", "pages_v2", "gzip"] {
             assert_eq!(all(&data(&format!("{name}.parquet"))).unwrap(), expected, "{name}");
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_errors() {
+    fn rejects_damaged_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bad.parquet");
         let cases = std::env::var("STILLHOUSE_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
@@ -485,10 +485,10 @@ mod tests {
             for case in 0..cases {
                 let mut bytes = whole.clone();
                 for _ in 0..=draw.below(6) {
-                    // Half of the changes go to the footer.
+                    // Half of the changes are in the footer.
                     let from = if draw.chance(0.5) { bytes.len() * 3 / 4 } else { 0 };
-                    let place = from + draw.below((bytes.len() - from) as u64) as usize;
-                    bytes[place] = draw.below(256) as u8;
+                    let index = from + draw.below((bytes.len() - from) as u64) as usize;
+                    bytes[index] = draw.below(256) as u8;
                 }
                 if case % 5 == 0 {
                     bytes.truncate(draw.below(bytes.len() as u64) as usize);

@@ -1,32 +1,34 @@
-//! Text files with one entry a line, as the official sets have them.
+//! Text files with one entry per line.
 
 use std::path::{Component, Path};
 
 use crate::diagnostics::{Diagnostics, Kind};
 use crate::{Error, Result};
 
-/// Most bytes of a list; the largest official one has a few million.
+/// Limit for the bytes of a list; the largest official one has a few million.
 const MAX_LIST: u64 = 1 << 26;
 
-/// One line, without its end.
+/// A line without its terminator.
 pub(crate) struct Line {
     /// From 1.
     pub(crate) number: usize,
     pub(crate) text: String,
 }
 
-/// The lines of a list that are not empty. A byte order mark and carriage returns are read over
-/// and remarked on.
+/// Returns the non-empty lines of a list. A byte order mark and carriage returns are skipped with a
+/// warning.
 ///
 /// # Errors
 ///
-/// A file that cannot be read or is too large; a line that is no UTF-8, where faults are errors.
+/// An unreadable or too large file; a line that is not UTF-8.
 pub(crate) fn lines(path: &Path, diagnostics: &mut Diagnostics) -> Result<Vec<Line>> {
     let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
     if length > MAX_LIST {
         return Err(Error::setting(
             path.display(),
-            format!("{length} bytes, expected a list of at most {MAX_LIST}; fetch the set again"),
+            format!(
+                "expected a list of at most {MAX_LIST} bytes, found {length}; download the dataset again"
+            ),
         ));
     }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
@@ -34,7 +36,7 @@ pub(crate) fn lines(path: &Path, diagnostics: &mut Diagnostics) -> Result<Vec<Li
     if let Some(text) = rest.strip_prefix(b"\xef\xbb\xbf") {
         diagnostics.warning(
             Kind::TextForm,
-            format!("{}: begins with a byte order mark; save it as plain UTF-8", path.display()),
+            format!("{}: expected plain UTF-8, found a byte order mark", path.display()),
         );
         rest = text;
     }
@@ -57,14 +59,14 @@ pub(crate) fn lines(path: &Path, diagnostics: &mut Diagnostics) -> Result<Vec<Li
     if returns > 0 {
         diagnostics.warning(
             Kind::TextForm,
-            format!("{}: {returns} lines end with CRLF; save it with line feeds alone", path.display()),
+            format!("{}: expected LF line endings, found CRLF in {returns} lines", path.display()),
         );
     }
     Ok(all)
 }
 
-/// Lines of two words, the second of which may hold spaces, read by `read`; a line that it answers
-/// with nothing is a fault.
+/// Parses lines of two fields, the second of which may contain spaces. A line that `read` rejects
+/// with `None` is an error.
 pub(crate) fn pairs<T>(
     path: &Path,
     expected: &str,
@@ -89,7 +91,7 @@ pub(crate) fn wrong_line(path: &Path, line: usize, found: &str, expected: &str) 
     Error::ListLine { path: path.to_path_buf(), line, found, expected: expected.to_string() }
 }
 
-/// Whether a path of a list stays below the folder that it is meant for.
+/// Whether a path is relative and stays below its folder.
 pub(crate) fn is_below(path: &str) -> bool {
     !path.is_empty()
         && !path.contains(['\\', '\0'])
@@ -101,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_and_returns_are_read_over_and_told() {
+    fn reports_byte_order_marks_and_carriage_returns() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("list.txt");
         std::fs::write(&path, b"\xef\xbb\xbf1 a b\r\n\r\n2 c\n\xff\xfe\n3\n").unwrap();
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_climb_are_told_apart() {
+    fn rejects_paths_outside_of_the_folder() {
         assert!(is_below("001.A/b c.jpg"));
         for bad in ["", "/etc/passwd", "../x", "a/../../x", "a\\b", "./a/../b"] {
             assert!(!is_below(bad), "{bad}");

@@ -1,4 +1,4 @@
-//! The order of samples: which images stand in which batch.
+//! Samplers: the samples of each batch.
 
 use std::collections::BTreeMap;
 
@@ -7,52 +7,54 @@ use stillhouse_core::data::{Dataset, Sampler};
 
 use crate::{Error, Result};
 
-/// Batches of dataset indices, as a [`Sampler`] describes them. A batch depends on the generator,
-/// the epoch and its place in the epoch only, so any batch can be had at any time.
+/// Batches of dataset indices. A batch depends on the generator, the epoch and its index in the epoch
+/// only, so batches can be computed in any order.
 #[derive(Debug)]
 pub struct BatchSampler {
     sampler: Sampler,
     indices: Vec<usize>,
-    /// For `ClassBalanced`: the indices of each class.
+    /// Indices of each class, for `ClassBalanced`.
     classes: Vec<Vec<usize>>,
     rng: Rng,
 }
 
 impl BatchSampler {
-    /// An order over `indices` of a dataset.
+    /// Creates the batches over `indices` of a dataset.
     ///
     /// # Errors
     ///
-    /// No indices, one beyond the dataset, an empty batch, a shuffled epoch without a whole batch,
-    /// or `class_balanced` on a dataset without image classes.
+    /// No indices, an index out of range, an empty batch, a shuffled epoch without a full batch, or
+    /// `class_balanced` on a dataset with masks.
     pub fn new(dataset: &dyn Dataset, indices: &[usize], sampler: &Sampler, rng: Rng) -> Result<Self> {
-        let refuse = |why: String| Err(Error::setting("sampler", why));
+        let invalid = |why: String| Err(Error::setting("sampler", why));
         let name = &dataset.info().name;
         if indices.is_empty() {
-            return refuse(format!("no images of `{name}` to draw from; check the split"));
+            return invalid(format!("expected images of `{name}`, found none; check the split"));
         }
         if let Some(index) = indices.iter().find(|&&i| i >= dataset.len()) {
-            return refuse(format!("index {index} of `{name}`, which has {} images", dataset.len()));
+            return invalid(format!("expected indices below {} for `{name}`, found {index}", dataset.len()));
         }
         let mut classes = BTreeMap::<u32, Vec<usize>>::new();
         match *sampler {
             Sampler::ClassBalanced { classes: 0, .. } | Sampler::ClassBalanced { per_class: 0, .. } => {
-                return refuse("class_balanced needs classes and per_class of at least 1".to_string());
+                return invalid(
+                    "expected classes and per_class of at least 1 for class_balanced".to_string(),
+                );
             }
             Sampler::Shuffle { batch: 0, .. } | Sampler::Sequential { batch: 0 } => {
-                return refuse("batch = 0, expected at least 1".to_string());
+                return invalid("expected a batch of at least 1, found batch = 0".to_string());
             }
             Sampler::Shuffle { batch, drop_last: true } if batch > indices.len() => {
-                return refuse(format!(
-                    "batch = {batch} with drop_last leaves no batch of {} images; make it smaller",
+                return invalid(format!(
+                    "expected batch <= {} with drop_last, found batch = {batch}",
                     indices.len()
                 ));
             }
             Sampler::ClassBalanced { .. } => {
                 for &index in indices {
                     let Some(class) = dataset.class(index) else {
-                        return refuse(format!(
-                            "class_balanced needs one class per image, `{name}` has masks; use shuffle"
+                        return invalid(format!(
+                            "expected one class per image for class_balanced, `{name}` has masks; use shuffle"
                         ));
                     };
                     classes.entry(class).or_default().push(index);
@@ -68,7 +70,7 @@ impl BatchSampler {
         Ok(Self { sampler, indices: indices.to_vec(), classes: classes.into_values().collect(), rng })
     }
 
-    /// Images in a batch; the last one of an epoch may have fewer.
+    /// Returns the batch size; the last batch of an epoch may be smaller.
     pub fn batch_size(&self) -> usize {
         match self.sampler {
             Sampler::Shuffle { batch, .. } | Sampler::Sequential { batch } => batch,
@@ -76,7 +78,7 @@ impl BatchSampler {
         }
     }
 
-    /// Batches in an epoch, at least 1.
+    /// Returns the number of batches in an epoch, at least 1.
     pub fn batches_per_epoch(&self) -> u64 {
         let (n, batch) = (self.indices.len(), self.batch_size());
         let batches = match self.sampler {
@@ -86,7 +88,7 @@ impl BatchSampler {
         batches.max(1) as u64
     }
 
-    /// All batches of an epoch.
+    /// Returns all batches of an epoch.
     pub fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
         let batches = self.batches_per_epoch();
         match self.sampler {
@@ -103,16 +105,16 @@ impl BatchSampler {
         }
     }
 
-    /// P distinct classes without replacement, then K distinct images of each; with replacement
-    /// only where a class has fewer than K.
+    /// Draws P distinct classes, then K distinct images of each; with replacement only from classes
+    /// with fewer than K images.
     fn balanced(&self, epoch: u64, batch: u64, classes: usize, per_class: usize) -> Vec<usize> {
         let mut draw = self.rng.at(epoch, batch);
         let mut drawn = Vec::with_capacity(classes * per_class);
-        let mut places: Vec<usize> = (0..self.classes.len()).collect();
+        let mut order: Vec<usize> = (0..self.classes.len()).collect();
         for i in 0..classes {
-            let j = i + draw.below((places.len() - i) as u64) as usize;
-            places.swap(i, j);
-            let members = &self.classes[places[i]];
+            let j = i + draw.below((order.len() - i) as u64) as usize;
+            order.swap(i, j);
+            let members = &self.classes[order[i]];
             if members.len() < per_class {
                 drawn.extend((0..per_class).map(|_| members[draw.below(members.len() as u64) as usize]));
                 continue;
@@ -143,11 +145,11 @@ mod tests {
     }
 
     #[test]
-    fn bad_settings_are_named() {
+    fn rejects_invalid_settings() {
         let set = Fake::new(&[3, 3]);
         let error = |sampler| order(&set, sampler, 0).unwrap_err().to_string();
         assert!(error(Sampler::Sequential { batch: 0 }).contains("batch = 0"));
-        assert!(error(Sampler::Shuffle { batch: 7, drop_last: true }).contains("no batch of 6"));
+        assert!(error(Sampler::Shuffle { batch: 7, drop_last: true }).contains("batch <= 6"));
         assert!(error(Sampler::ClassBalanced { classes: 2, per_class: 0 }).contains("at least 1"));
         let masks = Fake::new(&[3, 3]).without_classes();
         let e = order(&masks, Sampler::ClassBalanced { classes: 2, per_class: 2 }, 0).unwrap_err();
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_of_an_epoch() {
+    fn computes_the_length_of_an_epoch() {
         let set = Fake::new(&[30, 34]);
         let batches = |sampler| order(&set, sampler, 0).unwrap().batches_per_epoch();
         assert_eq!(batches(Sampler::Sequential { batch: 10 }), 7);
@@ -170,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whole_epochs_have_every_image_once(n in 1usize..60, batch in 1usize..20, seed: u64, epoch in 0u64..5) {
+        fn draws_every_image_once_per_epoch(n in 1usize..60, batch in 1usize..20, seed: u64, epoch in 0u64..5) {
             let set = Fake::new(&[n]);
             let shuffled = order(&set, Sampler::Shuffle { batch, drop_last: false }, seed).unwrap().epoch(epoch);
             let mut all = shuffled.concat();
@@ -186,7 +188,7 @@ mod tests {
         }
 
         #[test]
-        fn balanced_batches_are_balanced(
+        fn balances_batches(
             counts in prop::collection::vec(1usize..12, 1..7),
             classes in 1usize..9,
             per_class in 1usize..9,
@@ -215,7 +217,7 @@ mod tests {
         }
 
         #[test]
-        fn epochs_differ_and_repeat(seed: u64) {
+        fn repeats_an_epoch_and_varies_between_epochs(seed: u64) {
             let set = Fake::new(&[40, 40]);
             for sampler in [Sampler::Shuffle { batch: 8, drop_last: true }, Sampler::ClassBalanced { classes: 2, per_class: 4 }] {
                 let order = order(&set, sampler, seed).unwrap();

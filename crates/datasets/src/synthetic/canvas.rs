@@ -1,17 +1,17 @@
-//! A canvas of linear colors with a few antialiased shapes.
+//! Canvas of linear colors with antialiased shapes.
 //!
-//! Only sums, products, quotients, floors and square roots are used: these round the same way on
-//! every machine, so the images are the same bytes everywhere.
+//! Uses only sums, products, quotients, floors and square roots, which round identically on every
+//! machine, so the images have the same bytes everywhere.
 
 use stillhouse_core::Draw;
 
-/// Red, green, blue; 0 is black, 1 is white, values may lie outside until the end.
+/// Red, green, blue from 0 (black) to 1 (white); intermediate values may exceed the range.
 pub(super) type Color = [f32; 3];
 
-/// Side of the world in units; the image shows all of it at any resolution.
+/// Side of the world in units; an image shows all of it at any resolution.
 pub(super) const WORLD: f32 = 64.0;
 
-/// A place, a direction and a scale: local `(u, v)` to world units.
+/// Position, direction and scale: maps local `(u, v)` to world units.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frame {
     pub(super) x: f32,
@@ -22,12 +22,12 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// The frame at a world position along a unit vector.
+    /// Creates a frame at a world position along a unit vector.
     pub(super) fn new(x: f32, y: f32, (c, s): (f32, f32), k: f32) -> Self {
         Self { x, y, c, s, k }
     }
 
-    /// A frame at a local position, turned by the direction `along` (of any length) in local terms.
+    /// Returns a frame at a local position, along a local direction of any length.
     pub(super) fn sub(self, u: f32, v: f32, along: (f32, f32)) -> Self {
         let (x, y) = self.at(u, v);
         let length = (along.0 * along.0 + along.1 * along.1).sqrt().max(1e-6);
@@ -39,7 +39,7 @@ impl Frame {
         (self.x + self.k * (u * self.c - v * self.s), self.y + self.k * (u * self.s + v * self.c))
     }
 
-    /// Whether a local position is on the image or within `margin` local units of it.
+    /// Whether a local position is within `margin` local units of the image.
     pub(super) fn visible(self, u: f32, v: f32, margin: f32) -> bool {
         let (x, y) = self.at(u, v);
         let m = margin * self.k;
@@ -62,15 +62,15 @@ impl Noise {
         Self { lattice }
     }
 
-    /// The value at a point; neighboring integers are independent.
+    /// Returns the value at a point; integer points are independent.
     pub(super) fn at(&self, x: f32, y: f32) -> f32 {
         let (ix, iy) = (floor(x), floor(y));
         let (fx, fy) = (x - ix, y - iy);
         let (fx, fy) = (fx * fx * (3.0 - 2.0 * fx), fy * fy * (3.0 - 2.0 * fy));
         let (ix, iy) = (ix as i32, iy as i32);
         let value = |dx: i32, dy: i32| {
-            let place = ((ix + dx) & 15) + (((iy + dy) & 15) << 4);
-            self.lattice[place as usize]
+            let cell = ((ix + dx) & 15) + (((iy + dy) & 15) << 4);
+            self.lattice[cell as usize]
         };
         let top = value(0, 0) + fx * (value(1, 0) - value(0, 0));
         let bottom = value(0, 1) + fx * (value(1, 1) - value(0, 1));
@@ -78,16 +78,16 @@ impl Noise {
     }
 }
 
-/// As `f32::floor` for the small values here; that one is a call where SSE 4.1 may be missing.
+/// `f32::floor` for small values; the standard one is a function call without SSE 4.1.
 pub(super) fn floor(v: f32) -> f32 {
     let whole = v as i32 as f32;
     if whole > v { whole - 1.0 } else { whole }
 }
 
-/// The `t` with `|shift + t * slope| <= half`, from and to.
+/// Returns the interval of `t` with `|shift + t * slope| <= half`.
 fn slab(half: f32, shift: f32, slope: f32) -> (f32, f32) {
     if slope.abs() < 1e-3 {
-        // Across the row: all of it, or judged by the other sides and the distance.
+        // Parallel to the row: decided by the other sides and the distance.
         return (-4.0 * WORLD, 4.0 * WORLD);
     }
     let (a, b) = ((-half - shift) / slope, (half - shift) / slope);
@@ -108,7 +108,7 @@ pub(super) fn shade(color: Color, factor: f32) -> Color {
     color.map(|v| v * factor)
 }
 
-/// The image while it is painted.
+/// An image that is being drawn.
 pub(super) struct Canvas {
     pub(super) size: usize,
     /// Pixels per world unit.
@@ -129,9 +129,8 @@ impl Canvas {
         }
     }
 
-    /// Paints where the signed distance (local units, negative inside) says so. The shape lies
-    /// within the half sides `within` around the frame's origin; `ink` gets the pixel and its local
-    /// position.
+    /// Draws a shape given by a signed distance (local units, negative inside) within the half sides
+    /// `within` around the frame's origin; `ink` receives the pixel and its local position.
     fn paint(
         &mut self,
         frame: &Frame,
@@ -140,7 +139,7 @@ impl Canvas {
         ink: impl Fn(Color, f32, f32) -> Color,
     ) {
         let Frame { x, y, c, s, k } = *frame;
-        // Half a pixel of soft edge, and a little for rounding.
+        // Half a pixel of soft edge, with a margin for rounding.
         let margin = 0.5 / self.scale + 0.5;
         let (across, along) = (within.0 * k + margin, within.1 * k + margin);
         let pixel_at = |v: f32| (v * self.scale).clamp(0.0, self.size as f32) as usize;
@@ -148,7 +147,7 @@ impl Canvas {
         let inverse = 1.0 / k;
         for py in pixel_at(y - height)..pixel_at(y + height + 1.0) {
             let dy = (py as f32 + 0.5) / self.scale - y;
-            // Where this row lies within both pairs of sides.
+            // Intersection of the row with both pairs of sides.
             let (a, b) = slab(across, dy * s, c);
             let (d, e) = slab(along, -dy * c, s);
             let (left, right) = (x + a.max(d), x + b.min(e));
@@ -165,7 +164,7 @@ impl Canvas {
         }
     }
 
-    /// A shape of one color.
+    /// Draws a shape of one color.
     pub(super) fn shape(
         &mut self,
         frame: &Frame,
@@ -176,7 +175,7 @@ impl Canvas {
         self.paint(frame, within, distance, |_, _, _| color);
     }
 
-    /// A shape whose color depends on the local position.
+    /// Draws a shape whose color depends on the local position.
     pub(super) fn textured(
         &mut self,
         frame: &Frame,
@@ -187,19 +186,19 @@ impl Canvas {
         self.paint(frame, within, distance, |_, u, v| color(u, v));
     }
 
-    /// A rectangle around a local position.
+    /// Draws a rectangle around a local position.
     pub(super) fn rect(&mut self, frame: &Frame, (u, v): (f32, f32), (hu, hv): (f32, f32), color: Color) {
         let frame = frame.sub(u, v, (1.0, 0.0));
         self.shape(&frame, (hu, hv), color, |u, v| (u.abs() - hu).max(v.abs() - hv));
     }
 
-    /// A disc around a local position.
+    /// Draws a disc around a local position.
     pub(super) fn disc(&mut self, frame: &Frame, (u, v): (f32, f32), r: f32, color: Color) {
         let frame = frame.sub(u, v, (1.0, 0.0));
         self.shape(&frame, (r, r), color, |u, v| (u * u + v * v).sqrt() - r);
     }
 
-    /// An ellipse around a local position.
+    /// Draws an ellipse around a local position.
     pub(super) fn ellipse(&mut self, frame: &Frame, (a, b): (f32, f32), color: Color) {
         self.shape(frame, (1.3 * a, 1.3 * b), color, |u, v| {
             let (p, q) = (u / a, v / b);
@@ -207,7 +206,7 @@ impl Canvas {
         });
     }
 
-    /// A thick line between local positions, with round ends.
+    /// Draws a thick line between local positions, with round ends.
     pub(super) fn line(&mut self, frame: &Frame, from: (f32, f32), to: (f32, f32), half: f32, color: Color) {
         let (du, dv) = (to.0 - from.0, to.1 - from.1);
         let length = (du * du + dv * dv).sqrt();
@@ -218,7 +217,7 @@ impl Canvas {
         });
     }
 
-    /// A shadow: what lies there is darkened.
+    /// Darkens a shape.
     pub(super) fn shadow(
         &mut self,
         frame: &Frame,

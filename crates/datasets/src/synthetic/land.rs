@@ -1,13 +1,13 @@
-//! Scenes of open land and water.
+//! Classes of open land and water.
 
 use super::Scene;
 use super::canvas::{Color, Frame, WORLD, mix, shade, wave};
 
-/// Farther than any corner of the image from any frame near it.
+/// Larger than the distance of any image corner from a frame near the image.
 pub(super) const ALL: f32 = 140.0;
 
 impl Scene {
-    /// Ground in two shades that blend into each other.
+    /// Draws ground in two blended shades.
     pub(super) fn cover(&mut self, color: Color) {
         let other = shade(color, self.between(0.75, 1.25));
         let (coarse, fine) = (self.between(9.0, 18.0), self.between(2.0, 4.0));
@@ -20,13 +20,13 @@ impl Scene {
         });
     }
 
-    /// A ground of any kind.
+    /// Draws a random ground.
     pub(super) fn open_ground(&mut self) {
         let color = self.palette.open(&mut self.draw);
         self.cover(color);
     }
 
-    /// A tree with its shadow, at a local place.
+    /// Draws a tree with its shadow at a local position.
     pub(super) fn tree(&mut self, frame: &Frame, u: f32, v: f32, r: f32) {
         if !frame.visible(u, v, 2.0 * r) {
             return;
@@ -41,7 +41,7 @@ impl Scene {
         self.canvas.disc(&world, (-0.3 * r * sx, -0.3 * r * sy), 0.55 * r, shade(color, 1.3));
     }
 
-    /// Trees anywhere on the image.
+    /// Draws trees at random positions.
     pub(super) fn trees(&mut self, count: u32, low: f32, high: f32) {
         let world = Frame::new(0.0, 0.0, (1.0, 0.0), 1.0);
         for _ in 0..count {
@@ -180,16 +180,16 @@ pub(super) fn golf_course(s: &mut Scene) {
     });
     let (gu, gv) = (end + s.between(-2.0, 4.0), path(end));
     let green = shade(fairway, 1.15);
-    let place = frame.sub(gu, gv, (1.0, s.between(-1.0, 1.0)));
-    s.canvas.ellipse(&place, (7.0, 5.0), green);
+    let local = frame.sub(gu, gv, (1.0, s.between(-1.0, 1.0)));
+    s.canvas.ellipse(&local, (7.0, 5.0), green);
     let bunkers = s.count(3, 6);
     for _ in 0..bunkers {
         let (u, v) = (gu + s.between(-26.0, 12.0), gv + s.between(-15.0, 15.0));
         let (a, b) = (s.between(2.0, 4.6), s.between(1.4, 2.6));
         let sand = s.palette.sand;
-        let place = frame.sub(u, v, (s.between(-1.0, 1.0), 0.7));
-        s.canvas.ellipse(&place, (a, b), sand);
-        let second = place.sub(0.6 * a, 0.5 * b, (1.0, 0.6));
+        let local = frame.sub(u, v, (s.between(-1.0, 1.0), 0.7));
+        s.canvas.ellipse(&local, (a, b), sand);
+        let second = local.sub(0.6 * a, 0.5 * b, (1.0, 0.6));
         s.canvas.ellipse(&second, (0.8 * a, 0.8 * b), sand);
     }
     let groups = s.count(2, 4);

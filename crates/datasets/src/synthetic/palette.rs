@@ -1,4 +1,4 @@
-//! Colors of one image: a climate shared by all classes, then chance.
+//! Colors of an image: a climate shared by all classes, with random variation.
 
 use stillhouse_core::Draw;
 
@@ -25,7 +25,7 @@ pub(super) struct Palette {
     pub(super) sand: Color,
     pub(super) white: Color,
     pub(super) noise: Noise,
-    /// Where shadows fall.
+    /// Direction of shadows.
     pub(super) sun: (f32, f32),
     gain: Color,
     slope: (f32, f32),
@@ -37,7 +37,7 @@ pub(super) fn between(draw: &mut Draw, low: f32, high: f32) -> f32 {
     low + (high - low) * ((draw.next_u32() >> 8) as f32 / 16_777_216.0)
 }
 
-/// A random unit vector.
+/// Draws a random unit vector.
 pub(super) fn direction(draw: &mut Draw) -> (f32, f32) {
     loop {
         let (x, y) = (between(draw, -1.0, 1.0), between(draw, -1.0, 1.0));
@@ -79,12 +79,12 @@ impl Palette {
         }
     }
 
-    /// Any of the open grounds: most classes stand on any of them.
+    /// Draws the color of an open ground; most classes use all of them.
     pub(super) fn open(&self, draw: &mut Draw) -> Color {
         [self.grass, self.dry, self.soil, mix(self.grass, self.dry, 0.5)][draw.below(4) as usize]
     }
 
-    /// A roof.
+    /// Draws the color of a roof.
     pub(super) fn roof(&self, draw: &mut Draw) -> Color {
         let base = [
             [0.52, 0.34, 0.28],
@@ -97,7 +97,7 @@ impl Palette {
         jittered(draw, color, 0.2)
     }
 
-    /// A car or a boat.
+    /// Draws the color of a car or a boat.
     pub(super) fn paint(&self, draw: &mut Draw) -> Color {
         let base = [
             [0.86, 0.86, 0.85],
@@ -109,7 +109,7 @@ impl Palette {
         base[draw.below(5) as usize]
     }
 
-    /// The light, the sensor, 8 bits.
+    /// Applies light and sensor noise, and quantizes to 8 bits.
     pub(super) fn develop(&self, canvas: &Canvas, draw: &mut Draw) -> Vec<u8> {
         let mut state = draw.next_u32() | 1;
         let size = canvas.size as f32;
@@ -117,7 +117,7 @@ impl Palette {
         for (i, pixel) in canvas.pixels.iter().enumerate() {
             let (x, y) = ((i % canvas.size) as f32 / size - 0.5, (i / canvas.size) as f32 / size - 0.5);
             let light = 1.0 + x * self.slope.0 + y * self.slope.1;
-            // xorshift: a grain of light and a little of color.
+            // xorshift noise in luminance, and less in color.
             state ^= state << 13;
             state ^= state >> 17;
             state ^= state << 5;

@@ -1,11 +1,11 @@
-//! Scenes of houses, tanks and courts.
+//! Classes of houses, tanks and courts.
 
 use super::Scene;
 use super::canvas::{Color, Frame, mix, shade};
 
-/// What a street of houses looks like.
+/// Layout of a street of houses.
 struct Street {
-    /// Along and across the street, from house to house.
+    /// Distances between houses along and across the street.
     pitch: (f32, f32),
     /// Half sides of a house.
     house: (f32, f32),
@@ -14,7 +14,7 @@ struct Street {
 }
 
 impl Scene {
-    /// Double rows of houses with streets between.
+    /// Draws double rows of houses with streets between them.
     fn houses(&mut self, street: &Street) {
         let frame = self.frame;
         let road = self.palette.asphalt;
@@ -40,7 +40,7 @@ impl Scene {
         self.trees(street.trees, 1.2, 2.3);
     }
 
-    /// A gabled roof: the half away from the sun is darker; some have a wing.
+    /// Draws a gabled roof, darker on the shadow side, some with a wing.
     fn house(&mut self, frame: &Frame, (u, v): (f32, f32), half: (f32, f32)) {
         let roof = self.palette.roof(&mut self.draw);
         self.block(frame, (u, v), half, 1.2, roof);
@@ -80,15 +80,15 @@ pub(super) fn buildings(s: &mut Scene) {
             let rim = (half.0 - 0.9, half.1 - 0.9);
             s.canvas.rect(&frame, (u, v), rim, shade(roof, 0.85));
             for _ in 0..s.count(2, 6) {
-                let place = (u + rim.0 * s.between(-0.8, 0.8), v + rim.1 * s.between(-0.8, 0.8));
+                let local = (u + rim.0 * s.between(-0.8, 0.8), v + rim.1 * s.between(-0.8, 0.8));
                 let fitting = (s.between(0.6, 1.8), s.between(0.6, 1.5));
-                s.block(&frame, place, fitting, 0.7, shade(roof, 1.2));
+                s.block(&frame, local, fitting, 0.7, shade(roof, 1.2));
             }
         }
     }
 }
 
-/// Roof beside roof, thin streets.
+/// Dense roofs with narrow streets.
 pub(super) fn dense_residential(s: &mut Scene) {
     s.open_ground();
     let pitch = (s.between(6.4, 7.8), s.between(8.0, 9.2));
@@ -153,13 +153,13 @@ pub(super) fn mobile_home_park(s: &mut Scene) {
             if !frame.visible(u, v, 9.0) || s.chance(6) {
                 continue;
             }
-            let place = frame.sub(u, v + s.between(-0.6, 0.6), (slant, 1.0));
+            let local = frame.sub(u, v + s.between(-0.6, 0.6), (slant, 1.0));
             let roof: Color = shade(s.palette.white, s.between(0.72, 1.02));
-            s.block(&place, (0.0, 0.0), (long * 0.92, 1.5), 1.0, roof);
-            s.canvas.rect(&place, (0.0, 0.7), (long * 0.92, 0.8), shade(roof, 0.88));
+            s.block(&local, (0.0, 0.0), (long * 0.92, 1.5), 1.0, roof);
+            s.canvas.rect(&local, (0.0, 0.7), (long * 0.92, 0.8), shade(roof, 0.88));
             if s.chance(30) {
                 let (along, r) = (s.between(-4.0, 4.0), s.between(0.9, 1.5));
-                s.tree(&place, along, 2.6, r);
+                s.tree(&local, along, 2.6, r);
             }
         }
     }

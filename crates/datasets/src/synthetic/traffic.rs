@@ -1,16 +1,16 @@
-//! Scenes of roads, aprons and piers.
+//! Classes of roads, aprons and piers.
 
 use super::Scene;
 use super::canvas::{Color, Frame, floor, mix, shade, wave};
 use super::land::ALL;
 
 impl Scene {
-    /// An endless straight band along u.
+    /// Draws an infinite straight band along u.
     pub(super) fn band(&mut self, frame: &Frame, v: f32, half: f32, color: Color) {
         self.canvas.shape(frame, (ALL, v.abs() + half), color, |_, w| (w - v).abs() - half);
     }
 
-    /// A dashed line along u.
+    /// Draws a dashed line along u.
     pub(super) fn dashes(&mut self, frame: &Frame, v: f32, half: f32, (dash, gap): (f32, f32), color: Color) {
         let period = dash + gap;
         self.canvas.shape(frame, (ALL, v.abs() + half), color, |u, w| {
@@ -19,7 +19,7 @@ impl Scene {
         });
     }
 
-    /// A rectangle with a shadow on the side away from the sun.
+    /// Draws a rectangle with its shadow.
     pub(super) fn block(
         &mut self,
         frame: &Frame,
@@ -38,7 +38,7 @@ impl Scene {
         self.canvas.rect(frame, (u, v), (hu, hv), color);
     }
 
-    /// Cars at random places of a lane along u.
+    /// Draws cars at random positions of a lane along u.
     pub(super) fn cars(&mut self, frame: &Frame, v: f32, percent: u64) {
         for i in -6..6 {
             if self.chance(percent) {
@@ -69,13 +69,13 @@ pub(super) fn airplane(s: &mut Scene) {
         let spread = 2.3 * size;
         let u = (i as f32 - (planes - 1) as f32 / 2.0) * spread + s.between(-1.5, 1.5);
         let (v, tilt) = (s.between(-4.0, 4.0), s.between(-0.3, 0.3));
-        let place = frame.sub(u, v, (tilt, 1.0));
+        let local = frame.sub(u, v, (tilt, 1.0));
         let body = shade(s.palette.white, s.between(0.9, 1.05));
-        let mut cast = place;
+        let mut cast = local;
         cast.x += 0.12 * size * s.palette.sun.0;
         cast.y += 0.12 * size * s.palette.sun.1;
         plane(s, &cast, size, shade(apron, 0.5));
-        plane(s, &place, size, body);
+        plane(s, &local, size, body);
     }
 }
 
@@ -286,13 +286,13 @@ pub(super) fn harbor(s: &mut Scene) {
                 let hull = shade(s.palette.white, s.between(0.8, 1.05));
                 let deck = s.palette.paint(&mut s.draw);
                 let (half, width) = (boat * s.between(0.7, 1.0), beam * s.between(0.75, 1.0));
-                let place = frame.sub(u, v, (0.0, side));
-                s.canvas.shape(&place, (half, width), hull, |u, v| {
+                let local = frame.sub(u, v, (0.0, side));
+                s.canvas.shape(&local, (half, width), hull, |u, v| {
                     // Blunt towards the pier, pointed towards the water.
                     let taper = (1.0 - ((u + 0.2 * half) / (1.2 * half)).max(0.0)).max(0.0);
                     (v.abs() - width * taper.min(0.6) / 0.6).max(-half - u).max(u - half)
                 });
-                s.canvas.rect(&place, (-0.3 * half, 0.0), (0.3 * half, 0.5 * width), mix(hull, deck, 0.6));
+                s.canvas.rect(&local, (-0.3 * half, 0.0), (0.3 * half, 0.5 * width), mix(hull, deck, 0.6));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Color operations, on 8-bit values as Pillow rounds them, and normalization.
+//! Color operations on 8-bit values with the rounding of Pillow, and normalization.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +28,7 @@ pub fn contrast(image: &ImageBuffer, factor: f32) -> ImageBuffer {
     image.mapped(&table(|v| blend(mean, v, factor)))
 }
 
-/// Blends each pixel with its luma; gray images stay.
+/// Blends each pixel with its luma; gray images are unchanged.
 pub fn saturation(image: &ImageBuffer, factor: f32) -> ImageBuffer {
     by_pixel(image, |p| {
         let gray = luma(&p);
@@ -44,8 +44,7 @@ fn by_pixel(image: &ImageBuffer, f: impl Fn([u8; 3]) -> [u8; 3]) -> ImageBuffer 
     ImageBuffer { pixels, ..*image }
 }
 
-/// Turns the hue by `factor` (in [-0.5, 0.5], 1 is a full turn) through 8-bit HSV; gray images
-/// stay.
+/// Shifts the hue by `factor` turns (in [-0.5, 0.5]) in 8-bit HSV; gray images are unchanged.
 pub fn hue(image: &ImageBuffer, factor: f32) -> ImageBuffer {
     let turn = (f64::from(factor) * 255.0) as i32;
     by_pixel(image, |p| {
@@ -96,7 +95,7 @@ fn from_hsv(h: u8, s: u8, v: u8) -> [u8; 3] {
     }
 }
 
-/// One step of [`color_jitter`].
+/// A step of [`color_jitter`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Jitter {
@@ -110,7 +109,7 @@ pub enum Jitter {
     Hue(f32),
 }
 
-/// The steps in the given order, each rounded to 8 bits.
+/// Applies steps in the given order, each rounded to 8 bits.
 pub fn color_jitter(image: &ImageBuffer, steps: &[Jitter]) -> ImageBuffer {
     let mut image = image.clone();
     for step in steps {
@@ -124,7 +123,7 @@ pub fn color_jitter(image: &ImageBuffer, steps: &[Jitter]) -> ImageBuffer {
     image
 }
 
-/// Luma in `channels` equal channels.
+/// Converts to luma in `channels` equal channels.
 pub fn grayscale(image: &ImageBuffer, channels: usize) -> ImageBuffer {
     let lumas = image.pixels.chunks_exact(image.channels.max(1)).map(luma);
     let pixels = lumas.flat_map(|l| std::iter::repeat_n(l, channels)).collect();
@@ -143,7 +142,7 @@ fn by_channel(image: &ImageBuffer, make: impl Fn(&[u64; 256]) -> Option<[u8; 256
     out
 }
 
-/// Per channel: the lowest value to 0, the highest to 255; a flat channel stays.
+/// Stretches each channel to 0 to 255; a constant channel is unchanged.
 pub fn autocontrast(image: &ImageBuffer) -> ImageBuffer {
     by_channel(image, |counts| {
         let low = counts.iter().position(|&n| n > 0)?;
@@ -157,7 +156,7 @@ pub fn autocontrast(image: &ImageBuffer) -> ImageBuffer {
     })
 }
 
-/// Per channel: equal steps of the cumulated histogram, in integers as Pillow does it.
+/// Equalizes the histogram of each channel in integers, like Pillow.
 pub fn equalize(image: &ImageBuffer) -> ImageBuffer {
     by_channel(image, |counts| {
         let last = counts.iter().rposition(|&n| n > 0)?;
@@ -186,27 +185,26 @@ pub fn solarize(image: &ImageBuffer, threshold: u32) -> ImageBuffer {
     image.mapped(&table(|v| if u32::from(v) >= threshold { 255 - v } else { v }))
 }
 
-/// `255 - v`.
+/// Computes `255 - v`.
 pub fn invert(image: &ImageBuffer) -> ImageBuffer {
     image.mapped(&table(|v| 255 - v))
 }
 
-/// `(v / 255 - mean) / std` in f32, channels first: `[C, H, W]`. Missing means are 0 and missing
-/// deviations 1.
+/// Computes `(v / 255 - mean) / std` in f32 as `[C, H, W]`. Missing means are 0, missing deviations 1.
 pub fn normalize(image: &ImageBuffer, mean: &[f32], std: &[f32]) -> Vec<f32> {
     let mut out = Vec::with_capacity(image.pixels.len());
     normalize_into(image, mean, std, &mut out);
     out
 }
 
-/// As [`normalize`], behind the values of `out`.
+/// Appends the result of [`normalize`] to `out`.
 pub fn normalize_into(image: &ImageBuffer, mean: &[f32], std: &[f32], out: &mut Vec<f32>) {
     pulp::Arch::new().dispatch(|| {
         for c in 0..image.channels {
             let (mean, std) = (mean.get(c).copied().unwrap_or(0.0), std.get(c).copied().unwrap_or(1.0));
             let one = |v: u8| (f32::from(v) / 255.0 - mean) / std;
             match image.channels {
-                // Vectors come of a number that is known.
+                // A constant chunk size vectorizes.
                 3 => out.extend(image.pixels.as_chunks::<3>().0.iter().map(|pixel| one(pixel[c]))),
                 n => out.extend(image.pixels.chunks_exact(n).map(|pixel| one(pixel[c]))),
             }
@@ -219,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hsv_there_and_back() {
+    fn round_trips_hsv() {
         for p in [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]] {
             let (h, s, v) = to_hsv(p);
             assert_eq!(from_hsv(h, s, v), p);
@@ -230,14 +228,14 @@ mod tests {
     }
 
     #[test]
-    fn planes_are_filled_in_place() {
+    fn appends_planes() {
         let image = ImageBuffer { width: 1, height: 2, channels: 3, pixels: vec![0, 51, 255, 255, 51, 0] };
         assert_eq!(normalize(&image, &[], &[]), [0.0, 1.0, 0.2, 0.2, 1.0, 0.0]);
         assert_eq!(normalize(&image, &[0.5; 3], &[0.5; 3])[0..2], [-1.0, 1.0]);
     }
 
     #[test]
-    fn extremes_do_not_panic() {
+    fn accepts_extreme_parameters() {
         let image = ImageBuffer::filled(3, 1, 3, 255);
         for f in [f32::NAN, f32::INFINITY, -1e30] {
             brightness(&image, f);

@@ -1,20 +1,20 @@
-//! Crops and borders.
+//! Cropping and padding.
 
 use crate::image_buffer::ImageBuffer;
 use crate::{Error, Result};
 
-/// What stands beyond the border.
+/// Content of the padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PadMode {
-    /// One value per channel; a single one counts for all. Missing values are 0.
+    /// One value per channel; missing values are 0.
     Constant([u8; 3]),
     /// Mirrored without repeating the edge.
     Reflect,
-    /// The edge, repeated.
+    /// Repeated edge.
     Edge,
 }
 
-/// Pixels added on each side.
+/// Pixels to add on each side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct Padding {
@@ -24,7 +24,7 @@ pub struct Padding {
     pub bottom: usize,
 }
 
-/// Adds a border. Reflection needs an image larger than the border.
+/// Pads an image. Reflection requires an image larger than the padding.
 pub fn pad(image: &ImageBuffer, by: Padding, mode: PadMode) -> Result<ImageBuffer> {
     let (width, height) = (image.width + by.left + by.right, image.height + by.top + by.bottom);
     let (left, top) = (by.left as i64, by.top as i64);
@@ -67,12 +67,13 @@ pub fn pad(image: &ImageBuffer, by: Padding, mode: PadMode) -> Result<ImageBuffe
     Ok(ImageBuffer { width, height, channels, pixels })
 }
 
-/// The box at (`left`, `top`) of `width` x `height`; outside the image: zeros.
+/// Crops the box at (`left`, `top`) of `width` x `height`, with zeros outside of the image.
 pub fn crop(image: &ImageBuffer, left: i64, top: i64, width: usize, height: usize) -> ImageBuffer {
     crop_with(image, left, top, width, height, &[0; 3])
 }
 
-/// As [`crop`], with a color outside the image; channels beyond the color's take its last value.
+/// Crops like [`crop`], with a color outside of the image; its last value is repeated for further
+/// channels.
 pub fn crop_with(
     image: &ImageBuffer,
     left: i64,
@@ -85,7 +86,7 @@ pub fn crop_with(
     let stride = width * channels;
     let color: Vec<u8> = (0..channels).map(|c| fill.get(c).or(fill.last()).copied().unwrap_or(0)).collect();
     let mut out = ImageBuffer { width, height, channels, pixels: Vec::with_capacity(stride * height) };
-    // Columns of the result that lie in the image.
+    // Columns of the result inside of the image.
     let from = left.saturating_neg().clamp(0, width as i64) as usize;
     let to = (image.width as i64).saturating_sub(left).clamp(from as i64, width as i64) as usize;
     let border = |out: &mut Vec<u8>, n: usize| (0..n).for_each(|_| out.extend_from_slice(&color));
@@ -103,8 +104,8 @@ pub fn crop_with(
     out
 }
 
-/// The middle, as torchvision's `CenterCrop`: a smaller image gets a border of zeros first (left
-/// and top `floor(d/2)`); then `left = round((w - width) / 2)`, halves to even.
+/// Crops the center like torchvision's `CenterCrop`: a smaller image is padded with zeros first (left
+/// and top `floor(d/2)`); then `left = round((w - width) / 2)`, ties to even.
 pub fn center_crop(image: &ImageBuffer, width: usize, height: usize) -> ImageBuffer {
     let (left, top) = (offset(image.width, width), offset(image.height, height));
     crop(image, left, top, width, height)
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn far_outside_is_empty() {
+    fn crops_outside_of_the_image() {
         let image = ramp(3, 2);
         for (left, top) in [(i64::MIN, 0), (i64::MAX, 0), (0, i64::MIN), (5, i64::MAX), (-9, -9)] {
             assert_eq!(crop(&image, left, top, 2, 2).pixels, [0; 4]);
@@ -138,12 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn middles_round_halves_to_even() {
+    fn rounds_centers_to_even() {
         assert_eq!([offset(8, 5), offset(10, 5), offset(9, 4), offset(5, 8)], [2, 2, 2, -1]);
     }
 
     #[test]
-    fn reflection_needs_room() {
+    fn rejects_reflection_of_small_images() {
         let by = Padding { left: 2, right: 2, ..Padding::default() };
         assert_eq!(pad(&ramp(3, 1), by, PadMode::Reflect).unwrap().pixels, [2, 1, 0, 1, 2, 1, 0]);
         assert!(pad(&ramp(2, 1), by, PadMode::Reflect).is_err());

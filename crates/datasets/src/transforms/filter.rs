@@ -11,14 +11,14 @@ fn weights(size: usize, sigma: f64) -> Vec<f64> {
     raw.into_iter().map(|w| w / sum).collect()
 }
 
-/// Index mirrored into 0..n without repeating the edge.
+/// Mirrors an index into 0..n without repeating the edge.
 fn mirrored(i: i64, n: usize) -> usize {
     let last = n as i64 - 1;
     (last - (last - i.abs()).abs()) as usize
 }
 
-/// Gaussian blur with odd `kernel` sizes (x, y) and `sigma` (x, y), mirrored at the border,
-/// rounded to nearest, halves to even. The image must be larger than half the kernel.
+/// Applies a Gaussian blur with odd `kernel` sizes (x, y) and `sigma` (x, y), mirrored at the border,
+/// rounded to nearest, ties to even. The image must be larger than half the kernel.
 pub fn gaussian_blur(image: &ImageBuffer, kernel: (usize, usize), sigma: (f64, f64)) -> Result<ImageBuffer> {
     let (w, h, c) = (image.width, image.height, image.channels);
     let ok = kernel.0 % 2 == 1 && kernel.1 % 2 == 1 && sigma.0 > 0.0 && sigma.1 > 0.0;
@@ -60,8 +60,8 @@ pub fn gaussian_blur(image: &ImageBuffer, kernel: (usize, usize), sigma: (f64, f
     Ok(ImageBuffer { pixels, ..*image })
 }
 
-/// Blends with the image smoothed by a 3x3 kernel of ones with 5 in the middle; the outermost rows
-/// and columns stay.
+/// Blends with the image smoothed by a 3x3 kernel of ones with 5 in the center; the outermost rows and
+/// columns are unchanged.
 pub fn sharpness(image: &ImageBuffer, factor: f32) -> ImageBuffer {
     let (w, h, c, stride) = (image.width, image.height, image.channels, image.stride());
     let mut out = image.clone();
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flat_stays_and_small_is_refused() {
+    fn keeps_constant_images_and_rejects_small_ones() {
         let flat = ImageBuffer::filled(6, 5, 3, 77);
         assert_eq!(gaussian_blur(&flat, (5, 3), (1.0, 2.0)).unwrap(), flat);
         assert_eq!(sharpness(&flat, 3.0), flat);

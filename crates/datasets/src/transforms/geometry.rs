@@ -1,9 +1,9 @@
-//! Mirrors, quarter turns, jigsaws.
+//! Flips, quarter rotations, jigsaws.
 
 use crate::image_buffer::ImageBuffer;
 use crate::{Error, Result};
 
-/// Mirrors left and right.
+/// Flips horizontally.
 pub fn hflip(image: &ImageBuffer) -> ImageBuffer {
     fn mirror<const C: usize>(from: &[u8], to: &mut [u8]) {
         for (from, to) in from.as_chunks::<C>().0.iter().rev().zip(to.as_chunks_mut::<C>().0) {
@@ -24,19 +24,19 @@ pub fn hflip(image: &ImageBuffer) -> ImageBuffer {
     ImageBuffer { pixels, ..*image }
 }
 
-/// Mirrors top and bottom.
+/// Flips vertically.
 pub fn vflip(image: &ImageBuffer) -> ImageBuffer {
     let mut pixels = Vec::with_capacity(image.pixels.len());
     image.rows().rev().for_each(|row| pixels.extend_from_slice(row));
     ImageBuffer { pixels, ..*image }
 }
 
-/// Turns by `k` quarters, counter-clockwise.
+/// Rotates by `k` quarter turns, counterclockwise.
 pub fn rot90(image: &ImageBuffer, k: i64) -> ImageBuffer {
     let (w, h, c) = (image.width, image.height, image.channels);
     let k = k.rem_euclid(4);
     let (width, height) = if k % 2 == 0 { (w, h) } else { (h, w) };
-    // Where the result's first pixel comes from, and the steps along its rows and columns.
+    // Source of the first pixel, and strides along rows and columns.
     let (w, h) = (w as isize, h as isize);
     let (start, right, down) = match k {
         0 => (0, 1, w),
@@ -56,19 +56,22 @@ pub fn rot90(image: &ImageBuffer, k: i64) -> ImageBuffer {
     ImageBuffer { width, height, channels: c, pixels }
 }
 
-/// Cuts into `n` x `n` cells, row by row; cell `i` of the result is cell `permutation[i]` of the
-/// input. The sides must divide by `n`.
+/// Permutes `n` x `n` cells in row-major order: cell `i` of the result is cell `permutation[i]` of the
+/// input. The sides must be divisible by `n`.
 pub fn jigsaw(image: &ImageBuffer, n: usize, permutation: &[usize]) -> Result<ImageBuffer> {
     if n == 0 || !image.width.is_multiple_of(n) || !image.height.is_multiple_of(n) {
         return Err(Error::setting(
             "jigsaw",
-            format!("{}x{} pixels do not divide into {n}x{n} cells; resize first", image.width, image.height),
+            format!("expected sides divisible by {n}, found {}x{}; resize first", image.width, image.height),
         ));
     }
     let mut sorted = permutation.to_vec();
     sorted.sort_unstable();
     if !sorted.into_iter().eq(0..n * n) {
-        return Err(Error::setting("jigsaw", format!("{permutation:?} is no permutation of 0..{}", n * n)));
+        return Err(Error::setting(
+            "jigsaw",
+            format!("expected a permutation of 0..{1}, found {0:?}", permutation, n * n),
+        ));
     }
     let (row, rows) = (image.stride() / n, image.height / n);
     let mut out = image.clone();
@@ -91,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_and_mirrors_undo_themselves() {
+    fn inverts_flips_and_rotations() {
         let image = ramp();
         assert_eq!(rot90(&image, 1).pixels, [2, 5, 1, 4, 0, 3]);
         assert_eq!(rot90(&rot90(&image, 1), 3), image);
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn jigsaws_are_checked() {
+    fn rejects_invalid_jigsaws() {
         assert!(jigsaw(&ramp(), 2, &[0, 1, 2, 3]).is_err());
         let square = ImageBuffer { width: 2, height: 2, channels: 1, pixels: vec![0, 1, 2, 3] };
         assert!(jigsaw(&square, 2, &[0, 1, 2, 2]).is_err());

@@ -1,9 +1,9 @@
-//! Image and label mask together.
+//! Joint transforms of an image and its mask.
 
 use super::{Filter, crop_with, hflip, resize};
 use crate::image_buffer::ImageBuffer;
 
-/// Where and how [`scale_crop_joint`] cuts.
+/// Parameters of [`scale_crop_joint`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScaleCrop {
     /// Width and height after scaling.
@@ -12,16 +12,16 @@ pub struct ScaleCrop {
     pub crop: (usize, usize),
     /// Left and top of the crop.
     pub at: (i64, i64),
-    /// Whether the result is mirrored.
+    /// Whether the result is flipped horizontally.
     pub flip: bool,
-    /// Color where the scaled image does not reach.
+    /// Color outside of the scaled image.
     pub image_fill: [u8; 3],
-    /// Label there.
+    /// Label outside of the scaled image.
     pub mask_fill: u8,
 }
 
-/// Scales (image bilinear, mask nearest), pads right and bottom up to the crop's size, crops,
-/// mirrors.
+/// Scales (image bilinear, mask nearest), pads right and bottom to the size of the crop, crops and
+/// flips.
 pub fn scale_crop_joint(
     image: &ImageBuffer,
     mask: &ImageBuffer,

@@ -1,4 +1,4 @@
-//! The transforms that a configuration names, and their chain.
+//! Transforms that a configuration names, and their pipeline.
 
 use serde::{Deserialize, Serialize};
 use stillhouse_core::Draw;
@@ -8,8 +8,8 @@ use crate::image_buffer::ImageBuffer;
 use crate::transforms::{self as t, Filter, Jitter};
 use crate::{Error, Result};
 
-/// One step of a pipeline, as a table with the key `op`. Masks go through the same geometry
-/// (suggest pixel, 255 beyond the border) and are left alone by color.
+/// A step of a pipeline, as a table with the key `op`. Masks are transformed with the same geometry
+/// (nearest neighbor, ignored outside of the image) and are not affected by color.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Transform {
@@ -21,7 +21,7 @@ pub enum Transform {
         #[serde(default)]
         filter: Filter,
     },
-    /// Resizes to an exact size, whatever the proportions.
+    /// Resizes to an exact size, regardless of the aspect ratio.
     Resize {
         /// Columns.
         width: usize,
@@ -31,89 +31,89 @@ pub enum Transform {
         #[serde(default)]
         filter: Filter,
     },
-    /// The middle square; smaller images get a border of zeros.
+    /// Crops the central square; smaller images are padded with zeros.
     CenterCrop {
-        /// Pixels of a side.
+        /// Pixels per side.
         size: usize,
     },
-    /// A box of a random part of the area and random proportions, resized to a square, as
-    /// torchvision's `RandomResizedCrop`.
+    /// Crops a box of random area and aspect ratio and resizes it to a square, like torchvision's
+    /// `RandomResizedCrop`.
     RandomResizedCrop {
-        /// Pixels of a side.
+        /// Pixels per side.
         size: usize,
-        /// Part of the area, from and to; default `[0.08, 1.0]`.
+        /// Minimum and maximum fraction of the area; default `[0.08, 1.0]`.
         #[serde(default = "area")]
         scale: [f64; 2],
-        /// Width to height, from and to; default `[0.75, 1.3333333333333333]`.
+        /// Minimum and maximum width-to-height ratio; default `[0.75, 1.3333333333333333]`.
         #[serde(default = "proportions")]
         ratio: [f64; 2],
         /// Default `bilinear`.
         #[serde(default)]
         filter: Filter,
     },
-    /// A random square after a border of zeros of `padding` pixels; smaller images get more.
+    /// Crops a random square after padding with `padding` pixels of zeros; smaller images get more.
     RandomCrop {
-        /// Pixels of a side.
+        /// Pixels per side.
         size: usize,
-        /// Border on each side; default 0.
+        /// Padding on each side; default 0.
         #[serde(default)]
         padding: usize,
     },
-    /// Scales both sides by a random factor, then cuts a random box, padded right and bottom with
-    /// `fill`; for segmentation.
+    /// Scales by a random factor, then crops a random box, padded right and bottom with `fill`; for
+    /// segmentation.
     RandomScaleCrop {
-        /// Pixels of a side; rows where `width` is given.
+        /// Pixels per side, or rows if `width` is set.
         size: usize,
-        /// Columns; default as many as rows.
+        /// Columns; default: same as rows.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         width: Option<usize>,
-        /// Factor, from and to.
+        /// Minimum and maximum factor.
         scale: [f64; 2],
-        /// The factor is one of `from`, `from + step`, ... up to `to`; default any between them.
+        /// Draws the factor from `min`, `min + step`, ... up to `max`; default: uniform.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         step: Option<f64>,
-        /// Color beyond the image; default `[124, 116, 104]`, ImageNet's mean.
+        /// Color outside of the image; default `[124, 116, 104]`, ImageNet's mean.
         #[serde(default = "mean_color")]
         fill: [u8; 3],
     },
-    /// Mirrors left and right at random.
+    /// Flips horizontally at random.
     Hflip {
         /// Probability; default 0.5.
         #[serde(default = "half")]
         p: f64,
     },
-    /// Mirrors top and bottom at random.
+    /// Flips vertically at random.
     Vflip {
         /// Probability; default 0.5.
         #[serde(default = "half")]
         p: f64,
     },
-    /// 0 to 3 quarter turns, each as likely.
+    /// Rotates by 0 to 3 quarter turns with equal probability.
     Rot90 {},
-    /// Brightness, contrast and saturation by a factor in `[1 - x, 1 + x]` (from 0), hue by up to
-    /// `hue` turns either way, in random order, as torchvision's `ColorJitter`.
+    /// Scales brightness, contrast and saturation by a factor in `[max(0, 1 - x), 1 + x]` and shifts the
+    /// hue by up to `hue` turns, in random order, like torchvision's `ColorJitter`.
     ColorJitter {
-        /// Default 0: left alone.
+        /// Default 0: unchanged.
         #[serde(default)]
         brightness: f64,
-        /// Default 0: left alone.
+        /// Default 0: unchanged.
         #[serde(default)]
         contrast: f64,
-        /// Default 0: left alone.
+        /// Default 0: unchanged.
         #[serde(default)]
         saturation: f64,
-        /// At most 0.5; default 0: left alone.
+        /// At most 0.5; default 0: unchanged.
         #[serde(default)]
         hue: f64,
     },
-    /// Gray in three channels at random.
+    /// Converts to three gray channels at random.
     Grayscale {
         /// Probability; default 0.1.
         #[serde(default = "tenth")]
         p: f64,
     },
-    /// `(v / 255 - mean) / std` per channel; the last step. A pipeline without it ends with
-    /// ImageNet's.
+    /// Computes `(v / 255 - mean) / std` per channel; always the last step. Default: ImageNet's
+    /// statistics.
     Normalize {
         /// Default ImageNet's `[0.485, 0.456, 0.406]`.
         #[serde(default = "imagenet_mean")]
@@ -154,7 +154,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// The same geometry on both.
+    /// Applies an operation to both.
     fn both(self, f: impl Fn(&ImageBuffer) -> ImageBuffer) -> Self {
         Self { image: f(&self.image), mask: self.mask.as_ref().map(f) }
     }
@@ -181,7 +181,7 @@ impl Pair {
 }
 
 impl Transform {
-    /// Whether it does the same to every image at every time.
+    /// Whether the step is deterministic.
     fn is_fixed(&self) -> bool {
         matches!(self, Self::ResizeShort { .. } | Self::Resize { .. } | Self::CenterCrop { .. })
     }
@@ -192,14 +192,14 @@ impl Transform {
             if low > 0.0 && low <= high && high <= most {
                 Ok(())
             } else {
-                wrong(format!("{name} = [{low}, {high}], expected 0 < from <= to <= {most}"))
+                wrong(format!("expected 0 < min <= max <= {most} for {name}, found [{low}, {high}]"))
             }
         };
         let side = |size: usize| {
             if (1..=crate::decode::MAX_SIDE).contains(&size) {
                 Ok(())
             } else {
-                wrong(format!("a side of {size} pixels, expected 1 to {}", crate::decode::MAX_SIDE))
+                wrong(format!("expected a side of 1 to {} pixels, found {size}", crate::decode::MAX_SIDE))
             }
         };
         let chance = |name: &str, p: f64| {
@@ -220,7 +220,7 @@ impl Transform {
                 side(size).and(side(width.unwrap_or(size))).and(range("scale", scale, 64.0))?;
                 match step {
                     Some(step) if !(step > 0.0 && step <= scale[1]) => {
-                        wrong(format!("step = {step}, expected above 0 and at most {}", scale[1]))
+                        wrong(format!("expected a step above 0 and at most {}, found {step}", scale[1]))
                     }
                     _ => Ok(()),
                 }
@@ -235,7 +235,7 @@ impl Transform {
                     Ok(())
                 } else {
                     wrong(format!(
-                        "color_jitter {factors:?} and hue {hue}, expected 0 or more and hue up to 0.5"
+                        "expected factors of at least 0 and hue up to 0.5, found {factors:?} and {hue}"
                     ))
                 }
             }
@@ -243,13 +243,13 @@ impl Transform {
                 if std.iter().all(|s| *s > 0.0 && s.is_finite()) && mean.iter().all(|m| m.is_finite()) {
                     Ok(())
                 } else {
-                    wrong(format!("normalize by {mean:?} and {std:?}, expected deviations above 0"))
+                    wrong(format!("expected std above 0, found {std:?} (mean {mean:?})"))
                 }
             }
         }
     }
 
-    /// Applies it; the random numbers come from `draw`.
+    /// Applies the step with random numbers from `draw`.
     fn apply(&self, pair: Pair, draw: &mut Draw) -> Pair {
         let (w, h) = (pair.image.width, pair.image.height);
         match *self {
@@ -258,7 +258,7 @@ impl Transform {
             Self::CenterCrop { size } if (w, h) == (size, size) => pair,
             Self::CenterCrop { size } => {
                 let mask = pair.mask.map(|m| {
-                    // A mask's border is "ignore", which a crop of the inverted labels gives.
+                    // Inverted labels make the zero padding of a crop "ignore".
                     t::invert(&t::center_crop(&t::invert(&m), size, size))
                 });
                 Pair { image: t::center_crop(&pair.image, size, size), mask }
@@ -286,7 +286,7 @@ impl Transform {
                 let factor = match step {
                     None => draw.uniform_in(scale[0], scale[1]),
                     Some(step) => {
-                        // A little more, so that 0.5 to 2 by 0.1 ends with 2.
+                        // Tolerance for rounding, so that 0.5 to 2 in steps of 0.1 includes 2.
                         let steps = ((scale[1] - scale[0]) / step + 1e-6) as u64;
                         scale[0] + step * draw.below(steps + 1) as f64
                     }
@@ -325,8 +325,8 @@ impl Transform {
     }
 }
 
-/// Left and top, width and height of a random box: ten tries of a random area and log-uniform
-/// proportions, else the middle in the nearest allowed proportions.
+/// Draws left and top, width and height of a box: ten attempts with random area and log-uniform aspect
+/// ratio, then the central box with the nearest valid ratio.
 fn random_box(
     (w, h): (usize, usize),
     scale: [f64; 2],
@@ -356,23 +356,23 @@ fn random_box(
     (((w - cw) as i64 / 2, (h - ch) as i64 / 2), (cw, ch))
 }
 
-/// A checked chain of transforms that ends with a normalization.
+/// A validated sequence of transforms that ends with a normalization.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     steps: Vec<Transform>,
-    /// Leading steps that are the same for every epoch: their result is what is cached.
+    /// Leading deterministic steps, whose result is cached.
     fixed: usize,
     mean: [f32; 3],
     std: [f32; 3],
 }
 
 impl Pipeline {
-    /// Reads and checks the tables of a configuration.
+    /// Parses and validates the tables of a configuration.
     ///
     /// # Errors
     ///
-    /// An unknown `op` or key, a value out of its range, or a `normalize` that is not the last
-    /// step; each names the step's place.
+    /// An unknown `op` or key, a value out of range, or a `normalize` that is not the last step; the
+    /// message has the index of the step.
     pub fn new(tables: &[toml::Table]) -> stillhouse_core::Result<Self> {
         let (mut mean, mut std) = (imagenet_mean(), imagenet_std());
         let mut steps = Vec::with_capacity(tables.len());
@@ -384,7 +384,7 @@ impl Pipeline {
                 if i + 1 < tables.len() {
                     return Err(stillhouse_core::Error::config(
                         &origin,
-                        "normalize must be the last step; move it",
+                        "expected normalize as the last step",
                     ));
                 }
                 (mean, std) = (m, s);
@@ -396,24 +396,24 @@ impl Pipeline {
         Ok(Self { steps, fixed, mean, std })
     }
 
-    /// The steps before the first random one.
+    /// Applies the steps before the first random one.
     pub(crate) fn fixed(&self, pair: Pair) -> Pair {
-        // Fixed steps draw nothing.
+        // Deterministic steps draw nothing.
         let mut draw = stillhouse_core::Rng::new(0).at(0, 0);
         self.steps[..self.fixed].iter().fold(pair, |pair, step| step.apply(pair, &mut draw))
     }
 
-    /// Whether no step is random.
+    /// Whether every step is deterministic.
     pub(crate) fn is_fixed(&self) -> bool {
         self.fixed == self.steps.len()
     }
 
-    /// The steps from the first random one on.
+    /// Applies the steps from the first random one on.
     pub(crate) fn random(&self, pair: Pair, draw: &mut Draw) -> Pair {
         self.steps[self.fixed..].iter().fold(pair, |pair, step| step.apply(pair, draw))
     }
 
-    /// Normalizes to `[3, H, W]` values behind those of `out`.
+    /// Appends the normalized `[3, H, W]` values to `out`.
     pub(crate) fn finish(&self, image: &ImageBuffer, out: &mut Vec<f32>) {
         t::normalize_into(image, &self.mean, &self.std, out);
     }
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_pipelines_are_read() {
+    fn parses_pipelines() {
         let train = r#"{op="resize_short", size=72}, {op="random_resized_crop", size=64, scale=[0.5,1.0], ratio=[0.75,1.3333]},
             {op="hflip", p=0.5}, {op="vflip"}, {op="rot90"}, {op="color_jitter", brightness=0.2, hue=0.1}, {op="normalize"}"#;
         let train = pipeline(train).unwrap();
@@ -452,20 +452,20 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn rejects_invalid_steps() {
         for (text, expected) in [
             (r#"{op="hflp"}"#, "did you mean `hflip`"),
             (r#"{op="hflip", q=0.5}"#, "`q`"),
             (r#"{op="rot90", k=2}"#, "`k`"),
             (r#"{op="hflip", p=1.5}"#, "found 1.5"),
             (r#"{op="hflip"}, {op="resize_short"}"#, "transforms[1]"),
-            (r#"{op="resize_short", size=0}"#, "0 pixels"),
+            (r#"{op="resize_short", size=0}"#, "found 0"),
             (r#"{op="random_resized_crop", size=8, scale=[0.9, 0.5]}"#, "scale"),
             (r#"{op="normalize"}, {op="hflip"}"#, "last step"),
             (r#"{op="normalize", std=[0.0, 1.0, 1.0]}"#, "above 0"),
             (r#"{op="color_jitter", hue=0.7}"#, "up to 0.5"),
             (r#"{size=3}"#, "op"),
-            (r#"{op="random_scale_crop", size=8, scale=[0.5, 2.0], step=0.0}"#, "step = 0"),
+            (r#"{op="random_scale_crop", size=8, scale=[0.5, 2.0], step=0.0}"#, "found 0"),
         ] {
             let e = pipeline(text).unwrap_err().to_string();
             assert!(e.contains(expected), "{text}: {e}");
@@ -473,16 +473,16 @@ mod tests {
     }
 
     #[test]
-    fn masks_are_ignored_beyond_the_border() {
+    fn ignores_mask_pixels_outside_of_the_image() {
         let p = pipeline(r#"{op="center_crop", size=6}"#).unwrap();
         let mask = p.fixed(pair(4, 4)).mask.unwrap();
         assert_eq!(mask.pixels.iter().filter(|&&v| v == 4).count(), 16);
         assert_eq!(mask.pixels.iter().filter(|&&v| v == IGNORE_INDEX).count(), 20);
     }
 
-    /// Of an image of 10 columns the part that is not padded tells the factor.
+    /// The unpadded columns of a 10-column image reveal the factor.
     #[test]
-    fn factors_come_in_steps() {
+    fn draws_factors_in_steps() {
         let p =
             pipeline(r#"{op="random_scale_crop", size=8, width=40, scale=[0.5, 2.0], step=0.1}"#).unwrap();
         let rng = Rng::new(3);
@@ -493,13 +493,13 @@ mod tests {
             let row = &out.mask.unwrap().pixels[..40];
             seen.insert(row.iter().filter(|&&v| v != IGNORE_INDEX).count());
         }
-        // 10 x 0.5, 0.6, ... 2.0; a product that falls just short of a whole one is cut off.
+        // 10 x 0.5, 0.6, ... 2.0; products just below an integer are truncated.
         assert!(seen.len() >= 14 && seen.first() == Some(&5) && seen.last() == Some(&20), "{seen:?}");
     }
 
     proptest! {
         #[test]
-        fn sizes_are_kept_for_any_input(w in 1usize..50, h in 1usize..50, seed: u64) {
+        fn keeps_the_output_size_for_any_input(w in 1usize..50, h in 1usize..50, seed: u64) {
             let p = pipeline(r#"{op="random_scale_crop", size=20, scale=[0.1, 2.0]}, {op="random_crop", size=24, padding=3},
                 {op="color_jitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.5}, {op="grayscale"},
                 {op="random_resized_crop", size=9, scale=[0.01, 1.0], ratio=[0.1, 10.0]}, {op="rot90"}, {op="hflip"}, {op="vflip"}"#).unwrap();

@@ -1,19 +1,18 @@
-//! Resizing, as Pillow computes it: in fixed point, horizontal pass first.
+//! Resizing in fixed point like Pillow, horizontal pass first.
 
 use serde::{Deserialize, Serialize};
 
 use crate::image_buffer::ImageBuffer;
 use crate::transforms::crop;
 
-/// Bits of the fractional part of Pillow's weights.
+/// Fractional bits of Pillow's weights.
 const BITS: u32 = 22;
 
-/// How values between pixels are found. Shrinking widens the filter (antialiasing) except for
-/// `nearest`.
+/// Interpolation filter. Downscaling widens it (antialiasing), except for `nearest`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
-    /// The nearest pixel; for labels.
+    /// Nearest neighbor, for labels.
     Nearest,
     /// Triangle of radius 1.
     #[default]
@@ -56,11 +55,10 @@ fn sinc(x: f64) -> f64 {
     x.sin() / x
 }
 
-/// The input pixels of every output pixel along one side: the first one, and a weight for it and
-/// each that follows.
+/// Input pixels and weights of every output pixel along one dimension.
 struct FilterWeights {
-    /// The first pixel, and where its weights end in `weights`.
-    places: Vec<(usize, usize)>,
+    /// First input pixel, and the end of its weights in `weights`.
+    bounds: Vec<(usize, usize)>,
     weights: Vec<i32>,
 }
 
@@ -69,7 +67,7 @@ impl FilterWeights {
         let scale = from as f64 / to as f64;
         let widening = scale.max(1.0);
         let support = filter.support() * widening;
-        let mut taps = Self { places: Vec::with_capacity(to), weights: Vec::new() };
+        let mut taps = Self { bounds: Vec::with_capacity(to), weights: Vec::new() };
         let mut weights = Vec::new();
         for i in 0..to {
             let center = (i as f64 + 0.5) * scale;
@@ -82,19 +80,19 @@ impl FilterWeights {
                 let w = if sum == 0.0 { w } else { w / sum } * f64::from(1u32 << BITS);
                 (w + if w < 0.0 { -0.5 } else { 0.5 }) as i32
             }));
-            taps.places.push((first, taps.weights.len()));
+            taps.bounds.push((first, taps.weights.len()));
         }
         taps
     }
 
     fn len(&self) -> usize {
-        self.places.len()
+        self.bounds.len()
     }
 
     #[inline(always)]
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
         let mut start = 0;
-        self.places.iter().map(move |&(first, end)| {
+        self.bounds.iter().map(move |&(first, end)| {
             let weights = &self.weights[start..end];
             start = end;
             (first, weights)
@@ -106,12 +104,12 @@ fn clip(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// The part of an image that is resized, in place: cutting it out would cost as much as resizing.
+/// A view of the resized box: copying it would cost as much as resizing.
 #[derive(Clone, Copy)]
 struct View<'a> {
-    /// From the first pixel on.
+    /// Values from the first pixel on.
     pixels: &'a [u8],
-    /// Values from one row to the next.
+    /// Row stride in values.
     stride: usize,
     width: usize,
     height: usize,
@@ -124,7 +122,7 @@ impl<'a> View<'a> {
         Self { pixels, stride: image.stride(), width, height, channels }
     }
 
-    /// A box that lies in the image; none if it does not.
+    /// Creates a view of a box; `None` if it exceeds the image.
     fn cut(image: &'a ImageBuffer, left: i64, top: i64, width: usize, height: usize) -> Option<Self> {
         let (left, top) = (usize::try_from(left).ok()?, usize::try_from(top).ok()?);
         if left.checked_add(width)? > image.width || top.checked_add(height)? > image.height {
@@ -144,13 +142,12 @@ impl<'a> View<'a> {
     }
 }
 
-/// Sums that a step of [`Across`] works on at once: 4 rows of 3 channels (and one that is empty),
-/// or 16 rows of one.
+/// Accumulators per iteration of [`Across`]: 4 rows of 3 channels (and an empty one), or 16 rows of
+/// one.
 const LANES: usize = 16;
 
-/// The horizontal pass of `C` channels, with room for `P`, a power of two. It is written so that
-/// the compiler makes vector code of it, for the instruction set that [`pulp`] finds at run time;
-/// sums of integers are the same with any.
+/// Horizontal pass over `C` channels, padded to `P`, a power of two. Written for auto-vectorization with
+/// the instruction set that [`pulp`] detects at run time; integer sums do not depend on it.
 struct Across<'a, const C: usize, const P: usize> {
     view: View<'a>,
     taps: &'a FilterWeights,
@@ -164,10 +161,10 @@ impl<const C: usize, const P: usize> pulp::WithSimd for Across<'_, C, P> {
         let Self { view, taps } = self;
         let rows = LANES / P;
         let stride = taps.len() * C;
-        // A pixel is moved with what follows it, which is quicker: into the lane that is empty, and
-        // out again to where the next pixel comes.
+        // Copies a pixel with the value after it, which is faster: the extra value goes to the empty
+        // lane and is overwritten on output by the next pixel.
         let mut out = vec![0; view.height * stride + P - C];
-        // Some rows at once: a weight is the same for all of them.
+        // Several rows at once share a weight.
         let mut from = vec![[0u8; LANES]; view.width];
         let mut to = vec![[0u8; LANES]; taps.len()];
         for first in (0..view.height).step_by(rows) {
@@ -177,7 +174,7 @@ impl<const C: usize, const P: usize> pulp::WithSimd for Across<'_, C, P> {
                 for (lanes, pixel) in from.iter_mut().zip(row.windows(P).step_by(C)) {
                     lanes[r * P..][..P].copy_from_slice(pixel);
                 }
-                // Nothing follows the image's last one.
+                // No value follows the last pixel.
                 let last = view.width - 1;
                 from[last][r * P..][..C].copy_from_slice(&row[last * C..][..C]);
             }
@@ -204,7 +201,7 @@ impl<const C: usize, const P: usize> pulp::WithSimd for Across<'_, C, P> {
     }
 }
 
-/// The vertical pass, made as [`Across`] is.
+/// Vertical pass, vectorized like [`Across`].
 struct Down<'a> {
     view: View<'a>,
     taps: &'a FilterWeights,
@@ -246,8 +243,8 @@ impl pulp::WithSimd for Down<'_> {
     }
 }
 
-/// Nearest source indices; the position is accumulated, as in Pillow: multiplying gives other
-/// pixels at ties.
+/// Returns the nearest source indices. The position is accumulated, as in Pillow; multiplication differs
+/// at ties.
 fn nearest(from: usize, to: usize) -> Vec<usize> {
     let scale = from as f64 / to as f64;
     let mut position = 0.5 * scale;
@@ -259,8 +256,8 @@ fn nearest(from: usize, to: usize) -> Vec<usize> {
     (0..to).map(|_| step()).collect()
 }
 
-/// Resizes to `width` x `height`. Within 1 of Pillow at rounding ties, else equal. An empty input
-/// or output gives an empty image.
+/// Resizes to `width` x `height`. Equal to Pillow, except for differences of 1 at rounding ties. An
+/// empty input or output yields an empty image.
 pub fn resize(image: &ImageBuffer, width: usize, height: usize, filter: Filter) -> ImageBuffer {
     resized(View::whole(image), width, height, filter)
 }
@@ -288,7 +285,7 @@ fn resized(view: View, width: usize, height: usize, filter: Filter) -> ImageBuff
         let pixels = match channels {
             1 => arch.dispatch(Across::<1, 1> { view, taps }),
             3 => arch.dispatch(Across::<3, 4> { view, taps }),
-            // No other count is made by the readers; channel by channel is slow but right.
+            // The decoders produce 1 or 3 channels; others are slow but correct.
             _ => by_channel(&view.copied(), |p| arch.dispatch(Across::<1, 1> { view: View::whole(p), taps })),
         };
         across = Some(ImageBuffer { width, height: view.height, channels, pixels });
@@ -312,9 +309,9 @@ fn by_channel(image: &ImageBuffer, pass: impl Fn(&ImageBuffer) -> Vec<u8>) -> Ve
     (0..length).flat_map(|i| planes.iter().map(move |p| p[i])).collect()
 }
 
-/// Sides after the shorter one became `size` and the longer `trunc(size * long / short)`; if that
-/// is more than `max_size`: the longer `max_size`, the shorter `trunc(max_size * short / long)` of
-/// the new sides.
+/// Returns the sides after resizing the shorter one to `size` and the longer to
+/// `trunc(size * long / short)`. If the longer exceeds `max_size`, it becomes `max_size` and the
+/// shorter `trunc(max_size * short / long)` of the new sides.
 pub fn short_side_size(width: usize, height: usize, size: usize, max_size: Option<usize>) -> (usize, usize) {
     let (short, long) = (width.min(height).max(1), width.max(height));
     let (mut new_short, mut new_long) = (size, size * long / short);
@@ -326,7 +323,7 @@ pub fn short_side_size(width: usize, height: usize, size: usize, max_size: Optio
     if width <= height { (new_short, new_long) } else { (new_long, new_short) }
 }
 
-/// Resizes so that the shorter side has `size` pixels, as torchvision's `Resize(size)`.
+/// Resizes the shorter side to `size` pixels, like torchvision's `Resize(size)`.
 pub fn resize_short_side(
     image: &ImageBuffer,
     size: usize,
@@ -337,8 +334,8 @@ pub fn resize_short_side(
     resize(image, width, height, filter)
 }
 
-/// Crops the box at (`left`, `top`) of `width` x `height`, **then** resizes to `out` (width,
-/// height): pixels outside the box do not count.
+/// Crops the box at (`left`, `top`) of `width` x `height`, **then** resizes to `out` (width, height):
+/// pixels outside of the box have no influence.
 pub fn resized_crop(
     image: &ImageBuffer,
     (left, top): (i64, i64),
@@ -359,7 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flat_images_stay_flat() {
+    fn keeps_constant_images() {
         for filter in [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
             for channels in [1, 2, 3] {
                 let image = ImageBuffer::filled(17, 9, channels, 200);
@@ -370,7 +367,7 @@ mod tests {
         }
     }
 
-    /// The passes as Pillow's C has them, one value at a time.
+    /// Scalar reference of both passes, like Pillow's C code.
     fn oracle(image: &ImageBuffer, width: usize, height: usize, filter: Filter) -> ImageBuffer {
         let sum = |(first, weights): (usize, &[i32]), value: &dyn Fn(usize) -> u8| {
             let each = weights.iter().enumerate();
@@ -404,7 +401,7 @@ mod tests {
             for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
                 prop_assert_eq!(resize(&image, to.0, to.1, filter), oracle(&image, to.0, to.1, filter));
             }
-            // A box in the image and one that is partly beyond it.
+            // A box in the image, and one partly outside.
             for at in [(0, 0), (sides.0 as i64 / 2, sides.1 as i64 / 3)] {
                 let size = (sides.0.div_ceil(2), sides.1);
                 let cut = crop(&image, at.0, at.1, size.0, size.1);
@@ -417,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn short_sides() {
+    fn computes_short_sides() {
         assert_eq!(short_side_size(256, 256, 72, None), (72, 72));
         assert_eq!(short_side_size(90, 68, 32, None), (42, 32));
         assert_eq!(short_side_size(68, 90, 32, None), (32, 42));
@@ -425,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_images_do_not_panic() {
+    fn accepts_empty_images() {
         let empty = ImageBuffer::filled(0, 0, 3, 0);
         assert_eq!(resize(&empty, 2, 2, Filter::Bilinear).pixels.len(), 12);
         assert_eq!(resize(&ImageBuffer::filled(3, 3, 3, 1), 0, 5, Filter::Bicubic).pixels.len(), 0);

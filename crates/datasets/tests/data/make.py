@@ -1,4 +1,4 @@
-"""Writes the files beside it that other programs' writers make: needs scipy, pyarrow and Pillow.
+"""Writes the test files in this folder with scipy, pyarrow and Pillow.
 
     python make.py
 """

@@ -17,7 +17,7 @@ images in two splits or two classes.";
 /// Read every file of a dataset and compare it with its manifest
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     dataset: DatasetArgs,
     /// The files are a subset of the official dataset: report counts as warnings

@@ -19,7 +19,7 @@ same ratio, mode and seed uses the same split.";
 /// Write the image lists of a split
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     dataset: DatasetArgs,
     /// Percentage of training images

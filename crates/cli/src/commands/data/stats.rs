@@ -17,7 +17,7 @@ Examples:
 /// Count classes, sizes and colors, and draw a contact sheet
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     dataset: DatasetArgs,
     /// Write a contact sheet (PNG)

@@ -1,6 +1,6 @@
-//! Baseline files with one scan, which nearly all photographs are: in about two thirds of zune-jpeg's
-//! time, and to the very pixels of libjpeg, which Pillow and torchvision decode with. Everything else,
-//! damaged files among them, is left to zune-jpeg and its messages.
+//! Decoder for baseline files with one scan, the format of nearly all photographs: takes about two
+//! thirds of zune-jpeg's time and yields exactly the pixels of libjpeg, which Pillow and torchvision
+//! use. All other files, including corrupt ones, are left to zune-jpeg.
 
 use super::color::{self, Plane};
 use super::huffman::{self, Bits, PADDING, Steps, Table};
@@ -12,14 +12,14 @@ pub(super) struct Image {
     pub(super) channels: usize,
     pub(super) pixels: Vec<u8>,
     pub(super) size: (usize, usize),
-    /// The EXIF block, if there is one.
+    /// EXIF block, if present.
     pub(super) exif: Vec<u8>,
 }
 
-/// What the headers say of a component.
+/// Header of a component.
 struct Component {
     id: u8,
-    /// Blocks of an MCU.
+    /// Blocks per MCU.
     across: usize,
     down: usize,
     steps: usize,
@@ -37,12 +37,12 @@ struct Headers {
     ac: [Option<Table>; 4],
     restart: usize,
     jfif: bool,
-    /// The transform of Adobe's segment.
+    /// Color transform of Adobe's segment.
     adobe: Option<u8>,
     exif: Vec<u8>,
 }
 
-/// Takes bytes from the front.
+/// Takes bytes from the start.
 fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     let (taken, rest) = bytes.split_at_checked(count)?;
     *bytes = rest;
@@ -57,7 +57,7 @@ fn word(bytes: &mut &[u8]) -> Option<usize> {
     Some(usize::from(u16::from_be_bytes(*take(bytes, 2)?.first_chunk()?)))
 }
 
-/// Reads what comes before the scan; the scan's bytes.
+/// Parses the headers; returns the bytes of the scan.
 fn headers(file: &[u8]) -> Option<(Headers, &[u8])> {
     let mut rest = file.strip_prefix(&[0xff, 0xd8])?;
     let mut headers = Headers::default();
@@ -96,7 +96,7 @@ impl Headers {
             let steps = usize::from(byte(&mut segment)?);
             self.components.push(Component { id, across, down, steps, dc: 0, ac: 0 });
         }
-        // The factors of a single component say nothing.
+        // Sampling factors of a single component are meaningless.
         if let [only] = &mut self.components[..] {
             (only.across, only.down) = (1, 1);
         }
@@ -146,14 +146,14 @@ impl Headers {
         (segment == [0, 63, 0]).then_some(())
     }
 
-    /// Whether three components are luma and chroma, by libjpeg's rules.
+    /// Whether three components are luma and chroma according to libjpeg's rules.
     fn has_chroma(&self) -> bool {
         let ids = || self.components.iter().map(|c| c.id);
         self.jfif || self.adobe.map_or(ids().eq(1..=3), |transform| transform == 1)
     }
 }
 
-/// Copies an interval up to its marker, without the zeros that are stuffed in; the marker.
+/// Copies a restart interval without stuffed zeros; returns the marker after it.
 fn unstuff(scan: &mut &[u8], out: &mut Vec<u8>) -> Option<u8> {
     out.clear();
     loop {
@@ -172,8 +172,7 @@ fn unstuff(scan: &mut &[u8], out: &mut Vec<u8>) -> Option<u8> {
     }
 }
 
-/// Decodes a file, if it is of the kind that this module knows, not damaged, and `fits` is content
-/// with its width and height.
+/// Decodes a file if it is supported and not corrupt, and `fits` accepts its width and height.
 pub(super) fn decode(file: &[u8], fits: impl Fn(usize, usize) -> bool) -> Option<Image> {
     let (headers, scan) = headers(file)?;
     if !fits(headers.width, headers.height) || headers.components.len() == 3 && !headers.has_chroma() {
@@ -182,7 +181,7 @@ pub(super) fn decode(file: &[u8], fits: impl Fn(usize, usize) -> bool) -> Option
     pulp::Arch::new().dispatch(Scan { headers, scan })
 }
 
-/// The scan, whose loops are compiled for the instruction set that [`pulp`] finds at run time.
+/// The scan; its loops are compiled for the instruction set that [`pulp`] detects at run time.
 struct Scan<'a> {
     headers: Headers,
     scan: &'a [u8],
@@ -264,7 +263,7 @@ fn planes(headers: &Headers, mut scan: &[u8]) -> Option<Vec<Plane>> {
             x += 1;
             if x == columns {
                 (x, y) = (0, y + 1);
-                // A short file must not keep anybody busy.
+                // Bounds the work for truncated files.
                 if bits.left() < 0 {
                     return None;
                 }

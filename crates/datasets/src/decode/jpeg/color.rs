@@ -1,16 +1,16 @@
-//! From planes to RGB, as libjpeg's "fancy" upsampling and its conversion round.
+//! Conversion of planes to RGB with the rounding of libjpeg's "fancy" upsampling.
 
-/// One component's pixels.
+/// Pixels of a component.
 pub(super) struct Plane {
     pub(super) stride: usize,
-    /// Pixels of the image in a row, without those that fill the last block.
+    /// Pixels of a row, without the padding of the last block.
     pub(super) width: usize,
     pub(super) height: usize,
     pub(super) pixels: Vec<u8>,
 }
 
 impl Plane {
-    /// Sets the block at a place that is counted in blocks.
+    /// Stores a block at block coordinates.
     #[inline(always)]
     pub(super) fn set_block(&mut self, x: usize, y: usize, block: &[[u8; 8]; 8]) {
         let stride = self.stride;
@@ -26,8 +26,8 @@ impl Plane {
     }
 }
 
-/// A row of chroma in the width of the luma, `ACROSS` (1 or 2) times its own; `y` counts rows of
-/// luma, of which there are `DOWN` times as many. `sums` has room for two more than the plane's width.
+/// Upsamples a row of chroma to the width of the luma, `ACROSS` (1 or 2) times its own; `y` is a luma
+/// row, of which there are `DOWN` times as many. `sums` has the plane's width plus two elements.
 #[inline(always)]
 fn upsample<const ACROSS: usize, const DOWN: usize>(
     plane: &Plane,
@@ -40,14 +40,14 @@ fn upsample<const ACROSS: usize, const DOWN: usize>(
         out[..width].copy_from_slice(near);
         return;
     }
-    // libjpeg interpolates from three pixels on.
+    // libjpeg interpolates rows of at least three pixels.
     if width < 3 {
         for (out, &pixel) in out.as_chunks_mut::<2>().0.iter_mut().zip(near) {
             *out = [pixel; 2];
         }
         return;
     }
-    // A weight of 3 for the near one, 1 for the far one, along both sides.
+    // Weights 3 for the nearer and 1 for the farther pixel in both dimensions.
     if DOWN == 1 {
         for (sum, &near) in sums[1..].iter_mut().zip(near) {
             *sum = u16::from(near);
@@ -65,13 +65,13 @@ fn upsample<const ACROSS: usize, const DOWN: usize>(
     let (before, mid, after) = (&sums[..width], &sums[1..width + 1], &sums[2..width + 2]);
     let around = mid.iter().zip(before).zip(after);
     for (out, ((&mid, &before), &after)) in out.as_chunks_mut::<2>().0.iter_mut().zip(around) {
-        // Both at once: vectors of 8 bits would have to be shuffled.
+        // Both outputs at once: 8-bit vectors would need shuffles.
         let pair = ((3 * mid + before + left) >> shift) | ((3 * mid + after + right) >> shift) << 8;
         *out = pair.to_le_bytes();
     }
 }
 
-/// Pixels that are converted at once.
+/// Pixels per iteration.
 const N: usize = 32;
 
 #[inline(always)]
@@ -79,8 +79,8 @@ fn convert(y: &[u8; N], blue: &[u8; N], red: &[u8; N]) -> [u8; 3 * N] {
     let mut out = [0; 3 * N];
     for i in 0..N {
         let (y, blue, red) = (i16::from(y[i]), i16::from(blue[i]) - 128, i16::from(red[i]) - 128);
-        // 16 bits of fraction: 1.402, 0.34414, 0.71414, 1.772. The products are of 16 bits each, of
-        // which a vector has twice as many; doubled and halved again they round as whole ones do.
+        // 16 fractional bits: 1.402, 0.34414, 0.71414, 1.772. 16-bit products double the lanes of a
+        // vector; doubled and halved again they round like 32-bit ones.
         let high = |a: i16, b: i16| ((i32::from(a) * i32::from(b)) >> 16) as i16;
         let r = y + red + ((high(2 * red, 26345) + 1) >> 1);
         let b = y + 2 * blue + ((high(2 * blue, -14942) + 1) >> 1);
@@ -92,7 +92,7 @@ fn convert(y: &[u8; N], blue: &[u8; N], red: &[u8; N]) -> [u8; 3 * N] {
     out
 }
 
-/// The image, whose luma is `ACROSS` times as wide and `DOWN` times as high as the others.
+/// Converts an image whose luma is `ACROSS` times as wide and `DOWN` times as high as its chroma.
 #[inline(always)]
 pub(super) fn rgb<const ACROSS: usize, const DOWN: usize>([luma, blue, red]: [&Plane; 3]) -> Vec<u8> {
     let (width, height) = (luma.width, luma.height);
@@ -107,7 +107,7 @@ pub(super) fn rgb<const ACROSS: usize, const DOWN: usize>([luma, blue, red]: [&P
         let chunks = y.as_chunks().0.iter().zip(b.as_chunks().0).zip(r.as_chunks().0);
         for (i, ((y, b), r)) in chunks.enumerate() {
             let pixels = convert(y, b, r);
-            // A length that is known is copied in place.
+            // Copies of constant length are inlined.
             match (3 * width).saturating_sub(3 * N * i) {
                 left @ 0..96 => out.extend_from_slice(&pixels[..left]),
                 _ => out.extend_from_slice(&pixels),

@@ -1,10 +1,10 @@
 //! Huffman codes of a baseline scan (ITU T.81, annexes F.2 and K.2).
 
-/// Bits that a table is looked up with: most codes with their value are shorter.
+/// Bits of a table lookup: most codes with their value are shorter.
 const LOOK: u32 = 10;
 
-/// Where the k-th coefficient of a block stands, row by row. Runs past the end, which damaged files
-/// have, end in the last place.
+/// Row-major index of the k-th coefficient of a block. Runs past the end, in corrupt files, map to the
+/// last index.
 const ZIGZAG: [u8; 128] = {
     let mut order = [63; 128];
     let (mut x, mut y, mut k) = (0i8, 0i8, 0);
@@ -26,18 +26,18 @@ const ZIGZAG: [u8; 128] = {
     order
 };
 
-/// Steps of quantization in the order of the file, with room as [`ZIGZAG`] has.
+/// Quantization steps in file order, of the length of [`ZIGZAG`].
 pub(super) type Steps = [i16; 128];
 
 /// A Huffman table.
 ///
-/// An entry is a u32, from below: the bits of the code and its value (5), those of the code alone
-/// (5), the size of the value (4), and the zeros before it (4); 0 where the code is longer.
+/// An entry is a u32, from the lowest bit: bits of the code and its value (5), bits of the code (5),
+/// size of the value (4), and preceding zeros (4); 0 if the code is longer.
 pub(super) struct Table {
     look: Box<[u32; 1 << LOOK]>,
-    /// First code that is longer than `i` bits, in 16 bits.
+    /// First code longer than `i` bits, left-aligned in 16 bits.
     ends: [u32; 17],
-    /// What to add to a code of `i` bits to find its symbol.
+    /// Offset from a code of `i` bits to its symbol.
     offsets: [i32; 17],
     symbols: Vec<u8>,
 }
@@ -58,8 +58,8 @@ fn run(entry: u32) -> u32 {
 }
 
 impl Table {
-    /// From the numbers of codes of 1 to 16 bits and the symbols in their order; none if the codes
-    /// do not fit, or a symbol's size is above `most`.
+    /// Creates a table from the code counts of 1 to 16 bits and the symbols; `None` if the codes are
+    /// inconsistent or a symbol's size exceeds `most`.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8], most: u8) -> Option<Self> {
         if symbols.iter().any(|s| s & 15 > most) {
             return None;
@@ -96,7 +96,7 @@ impl Table {
     }
 }
 
-/// Bits of an interval, the next ones highest. Past the end come zeros.
+/// Bit reader of an interval, most significant bit first; yields zeros past the end.
 pub(super) struct Bits<'a> {
     /// Ends with [`PADDING`] zeros.
     bytes: &'a [u8],
@@ -113,7 +113,7 @@ impl<'a> Bits<'a> {
         Self { bytes, at: 0, buffer: 0, count: 0 }
     }
 
-    /// Makes 56 bits available.
+    /// Refills to 56 bits.
     #[inline(always)]
     fn refill(&mut self) {
         let at = self.at.min(self.bytes.len() - PADDING);
@@ -134,20 +134,20 @@ impl<'a> Bits<'a> {
         let (size, after) = (size(entry), self.buffer << (entry >> 5 & 31));
         self.buffer <<= entry & 31;
         self.count -= entry & 31;
-        // Values that begin with 0 are negative.
+        // Values with a leading 0 are negative.
         let negative = (after as i64 >> 63) as i32;
         (after >> 1 >> (63 - size)) as i32 + (!negative & (1 - (1 << size)))
     }
 
-    /// Bits that are left, below 0 if more were read than there are.
+    /// Returns the remaining bits; negative after reading past the end.
     #[inline(always)]
     pub(super) fn left(&self) -> i64 {
         8 * (self.bytes.len() as i64 - PADDING as i64 - self.at as i64) + i64::from(self.count)
     }
 }
 
-/// Reads the coefficients of a block, which is zero before, multiplied by their steps; the place of
-/// the last one in the order of the file, or none if the bits are no code.
+/// Reads the dequantized coefficients of a block, which is zero before. Returns the file index of the
+/// last one, or `None` for an invalid code.
 #[inline(always)]
 pub(super) fn block(
     bits: &mut Bits,
@@ -199,14 +199,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_order_is_that_of_the_standard() {
+    fn has_the_zigzag_order_of_the_standard() {
         assert_eq!(ZIGZAG[..12], [0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25]);
         assert_eq!(
             ZIGZAG[44..66],
             [30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63, 63, 63]
         );
-        let mut places = ZIGZAG[..64].to_vec();
-        places.sort_unstable();
-        assert!(places.iter().map(|&p| usize::from(p)).eq(0..64));
+        let mut order = ZIGZAG[..64].to_vec();
+        order.sort_unstable();
+        assert!(order.iter().map(|&p| usize::from(p)).eq(0..64));
     }
 }

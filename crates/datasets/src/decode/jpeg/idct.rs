@@ -1,14 +1,12 @@
-//! The inverse cosine transform of a block, in libjpeg's integers (`jidctint`: Loeffler, Ligtenberg
-//! and Moschytz, ICASSP 1989, with 13 bits of fraction), so that its pixels are the same.
+//! Inverse DCT of a block in libjpeg's integer arithmetic (`jidctint`: Loeffler, Ligtenberg and
+//! Moschytz, ICASSP 1989, with 13 fractional bits), for identical pixels.
 
 use std::num::Wrapping;
 
-/// Eight columns of a row. Coefficients of damaged files may be too large for the sums, which then
-/// wrap.
+/// Eight columns of a row. Sums wrap for the oversized coefficients of corrupt files.
 type Row = [Wrapping<i32>; 8];
 
-/// One pass over columns, of which rows from `N` on are zero; `SHIFT` bits of fraction are rounded
-/// away.
+/// One pass over the columns; rows from `N` on are zero, `SHIFT` fractional bits are rounded off.
 #[inline(always)]
 fn columns<const N: usize, const SHIFT: usize>(rows: &[Row; 8]) -> [Row; 8] {
     let w = Wrapping::<i32>;
@@ -51,7 +49,7 @@ fn transposed<T: Copy + Default>(rows: &[[T; 8]; 8]) -> [[T; 8]; 8] {
     out
 }
 
-/// A value around 0 as a pixel.
+/// Converts a value centered at 0 to a pixel.
 #[inline(always)]
 fn level(value: i32) -> u8 {
     value.saturating_add(128).clamp(0, 255) as u8
@@ -74,12 +72,12 @@ fn passes<const N: usize>(block: &[i16; 64]) -> [[u8; 8]; 8] {
     transposed(&pixels)
 }
 
-/// The pixels of a block whose coefficients after the `last`, in zigzag order, are zero.
+/// Transforms a block whose coefficients after `last`, in zigzag order, are zero.
 #[inline(always)]
 pub(super) fn pixels(block: &[i16; 64], last: usize) -> [[u8; 8]; 8] {
     match last {
         0 => [[level((i32::from(block[0]) + 4) >> 3); 8]; 8],
-        // These ten lie in the first four rows and columns.
+        // The first ten are in the first four rows and columns.
         1..10 => passes::<4>(block),
         _ => passes::<8>(block),
     }

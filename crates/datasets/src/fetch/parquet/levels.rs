@@ -1,4 +1,4 @@
-//! Parquet's mixture of runs and packed bits, for levels and dictionary indices.
+//! RLE and bit-packed hybrid encoding of levels and dictionary indices.
 
 use super::Parsed;
 use super::thrift::varint;
@@ -25,14 +25,14 @@ pub(super) fn hybrid(mut bytes: &[u8], bits: u32, count: usize) -> Parsed<Vec<u3
         } else {
             // Groups of eight values.
             let groups = usize::try_from(head >> 1).ok().filter(|g| *g > 0).ok_or("no packed values")?;
-            let length = groups.checked_mul(bits as usize).ok_or("packed values without end")?;
-            // The last group of a page may be cut short.
+            let length = groups.checked_mul(bits as usize).ok_or("oversized bit-packed run")?;
+            // The last group of a page may be incomplete.
             let length = length.min(bytes.len());
             let (packed, rest) = bytes.split_at(length);
             bytes = rest;
             let there = if bits == 0 { groups.saturating_mul(8) } else { packed.len() * 8 / bits as usize };
             if there.min(groups * 8) < left.min(groups * 8) {
-                return Err("packed values are cut off".to_string());
+                return Err("truncated bit-packed run".to_string());
             }
             for i in 0..left.min(groups * 8) {
                 let mut value = 0u32;
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_the_format() {
+    fn decodes_the_example_of_the_format() {
         // 0 to 7 in three bits, then a run of four fives.
         let bytes = [0b11, 0b1000_1000, 0b1100_0110, 0b1111_1010, 8, 5];
         assert_eq!(hybrid(&bytes, 3, 12).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7, 5, 5, 5, 5]);

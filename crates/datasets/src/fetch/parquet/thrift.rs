@@ -1,16 +1,16 @@
-//! Thrift's compact protocol, as far as parquet's footer and page headers need it.
+//! The subset of Thrift's compact protocol that parquet's footer and page headers use.
 
 use super::Parsed;
 
-/// Most elements of one list, and most values in all.
-const MOST: usize = 1 << 22;
-/// Most structures within structures.
-const MOST_DEPTH: usize = 24;
+/// Limit for the elements of a list and for all values.
+const MAX_VALUES: usize = 1 << 22;
+/// Limit for nested structures.
+const MAX_DEPTH: usize = 24;
 
 /// A value.
 #[derive(Debug)]
 pub(super) enum Thrift {
-    /// An integer, or a annotation value as 0 and 1.
+    /// An integer, or a boolean as 0 and 1.
     Int(i64),
     Double,
     Bytes(Vec<u8>),
@@ -37,7 +37,7 @@ impl Thrift {
     }
 }
 
-/// Reads one structure off the beginning of the bytes.
+/// Parses a structure at the start of the bytes.
 pub(super) fn parse(bytes: &mut &[u8]) -> Parsed<Thrift> {
     let mut count = 0;
     structure(bytes, 0, &mut count)
@@ -67,8 +67,8 @@ fn zigzag(bytes: &mut &[u8]) -> Parsed<i64> {
 }
 
 fn structure(bytes: &mut &[u8], depth: usize, count: &mut usize) -> Parsed<Thrift> {
-    if depth > MOST_DEPTH {
-        return Err(format!("a description nested more than {MOST_DEPTH} deep"));
+    if depth > MAX_DEPTH {
+        return Err(format!("a description nested more than {MAX_DEPTH} deep"));
     }
     let mut fields = Vec::new();
     let mut id = 0i16;
@@ -92,8 +92,8 @@ fn structure(bytes: &mut &[u8], depth: usize, count: &mut usize) -> Parsed<Thrif
 
 fn value(bytes: &mut &[u8], kind: u8, depth: usize, count: &mut usize) -> Parsed<Thrift> {
     *count += 1;
-    if *count > MOST {
-        return Err(format!("a description of more than {MOST} values"));
+    if *count > MAX_VALUES {
+        return Err(format!("a description of more than {MAX_VALUES} values"));
     }
     let take = |n: u64, bytes: &mut &[u8]| {
         let n = usize::try_from(n).map_err(|_| "a description is cut off")?;
@@ -102,7 +102,7 @@ fn value(bytes: &mut &[u8], kind: u8, depth: usize, count: &mut usize) -> Parsed
         Ok::<Vec<u8>, String>(head.to_vec())
     };
     Ok(match kind {
-        // In a list, annotation values are bytes.
+        // In a list, booleans are bytes.
         1..=3 => Thrift::Int(i64::from(byte(bytes)? == 1)),
         4..=6 => Thrift::Int(zigzag(bytes)?),
         7 => {
@@ -116,7 +116,7 @@ fn value(bytes: &mut &[u8], kind: u8, depth: usize, count: &mut usize) -> Parsed
         9 | 10 => {
             let head = byte(bytes)?;
             let length = if head >> 4 == 15 { varint(bytes)? } else { u64::from(head >> 4) };
-            // Each element takes a byte at least.
+            // Each element takes at least one byte.
             if length > bytes.len() as u64 {
                 return Err("a list is cut off".to_string());
             }
