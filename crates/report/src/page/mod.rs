@@ -260,12 +260,12 @@ impl Page<'_> {
         here.filter(|(p, _)| p.ratio == ratio && p.method == method).map(|(_, record)| record).collect()
     }
 
-    /// `ResNet50 -> ResNet18, ucm 80 %`.
+    /// `resnet50 -> resnet18, roses 80 %`.
     fn column_title(&self, (student, dataset, ratio): (&str, &str, u64)) -> String {
         format!("{}, {}", self.table.heading(student), Self::data_title(dataset, ratio))
     }
 
-    /// `ucm 80 %`.
+    /// `roses 80 %`.
     fn data_title(dataset: &str, ratio: u64) -> String {
         let comma = if ratio == 0 { "," } else { "" };
         format!("{dataset}{comma} {}", ratio_text(ratio))

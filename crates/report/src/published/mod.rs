@@ -77,7 +77,7 @@ pub struct PublishedValue {
     pub unit: String,
     /// Where it is printed.
     pub source: Source,
-    /// Correct images that the percentage stands for, if the size of the test set is known.
+    /// Number of correct images behind the percentage, if the size of the test set is known.
     pub count: Option<u64>,
     /// Test images.
     pub of: Option<u64>,
