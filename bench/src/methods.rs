@@ -1,9 +1,9 @@
-//! What every method costs in a step beside plain cross-entropy and beside kd: `make bench
-//! CASE=methods`. Ours alone: there is nothing of PyTorch's to compare with.
+//! Cost of a step with each method relative to cross-entropy alone and to kd: `make bench CASE=methods`.
+//! PyTorch has no counterpart.
 //!
-//! A method that a classifier carries is timed between ResNet50 and ResNet18, 64 images of 64 px; one
-//! that reads exits on ResNet18 with exits; one that reads label masks between two DeepLabV3+ on the
-//! same networks, 16 images, where `skd_pixelwise`, kd for every pixel, stands in for kd.
+//! Classification methods are timed with ResNet50 and ResNet18 on 64 images of 64 px; methods that require
+//! early exits with exits on ResNet18; methods on label masks with two DeepLabV3+ on the same backbones and
+//! 16 images, with `skd_pixelwise`, kd per pixel, in place of kd.
 
 use std::fmt;
 use std::path::Path;
@@ -17,23 +17,23 @@ use crate::steps::{CaseModel, StepSpec};
 use crate::summary::{median, write};
 use crate::worker::{Worker, clock};
 
-/// Beginning of the names of these cases: `methods-NAME`.
+/// Name prefix of these cases: `methods-NAME`.
 pub(crate) const PREFIX: &str = "methods";
 
-/// Networks that carry a method.
+/// Networks that a method is timed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Carrier {
+enum Networks {
     Classifier,
     Exits,
     Segmenter,
 }
 
-impl Carrier {
+impl Networks {
     const ALL: [Self; 3] = [Self::Classifier, Self::Exits, Self::Segmenter];
 
-    /// The first that has what the method reads.
-    fn of(method: &str) -> anyhow::Result<Self> {
+    /// Returns the networks with the features that a method requires.
+    fn for_method(method: &str) -> anyhow::Result<Self> {
         let info = method_info(registry().get(method)?)?;
         Ok(match info.labels {
             "masks" => Self::Segmenter,
@@ -50,7 +50,7 @@ impl Carrier {
         }
     }
 
-    /// Its kd.
+    /// Returns the kd method of these networks.
     fn kd(self) -> Option<&'static str> {
         match self {
             Self::Classifier => Some("kd"),
@@ -59,24 +59,24 @@ impl Carrier {
         }
     }
 
-    /// The student of plain cross-entropy, the student and the teacher of a method, images.
-    fn networks(self) -> (CaseModel, CaseModel, Option<CaseModel>, usize) {
+    /// Returns the student of cross-entropy alone, student and teacher of a method, and the batch size.
+    fn models(self) -> (CaseModel, CaseModel, Option<CaseModel>, usize) {
         let plain = |name| CaseModel::new(name, toml::Table::new());
         let on = |name, backbone: &str| CaseModel::new(name, toml::toml! { backbone = backbone });
         match self {
             Self::Classifier => (plain("resnet18"), plain("resnet18"), Some(plain("resnet50")), 64),
-            // The early exits are part of what the method takes.
+            // The cost of the early exits counts as cost of the method.
             Self::Exits => (plain("resnet18"), on("exits", "resnet18"), None, 64),
             Self::Segmenter => {
-                let [small, large] = ["resnet18", "resnet50"].map(|body| on("deeplabv3plus", body));
+                let [small, large] = ["resnet18", "resnet50"].map(|backbone| on("deeplabv3plus", backbone));
                 (small.clone(), small, Some(large), 16)
             }
         }
     }
 
-    /// A step of a method with cross-entropy beside it, or of cross-entropy alone.
+    /// Returns the step of a method with cross-entropy, or of cross-entropy alone.
     fn step_spec(self, method: Option<&str>) -> StepSpec {
-        let (plain, student, teacher, batch) = self.networks();
+        let (plain, student, teacher, batch) = self.models();
         let (student, teacher) = if method.is_some() { (student, teacher) } else { (plain, None) };
         let method = method.map(String::from);
         let (options, masks) = (toml::Table::new(), self == Self::Segmenter);
@@ -84,33 +84,34 @@ impl Carrier {
     }
 }
 
-/// The step that a contender of this name runs: `methods-kd`, `methods-segmenter-alone`.
+/// Returns the step of a case name: `methods-kd`, `methods-segmenter-alone`.
 pub(crate) fn step_spec(name: &str) -> anyhow::Result<StepSpec> {
     let name = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')).unwrap_or(name);
-    if let Some(carrier) = Carrier::ALL.iter().find(|c| format!("{}-alone", c.name()) == name) {
-        return Ok(carrier.step_spec(None));
+    if let Some(networks) = Networks::ALL.iter().find(|n| format!("{}-alone", n.name()) == name) {
+        return Ok(networks.step_spec(None));
     }
-    Ok(Carrier::of(name)?.step_spec(Some(name)))
+    Ok(Networks::for_method(name)?.step_spec(Some(name)))
 }
 
-/// Names of all these cases.
+/// Returns the names of all these cases.
 pub(crate) fn names() -> Vec<String> {
-    let rows = registry();
-    let distils = rows.entries().iter().filter(|row| row.name != "ce");
-    distils.map(|row| format!("{PREFIX}-{}", row.name)).collect()
+    let registry = registry();
+    let methods = registry.entries().iter().filter(|entry| entry.name != "ce");
+    methods.map(|entry| format!("{PREFIX}-{}", entry.name)).collect()
 }
 
-/// One method with one number of threads.
+/// Result of one method with one thread count.
 #[derive(Debug, Serialize, Deserialize)]
-struct Line {
+struct MethodResult {
     method: String,
-    carrier: Carrier,
+    networks: Networks,
     threads: usize,
     /// `wall` or `cpu`.
     clock: String,
     ms: f64,
-    /// Medians of the rounds' ratios.
+    /// Median over rounds of the time over that of cross-entropy alone.
     over_ce: f64,
+    /// The same over kd.
     over_kd: Option<f64>,
     peak_mib: f64,
     ce_peak_mib: f64,
@@ -118,7 +119,7 @@ struct Line {
     rounds: usize,
 }
 
-impl fmt::Display for Line {
+impl fmt::Display for MethodResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let over_kd = self.over_kd.map_or("-".into(), |ratio| format!("{ratio:.2}"));
         let kd_peak = self.kd_peak_mib.map_or("-".into(), |peak| format!("{peak:.0}"));
@@ -126,7 +127,7 @@ impl fmt::Display for Line {
             f,
             "{:14} {:10} {:>7} {:>5} {:>9.0} {:>8.2} {over_kd:>8} {:>9.0} {:>7.0} {kd_peak:>7}",
             self.method,
-            self.carrier.name(),
+            self.networks.name(),
             self.threads,
             self.clock,
             self.ms,
@@ -137,31 +138,31 @@ impl fmt::Display for Line {
     }
 }
 
-/// Times the methods whose cases begin as `--case` says; a round is a step of plain cross-entropy,
-/// one of kd, one of the method.
+/// Times the methods with the prefix `--case`. A round is a step of cross-entropy alone, one of kd and one of
+/// the method.
 pub(crate) fn measure(args: &Args) -> anyhow::Result<()> {
-    let wanted = args.case.as_deref().unwrap_or(PREFIX);
+    let prefix = args.case.as_deref().unwrap_or(PREFIX);
     println!(
         "{:14} {:10} {:>7} {:>5} {:>9} {:>8} {:>8} {:>9} {:>7} {:>7}",
         "method", "networks", "threads", "clock", "ms", "over ce", "over kd", "peak MiB", "of ce", "of kd"
     );
     let output = args.output.with_file_name("methods.json");
-    let mut lines = read(&output);
+    let mut results = read(&output);
     for &threads in &args.threads {
-        for carrier in Carrier::ALL {
+        for networks in Networks::ALL {
             let mut methods = Vec::new();
-            for name in names().into_iter().filter(|name| name.starts_with(wanted)) {
+            for name in names().into_iter().filter(|name| name.starts_with(prefix)) {
                 let method = name[PREFIX.len() + 1..].to_string();
-                if Carrier::of(&method)? == carrier {
+                if Networks::for_method(&method)? == networks {
                     methods.push(method);
                 }
             }
             if methods.is_empty() {
                 continue;
             }
-            let alone = format!("{PREFIX}-{}-alone", carrier.name());
+            let alone = format!("{PREFIX}-{}-alone", networks.name());
             let mut ce = Worker::spawn_ours(&alone, threads, None)?;
-            let mut kd = match carrier.kd() {
+            let mut kd = match networks.kd() {
                 Some(name) => Some(Worker::spawn_ours(&format!("{PREFIX}-{name}"), threads, None)?),
                 None => None,
             };
@@ -169,12 +170,12 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<()> {
                 worker.run_steps(WARM_UP)?;
             }
             for method in methods {
-                let line = against(&method, carrier, &mut ce, kd.as_mut(), threads, args.rounds)
+                let result = compare(&method, networks, &mut ce, kd.as_mut(), threads, args.rounds)
                     .with_context(|| format!("method `{method}`"))?;
-                println!("{line}");
-                lines.retain(|l| (&l.method, l.threads) != (&line.method, line.threads));
-                lines.push(line);
-                write(&output, &lines)?;
+                println!("{result}");
+                results.retain(|r| (&r.method, r.threads) != (&result.method, result.threads));
+                results.push(result);
+                write(&output, &results)?;
             }
         }
     }
@@ -183,14 +184,15 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<()> {
 
 const WARM_UP: usize = 2;
 
-fn against(
+/// Runs all rounds of one method.
+fn compare(
     method: &str,
-    carrier: Carrier,
+    networks: Networks,
     ce: &mut Worker,
     mut kd: Option<&mut Worker>,
     threads: usize,
     rounds: usize,
-) -> anyhow::Result<Line> {
+) -> anyhow::Result<MethodResult> {
     let mut own = Worker::spawn_ours(&format!("{PREFIX}-{method}"), threads, None)?;
     own.run_steps(WARM_UP)?;
     let clock = clock(threads);
@@ -203,9 +205,9 @@ fn against(
         over_kd.extend(of_kd.map(|of_kd| time / of_kd));
         times.push(time);
     }
-    Ok(Line {
+    Ok(MethodResult {
         method: method.into(),
-        carrier,
+        networks,
         threads,
         clock: clock.into(),
         ms: median(&times),
@@ -218,7 +220,7 @@ fn against(
     })
 }
 
-/// Lines of an earlier run, which methods of this one replace; none if there is no such file.
-fn read(path: &Path) -> Vec<Line> {
+/// Reads the results of an earlier run; empty if there is no readable file.
+fn read(path: &Path) -> Vec<MethodResult> {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
