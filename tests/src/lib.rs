@@ -1,8 +1,10 @@
 //! Helpers of the end-to-end tests, which run the binary.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::OnceLock;
+
+pub use stillhouse_testkit::command::CmdOutput;
 
 /// Returns the root of the repository.
 pub fn root() -> &'static Path {
@@ -50,70 +52,13 @@ pub fn stillhouse(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Exit code and output of a command.
-#[derive(Debug, Clone)]
-pub struct CmdOutput {
-    /// Exit code; `None` if a signal ended it.
-    pub code: Option<i32>,
-    /// Standard output.
-    pub stdout: String,
-    /// Standard error.
-    pub stderr: String,
-}
-
-impl From<Output> for CmdOutput {
-    fn from(output: Output) -> Self {
-        Self {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-}
-
-impl CmdOutput {
-    /// Asserts the exit code, and that the program did not panic.
-    ///
-    /// # Panics
-    /// With the whole output.
-    #[track_caller]
-    pub fn expect_code(self, expected: i32) -> Self {
-        assert_eq!(self.code, Some(expected), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
-        for word in ["panicked", "internal error", "stack backtrace"] {
-            assert!(!self.stderr.contains(word), "`{word}` in\n{}", self.stderr);
-        }
-        self
-    }
-
-    /// Asserts that stderr contains all words.
-    ///
-    /// # Panics
-    /// With stderr.
-    #[track_caller]
-    pub fn expect_stderr(self, words: &[&str]) -> Self {
-        for word in words {
-            assert!(self.stderr.contains(word), "no `{word}` in\n{}", self.stderr);
-        }
-        self
-    }
-
-    /// Parses stdout as JSON.
-    ///
-    /// # Panics
-    /// If it is not JSON.
-    #[track_caller]
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e} in\n{}", self.stdout))
-    }
-}
-
 /// Runs a command of the binary.
 ///
 /// # Panics
 /// If it cannot be started.
 #[track_caller]
 pub fn run(folder: &Path, args: &[&str]) -> CmdOutput {
-    stillhouse(folder, args).output().expect("the binary can be started").into()
+    CmdOutput::run(&mut stillhouse(folder, args))
 }
 
 /// Returns an experiment that takes seconds and needs no files: teacher and student on synthetic images,

@@ -226,22 +226,22 @@ fn train_eval_predict() {
     let weights = |args: &[&str]| run(folder.path(), &[&["weights"], args].concat());
     let export = ["export", "out", "--output", "exported", "--onnx", "--dtype", "f16", "--json"];
     let exported = weights(&export).expect_code(0).json();
-    assert_eq!((&exported["classes"], &exported["not_for_timm"]), (&2.into(), &serde_json::Value::Null));
+    assert_eq!((&exported["classes"], &exported["timm_error"]), (&2.into(), &serde_json::Value::Null));
     for file in ["model.safetensors", "config.json", "README.md", "model.onnx"] {
         assert!(folder.path().join("exported").join(file).is_file(), "{file}");
     }
     let card = fs::read_to_string(folder.path().join("exported/README.md")).unwrap();
     assert!(card.contains("meadow, quarry") && card.contains("4 test images correct"), "{card}");
-    weights(&export).expect_code(2).expect_stderr(&["is there already"]);
+    weights(&export).expect_code(2).expect_stderr(&["already exists"]);
     let (half, whole) = ("exported/model.safetensors", "out/student.safetensors");
     let import = ["import", half, "--arch", "mobilenetv2_100", "--output", "back.safetensors", "--json"];
     let imported = weights(&import).expect_code(0).json();
-    assert_eq!((&imported["classes"], &imported["fit"]["form"]), (&2.into(), &"timm".into()));
+    assert_eq!((&imported["classes"], &imported["report"]["naming"]), (&2.into(), &"timm".into()));
     assert!(weights(&["diff", whole, "back.safetensors"]).expect_code(1).stdout.contains("conv_stem.weight"));
     let same = weights(&["diff", whole, "back.safetensors", "--tolerance", "0.1", "--json"]).expect_code(0).json();
-    assert_eq!(same["same"], imported["fit"]["taken"]);
+    assert_eq!(same["equal"], imported["report"]["matched"]);
     let other = weights(&["check", whole, "--arch", "mobilenetv2_140", "--json"]).expect_code(1).json();
-    assert!(!other["fit"]["misshapen"].as_array().unwrap().is_empty());
+    assert!(!other["report"]["mismatched"].as_array().unwrap().is_empty());
     assert!(weights(&["check"]).expect_code(0).stdout.contains("resnet101.imagenet"));
     // An unreadable image does not stop the others.
     write(folder.path(), "no.jpg", "no image");
@@ -295,17 +295,68 @@ fn own_experiment_gets_a_table() {
     assert!(said.stdout.contains("kd") && !said.stdout.contains("rkd"), "{}", said.stdout);
 }
 
-/// Parameters and operations of MKSMT and Swin-L: the one number of its Table 7 that the text keeps.
+/// Tables that run nothing: the measured increase of parameters is close to the published one.
 #[test]
-fn mksmt_sizes_match_the_printed_increase() {
+fn counts_datasets_and_models() {
     let folder = tempfile::tempdir().unwrap();
     let json = run(folder.path(), &["reproduce", "mksmt_sizes", "--json"]).expect_code(0).json();
-    assert_eq!(json[0]["more_parameters"], serde_json::Value::Null);
-    let more = json[1]["more_parameters"].as_f64().unwrap();
-    assert!((1.05..1.15).contains(&more) && json[1]["published_more_parameters"] == 1.1, "{json}");
-    assert!(json[1]["more_macs"].as_f64().unwrap() < 0.1, "{json}");
+    assert_eq!(json["models"].as_array().unwrap().len(), 2);
+    let increase = &json["published"][0];
+    let measured = increase["measured"].as_f64().unwrap();
+    assert!((1.05..1.15).contains(&measured) && increase["published"] == "1.1", "{json}");
     let said = run(folder.path(), &["reproduce", "mksmt_sizes"]).expect_code(0);
-    assert!(said.stdout.contains("Table 7") && said.stdout.contains("1.10"), "{}", said.stdout);
+    assert!(said.stdout.contains("Table 7") && said.stdout.contains("1.08"), "{}", said.stdout);
+    let json = run(folder.path(), &["reproduce", "table1", "--json"]).expect_code(0).json();
+    assert_eq!(json["datasets"].as_array().unwrap().len(), 4, "{json}");
+    run(folder.path(), &["reproduce", "table1", "--set", "train.epochs=1"])
+        .expect_code(2)
+        .expect_stderr(&["table1", "no settings"]);
+}
+
+/// A paper that the binary does not contain is a folder: its experiment is found by name, and its numbers are shown
+/// next to the measured ones.
+#[test]
+fn own_paper_is_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let paper = folder.path().join("experiments/roses");
+    fs::create_dir_all(&paper).unwrap();
+    let text = r#"
+title = "Distillation of Roses"
+short = "Roses"
+authors = "A. B."
+venue = "Journal of Roses 1(1): 1-2"
+year = 2020
+text = "all of it"
+
+[[table]]
+id = "t1"
+title = "Accuracy, %"
+values = [
+    { row = "KD", column = "80 %", printed = "77.7", value = 77.7, unit = "%", source = "table", measured = { quantity = "accuracy", method = "kd", dataset = "scenes" } },
+    { row = "KD", column = "gain", printed = "3.3", value = 3.3, unit = "points", source = "text", measured = { quantity = "accuracy", method = "kd", dataset = "scenes", minus = { method = "baseline" } } },
+]
+"#;
+    fs::write(paper.join("paper.toml"), text).unwrap();
+    let experiment = tiny(
+        "[matrix]\nmethod = [\"baseline\", \"kd\"]\n[when.method.baseline]\nloss = []\n\
+         [published]\npaper = \"roses\"\ntable = \"t1\"",
+    );
+    fs::write(paper.join("roses_table1.toml"), experiment).unwrap();
+    let listed = run(folder.path(), &["list", "experiments"]).expect_code(0).stdout;
+    assert!(listed.contains("roses_table1"), "{listed}");
+    let args = ["reproduce", "roses_table1", "--set", "train.epochs=1", "--json"];
+    let json = run(folder.path(), &args).expect_code(0).json();
+    assert_eq!(json["cells"][1]["published"], 77.7, "{json}");
+    for line in json["published"].as_array().unwrap() {
+        assert!(line["measured"].is_f64(), "{line}");
+    }
+    let table = folder.path().join("runs/roses_table1/default");
+    let page = fs::read_to_string(table.join("report.html")).unwrap();
+    assert!(page.contains("77.7") && page.contains("3.3"));
+    // From elsewhere: the table names the paper's file.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let again = run(elsewhere.path(), &["report", table.to_str().unwrap(), "--json"]).expect_code(0).json();
+    assert_eq!(again["published"], json["published"]);
 }
 
 /// Swin with two exits and two training phases per batch: a table with both exits.
@@ -327,7 +378,7 @@ fn two_phases_per_batch_get_a_table() {
     let json = run(folder.path(), &args).expect_code(0).json();
     for part in [
         "species (synthetic, procedural)",
-        "Steps of a batch: 2 (1. ce at exit3.logits, runs to exit 3 and moves",
+        "Phases of a batch: 2 (1. ce at exit3.logits, runs to exit 3 and trains",
     ] {
         assert!(json["caption"].as_str().unwrap().contains(part), "{json}");
     }
@@ -341,11 +392,11 @@ fn two_phases_per_batch_get_a_table() {
     let named: Vec<String> = exits.iter().map(named).collect();
     let of = |method: &str, exit: &str| format!("\"{method}\" \"{exit}\" true");
     assert_eq!(named, [of("mksmt", "exit3"), of("mksmt", "last")]);
-    let printed = json["published"].as_array().unwrap();
-    assert!(printed.iter().any(|line| line["row"] == "MKSMT" && line["printed"] == "92.8"), "{json}");
+    let published = json["published"].as_array().unwrap();
+    assert!(published.iter().any(|line| line["row"] == "MKSMT" && line["published"] == "92.8"), "{json}");
     run(folder.path(), &["report", "runs/mksmt_cub/smoke", "--samples", "mksmt"]).expect_code(0);
     let page = fs::read_to_string(folder.path().join("runs/mksmt_cub/smoke/report.html")).unwrap();
-    for text in ["Exits and views", "Grad-CAM at F2", "maps at F2, F3, F4", "upside down", "92.8"] {
+    for text in ["Exits and views", "Grad-CAM at F2", "maps at F2, F3, F4", "vflip", "92.8"] {
         assert!(page.contains(text), "no `{text}` on the page");
     }
 }

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 
 fn kind_of(word: &str) -> Result<&'static str, CliError> {
     // `list` uses the plural.
-    let text_of = match word {
+    let word = match word {
         "losses" | "method" | "methods" => "loss",
         other => other.strip_suffix('s').unwrap_or(other),
     };
