@@ -1,7 +1,9 @@
 //! The only module that names all concrete components.
 
+use std::path::PathBuf;
+
 use stillhouse_core::Error as CoreError;
-use stillhouse_core::registry::Registries;
+use stillhouse_core::registry::{DatasetBuild, Registries, Registry};
 
 use crate::paths::Paths;
 
@@ -9,7 +11,7 @@ use crate::paths::Paths;
 /// the data roots describe.
 pub(crate) fn registries() -> Registries {
     Registries {
-        datasets: stillhouse_datasets::registry_in(&Paths::new(None).data),
+        datasets: datasets_in(&Paths::new(None).data),
         models: stillhouse_backbones::registry(),
         losses: stillhouse_losses::registry(),
         metrics: stillhouse_metrics::registry(),
@@ -18,6 +20,11 @@ pub(crate) fn registries() -> Registries {
         weights: stillhouse_backbones::weights::find_weights,
         load_weights: stillhouse_backbones::weights::load_weights,
     }
+}
+
+/// Returns the datasets of this program and of the manifests in these folders.
+pub(crate) fn datasets_in(roots: &[PathBuf]) -> Registry<DatasetBuild> {
+    stillhouse_datasets::registry_in(roots)
 }
 
 /// Returns whether an error reports missing data or weights.

@@ -1,6 +1,5 @@
 //! Datasets with one folder of images per class, as their manifest describes them.
 
-use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -65,7 +64,7 @@ pub(crate) fn read(request: &DatasetRequest, diagnostics: &mut Diagnostics) -> R
 /// `Images`: then it has at least half of the classes.
 fn class_root(
     request: &DatasetRequest,
-    manifest: &Cow<'static, Manifest>,
+    manifest: &Manifest,
     class_of: impl Fn(&str) -> Option<usize>,
 ) -> Result<PathBuf> {
     let folders: Vec<&str> = manifest.folders.iter().map(String::as_str).collect();

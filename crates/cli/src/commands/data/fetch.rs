@@ -10,7 +10,7 @@ use stillhouse_datasets::manifest;
 
 use super::data_roots;
 use crate::error::{CliError, ExitStatus, Outcome};
-use crate::output;
+use crate::{output, registries};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +45,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args) -> Outcome {
     let roots = data_roots(args.root.as_ref());
-    stillhouse_datasets::registry_in(&roots).get(&args.name)?;
+    registries::datasets_in(&roots).get(&args.name)?;
     let found = manifest::find(&args.name, &roots).map_err(stillhouse_core::Error::from)?;
     let Some(manifest) = found else {
         return Err(CliError::usage(format!("`{}` has no manifest, so nothing to download", args.name)));

@@ -13,6 +13,7 @@ use stillhouse_core::registry::DatasetRequest;
 
 use crate::error::{CliError, Outcome, Prepared};
 use crate::paths::Paths;
+use crate::registries;
 
 /// Check, describe, split and download datasets
 #[derive(Debug, clap::Subcommand)]
@@ -50,7 +51,7 @@ impl DatasetArgs {
     fn request(&self) -> Result<DatasetRequest, CliError> {
         let roots = data_roots(self.root.as_ref());
         // Reports an unknown name with a suggestion.
-        stillhouse_datasets::registry_in(&roots).get(&self.name)?;
+        registries::datasets_in(&roots).get(&self.name)?;
         Ok(DatasetRequest {
             name: self.name.clone(),
             roots,
@@ -62,7 +63,7 @@ impl DatasetArgs {
 
     fn open(&self) -> Result<Arc<dyn Dataset>, CliError> {
         let request = self.request()?;
-        (stillhouse_datasets::registry_in(&request.roots).get(&self.name)?.build)(&request).prepared()
+        (registries::datasets_in(&request.roots).get(&self.name)?.build)(&request).prepared()
     }
 }
 
