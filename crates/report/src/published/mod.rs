@@ -220,23 +220,21 @@ impl<'a> PublishedTable<'a> {
         exit: Option<&str>,
     ) -> Option<f64> {
         let dataset = self.dataset(dataset);
-        let found = self.all_values().find(|value| {
-            value.measured.as_ref().is_some_and(|s| {
-                s.is_plain_score() && s.exit.as_deref() == exit && s.selects(method, student, dataset, ratio)
-            })
-        });
-        found?.value
+        self.plain_score(|s| s.exit.as_deref() == exit && s.selects(method, student, dataset, ratio))
     }
 
     /// Returns the printed score of the teacher in percent.
     pub(crate) fn teacher(&self, dataset: &str, ratio: u64) -> Option<f64> {
         let dataset = self.dataset(dataset);
-        let found = self.all_values().find(|value| {
-            value.measured.as_ref().is_some_and(|s| {
-                s.is_plain_score() && s.method.as_deref() == Some(TEACHER) && s.selects_data(dataset, ratio)
-            })
-        });
-        found?.value
+        self.plain_score(|s| s.method.as_deref() == Some(TEACHER) && s.selects_data(dataset, ratio))
+    }
+
+    /// The first selected score that is printed as it is, of the quantity that this table prints.
+    fn plain_score(&self, selected: impl Fn(&Selector) -> bool) -> Option<f64> {
+        let plain = |v: &'a PublishedValue| v.measured.as_ref().filter(|s| s.is_plain_score());
+        let quantity = self.values().find_map(|(_, v)| plain(v)?.quantity);
+        let matches = |s: &Selector| (quantity.is_none() || s.quantity == quantity) && selected(s);
+        self.all_values().find(|v| plain(v).is_some_and(matches))?.value
     }
 
     /// The dataset whose printed numbers a dataset is compared with.
