@@ -69,8 +69,8 @@ fn usage_errors_exit_with_2() {
     run(folder.path(), &["weights", "fetch", "resnet101", "--name", "imagenett"])
         .expect_code(2)
         .expect_stderr(&["did you mean `imagenet`"]);
-    run(folder.path(), &["weights", "fetch", "resnet18"]).expect_code(2).expect_stderr(&["cannot be downloaded", "hint: "]);
-    run(folder.path(), &["weights", "export", "none", "--output", "o"]).expect_code(2).expect_stderr(&["none: no such"]);
+    run(folder.path(), &["weights", "fetch", "resnet18"]).expect_code(2).expect_stderr(&["no direct download", "hint: "]);
+    run(folder.path(), &["weights", "export", "none", "--output", "o"]).expect_code(2).expect_stderr(&["no such file or folder: none"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
 }
 

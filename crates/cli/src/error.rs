@@ -48,7 +48,9 @@ impl<E: Into<anyhow::Error>> From<E> for CliError {
     fn from(error: E) -> Self {
         let source = error.into();
         let usage = source.chain().any(|cause| match cause.downcast_ref::<TrainerError>() {
-            Some(TrainerError::Core(core)) => is_usage(core),
+            Some(TrainerError::Core(core) | TrainerError::Run(stillhouse_runs::Error::Core(core))) => {
+                is_usage(core)
+            }
             Some(e) => matches!(
                 e,
                 TrainerError::TwoCeWeights { .. }
