@@ -120,7 +120,7 @@ fn segmentation_with_odd_image_sizes() {
     let result: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&result["total"], &result["correct"]), (&4.into(), &serde_json::Value::Null));
     let miou = result["scores"]["miou"].as_f64().unwrap();
-    assert!((0.0..=1.0).contains(&miou) && result["loss"]["ce"].as_f64().unwrap() > 0.0, "{text}");
+    assert!((0.0..=1.0).contains(&miou) && result["terms"]["ce"].as_f64().unwrap() > 0.0, "{text}");
     let pixels: usize = [33 * 64, 37, 61 * 29].iter().sum();
     assert_eq!(result["scores"]["total"].as_f64(), Some(pixels as f64), "ignored ones do not count");
 
@@ -198,7 +198,7 @@ fn paper_profile_trains_one_step() {
         for entry in fs::read_dir(folder.path().join(below)).unwrap() {
             let Ok(text) = fs::read_to_string(entry.unwrap().path().join("result.json")) else { continue };
             let result: serde_json::Value = serde_json::from_str(&text).unwrap();
-            assert!(result["loss"]["ce"].as_f64().unwrap().is_finite(), "{text}");
+            assert!(result["terms"]["ce"].as_f64().unwrap().is_finite(), "{text}");
             let part = |key: &str| result["seconds"][key].as_f64().unwrap();
             seconds.push(format!(
                 "{}: {:.1} s a step, {:.1} s a test image",

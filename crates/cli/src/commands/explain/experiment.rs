@@ -9,11 +9,23 @@ use stillhouse_trainer::Cell;
 
 use crate::commands::{common, explain};
 use crate::error::{CliError, ExitStatus, Outcome};
+use crate::experiments::Loaded;
 use crate::paths::Paths;
 use crate::{experiments, output};
 
 /// Runs the command.
 pub(crate) fn run(name: &str, args: &explain::Args) -> Outcome {
+    if let Loaded::Static(table) = experiments::open(name)? {
+        if args.json {
+            output::print_json(&json!({"experiment": name, "title": table.title(), "cells": []}));
+        } else {
+            let title = table.title();
+            output::print(&format!(
+                "experiment {name} ({title})\nruns nothing; `stillhouse reproduce {name}` prints its table"
+            ));
+        }
+        return Ok(ExitStatus::Success);
+    }
     let experiment = experiments::load(name, &args.set)?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
     let paths = Paths::new(None);
