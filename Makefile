@@ -14,7 +14,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize miri cuda-check gpu gpu-check book clean
+.PHONY: help cargo reproduce-table1 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7 reproduce-landuse reproduce-frkd-table1 reproduce-frkd-table2 reproduce-frkd-gamma reproduce-mksmt-cub reproduce-mksmt-nabirds reproduce-mksmt-dogs reproduce-mksmt-ablation reproduce-mksmt-sizes slurm-test test test-long test-data test-weights test-python test-transformers check fmt clippy docs deny kill-test fuzz cargo-fuzz golden bench sanitize miri cuda-check gpu gpu-check book clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,7 +77,16 @@ test: cargo ## Run all tests of the workspace
 	STILLHOUSE_TEST_BINARY="$(TARGET)/debug/stillhouse" $(CARGO) test --workspace --locked
 
 test-long: cargo ## Run the tests that take longer: every method on every model, the largest models
-	$(CARGO) test --workspace --locked -- --ignored
+	$(CARGO) test --workspace --locked -- --ignored --skip needs_
+
+test-data: cargo ## Run the tests on real datasets (needs STILLHOUSE_DATA)
+	$(CARGO) test --locked -p stillhouse-datasets --test real_data -- --ignored --nocapture
+
+test-weights: cargo ## Run the tests on pretrained weights (needs STILLHOUSE_WEIGHTS, some also STILLHOUSE_DATA)
+	$(CARGO) test --release --locked -p stillhouse-backbones -p stillhouse-cli -- --ignored needs_weights
+
+test-python: cargo ## Compare weights and ONNX files with PyTorch, timm and onnxruntime (needs STILLHOUSE_PYTHON)
+	$(CARGO) test --locked -p stillhouse-backbones --test weights -- --ignored needs_python
 
 test-transformers: cargo ## Compare candle-transformers teachers (feature `transformers`) with timm
 	$(CARGO) test --locked -p stillhouse-backbones --features transformers --test transformers

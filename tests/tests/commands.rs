@@ -182,7 +182,7 @@ fn data_stats_sheet_and_split() {
 fn fetch_explains_what_cannot_be_downloaded() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path(), &["data", "fetch", "cityscapes"]).expect_code(2).expect_stderr(&["register", "gtFine"]);
-    run(folder.path(), &["data", "fetch", "scenes"]).expect_code(2).expect_stderr(&["nothing to fetch"]);
+    run(folder.path(), &["data", "fetch", "scenes"]).expect_code(2).expect_stderr(&["no source to download from"]);
     let said =
         stillhouse(folder.path(), &["data", "fetch", "ucm"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
     CmdOutput::from(said).expect_code(1).expect_stderr(&["HF_HUB_OFFLINE", "UCMerced_LandUse"]);
@@ -444,7 +444,7 @@ fn own_images_in_one_command() {
     assert!(said.stdout.contains("meadow") && said.stdout.contains("quarry"), "{}", said.stdout);
 
     let student = std::fs::read(folder.path().join("out/student.safetensors")).unwrap();
-    run(folder.path(), &args).expect_code(0).expect_stderr(&["goes on with"]);
+    run(folder.path(), &args).expect_code(0).expect_stderr(&["resuming"]);
     assert_eq!(std::fs::read(folder.path().join("out/student.safetensors")).unwrap(), student);
     let other = ["distill", "mine", "--output", "out", "--teacher", "resnet18", "--epochs", "3"];
     run(folder.path(), &other).expect_code(2).expect_stderr(&["is of another start", "--method kd"]);

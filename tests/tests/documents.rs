@@ -79,7 +79,8 @@ fn contributing_steps_are_numbered_in_order() {
                 assert_eq!(n, expected, "{line}");
                 expected += 1;
             }
-            None if line.starts_with('#') => expected = 1,
+            // A heading or a paragraph ends a list.
+            None if !line.is_empty() && !line.starts_with(' ') => expected = 1,
             None => {}
         }
     }
