@@ -27,7 +27,9 @@ fn rejects_missing_data_folder() {
     run(folder.path(), &["data", "check", "ucm"]).expect_code(2).expect_stderr(&["UCMerced_LandUse"]);
     assert!(!folder.path().join("out").exists());
     // A profile that needs real data names the dataset.
-    run(folder.path(), &["reproduce", "table3", "--profile", "reduced"]).expect_code(2).expect_stderr(&["UCMerced_LandUse"]);
+    run(folder.path(), &["reproduce", "table3", "--profile", "reduced"])
+        .expect_code(2)
+        .expect_stderr(&["UCMerced_LandUse"]);
 }
 
 #[test]
@@ -83,7 +85,9 @@ fn rejects_invalid_weights_file() {
     let said = run(folder.path(), &train(&["--set", "student.init=bad.safetensors"]));
     assert!(said.code == Some(1) || said.code == Some(2), "{said:?}");
     said.expect_stderr(&["bad.safetensors"]);
-    run(folder.path(), &train(&["--set", "student.init=imagenet"])).expect_code(2).expect_stderr(&["STILLHOUSE_WEIGHTS"]);
+    run(folder.path(), &train(&["--set", "student.init=imagenet"]))
+        .expect_code(2)
+        .expect_stderr(&["STILLHOUSE_WEIGHTS"]);
 }
 
 #[test]
@@ -98,8 +102,12 @@ fn suggests_names_for_unknown_fields() {
     run(folder.path(), &train(&["--set", "loss=[{ method = 'kd', temprature = 2.0 }]"]))
         .expect_code(2)
         .expect_stderr(&["temprature"]);
-    run(folder.path(), &train(&["--set", "student.model=resnet19"])).expect_code(2).expect_stderr(&["resnet18"]);
-    run(folder.path(), &train(&["--set", "train.epochs=three"])).expect_code(2).expect_stderr(&["epochs", "three"]);
+    run(folder.path(), &train(&["--set", "student.model=resnet19"]))
+        .expect_code(2)
+        .expect_stderr(&["resnet18"]);
+    run(folder.path(), &train(&["--set", "train.epochs=three"]))
+        .expect_code(2)
+        .expect_stderr(&["epochs", "three"]);
     run(folder.path(), &train(&["--set", "train.epochs"])).expect_code(2).expect_stderr(&["KEY=VALUE"]);
     let text = on_images(&folder.path().join("own")).replace("epochs = 2", "epochs = 2\nepoch = 2");
     write(folder.path(), "x.toml", &text);
@@ -115,7 +123,9 @@ fn rejects_output_folder_in_use() {
     run(folder.path(), &train(&[])).expect_code(0);
     let before = fs::read(folder.path().join("out/student.safetensors")).unwrap();
     // A different run does not overwrite it.
-    run(folder.path(), &train(&["--set", "train.epochs=3"])).expect_code(2).expect_stderr(&["out", "another output folder"]);
+    run(folder.path(), &train(&["--set", "train.epochs=3"]))
+        .expect_code(2)
+        .expect_stderr(&["out", "another output folder"]);
     assert_eq!(fs::read(folder.path().join("out/student.safetensors")).unwrap(), before);
     // Files that do not belong to a run.
     fs::create_dir(folder.path().join("mine")).unwrap();
@@ -164,7 +174,9 @@ fn resumes_after_a_full_disk() {
             let command = format!("trap '' XFSZ; ulimit -f 4000; exec {:?} {}", binary(), args.join(" "));
             let output =
                 Command::new("bash").args(["-c", &command]).current_dir(folder.path()).output().unwrap();
-            stillhouse_tests::CmdOutput::from(output).expect_code(1).expect_stderr(&["checkpoint", "File too large"]);
+            stillhouse_tests::CmdOutput::from(output)
+                .expect_code(1)
+                .expect_stderr(&["checkpoint", "File too large"]);
             compare(folder.path(), &args);
         }
     }

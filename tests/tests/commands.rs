@@ -55,22 +55,30 @@ fn usage_errors_exit_with_2() {
     }
     run(folder.path(), &["--threads", "0", "list"]).expect_code(2).expect_stderr(&["--threads is 0"]);
     run(folder.path(), &["--device", "cuda", "list"]).expect_code(2).expect_stderr(&["no CUDA", "hint: "]);
-    run(folder.path(), &["--precision", "tf32", "list"]).expect_code(2).expect_stderr(&["requires a GPU", "--device cuda"]);
+    run(folder.path(), &["--precision", "tf32", "list"])
+        .expect_code(2)
+        .expect_stderr(&["requires a GPU", "--device cuda"]);
     run(folder.path(), &["--precision", "bf16", "list"])
         .expect_code(2)
         .expect_stderr(&["requires a GPU", "supports f32 only"]);
     let said = stillhouse(folder.path(), &["list"]).env("STILLHOUSE_THREADS", "many").output().unwrap();
     CmdOutput::from(said).expect_code(2).expect_stderr(&["STILLHOUSE_THREADS", "many"]);
     run(folder.path(), &["reproduce", "tabel3"]).expect_code(2).expect_stderr(&["did you mean `table3`"]);
-    run(folder.path(), &["explain", "clas_centric"]).expect_code(2).expect_stderr(&["did you mean `class_centric`"]);
+    run(folder.path(), &["explain", "clas_centric"])
+        .expect_code(2)
+        .expect_stderr(&["did you mean `class_centric`"]);
     run(folder.path(), &["explain", "model", "resnet19"]).expect_code(2).expect_stderr(&["resnet18"]);
     run(folder.path(), &["data", "check", "ucn"]).expect_code(2).expect_stderr(&["did you mean `ucm`"]);
     run(folder.path(), &["train", "no.toml", "--output", "o"]).expect_code(2).expect_stderr(&["no.toml"]);
     run(folder.path(), &["weights", "fetch", "resnet101", "--name", "imagenett"])
         .expect_code(2)
         .expect_stderr(&["did you mean `imagenet`"]);
-    run(folder.path(), &["weights", "fetch", "resnet18"]).expect_code(2).expect_stderr(&["no direct download", "hint: "]);
-    run(folder.path(), &["weights", "export", "none", "--output", "o"]).expect_code(2).expect_stderr(&["no such file or folder: none"]);
+    run(folder.path(), &["weights", "fetch", "resnet18"])
+        .expect_code(2)
+        .expect_stderr(&["no direct download", "hint: "]);
+    run(folder.path(), &["weights", "export", "none", "--output", "o"])
+        .expect_code(2)
+        .expect_stderr(&["no such file or folder: none"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
 }
 
@@ -115,10 +123,14 @@ fn lists_and_explains_every_component() {
             }
         }
     }
-    let network = run(folder.path(), &["explain", "resnet18", "--classes", "21", "--json"]).expect_code(0).json();
+    let network =
+        run(folder.path(), &["explain", "resnet18", "--classes", "21", "--json"]).expect_code(0).json();
     assert_eq!(network["parameters"], 11_187_285);
-    assert!(network["features"].as_array().unwrap().iter().any(|t| t["name"] == "F4" && t["channels"] == 512));
-    let plan = run(folder.path(), &["explain", "table3", "--set", "train.epochs=7", "--json"]).expect_code(0).json();
+    assert!(
+        network["features"].as_array().unwrap().iter().any(|t| t["name"] == "F4" && t["channels"] == 512)
+    );
+    let plan =
+        run(folder.path(), &["explain", "table3", "--set", "train.epochs=7", "--json"]).expect_code(0).json();
     let student = plan["cells"].as_array().unwrap().iter().find(|c| c["role"] == "student").unwrap();
     assert_eq!(student["config"]["train"]["epochs"], 7);
 }
@@ -149,7 +161,8 @@ fn completions_name_the_commands() {
 fn data_check_reports_broken_images() {
     let folder = tempfile::tempdir().unwrap();
     images(&folder.path().join("own"));
-    let report = run(folder.path(), &["data", "check", "folder", "--root", "own", "--json"]).expect_code(0).json();
+    let report =
+        run(folder.path(), &["data", "check", "folder", "--root", "own", "--json"]).expect_code(0).json();
     assert_eq!(report["images"], 8);
     assert_eq!(report["classes"].as_array().unwrap().len(), 2);
     let file = folder.path().join("own/quarry/jpeg_exif_3.input.jpg");
@@ -181,8 +194,12 @@ fn data_stats_sheet_and_split() {
 #[test]
 fn fetch_explains_what_cannot_be_downloaded() {
     let folder = tempfile::tempdir().unwrap();
-    run(folder.path(), &["data", "fetch", "cityscapes"]).expect_code(2).expect_stderr(&["register", "gtFine"]);
-    run(folder.path(), &["data", "fetch", "scenes"]).expect_code(2).expect_stderr(&["no source to download from"]);
+    run(folder.path(), &["data", "fetch", "cityscapes"])
+        .expect_code(2)
+        .expect_stderr(&["register", "gtFine"]);
+    run(folder.path(), &["data", "fetch", "scenes"])
+        .expect_code(2)
+        .expect_stderr(&["no source to download from"]);
     let said =
         stillhouse(folder.path(), &["data", "fetch", "ucm"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
     CmdOutput::from(said).expect_code(1).expect_stderr(&["HF_HUB_OFFLINE", "UCMerced_LandUse"]);
@@ -217,7 +234,8 @@ fn train_eval_predict() {
 
     let image = folder.path().join("own/meadow/jpeg_420.input.jpg");
     let image = image.to_str().unwrap();
-    let said = run(folder.path(), &["predict", "out/student.safetensors", image, "--json"]).expect_code(0).json();
+    let said =
+        run(folder.path(), &["predict", "out/student.safetensors", image, "--json"]).expect_code(0).json();
     let classes = said[0]["classes"].as_array().unwrap();
     let sum: f64 = classes.iter().map(|c| c["probability"].as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-5 && classes.len() == 2, "{said}");
@@ -238,14 +256,16 @@ fn train_eval_predict() {
     let imported = weights(&import).expect_code(0).json();
     assert_eq!((&imported["classes"], &imported["report"]["naming"]), (&2.into(), &"timm".into()));
     assert!(weights(&["diff", whole, "back.safetensors"]).expect_code(1).stdout.contains("conv_stem.weight"));
-    let same = weights(&["diff", whole, "back.safetensors", "--tolerance", "0.1", "--json"]).expect_code(0).json();
+    let same =
+        weights(&["diff", whole, "back.safetensors", "--tolerance", "0.1", "--json"]).expect_code(0).json();
     assert_eq!(same["equal"], imported["report"]["matched"]);
     let other = weights(&["check", whole, "--arch", "mobilenetv2_140", "--json"]).expect_code(1).json();
     assert!(!other["report"]["mismatched"].as_array().unwrap().is_empty());
     assert!(weights(&["check"]).expect_code(0).stdout.contains("resnet101.imagenet"));
     // An unreadable image does not stop the others.
     write(folder.path(), "no.jpg", "no image");
-    let said = run(folder.path(), &["predict", "out", "no.jpg", image]).expect_code(1).expect_stderr(&["no.jpg"]);
+    let said =
+        run(folder.path(), &["predict", "out", "no.jpg", image]).expect_code(1).expect_stderr(&["no.jpg"]);
     assert!(said.stdout.contains("jpeg_420"), "{}", said.stdout);
 }
 
@@ -466,6 +486,8 @@ fn own_images_in_one_command() {
     ];
     run(folder.path(), &given).expect_code(0);
     assert!(!folder.path().join("second/teachers").exists());
-    run(folder.path(), &["distill", "nowhere", "--output", "x"]).expect_code(2).expect_stderr(&["nowhere: no such folder"]);
+    run(folder.path(), &["distill", "nowhere", "--output", "x"])
+        .expect_code(2)
+        .expect_stderr(&["nowhere: no such folder"]);
     run(folder.path(), &["distill", "mine", "--output", "x", "--budget", "soon"]).expect_code(2);
 }

@@ -52,7 +52,11 @@ fn make_targets_in_docs_exist() {
         for word in quoted(&text).chain(text.lines()) {
             let Some(rest) = word.strip_prefix("make ") else { continue };
             let target = rest.split_whitespace().next().unwrap_or_default();
-            assert!(makefile.contains(&format!("\n{target}:")), "{}: unknown make target {target}", page.display());
+            assert!(
+                makefile.contains(&format!("\n{target}:")),
+                "{}: unknown make target {target}",
+                page.display()
+            );
         }
     }
 }

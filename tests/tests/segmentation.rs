@@ -64,7 +64,12 @@ fn frkdnet_ablation_end_to_end() {
 }
 
 /// Writes a gray or RGB PNG.
-fn write_png(path: &Path, (width, height): (usize, usize), color: png::ColorType, value: impl Fn(usize, usize) -> u8) {
+fn write_png(
+    path: &Path,
+    (width, height): (usize, usize),
+    color: png::ColorType,
+    value: impl Fn(usize, usize) -> u8,
+) {
     let channels = color.samples();
     let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
     let data: Vec<u8> = pixels.flat_map(|(x, y)| std::iter::repeat_n(value(x, y), channels)).collect();
@@ -107,7 +112,9 @@ fn segmentation_with_odd_image_sizes() {
         let at = |name: &str| folder.join(format!("set/{name}{i}.png"));
         write_png(&at("image"), (width, height), Rgb, |x, _| if x < width / 2 { 20 } else { 220 });
         // The third image is ignored completely.
-        write_png(&at("mask"), (width, height), Grayscale, |x, _| if i == 2 { 255 } else { u8::from(x >= width / 2) });
+        write_png(&at("mask"), (width, height), Grayscale, |x, _| {
+            if i == 2 { 255 } else { u8::from(x >= width / 2) }
+        });
     }
     let list = |range: std::ops::Range<usize>| -> String {
         range.map(|i| format!("image{i}.png mask{i}.png\n")).collect()
@@ -150,7 +157,12 @@ fn segmentation_with_odd_image_sizes() {
     write_png(&folder.join("set/mask0.png"), (31, 44), Grayscale, |_, _| 0);
     let wrong = run(folder, &["train", "own.toml", "--output", "size"]).expect_code(1).stderr;
     assert!(wrong.contains("mask0.png") && wrong.contains("31x44") && wrong.contains("31x45"), "{wrong}");
-    write_png(&folder.join("set/mask0.png"), (31, 45), Grayscale, |x, y| if (x, y) == (4, 3) { 3 } else { 0 });
+    write_png(
+        &folder.join("set/mask0.png"),
+        (31, 45),
+        Grayscale,
+        |x, y| if (x, y) == (4, 3) { 3 } else { 0 },
+    );
     let wrong = run(folder, &["train", "own.toml", "--output", "label"]).expect_code(1).stderr;
     assert!(wrong.contains("mask0.png") && wrong.contains('3') && wrong.contains("0 to 2"), "{wrong}");
 }

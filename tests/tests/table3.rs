@@ -83,7 +83,8 @@ fn table3_end_to_end() {
     assert_eq!(fs::read_to_string(table.join("report.html")).unwrap(), page);
     // Without plan.json the caption is derived from the runs; the numbers are the same.
     fs::remove_file(table.join("plan.json")).unwrap();
-    let said = run(folder.path(), &["report", "runs/table3/smoke", "--output", "again", "--json"]).expect_code(0);
+    let said =
+        run(folder.path(), &["report", "runs/table3/smoke", "--output", "again", "--json"]).expect_code(0);
     let again = said.json();
     let means = |json: &serde_json::Value| -> Vec<(String, String)> {
         let cells = json["cells"].as_array().unwrap().iter().filter(|c| c["state"] == "done");

@@ -65,7 +65,7 @@ pub(crate) enum Loaded {
     /// An experiment with runs.
     Runs(Box<Experiment>),
     /// A table that runs nothing.
-    Static(StaticTable),
+    Static(Box<StaticTable>),
 }
 
 /// Loads an experiment with runs by path or name, with `--set` applied.
@@ -87,7 +87,7 @@ pub(crate) fn open(name: &str) -> Result<Loaded, CliError> {
     if let Some(path) = path(name) {
         let text = std::fs::read_to_string(&path).map_err(stillhouse_core::Error::io(&path))?;
         return match StaticTable::parse(&text, &path.display().to_string()).prepared()? {
-            Some(table) => Ok(Loaded::Static(table)),
+            Some(table) => Ok(Loaded::Static(Box::new(table))),
             None => Ok(Loaded::Runs(Box::new(Experiment::load(&path).prepared()?))),
         };
     }
@@ -107,7 +107,7 @@ pub(crate) fn open(name: &str) -> Result<Loaded, CliError> {
     };
     let origin = format!("{FOLDER}/{path} (embedded)");
     match StaticTable::parse(text, &origin).prepared()? {
-        Some(table) => Ok(Loaded::Static(table)),
+        Some(table) => Ok(Loaded::Static(Box::new(table))),
         None => {
             let experiment = Experiment::parse_extending(text, &origin, name, &embedded_text).prepared()?;
             Ok(Loaded::Runs(Box::new(experiment)))

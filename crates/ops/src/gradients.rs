@@ -39,7 +39,7 @@ fn zero_if_finite<T: Float>(values: &[T]) -> f64 {
         let (whole, rest) = chunk.as_chunks::<SUMS>();
         for values in whole {
             for (sum, value) in sums.iter_mut().zip(values) {
-                *sum = *sum + *value * T::ZERO;
+                *sum += *value * T::ZERO;
             }
         }
         sums.iter().all(|sum| *sum == T::ZERO) && rest.iter().all(|value| *value * T::ZERO == T::ZERO)

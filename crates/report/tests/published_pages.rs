@@ -13,12 +13,15 @@ use stillhouse_report::{Caption, Paper, Planned, PublishedSection, StaticTable, 
 use stillhouse_runs::{CellResult, Role, RunDir, RunInfo, RunSummary, TeacherSummary};
 use toml::{Table, Value};
 
+/// Table, row, column, published and measured number.
+type CountedValue = (String, String, String, String, Option<f64>);
+
 #[derive(Deserialize)]
 struct Expected {
     classes: BTreeMap<String, Classes>,
     pages: Vec<ExpectedPage>,
     /// Tables that run nothing: table, row, column, published, measured.
-    counted: BTreeMap<String, Vec<(String, String, String, String, Option<f64>)>>,
+    counted: BTreeMap<String, Vec<CountedValue>>,
 }
 
 #[derive(Deserialize)]
