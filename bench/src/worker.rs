@@ -139,7 +139,14 @@ fn proc_status(key: &str) -> f64 {
     line.split_whitespace().find_map(|v| v.parse().ok()).unwrap_or(0.0)
 }
 
-/// CPU seconds of this process, including threads that have ended.
+/// Returns the CPU seconds of this process, including threads that have ended; NaN on Windows.
+#[cfg(not(unix))]
+fn cpu_seconds() -> f64 {
+    f64::NAN
+}
+
+/// Returns the CPU seconds of this process, including threads that have ended.
+#[cfg(unix)]
 fn cpu_seconds() -> f64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID);
     time.map_or(0.0, |t| t.tv_sec() as f64 + t.tv_nsec() as f64 * 1e-9)
