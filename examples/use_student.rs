@@ -22,6 +22,7 @@ use candle_core::{D, DType, Device, Tensor};
 use stillhouse_backbones::weights::load_weights;
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::registry::DatasetRequest;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_datasets::transforms::{Filter, normalize, resize};
 use stillhouse_datasets::{ImageBuffer, decode};
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let params = ParamStore::new(DType::F32, &Device::Cpu)?;
     let entry = *stillhouse_backbones::registry().get(&spec.name)?;
     let model = (entry.build)(&spec, &params.builder(Rng::new(0)))?;
-    load_weights(&run.student_path(), &params, &model.head(), false)?;
+    load_weights(&run.student_path(), &params, &model.head(), &LoadOptions::default())?;
 
     // The test transforms of the quickstart: resize and normalize.
     let size = info.run.data.image_size;

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::weights::load_weights;
 use stillhouse_backbones::{count, registry};
 use stillhouse_core::model::ModelSpec;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Result, Rng, Tape};
 use stillhouse_ops::Mode;
 
@@ -23,7 +24,7 @@ fn main() -> Result<()> {
     let entry = registry.get(&spec.name)?;
     let model = (entry.build)(&spec, &params.builder(Rng::new(0)))?;
     if let Some(file) = args.next() {
-        load_weights(Path::new(&file), &params, &model.head(), false)?;
+        load_weights(Path::new(&file), &params, &model.head(), &LoadOptions::default())?;
     }
     let counts = count(&spec, 224, 224)?;
     println!("{}: {}", entry.name, entry.summary);

@@ -12,6 +12,7 @@ use stillhouse_backbones::registry;
 use stillhouse_backbones::weights::{find_weights, load_weights};
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::registry::WeightsInfo;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::Mode;
 
@@ -64,7 +65,8 @@ fn needs_weights_reproduces_reference_logits() {
         ("resnet50", &["resnet50_stride1x1", "resnet50_timm"]),
         ("mobilenetv2_100", &["mobilenetv2_100_same", "mobilenetv2_100_timm"]),
     ] {
-        let info = find_weights(arch, &toml::Table::new(), "imagenet", std::slice::from_ref(&files)).unwrap();
+        let info = find_weights(arch, &toml::Table::new(), &"imagenet".into(), std::slice::from_ref(&files))
+            .unwrap();
         // The variant of the manifest is that of the first column.
         assert_eq!(info.variant, variant(columns[0]), "{arch}");
         let batch: Vec<Tensor> = order.split(',').map(|name| image(&exact.join(name), &info)).collect();
@@ -74,7 +76,9 @@ fn needs_weights_reproduces_reference_logits() {
             let request = ModelSpec { name: arch.into(), classes: 1000, variant: variant(column) };
             let entry = *registry().get(arch).unwrap();
             let net = (entry.build)(&request, &params.builder(Rng::new(0))).unwrap();
-            assert!(load_weights(&info.path, &params, &net.head(), false).unwrap().is_empty());
+            assert!(
+                load_weights(&info.path, &params, &net.head(), &LoadOptions::default()).unwrap().is_empty()
+            );
             for mode in [Mode::Eval, Mode::Inference] {
                 let mut tape = Tape::new(&params, mode).unwrap();
                 tape.select_features(&["pooled", "logits"]);

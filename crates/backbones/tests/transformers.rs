@@ -6,6 +6,7 @@ use serde_json::Value;
 use stillhouse_backbones::weights::{load_weights, onnx, save};
 use stillhouse_backbones::{count, default_image_size, is_frozen, registry};
 use stillhouse_core::model::{Features, Model, ModelSpec};
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Result, Rng, Tape};
 use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{Mode, ParamKind};
@@ -237,13 +238,15 @@ fn loads_files_strictly() {
     let (other, fresh) = network("tf_efficientnet_b0");
     // The model is rebuilt after loading, because candle copies statistics.
     forward(other.as_ref(), &fresh, &images(32), &["logits"], Mode::Inference).unwrap();
-    assert!(load_weights(&path, &fresh, &other.head(), false).unwrap().is_empty());
+    assert!(load_weights(&path, &fresh, &other.head(), &LoadOptions::default()).unwrap().is_empty());
     let logits = |net: &dyn Model, params: &ParamStore| {
         flat(forward(net, params, &images(32), &["logits"], Mode::Inference).unwrap().logits().unwrap())
     };
     assert_eq!(logits(net.as_ref(), &params), logits(other.as_ref(), &fresh));
 
     let (wrong, of_wrong) = network("convnext_atto");
-    let error = load_weights(&path, &of_wrong, &wrong.head(), true).unwrap_err().to_string();
+    let error = load_weights(&path, &of_wrong, &wrong.head(), &LoadOptions { replace_head: true, key: None })
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("missing"), "{error}");
 }

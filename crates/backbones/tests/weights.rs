@@ -14,9 +14,15 @@ use stillhouse_backbones::weights::{
 };
 use stillhouse_backbones::{Error, registry};
 use stillhouse_core::model::ModelSpec;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_ops::Init;
 use stillhouse_testkit::corruption;
+
+/// All parameters are required.
+const EXACT: LoadOptions<'_> = LoadOptions { key: None, replace_head: false };
+/// The head may be missing or have another number of classes.
+const NEW_HEAD: LoadOptions<'_> = LoadOptions { key: None, replace_head: true };
 
 /// Parameters of a small backbone and a head with a number of classes.
 fn tiny(seed: u64, classes: usize, dtype: DType) -> ParamStore {
@@ -71,7 +77,7 @@ fn saves_and_loads_the_same_values() {
     for dtype in [DType::F32, DType::F64] {
         let (_, b) = build(2, dtype);
         assert_ne!(values(&a), values(&b));
-        assert!(load_weights(&first, &b, &net.head(), false).unwrap().is_empty());
+        assert!(load_weights(&first, &b, &net.head(), &EXACT).unwrap().is_empty());
         assert_eq!(values(&a), values(&b));
         save(&b, &second, &metadata).unwrap();
         assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
@@ -96,7 +102,7 @@ fn converts_element_types() {
         tensors.insert("bn.num_batches_tracked".into(), Tensor::new(7i64, &Device::Cpu).unwrap());
         write(&tensors, &path);
         let params = tiny(2, 5, DType::F32);
-        load_weights(&path, &params, &head(), false).unwrap();
+        load_weights(&path, &params, &head(), &EXACT).unwrap();
         assert_eq!(by_name(&params)["fc.bias"].to_vec1::<f32>().unwrap(), expected, "{dtype:?}");
     }
 }
@@ -115,7 +121,7 @@ fn reports_all_mismatches_and_loads_nothing() {
     write(&tensors, &path);
     let params = tiny(2, 5, DType::F32);
     let before = values(&params);
-    let error = own(load_weights(&path, &params, &head(), false));
+    let error = own(load_weights(&path, &params, &head(), &EXACT));
     let message = error.to_string();
     let Error::Mismatch { missing, unexpected, mismatched, .. } = error else { panic!("{message}") };
     assert_eq!(missing, ["bn.running_mean"]);
@@ -139,11 +145,11 @@ fn replaces_or_rejects_a_head_with_other_classes() {
     write(&by_name(&tiny(1, 1000, DType::F32)), &path);
     let params = tiny(2, 21, DType::F32);
     let (before, source) = (by_name(&params), tiny(1, 1000, DType::F32));
-    match own(load_weights(&path, &params, &head(), false)) {
+    match own(load_weights(&path, &params, &head(), &EXACT)) {
         Error::Classes { expected: 21, found: 1000, name, .. } => assert_eq!(name, "fc.weight"),
         other => panic!("{other}"),
     }
-    let skipped = load_weights(&path, &params, &head(), true).unwrap();
+    let skipped = load_weights(&path, &params, &head(), &NEW_HEAD).unwrap();
     assert_eq!(skipped.len(), 2, "{skipped:?}");
     assert!(skipped[0].contains("fc.weight") && skipped[0].contains("[1000, 4]"), "{skipped:?}");
     let after = by_name(&params);
@@ -154,13 +160,13 @@ fn replaces_or_rejects_a_head_with_other_classes() {
     let mut other = by_name(&source);
     other.remove("conv.weight");
     write(&other, &path);
-    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Mismatch { .. }));
+    assert!(matches!(own(load_weights(&path, &params, &head(), &EXACT)), Error::Mismatch { .. }));
     // A file without a head.
     let mut headless = by_name(&source);
     headless.retain(|name, _| !name.starts_with("fc."));
     write(&headless, &path);
-    assert_eq!(load_weights(&path, &params, &head(), true).unwrap().len(), 2);
-    assert!(matches!(own(load_weights(&path, &params, &head(), false)), Error::Mismatch { .. }));
+    assert_eq!(load_weights(&path, &params, &head(), &NEW_HEAD).unwrap().len(), 2);
+    assert!(matches!(own(load_weights(&path, &params, &head(), &EXACT)), Error::Mismatch { .. }));
 }
 
 #[test]
@@ -173,7 +179,7 @@ fn rejects_corrupted_files() {
         std::fs::write(&path, &broken.bytes).unwrap();
         let params = tiny(2, 5, DType::F32);
         let before = values(&params);
-        match load_weights(&path, &params, &head(), false) {
+        match load_weights(&path, &params, &head(), &EXACT) {
             Ok(_) => assert!(broken.what.contains("flipped"), "{}", broken.what), // a flipped value
             Err(e) => {
                 assert!(e.to_string().contains("x.safetensors"), "{}: {e}", broken.what);
@@ -182,7 +188,7 @@ fn rejects_corrupted_files() {
         }
     }
     let missing =
-        load_weights(&folder.path().join("none.safetensors"), &tiny(2, 5, DType::F32), &head(), false);
+        load_weights(&folder.path().join("none.safetensors"), &tiny(2, 5, DType::F32), &head(), &EXACT);
     assert!(missing.unwrap_err().to_string().contains("none.safetensors"));
 }
 
@@ -228,7 +234,7 @@ fn rejects_malicious_headers() {
         ("deep nesting", own_size(&"[".repeat(100_000), 0)),
     ] {
         std::fs::write(&path, bytes).unwrap();
-        let error = own(load_weights(&path, &tiny(2, 5, DType::F32), &head(), false));
+        let error = own(load_weights(&path, &tiny(2, 5, DType::F32), &head(), &EXACT));
         assert!(matches!(error, Error::Malformed { .. }), "{what}: {error}");
     }
 }
@@ -269,8 +275,9 @@ fn manifests_are_valid_and_embedded() {
 fn finds_and_verifies_weights() {
     let folder = tempfile::tempdir().unwrap();
     let roots: Vec<PathBuf> = ["a", "b"].iter().map(|f| folder.path().join(f)).collect();
-    let find =
-        |arch: &str, name: &str, roots: &[PathBuf]| find_weights(arch, &toml::Table::new(), name, roots);
+    let find = |arch: &str, name: &str, roots: &[PathBuf]| {
+        find_weights(arch, &toml::Table::new(), &name.into(), roots)
+    };
     let message = |result| own::<stillhouse_core::registry::WeightsInfo>(result).to_string();
     let text = message(find("resnet18", "imagenett", &roots));
     assert!(text.contains("did you mean `imagenet`") && text.contains("resnet50.imagenet"), "{text}");
@@ -327,7 +334,7 @@ fn maps_names_of_other_collections() {
     all.insert("layers.0.blocks.0.attn.relative_position_index".into(), index);
     write(&all, &path);
     let (_, params) = network("swin_tiny_patch4_window7_224", "img_size = 32", 3, 2);
-    assert!(load_weights(&path, &params, &head, false).unwrap().is_empty());
+    assert!(load_weights(&path, &params, &head, &EXACT).unwrap().is_empty());
     assert_eq!(values(&params), values(&source));
 
     // Queries, keys and values are separate tensors on the Hub; all three are required.
@@ -366,11 +373,11 @@ fn maps_names_of_other_collections() {
     }
     write(&all, &path);
     let (_, params) = network("swin_tiny_patch4_window7_224", "img_size = 32", 3, 2);
-    assert!(load_weights(&path, &params, &head, false).unwrap().is_empty());
+    assert!(load_weights(&path, &params, &head, &EXACT).unwrap().is_empty());
     assert_eq!(values(&params), values(&source));
     all.remove("swin.encoder.layers.0.blocks.0.attention.self.key.bias");
     write(&all, &path);
-    match own(load_weights(&path, &params, &head, false)) {
+    match own(load_weights(&path, &params, &head, &EXACT)) {
         Error::Mismatch { mismatched, .. } => {
             assert!(mismatched[0].contains("layers.0.blocks.0.attn.qkv.bias"), "{mismatched:?}")
         }
@@ -387,7 +394,7 @@ fn loads_a_backbone_into_models_with_other_heads() {
     for (name, other) in [("deeplabv3plus", "aspp.branch0.0.weight"), ("exits", "out1.weight")] {
         let (head, params) = network(name, "backbone = 'resnet18'", 3, 2);
         let before = by_name(&params);
-        let skipped = load_weights(&path, &params, &head, true).unwrap();
+        let skipped = load_weights(&path, &params, &head, &NEW_HEAD).unwrap();
         assert!(skipped.iter().any(|s| s.contains("outside of `backbone.*` keep")), "{skipped:?}");
         assert!(skipped.iter().any(|s| s.contains("unused tensors of the file: fc.bias")), "{skipped:?}");
         let (after, source) = (by_name(&params), by_name(&source));
@@ -400,11 +407,11 @@ fn loads_a_backbone_into_models_with_other_heads() {
         }
         assert!(after.contains_key(other));
         // Without `replace_head` all parameters are required.
-        assert!(matches!(own(load_weights(&path, &params, &head, false)), Error::Mismatch { .. }));
+        assert!(matches!(own(load_weights(&path, &params, &head, &EXACT)), Error::Mismatch { .. }));
     }
     // A different depth.
     let (head, params) = network("deeplabv3plus", "backbone = 'resnet34'", 3, 2);
-    match own(load_weights(&path, &params, &head, true)) {
+    match own(load_weights(&path, &params, &head, &NEW_HEAD)) {
         Error::Mismatch { missing, .. } => {
             assert!(missing.contains(&"backbone.layer1.2.conv1.weight".to_string()))
         }
@@ -412,9 +419,9 @@ fn loads_a_backbone_into_models_with_other_heads() {
     }
     // The name of the weights refers to the backbone.
     let variant: toml::Table = toml::from_str("backbone = 'resnet50'").unwrap();
-    let text = own(find_weights("deeplabv3plus", &variant, "imagenet", &[])).to_string();
+    let text = own(find_weights("deeplabv3plus", &variant, &"imagenet".into(), &[])).to_string();
     assert!(text.contains("resnet50.imagenet"), "{text}");
-    let text = own(find_weights("mksmt", &toml::Table::new(), "imagenet", &[])).to_string();
+    let text = own(find_weights("mksmt", &toml::Table::new(), &"imagenet".into(), &[])).to_string();
     assert!(text.contains("swin_large_patch4_window12_384.imagenet"), "{text}");
 }
 
@@ -426,7 +433,12 @@ fn finds_weights_in_a_hub_cache() {
     let file = repo.join("snapshots").join(commit).join("model.safetensors");
     stillhouse_core::fs::write_atomic(&file, b"weights").unwrap();
     let find = || {
-        find_weights("swin_tiny_patch4_window7_224", &toml::Table::new(), "imagenet", &[folder.path().into()])
+        find_weights(
+            "swin_tiny_patch4_window7_224",
+            &toml::Table::new(),
+            &"imagenet".into(),
+            &[folder.path().into()],
+        )
     };
     assert!(matches!(own(find()), Error::NotFound { .. }), "without refs/main");
     for (main, found) in [(commit, true), ("../../..", false)] {
@@ -440,7 +452,7 @@ fn finds_weights_in_a_hub_cache() {
         }
     }
     // Only a prefix of the hash is known.
-    let find = || find_weights("vgg16", &toml::Table::new(), "imagenet", &[folder.path().into()]);
+    let find = || find_weights("vgg16", &toml::Table::new(), &"imagenet".into(), &[folder.path().into()]);
     stillhouse_core::fs::write_atomic(&folder.path().join("vgg16-397923af.pth"), b"other").unwrap();
     assert!(matches!(own(find()), Error::WrongFile { .. }));
 }
@@ -474,7 +486,7 @@ fn exports_a_model_card_and_weights() {
     }
     // f16 is rounded, and overflow is an error.
     let (_, back) = network("mobilenetv2_035", "", 3, 2);
-    load_weights(&out.join("model.safetensors"), &back, &head, false).unwrap();
+    load_weights(&out.join("model.safetensors"), &back, &head, &EXACT).unwrap();
     for (a, b) in values(&params).concat().into_iter().zip(values(&back).concat()) {
         assert!((a - b).abs() <= a.abs() / 1024.0 + 1e-7, "{a} {b}");
     }

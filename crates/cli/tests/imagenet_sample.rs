@@ -12,6 +12,7 @@ use stillhouse_backbones::registry;
 use stillhouse_backbones::weights::{find_weights, load_weights};
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::registry::WeightsInfo;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_datasets::decode::read_image;
 use stillhouse_ops::Mode;
@@ -53,12 +54,13 @@ fn needs_weights_classifies_200_images_as_pytorch() {
     ] {
         let at = |what: &str| head.iter().position(|h| *h == format!("{column}.{what}")).unwrap();
         let (argmax, margin) = (at("argmax"), at("margin"));
-        let info = find_weights(arch, &toml::Table::new(), "imagenet", std::slice::from_ref(&files)).unwrap();
+        let info = find_weights(arch, &toml::Table::new(), &"imagenet".into(), std::slice::from_ref(&files))
+            .unwrap();
         let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
         let variant = toml::from_str(variant).unwrap();
         let request = ModelSpec { name: arch.into(), classes: 1000, variant };
         let net = (registry().get(arch).unwrap().build)(&request, &params.builder(Rng::new(0))).unwrap();
-        assert!(load_weights(&info.path, &params, &net.head(), false).unwrap().is_empty());
+        assert!(load_weights(&info.path, &params, &net.head(), &LoadOptions::default()).unwrap().is_empty());
         let mut tape = Tape::new(&params, Mode::Inference).unwrap();
         let (mut correct, mut expected_correct, mut different, mut compared) = (0, 0, 0, 0);
         for batch in rows.chunks(20) {

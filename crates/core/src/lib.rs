@@ -11,6 +11,7 @@ pub mod fs;
 pub mod metric;
 pub mod model;
 pub mod registry;
+pub mod weights;
 
 pub use config::suggest;
 pub use error::{Error, Result};

@@ -7,6 +7,7 @@ use crate::data::{BatchSource, Dataset, LoaderSpec, Split, SplitSpec};
 use crate::distiller::DistillerBuild;
 use crate::metric::MetricBuild;
 use crate::model::ModelBuild;
+use crate::weights::{LoadOptions, WeightsSource};
 use crate::{Error, Result, suggest};
 
 /// A named component. Each entry is declared next to its implementation.
@@ -87,6 +88,8 @@ pub struct WeightsInfo {
     pub path: PathBuf,
     /// SHA-256 of the file.
     pub sha256: String,
+    /// Dotted path of the state dict in the file, if the configuration has one.
+    pub key: Option<String>,
     /// Architecture variant of the weights.
     pub variant: toml::Table,
     /// Mean of the input, per channel.
@@ -119,16 +122,15 @@ pub struct Registries {
 /// Creates a loader over a dataset.
 pub type LoaderBuild = fn(Arc<dyn Dataset>, &LoaderSpec) -> Result<Box<dyn BatchSource>>;
 
-/// Finds pretrained weights from the architecture, its variant, the name of the weights (`imagenet`)
-/// or a path, and the folders to search.
-pub type FindWeights = fn(&str, &toml::Table, &str, &[PathBuf]) -> Result<WeightsInfo>;
+/// Finds pretrained weights from the architecture, its variant, their name or file, and the folders to
+/// search.
+pub type FindWeights = fn(&str, &toml::Table, &WeightsSource, &[PathBuf]) -> Result<WeightsInfo>;
 
-/// Loads a weights file into parameters. If `replace_head` is set, the `head` parameters may be
-/// missing or have another shape, and keep their initial values. Returns the names of skipped
-/// tensors, for the log.
+/// Loads a weights file into parameters; `head` are the names of those of the head. Returns notes for
+/// the log: what was chosen, left out or keeps its initial values.
 pub type LoadWeights = fn(
     &std::path::Path,
     &stillhouse_ops::ParamStore,
     head: &[String],
-    replace_head: bool,
+    &LoadOptions<'_>,
 ) -> Result<Vec<String>>;

@@ -25,10 +25,8 @@ pub(crate) fn build_train_step(
 ) -> Result<(TrainStep, Option<TeacherSummary>)> {
     let (classes, train) = (dataset.info().classes.len(), &config.train);
     let student = Network::new(context, &config.student, classes, rng.stream("init"))?;
-    let missing = student.load_pretrained(context, &config.student)?;
-    if !missing.is_empty() {
-        let text = format!("not in the pretrained weights, newly initialized: {}", missing.join(", "));
-        observer.message(cell, &text);
+    for note in student.load_pretrained(context, &config.student)? {
+        observer.message(cell, &format!("initial weights: {note}"));
     }
     let mut methods = Vec::new();
     for loss in &config.loss {
@@ -91,7 +89,7 @@ fn open_teacher(
     let summary = TeacherSummary {
         model: reference.model.clone(),
         cell: reference.cell.clone(),
-        init: info.run.student.init.clone(),
+        init: info.run.student.init.to_string(),
         epochs: result.epochs,
         correct: result.correct,
         total: result.total,

@@ -495,7 +495,7 @@ impl<'a> CellRunner<'a> {
             schedule: format!("lr {}, {}", train.optimizer.lr(), train.schedule.describe(train.epochs)),
             sampler,
             device: self.state.devices.join("; then "),
-            init: config.student.init.clone(),
+            init: config.student.init.to_string(),
             teacher: self.teacher.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             environment: self.context.environment.clone(),

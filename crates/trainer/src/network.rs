@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use stillhouse_core::model::{Model, ModelSpec};
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_runs::RunDir;
 
@@ -35,8 +36,7 @@ impl Network {
         Ok(Self { model, params })
     }
 
-    /// Loads the pretrained weights of the configuration, if there are any; returns the parameters that they
-    /// lack.
+    /// Loads the pretrained weights of the configuration, if there are any; returns notes for the log.
     pub(crate) fn load_pretrained(&self, context: &Context, config: &NetworkConfig) -> Result<Vec<String>> {
         let Some(sha256) = &config.weights_sha256 else { return Ok(Vec::new()) };
         let weights = (context.registries.weights)(
@@ -50,12 +50,14 @@ impl Network {
             return Err(Error::folder(weights.path, reason));
         }
         let head = self.model.head();
-        Ok((context.registries.load_weights)(&weights.path, &self.params, &head, true)?)
+        let options = LoadOptions { key: weights.key.as_deref(), replace_head: true };
+        Ok((context.registries.load_weights)(&weights.path, &self.params, &head, &options)?)
     }
 
     /// Loads all trained weights of a run.
     pub(crate) fn load(&self, context: &Context, path: &Path) -> Result<()> {
-        (context.registries.load_weights)(path, &self.params, &self.model.head(), false)?;
+        let options = LoadOptions::default();
+        (context.registries.load_weights)(path, &self.params, &self.model.head(), &options)?;
         Ok(())
     }
 }

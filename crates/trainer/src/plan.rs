@@ -8,6 +8,7 @@ use serde::Serialize;
 use stillhouse_core::Error as CoreError;
 use stillhouse_core::data::{Dataset, Sampler};
 use stillhouse_core::registry::DatasetRequest;
+use stillhouse_core::weights::WeightsSource;
 use stillhouse_runs::{Role, RunDir, RunStatus, TEACHERS_DIR};
 use toml::Table;
 
@@ -303,14 +304,20 @@ impl Planner<'_> {
     }
 
     fn resolve_network(&self, network: &mut NetworkConfig, data: &mut DataConfig) -> Result<()> {
-        let (name, weights) = first_found(self.context, &network.init, |name| match name {
-            "scratch" => Ok(None),
-            _ => {
-                let roots = &self.context.weight_roots;
-                (self.context.registries.weights)(&network.model, &network.variant, name, roots).map(Some)
+        let find = |source: &WeightsSource| {
+            let roots = &self.context.weight_roots;
+            let found = (!source.is_scratch())
+                .then(|| (self.context.registries.weights)(&network.model, &network.variant, source, roots));
+            found.transpose()
+        };
+        let (init, weights) = match &network.init {
+            WeightsSource::Name(names) => {
+                let (name, weights) = first_found(self.context, names, |name| find(&name.into()))?;
+                (WeightsSource::Name(name), weights)
             }
-        })?;
-        network.init = name;
+            file => (file.clone(), find(file)?),
+        };
+        network.init = init;
         if let Some(weights) = weights {
             let mut variant = weights.variant;
             merge(&mut variant, &network.variant);

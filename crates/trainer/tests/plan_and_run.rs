@@ -216,7 +216,10 @@ fn falls_back_if_missing_but_not_if_broken() {
     let sets = ["data.dataset=absent|stripes", "teacher.weights=imagenet|scratch"];
     let without = planned(&context, &sets);
     let config = without.cells[0].config.clone().unwrap();
-    assert_eq!((config.data.dataset.as_str(), config.student.init.as_str()), ("stripes", "scratch"));
+    assert_eq!(
+        (config.data.dataset.as_str(), config.student.init.to_string().as_str()),
+        ("stripes", "scratch")
+    );
     let e = plan(&toy::experiment(&["data.dataset=broken|stripes"]), None, &context).unwrap_err();
     assert!(e.to_string().contains("is empty"), "{e}");
     assert!(plan(&toy::experiment(&["teacher.weights=imagenet"]), None, &context).is_err());
@@ -224,7 +227,7 @@ fn falls_back_if_missing_but_not_if_broken() {
     toy::write_weights(root.path());
     let with = planned(&context, &sets);
     let config = with.cells[0].config.clone().unwrap();
-    assert_eq!((config.student.init.as_str(), config.data.mean), ("imagenet", [0.5; 3]));
+    assert_eq!((config.student.init.to_string().as_str(), config.data.mean), ("imagenet", [0.5; 3]));
     assert_ne!(with.cells[0].hash, without.cells[0].hash);
     let outcomes = run_plan(&with, &context, &mut ()).unwrap();
     let summary = &outcomes[1].result().unwrap().summary;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Result};
 use stillhouse_ops::Param;
 
@@ -68,8 +69,9 @@ pub fn load_weights(
     path: &Path,
     params: &ParamStore,
     head: &[String],
-    replace_head: bool,
+    options: &LoadOptions<'_>,
 ) -> Result<Vec<String>> {
+    let replace_head = options.replace_head;
     let mut file = WeightsFile::open(path)?;
     let entries = params.all();
     let Matching { report, sources, scheme, classes } = Matching::new(&file, &entries, head, replace_head);

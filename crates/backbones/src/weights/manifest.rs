@@ -6,6 +6,7 @@ use serde::Deserialize;
 use stillhouse_core::data::{IMAGENET_MEAN, IMAGENET_STD};
 use stillhouse_core::fs::sha256_file;
 use stillhouse_core::registry::WeightsInfo;
+use stillhouse_core::weights::{FileSource, WeightsSource};
 use stillhouse_core::{Error as CoreError, Result, config, suggest};
 
 use crate::{Error, FAMILIES};
@@ -173,27 +174,42 @@ pub fn manifests() -> Result<Vec<Manifest>> {
     Ok(all.into_iter().filter(|m| built(&m.arch)).collect())
 }
 
-/// Extensions of weights files.
-const EXTENSIONS: [&str; 4] = [".safetensors", ".pth", ".pt", ".bin"];
+/// Returns whether a value is a path, not the name of a manifest: it has a path separator, or the file
+/// exists.
+fn is_path(value: &str) -> bool {
+    value.contains(std::path::is_separator) || Path::new(value).is_file()
+}
 
-/// Finds the weights of a model. `name` is that of a manifest (`imagenet`), whose file must be in one of
-/// `roots` (folders or Hub caches) and match the manifest; or the path of a `.safetensors`, `.pth`,
-/// `.pt` or `.bin` file, which is used with the default variant and ImageNet's mean and standard
+/// Describes a file without a manifest.
+fn own_file(path: PathBuf, key: Option<String>) -> Result<WeightsInfo> {
+    let sha256 = sha256_file(&path)?;
+    let (mean, std) = (IMAGENET_MEAN, IMAGENET_STD);
+    Ok(WeightsInfo { path, sha256, key, variant: toml::Table::new(), mean, std })
+}
+
+/// Finds the weights of a model. A name is that of a manifest (`imagenet`), whose file must be in one of
+/// `roots` (folders or Hub caches) and match the manifest. A value with a path separator, or that is an
+/// existing file, is a path: the file is used with the default variant and ImageNet's mean and standard
 /// deviation. For a model with a backbone, whose name is in `variant`, the weights are the backbone's.
 ///
 /// # Errors
 /// [`Error::UnknownWeights`], [`Error::NotFound`], [`Error::WrongFile`], or an I/O error.
-pub fn find_weights(arch: &str, variant: &toml::Table, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
-    if EXTENSIONS.iter().any(|extension| name.ends_with(extension)) {
-        let path = PathBuf::from(name);
-        let sha256 = sha256_file(&path)?;
-        let (mean, std) = (IMAGENET_MEAN, IMAGENET_STD);
-        return Ok(WeightsInfo { path, sha256, variant: toml::Table::new(), mean, std });
-    }
+pub fn find_weights(
+    arch: &str,
+    variant: &toml::Table,
+    source: &WeightsSource,
+    roots: &[PathBuf],
+) -> Result<WeightsInfo> {
+    let name = match source {
+        WeightsSource::File(FileSource { file, key }) => return own_file(file.clone(), key.clone()),
+        WeightsSource::Name(name) if is_path(name) => return own_file(PathBuf::from(name), None),
+        WeightsSource::Name(name) => name,
+    };
     let manifest = Manifest::find(&backbone_name(arch, variant), name)?;
     let info = |path, sha256| WeightsInfo {
         path,
         sha256,
+        key: None,
         variant: manifest.variant.clone(),
         mean: manifest.mean,
         std: manifest.std,

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::registry;
 use stillhouse_backbones::weights::{ModelCard, Precision, export, load_weights, onnx};
 use stillhouse_core::model::Model;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::{Init, Mode, ParamKind};
 use stillhouse_testkit::command::CmdOutput;
@@ -95,7 +96,7 @@ fn loads_weights_of_other_collections() {
         };
         let (net, params) = build(arch, variant);
         let path = folder.path().join(name);
-        let skipped = load_weights(&path, &params, &net.head(), false).unwrap();
+        let skipped = load_weights(&path, &params, &net.head(), &LoadOptions::default()).unwrap();
         assert!(skipped.is_empty(), "{name}: {skipped:?}");
         std::fs::remove_file(path).unwrap();
         let found = difference(&logits(net.as_ref(), &params, &images[size]), &expected[name]);

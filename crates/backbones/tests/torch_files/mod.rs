@@ -60,7 +60,7 @@ fn reads_pytorch_files() {
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(WeightsFile::open(&path).unwrap().format(), format, "{what}");
         let params = tiny(2, 5, DType::F32);
-        load_weights(&path, &params, &head(), false).unwrap_or_else(|e| panic!("{what}: {e}"));
+        load_weights(&path, &params, &head(), &EXACT).unwrap_or_else(|e| panic!("{what}: {e}"));
         let (got, mut expected) = (values(&params), values(&source));
         if what == "permuted, f16" {
             expected[3] = bias.iter().map(|v| v.to_f32()).collect();
@@ -179,7 +179,7 @@ fn rejects_malicious_files() {
         let mut fastest = Duration::MAX;
         for _ in 0..5 {
             let begun = Instant::now();
-            let error = own(load_weights(&path, &params, &head(), false));
+            let error = own(load_weights(&path, &params, &head(), &EXACT));
             fastest = fastest.min(begun.elapsed());
             let Error::Malformed { reason, .. } = &error else { panic!("{what}: {error}") };
             assert!(reason.len() > 10 && error.to_string().contains("malicious.pth"), "{what}: {error}");
@@ -205,7 +205,7 @@ fn survives_corrupted_pytorch_files() {
             std::fs::write(&path, &broken.bytes).unwrap();
             let params = tiny(2, 5, DType::F32);
             let before = values(&params);
-            if let Err(e) = load_weights(&path, &params, &head(), false) {
+            if let Err(e) = load_weights(&path, &params, &head(), &EXACT) {
                 assert!(e.to_string().contains("x.pth"), "{}: {e}", broken.what);
                 assert_eq!(values(&params), before, "{}", broken.what);
             }

@@ -173,9 +173,9 @@ fn tested(config: &CellConfig) -> String {
 }
 
 fn init_text(config: &CellConfig) -> String {
-    match config.student.init.as_str() {
-        "scratch" => "from scratch".to_string(),
-        name => format!("from weights `{name}`"),
+    match &config.student.init {
+        init if init.is_scratch() => "from scratch".to_string(),
+        init => format!("from weights `{init}`"),
     }
 }
 

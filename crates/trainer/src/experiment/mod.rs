@@ -9,6 +9,7 @@ pub(crate) mod schedule;
 use std::path::Path;
 
 use serde::Deserialize;
+use stillhouse_core::weights::WeightsSource;
 use stillhouse_core::{config as core_config, suggest};
 use toml::{Table, Value};
 
@@ -16,7 +17,7 @@ pub use config::{
     AdamConfig, CellConfig, CheckpointInterval, DataConfig, EvalConfig, LossConfig, LrScale, NetworkConfig,
     OptimizerConfig, PhaseConfig, Precision, TeacherRef, TrainConfig, View,
 };
-pub(crate) use config::{merge, scratch};
+pub(crate) use config::merge;
 use inherit::inherit;
 use matrix::{Matrix, Overrides, Point};
 pub use schedule::{Schedule, WeightSchedule};
@@ -61,8 +62,8 @@ pub(crate) struct TeacherSection {
     pub(crate) run: Option<std::path::PathBuf>,
     #[serde(default)]
     pub(crate) model: String,
-    #[serde(default = "scratch")]
-    pub(crate) weights: String,
+    #[serde(default = "WeightsSource::scratch")]
+    pub(crate) weights: WeightsSource,
     #[serde(default)]
     pub(crate) variant: Table,
     #[serde(default)]

@@ -16,6 +16,7 @@ use stillhouse_core::distiller::*;
 use stillhouse_core::metric::{Metric, MetricBuild, Score};
 use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::*;
+use stillhouse_core::weights::{LoadOptions, WeightsSource};
 use stillhouse_core::{Error, ParamBuilder, ParamStore, Result, Rng, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, ParamId};
 use stillhouse_runs::{CellResult, EpochLog};
@@ -504,21 +505,32 @@ fn entry<B>(name: &'static str, build: B) -> Entry<B> {
     Entry { name, summary: "", source: "", defaults: String::new, build }
 }
 
-fn weights(_arch: &str, _variant: &toml::Table, name: &str, roots: &[PathBuf]) -> Result<WeightsInfo> {
+fn weights(
+    _arch: &str,
+    _variant: &toml::Table,
+    source: &WeightsSource,
+    roots: &[PathBuf],
+) -> Result<WeightsInfo> {
+    let name = source.to_string();
     let path = roots.iter().map(|r| r.join(format!("{name}.safetensors"))).find(|p| p.is_file());
-    let path = path.ok_or_else(|| Error::incompatible(name, "not found"))?;
+    let path = path.ok_or_else(|| Error::incompatible(&name, "not found"))?;
     let sha256 = stillhouse_core::fs::sha256_file(&path)?;
-    Ok(WeightsInfo { path, sha256, variant: toml::Table::new(), mean: [0.5; 3], std: [0.25; 3] })
+    Ok(WeightsInfo { path, sha256, key: None, variant: toml::Table::new(), mean: [0.5; 3], std: [0.25; 3] })
 }
 
-fn load_weights(path: &Path, params: &ParamStore, head: &[String], replace: bool) -> Result<Vec<String>> {
+fn load_weights(
+    path: &Path,
+    params: &ParamStore,
+    head: &[String],
+    options: &LoadOptions<'_>,
+) -> Result<Vec<String>> {
     let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
     let mut new = Vec::new();
     for param in params.all() {
         let id = params.id(&param.name).expect("its own name");
         match tensors.get(&param.name) {
             Some(t) if t.dims() == param.shape => params.import(id, t)?,
-            _ if replace && head.contains(&param.name) => new.push(param.name),
+            _ if options.replace_head && head.contains(&param.name) => new.push(param.name),
             _ => return Err(Error::incompatible(path.display(), format!("no `{}`", param.name))),
         }
     }

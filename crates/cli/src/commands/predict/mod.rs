@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use stillhouse_core::Rng;
 use stillhouse_core::data::{Dataset, DatasetInfo, Image, Label, Sample, Task};
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_trainer::{Context, Network, RunInfo};
 
 use self::classify::classify;
@@ -132,7 +133,7 @@ fn load_model(student: &Path, context: &Context) -> Result<(RunInfo, Network), C
     let info = RunInfo::parse(&text, &config).prepared()?;
     let network = Network::new(context, &info.run.student, info.classes.len(), Rng::new(0)).prepared()?;
     let head = network.model.head();
-    (context.registries.load_weights)(&file, &network.params, &head, false).prepared()?;
+    (context.registries.load_weights)(&file, &network.params, &head, &LoadOptions::default()).prepared()?;
     Ok((info, network))
 }
 

@@ -116,7 +116,7 @@ fn check_manifests(arch: Option<&str>, args: &Args) -> Outcome {
     let mut rows = Vec::new();
     let mut status = ExitStatus::Success;
     for manifest in all {
-        let found = find_weights(&manifest.arch, &manifest.variant, &manifest.name, &roots);
+        let found = find_weights(&manifest.arch, &manifest.variant, &manifest.name.as_str().into(), &roots);
         let (state, file, sha256) = match found {
             Ok(info) => {
                 let state = match manifest.sha256.len() {

@@ -8,6 +8,7 @@ use stillhouse_backbones::default_image_size;
 use stillhouse_backbones::weights::{ModelCard, Precision, WeightsFile, export, load_weights, onnx};
 use stillhouse_core::data::{IMAGENET_MEAN, IMAGENET_STD};
 use stillhouse_core::model::Model;
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_runs::RunDir;
 use stillhouse_trainer::{Network, RunInfo};
@@ -123,7 +124,8 @@ fn load_run(folder: &Path) -> Result<(Box<dyn Model>, ParamStore, ModelCard), Cl
     };
     let context = common::context(&Paths::new(None), Arc::default());
     let network = Network::new(&context, &info.run.student, info.classes.len(), Rng::new(0)).prepared()?;
-    load_weights(&run.student_path(), &network.params, &network.model.head(), false).prepared()?;
+    load_weights(&run.student_path(), &network.params, &network.model.head(), &LoadOptions::default())
+        .prepared()?;
     let accuracy = result.correct.map(|correct| format!("{correct} of {} test images correct", result.total));
     let mut facts = vec![
         ("method".to_string(), info.method.clone()),
@@ -164,7 +166,7 @@ fn load_file(args: &Args) -> Result<(Box<dyn Model>, ParamStore, ModelCard), Cli
     let spec = args.model.spec(&file)?;
     let params = ParamStore::new(candle_core::DType::F32, &candle_core::Device::Cpu)?;
     let model = build(&spec, &params)?;
-    load_weights(&args.from, &params, &model.head(), false)?;
+    load_weights(&args.from, &params, &model.head(), &LoadOptions::default())?;
     let card = ModelCard {
         size: default_image_size(&spec.name),
         arch: spec.name,

@@ -57,7 +57,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
         Ok(ExitStatus::Success)
     };
-    if let Ok(found) = find_weights(&manifest.arch, &manifest.variant, &manifest.name, &roots) {
+    if let Ok(found) = find_weights(&manifest.arch, &manifest.variant, &manifest.name.as_str().into(), &roots)
+    {
         return print_result(found.path, found.sha256, true);
     }
     let fetch = Fetch::from_env(root.clone());

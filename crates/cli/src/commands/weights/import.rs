@@ -8,6 +8,7 @@ use serde_json::json;
 use stillhouse_backbones::weights::{WeightsFile, compare_weights, load_weights, save};
 use stillhouse_core::ParamStore;
 use stillhouse_core::fs::sha256_file;
+use stillhouse_core::weights::LoadOptions;
 
 use super::{ModelArgs, build, require_new};
 use crate::error::{CliError, ExitStatus, Outcome, Prepared};
@@ -56,7 +57,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let model = build(&spec, &params)?;
     let head = model.head();
     let report = compare_weights(&file, &params, &head, args.new_head);
-    let skipped = load_weights(&args.file, &params, &head, args.new_head)?;
+    let options = LoadOptions { key: None, replace_head: args.new_head };
+    let skipped = load_weights(&args.file, &params, &head, &options)?;
     let mut metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
         ("arch".to_string(), spec.name.clone()),

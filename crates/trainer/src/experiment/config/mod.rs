@@ -6,6 +6,7 @@ mod train;
 
 use serde::{Deserialize, Serialize};
 use stillhouse_core::data::{IMAGENET_MEAN, IMAGENET_STD, SplitMode, SplitSpec};
+use stillhouse_core::weights::WeightsSource;
 use toml::Table;
 
 use super::schedule::Schedule;
@@ -132,20 +133,15 @@ impl DataConfig {
 pub struct NetworkConfig {
     /// Registry id.
     pub model: String,
-    /// `scratch`, the name of pretrained weights (`imagenet`), or a `.safetensors` file.
-    /// `imagenet|scratch` stands for the first of the two that is found.
-    #[serde(default = "scratch")]
-    pub init: String,
+    /// Initial weights; random by default.
+    #[serde(default = "WeightsSource::scratch")]
+    pub init: WeightsSource,
     /// SHA-256 of the initial weights, set by the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_sha256: Option<String>,
     /// Architecture variant, laid over that of the weights.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub variant: Table,
-}
-
-pub(crate) fn scratch() -> String {
-    "scratch".into()
 }
 
 /// The teacher of a student's cell.
