@@ -21,6 +21,13 @@ pub enum Error {
         /// Description of the error.
         what: String,
     },
+    /// A gradient with an infinite value or NaN, found while the parameters were updated: their values are
+    /// not usable any more.
+    #[error("parameter `{name}`: its gradient is not finite")]
+    NonFiniteGradient {
+        /// Full name of the parameter.
+        name: String,
+    },
     /// An invalid call, for example a backward pass without a recorded forward pass.
     #[error("{op}: {what}")]
     Usage {

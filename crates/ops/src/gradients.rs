@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::buffers::Buf;
 use crate::element::{Float, with_values};
 use crate::kernels::elementwise;
+use crate::kernels::optim::all_finite;
 use crate::params::{Layout, Param, ParamKind, ParamStore};
 use crate::{Error, ParamId, Result};
 
@@ -30,21 +31,7 @@ pub struct Gradients {
 
 /// Returns 0 if all values are finite, NaN otherwise.
 fn zero_if_finite<T: Float>(values: &[T]) -> f64 {
-    const CHUNK: usize = 1 << 16;
-    const SUMS: usize = 16;
-    // A value times zero is zero unless it is infinite or NaN. Independent sums keep the loop free of
-    // branches and of the latency of one chain of additions.
-    let is_finite = |chunk: &[T]| {
-        let mut sums = [T::ZERO; SUMS];
-        let (whole, rest) = chunk.as_chunks::<SUMS>();
-        for values in whole {
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum += *value * T::ZERO;
-            }
-        }
-        sums.iter().all(|sum| *sum == T::ZERO) && rest.iter().all(|value| *value * T::ZERO == T::ZERO)
-    };
-    if values.par_chunks(CHUNK).all(is_finite) { 0.0 } else { f64::NAN }
+    if all_finite(values) { 0.0 } else { f64::NAN }
 }
 
 impl Gradients {

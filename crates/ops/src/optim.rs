@@ -184,6 +184,10 @@ impl Sgd {
 
     /// Updates each trainable parameter that has a gradient and hyperparameters from `hyper`; the others
     /// and their momentum buffers do not change.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteGradient`] with the kernels, which check each gradient as they read it: the update
+    /// is then incomplete. The graph engine does not check: see [`Gradients::non_finite_flags`].
     pub fn step(
         &mut self,
         params: &ParamStore,
@@ -220,9 +224,13 @@ impl Sgd {
         let Some(m) = T::values_mut(moment) else {
             return Err(Error::usage("sgd", "dtype mismatch between state and parameters"));
         };
-        gradients
-            .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| sgd(p, g, m, step)))?
-            .unwrap_or(Ok(()))
+        let mut finite = true;
+        let update = |g: &[T]| params.modify::<T>(id, |p| finite = sgd(p, g, m, step));
+        gradients.with::<T, _>(id, false, update)?.unwrap_or(Ok(()))?;
+        if finite {
+            return Ok(());
+        }
+        Err(Error::NonFiniteGradient { name: params.get(id).name })
     }
 
     /// Returns the momentum buffers by parameter name, in storage order, for a checkpoint.

@@ -4,7 +4,7 @@ mod child;
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Adam, Hyper, Optimizer, Sgd};
-use stillhouse_ops::{Engine, Gradients, Init, Linear, Mode, ParamStore, Rng, Tape};
+use stillhouse_ops::{Engine, Error, Gradients, Init, Linear, Mode, ParamStore, Rng, Tape};
 use stillhouse_testkit::device;
 use stillhouse_testkit::finite_diff::assert_close;
 
@@ -178,4 +178,31 @@ fn clips_norm_of_selected_parameters() {
 #[test]
 fn kernels_and_graph_engine_agree() {
     child::rerun(("STILLHOUSE_ENGINE", "graph"), &["--skip", "kernels_"], 4);
+}
+
+#[test]
+fn update_names_a_gradient_that_is_not_finite() {
+    for (dtype, huge) in [(DType::F32, 1e38), (DType::F64, 5e307)] {
+        let optimizers = || [Optimizer::Sgd(Sgd::new(0.9, false)), Optimizer::Adam(Adam::new(BETAS, 1e-3))];
+        for (scale, mut optimizer) in
+            optimizers().map(|o| (1.0, o)).into_iter().chain(optimizers().map(|o| (huge, o)))
+        {
+            let (params, linear) = store(dtype);
+            let mut tape = Tape::new(&params, Mode::Train).unwrap();
+            tape.begin(Rng::new(0), 0);
+            let x = Tensor::full(10f64, (2, 5, 1, 1), &device()).unwrap().to_dtype(dtype).unwrap();
+            let x = tape.input(&x).unwrap();
+            let y = linear.forward(&x, &mut tape).unwrap();
+            tape.mark_feature("logits", &y).unwrap();
+            let loss = (tape.outputs().unwrap().remove(0).1.sum_all().unwrap() * scale).unwrap();
+            let grads = tape.backward(&loss).unwrap();
+            let result = optimizer.step(&params, &grads, |_| Some(HYPER));
+            match (scale == 1.0, result) {
+                (true, result) => result.unwrap(),
+                // The weight's gradient, 20 times the scale, overflows; that of the bias, twice the scale, does not.
+                (false, Err(Error::NonFiniteGradient { name })) => assert_eq!(name, "fc.weight"),
+                (false, other) => panic!("{other:?}"),
+            }
+        }
+    }
 }

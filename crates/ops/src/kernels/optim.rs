@@ -2,10 +2,37 @@
 
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::elementwise::looped;
 use super::{SharedSlice, parallel};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};
+
+/// Values per task of an update: they stay in the cache between the check and the update.
+const PART: usize = 1 << 15;
+
+looped! {
+    all_finite_part<'a>(values: &'a [T], finite: &'a mut bool) {
+        // A value times zero is zero unless it is infinite or NaN. Independent sums keep the loop free of
+        // branches and of the latency of one chain of additions.
+        let mut sums = [T::ZERO; 64];
+        let (whole, rest) = values.as_chunks::<64>();
+        for values in whole {
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += *value * T::ZERO;
+            }
+        }
+        *finite = sums.iter().all(|sum| *sum == T::ZERO) && rest.iter().all(|v| *v * T::ZERO == T::ZERO);
+    }
+}
+
+/// Returns whether all values are finite.
+pub(crate) fn all_finite<T: Float>(values: &[T]) -> bool {
+    let mut finite = true;
+    all_finite_part(values, &mut finite);
+    finite
+}
 
 /// Hyperparameters of one SGD update.
 #[derive(Debug, Clone, Copy)]
@@ -31,18 +58,24 @@ looped! {
 }
 
 /// SGD as in PyTorch: `g += wd * p; m = first ? g : momentum * m + g; p -= lr * m` (Nesterov: `p -= lr *
-/// (g + momentum * m)`).
-pub(crate) fn sgd<T: Float>(p: &mut [T], g: &[T], m: &mut [T], step: SgdStep) {
-    const PART: usize = 1 << 15;
+/// (g + momentum * m)`). Returns whether all gradients are finite; if not, the parameter is not usable any
+/// more.
+pub(crate) fn sgd<T: Float>(p: &mut [T], g: &[T], m: &mut [T], step: SgdStep) -> bool {
     let len = p.len();
     assert!(g.len() == len && m.len() == len);
     let (p, m) = (SharedSlice::new(p), SharedSlice::new(m));
+    let finite = AtomicBool::new(true);
     parallel(len.div_ceil(PART), |i| {
         let (start, n) = (i * PART, PART.min(len - i * PART));
+        let g = &g[start..start + n];
+        if !all_finite(g) {
+            finite.store(false, Ordering::Relaxed);
+        }
         // SAFETY: one part per task.
         let (p, m) = unsafe { (p.range(start, n), m.range(start, n)) };
-        sgd_part(p, &g[start..start + n], m, step);
+        sgd_part(p, g, m, step);
     });
+    finite.into_inner()
 }
 
 /// Hyperparameters of one Adam update.
@@ -75,16 +108,22 @@ looped! {
 }
 
 /// Adam as in PyTorch: `g += wd * p` (or, decoupled, `p *= 1 - lr * wd`), `m = b1 * m + (1 - b1) * g`, `v
-/// = b2 * v + (1 - b2) * g^2`, `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
-pub(crate) fn adam<T: Float>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], step: AdamStep) {
-    const PART: usize = 1 << 15;
+/// = b2 * v + (1 - b2) * g^2`, `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`. Returns whether
+/// all gradients are finite, as [`sgd`] does.
+pub(crate) fn adam<T: Float>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], step: AdamStep) -> bool {
     let len = p.len();
     assert!(g.len() == len && m.len() == len && v.len() == len);
     let (p, m, v) = (SharedSlice::new(p), SharedSlice::new(m), SharedSlice::new(v));
+    let finite = AtomicBool::new(true);
     parallel(len.div_ceil(PART), |i| {
         let (start, n) = (i * PART, PART.min(len - i * PART));
+        let g = &g[start..start + n];
+        if !all_finite(g) {
+            finite.store(false, Ordering::Relaxed);
+        }
         // SAFETY: one part per task.
         let (p, m, v) = unsafe { (p.range(start, n), m.range(start, n), v.range(start, n)) };
-        adam_part(p, &g[start..start + n], m, v, step);
+        adam_part(p, g, m, v, step);
     });
+    finite.into_inner()
 }

@@ -91,9 +91,13 @@ impl Adam {
         let (Some(m), Some(v)) = (T::values_mut(&mut state.first), T::values_mut(&mut state.second)) else {
             return Err(Error::usage("adam", "dtype mismatch between state and parameters"));
         };
-        gradients
-            .with::<T, _>(id, false, |g| params.modify::<T>(id, |p| adam(p, g, m, v, step)))?
-            .unwrap_or(Ok(()))
+        let mut finite = true;
+        let update = |g: &[T]| params.modify::<T>(id, |p| finite = adam(p, g, m, v, step));
+        gradients.with::<T, _>(id, false, update)?.unwrap_or(Ok(()))?;
+        if finite {
+            return Ok(());
+        }
+        Err(Error::NonFiniteGradient { name: params.get(id).name })
     }
 
     /// Returns the moments and step counts by parameter name, in storage order, for a checkpoint.

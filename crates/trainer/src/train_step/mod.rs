@@ -15,7 +15,7 @@ use stillhouse_core::distiller::LossContext;
 use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::{Ema, Optimizer};
-use stillhouse_ops::{Gradients, Param};
+use stillhouse_ops::{Engine, Gradients, Param};
 
 use crate::evaluate::{correct_count, to_device};
 use crate::teacher::Teacher;
@@ -231,7 +231,7 @@ impl TrainStep {
             }
             let loss = micro_batch.share_of(weighted_sum(&terms, micro_batch, &mut self.metrics)?)?;
             let gradients = self.tape.backward(&loss)?;
-            self.metrics.check_finite(&micro_batch.step_ref, &gradients)?;
+            self.check_finite(&micro_batch.step_ref, &gradients)?;
             sum = Some(accumulate(sum, gradients)?);
             if count_correct && let Some(count) = correct_count(student.logits()?, &micro_batch.batch.labels)?
             {
@@ -265,7 +265,7 @@ impl TrainStep {
         if let [_, rest @ ..] = micro_batches
             && let Some(last) = rest.last()
         {
-            self.metrics.check_finite(&last.step_ref, &gradients)?; // a sum of finite gradients may overflow
+            self.check_finite(&last.step_ref, &gradients)?; // a sum of finite gradients may overflow
         }
         self.record_connector_gradients(&gradients)?;
         let groups = &self.param_groups;
@@ -281,7 +281,7 @@ impl TrainStep {
         if let Some(max_norm) = self.clip_norm {
             gradients.clip_norm(max_norm, |param| hyper(param).is_some())?;
         }
-        Ok(self.optimizer.step(params, &gradients, hyper)?)
+        self.optimizer.step(params, &gradients, hyper).map_err(|e| non_finite(e, micro_batches))
     }
 
     /// Updates the adversaries of the phase's methods.
@@ -306,7 +306,7 @@ impl TrainStep {
             }
             let loss = micro_batch.share_of(weighted_sum(&terms, micro_batch, &mut self.metrics)?)?;
             let gradients = Gradients::from_graph(&self.student.params, &loss)?;
-            self.metrics.check_finite(&micro_batch.step_ref, &gradients)?;
+            self.check_finite(&micro_batch.step_ref, &gradients)?;
             sum = Some(accumulate(sum, gradients)?);
         }
         self.metrics.end_phase(false)?; // the logged loss is the student's alone
@@ -315,9 +315,20 @@ impl TrainStep {
         let names = gradients.names().into_iter().filter(|name| is_adversary_param(name));
         self.metrics.record_trained(names.collect())?;
         let groups = &self.param_groups;
-        Ok(self.optimizer.step(&self.student.params, &gradients, |param| {
+        let hyper = |param: &Param| {
             if is_adversary_param(&param.name) { groups.hyper(param, at.lr) } else { None }
-        })?)
+        };
+        let result = self.optimizer.step(&self.student.params, &gradients, hyper);
+        result.map_err(|e| non_finite(e, micro_batches))
+    }
+
+    /// Records whether the gradients are finite. With the kernels, the optimizer checks them as it reads
+    /// them.
+    fn check_finite(&mut self, step_ref: &StepRef, gradients: &Gradients) -> Result<()> {
+        match self.student.params.engine() {
+            Engine::Kernels => Ok(()),
+            Engine::Graph => self.metrics.check_finite(step_ref, gradients),
+        }
     }
 
     /// Records the gradient magnitude of connectors not yet known to be trained. Adversaries have an update
@@ -361,6 +372,16 @@ impl MicroBatch {
     /// Scales a mean over the micro-batch to its share of the mean over the batch.
     fn share_of(&self, loss: Tensor) -> Result<Tensor> {
         Ok(if self.share == 1.0 { loss } else { (loss * self.share)? })
+    }
+}
+
+/// Adds step and images to an optimizer's error about a gradient.
+fn non_finite(error: stillhouse_ops::Error, micro_batches: &[MicroBatch]) -> Error {
+    match (error, micro_batches.last()) {
+        (stillhouse_ops::Error::NonFiniteGradient { name }, Some(last)) => {
+            last.step_ref.non_finite_gradient(&name)
+        }
+        (error, _) => error.into(),
     }
 }
 

@@ -63,6 +63,10 @@ impl StepRef {
     fn non_finite(&self, term: &str, value: f64) -> Error {
         Error::NonFinite { term: term.to_string(), value, step: self.step, ids: self.ids.to_vec() }
     }
+
+    pub(crate) fn non_finite_gradient(&self, param: &str) -> Error {
+        self.non_finite(&format!("gradient of {param}"), f64::NAN)
+    }
 }
 
 /// Meaning of buffered values, in recording order.
@@ -208,7 +212,7 @@ impl MetricsBuffer {
             }
             Entry::GradientZeros { step_ref, params } => {
                 if let Some((name, _)) = params.iter().zip(values).find(|(_, zero)| **zero != 0.0) {
-                    return Err(step_ref.non_finite(&format!("gradient of {name}"), f64::NAN));
+                    return Err(step_ref.non_finite_gradient(name));
                 }
             }
             Entry::Correct => {
