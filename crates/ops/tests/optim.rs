@@ -181,7 +181,7 @@ fn kernels_and_graph_engine_agree() {
 }
 
 #[test]
-fn update_names_a_gradient_that_is_not_finite() {
+fn kernels_name_a_gradient_that_is_not_finite() {
     for (dtype, huge) in [(DType::F32, 1e38), (DType::F64, 5e307)] {
         let optimizers = || [Optimizer::Sgd(Sgd::new(0.9, false)), Optimizer::Adam(Adam::new(BETAS, 1e-3))];
         for (scale, mut optimizer) in
