@@ -5,10 +5,12 @@
 
 mod bmp;
 mod exif;
+mod gif;
 mod jpeg;
 pub(crate) mod mat;
 mod png;
 mod tiff;
+mod webp;
 
 use std::path::Path;
 
@@ -50,7 +52,7 @@ pub const RGB: &str = "RGB";
 /// Storage format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// JPEG, PNG, TIFF or BMP.
+    /// JPEG, PNG, TIFF, BMP, WebP or GIF.
     pub format: &'static str,
     /// [`RGB`], or the stored color type.
     pub colors: &'static str,
@@ -147,7 +149,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io(path))
 }
 
-/// Detects the format by the first bytes: JPEG, PNG, TIFF or BMP.
+/// Detects the format by the first bytes, of which 18 suffice: JPEG, PNG, TIFF, BMP, WebP or GIF.
 pub fn format(bytes: &[u8]) -> Option<&'static str> {
     sniff(bytes, "").ok().map(|(format, _)| format)
 }
@@ -159,7 +161,9 @@ fn sniff(bytes: &[u8], name: &str) -> Result<(&'static str, Decoder)> {
         [0xff, 0xd8, 0xff, ..] => Ok(("JPEG", jpeg::decode)),
         [0x89, b'P', b'N', b'G', ..] => Ok(("PNG", png::decode)),
         [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(("TIFF", tiff::decode)),
-        [b'B', b'M', ..] => Ok(("BMP", bmp::decode)),
+        [b'B', b'M', ..] if bmp::has_header(bytes) => Ok(("BMP", bmp::decode)),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(("WebP", webp::decode)),
+        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(("GIF", gif::decode)),
         _ => {
             let found = if bytes.is_empty() {
                 "an empty file".to_string()

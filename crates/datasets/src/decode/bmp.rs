@@ -5,6 +5,11 @@ use crate::Result;
 
 const PALETTE: &str = "palette";
 
+/// Returns whether a file that begins with BMP's two letters, as text may, has a header of a known size.
+pub(super) fn has_header(bytes: &[u8]) -> bool {
+    matches!(bytes.get(14..18), Some([12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]))
+}
+
 pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
     let bytes = input.bytes;
     let short = || input.corrupt("truncated header");
