@@ -1,5 +1,6 @@
 //! Search, verification, loading, saving and export of weights.
 
+mod foreign_files;
 mod needs_python;
 mod onnx;
 mod torch_files;
@@ -10,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::weights::{
-    ModelCard, Precision, WeightsFile, export, find_weights, load_weights, manifests, save, save_as,
+    ModelCard, Precision, Preprocessing, Resize, WeightsFile, export, find_weights, load_weights, manifests,
+    save, save_as,
 };
 use stillhouse_backbones::{Error, registry};
 use stillhouse_core::model::ModelSpec;
@@ -150,8 +152,7 @@ fn replaces_or_rejects_a_head_with_other_classes() {
         other => panic!("{other}"),
     }
     let skipped = load_weights(&path, &params, &head(), &NEW_HEAD).unwrap();
-    assert_eq!(skipped.len(), 2, "{skipped:?}");
-    assert!(skipped[0].contains("fc.weight") && skipped[0].contains("[1000, 4]"), "{skipped:?}");
+    assert_eq!(skipped, ["head `fc` keeps its initial values: expected [21, 4], found F32 [1000, 4]"]);
     let after = by_name(&params);
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(flat(&after["fc.weight"]), flat(&before["fc.weight"]));
@@ -165,7 +166,8 @@ fn replaces_or_rejects_a_head_with_other_classes() {
     let mut headless = by_name(&source);
     headless.retain(|name, _| !name.starts_with("fc."));
     write(&headless, &path);
-    assert_eq!(load_weights(&path, &params, &head(), &NEW_HEAD).unwrap().len(), 2);
+    let notes = load_weights(&path, &params, &head(), &NEW_HEAD).unwrap();
+    assert_eq!(notes, ["head `fc` keeps its initial values: not in the file"]);
     assert!(matches!(own(load_weights(&path, &params, &head(), &EXACT)), Error::Mismatch { .. }));
 }
 
@@ -300,7 +302,10 @@ fn finds_and_verifies_weights() {
     let text = message(find("mobilenetv2_100", "imagenet", &roots));
     assert!(text.contains(&manifest.sha256), "{text}");
 
-    // A path is used as is.
+    // A path is used as is, whatever its extension is; a file without weights is rejected at once.
+    assert!(message(find("resnet18", path.to_str().unwrap(), &[])).contains("begin with zeros"));
+    let path = roots[1].join("x.pth.tar");
+    save(&tiny(1, 5, DType::F32), &path, &BTreeMap::new()).unwrap();
     let info = find("resnet18", path.to_str().unwrap(), &[]).unwrap();
     assert_eq!(info.sha256, stillhouse_core::fs::sha256_file(&path).unwrap());
     assert!(info.variant.is_empty());
@@ -396,7 +401,7 @@ fn loads_a_backbone_into_models_with_other_heads() {
         let before = by_name(&params);
         let skipped = load_weights(&path, &params, &head, &NEW_HEAD).unwrap();
         assert!(skipped.iter().any(|s| s.contains("outside of `backbone.*` keep")), "{skipped:?}");
-        assert!(skipped.iter().any(|s| s.contains("unused tensors of the file: fc.bias")), "{skipped:?}");
+        assert!(skipped.iter().any(|s| s.contains("left out: 2 (fc.bias, fc.weight)")), "{skipped:?}");
         let (after, source) = (by_name(&params), by_name(&source));
         let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (name, value) in &after {
@@ -467,7 +472,12 @@ fn exports_a_model_card_and_weights() {
         variant: toml::from_str("padding = 'same'").unwrap(),
         class_count: 3,
         classes: vec!["a".into(), "b".into(), "c".into()],
-        size: 64,
+        size: (64, 64),
+        preprocessing: Some(Preprocessing {
+            resize: Some(Resize::ShorterSide(73)),
+            crop: Some(64),
+            interpolation: "bilinear".into(),
+        }),
         mean: [0.5, 0.25, 0.125],
         std: [0.229, 0.224, 0.225],
         license: Some("mit".into()),
@@ -480,8 +490,17 @@ fn exports_a_model_card_and_weights() {
     assert_eq!(config["architecture"], "mobilenetv2_035");
     assert_eq!(config["model_args"]["pad_type"], "same");
     assert_eq!(config["pretrained_cfg"]["mean"], serde_json::json!([0.5, 0.25, 0.125]));
+    let own = &config["pretrained_cfg"];
+    assert_eq!((&own["crop_pct"], &own["interpolation"]), (&0.8767.into(), &"bilinear".into()));
+    assert_eq!(own["input_size"], serde_json::json!([3, 64, 64]));
     let text = std::fs::read_to_string(out.join("README.md")).unwrap();
-    for part in ["license: \"mit\"", "library_name: timm", "| trained on | images |", "a, b, c"] {
+    for part in [
+        "resize to shorter side 73 px, bilinear; center crop of 64 px",
+        "license: \"mit\"",
+        "library_name: timm",
+        "| trained on | images |",
+        "a, b, c",
+    ] {
         assert!(text.contains(part), "no {part} in {text}");
     }
     // f16 is rounded, and overflow is an error.
@@ -492,6 +511,8 @@ fn exports_a_model_card_and_weights() {
     }
     let file = WeightsFile::open(&out.join("model.safetensors")).unwrap();
     assert_eq!(file.metadata()["variant"], "padding = \"same\"");
+    assert_eq!(file.metadata()["resize"], "shorter side 73 px");
+    assert_eq!(file.metadata()["crop"], "center 64 px");
     let id = params.id("classifier.bias").unwrap();
     params.import(id, &Tensor::new(&[1e6f32, 0.0, 0.0], &Device::Cpu).unwrap()).unwrap();
     let e = save_as(&params, &out.join("y.safetensors"), &BTreeMap::new(), Precision::F16).unwrap_err();

@@ -1,6 +1,7 @@
 //! Export of a model as a folder in the Hub's layout: weights, timm's configuration, a model card.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -20,8 +21,10 @@ pub struct ModelCard {
     pub class_count: usize,
     /// Class names in the order of the logits; empty if unknown.
     pub classes: Vec<String>,
-    /// Side of the square training images, in pixels.
-    pub size: usize,
+    /// Height and width of the input, in pixels.
+    pub size: (usize, usize),
+    /// How test images were brought to this size, if known.
+    pub preprocessing: Option<Preprocessing>,
     /// Mean of the input per channel, for RGB in [0, 1].
     pub mean: [f32; 3],
     /// Standard deviation of the input per channel.
@@ -68,12 +71,18 @@ impl ModelCard {
             "num_classes": self.class_count,
             "pretrained_cfg": {
                 "tag": "stillhouse",
-                "input_size": [3, self.size, self.size],
+                "input_size": [3, self.size.0, self.size.1],
                 "num_classes": self.class_count,
                 "mean": self.mean.map(decimal),
                 "std": self.std.map(decimal),
             },
         });
+        if let Some(preprocessing) = &self.preprocessing {
+            let own = &mut config["pretrained_cfg"];
+            own["interpolation"] = json!(preprocessing.interpolation);
+            own["crop_pct"] = json!(preprocessing.crop_fraction(self.size.0));
+            own["crop_mode"] = json!(preprocessing.crop_mode());
+        }
         if !arguments.is_empty() {
             config["model_args"] = Value::Object(arguments);
         }
@@ -83,17 +92,33 @@ impl ModelCard {
         config
     }
 
+    /// Returns how images are turned into inputs: `input_size` (channels, height, width), `mean`, `std`, and
+    /// of known preprocessing `resize`, `crop` and `interpolation`. Part of the metadata of safetensors and
+    /// ONNX files.
+    pub fn input_metadata(&self) -> Vec<(String, String)> {
+        let join = |values: &[f32; 3]| values.map(|v| v.to_string()).join(" ");
+        let mut all = vec![
+            ("input_size", format!("3 {} {}", self.size.0, self.size.1)),
+            ("mean", join(&self.mean)),
+            ("std", join(&self.std)),
+        ];
+        if let Some(preprocessing) = &self.preprocessing {
+            all.push(("resize", preprocessing.resize.map_or("none".into(), |r| r.to_string())));
+            all.push(("crop", preprocessing.crop.map_or("none".into(), |side| format!("center {side} px"))));
+            all.push(("interpolation", preprocessing.interpolation.clone()));
+        }
+        all.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    }
+
     /// Builds the metadata of the weights file.
     fn metadata(&self) -> BTreeMap<String, String> {
-        let join = |values: &[f32; 3]| values.map(|v| v.to_string()).join(" ");
         let mut all = BTreeMap::from([
             // Required by the loader of transformers.
             ("format".to_string(), "pt".to_string()),
             ("arch".to_string(), self.arch.clone()),
             ("classes".to_string(), self.class_count.to_string()),
-            ("mean".to_string(), join(&self.mean)),
-            ("std".to_string(), join(&self.std)),
         ]);
+        all.extend(self.input_metadata());
         if !self.variant.is_empty() {
             all.insert("variant".into(), self.variant.to_string().trim().replace('\n', "; "));
         }
@@ -130,7 +155,14 @@ impl ModelCard {
         };
         let mut rows = vec![
             ("classes".to_string(), self.class_count.to_string()),
-            ("input".to_string(), format!("RGB in [0, 1], {0} x {0} px", self.size)),
+            (
+                "input".to_string(),
+                format!("RGB in [0, 1], {} x {} px (height x width)", self.size.0, self.size.1),
+            ),
+            (
+                "preprocessing".to_string(),
+                self.preprocessing.as_ref().map_or("unknown".into(), ToString::to_string),
+            ),
             ("mean, standard deviation".to_string(), format!("{m0} {m1} {m2}, {s0} {s1} {s2}")),
             ("architecture variant".to_string(), variant),
             ("weights".to_string(), format!("`model.safetensors`, {kind}, timm's parameter names")),
@@ -150,6 +182,92 @@ impl ModelCard {
             text.push_str(&format!("\nClasses in the order of the logits: {}.\n", self.classes.join(", ")));
         }
         text
+    }
+}
+
+/// How test images are brought to the size of the input, before they are normalized.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preprocessing {
+    /// Resize; images keep their size if `None`.
+    pub resize: Option<Resize>,
+    /// Side of the square center crop in pixels.
+    pub crop: Option<usize>,
+    /// Filter of the resize, by timm's name: `bilinear`, `bicubic`, `lanczos`, `nearest`.
+    pub interpolation: String,
+}
+
+/// A resize.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resize {
+    /// The shorter side to a number of pixels; the aspect ratio is kept.
+    ShorterSide(usize),
+    /// To a height and width.
+    Exact(usize, usize),
+}
+
+impl Preprocessing {
+    /// Reads the test transforms of a run. Returns `None` if they are more than a resize and a center crop.
+    pub fn from_transforms(transforms: &[toml::Table]) -> Option<Self> {
+        let mut all = Self { resize: None, crop: None, interpolation: "bilinear".into() };
+        for transform in transforms {
+            let pixels =
+                |key: &str| usize::try_from(transform.get(key)?.as_integer()?).ok().filter(|n| *n > 0);
+            let resize = match transform.get("op")?.as_str()? {
+                "resize_short" => Resize::ShorterSide(pixels("size")?),
+                "resize" => Resize::Exact(pixels("height")?, pixels("width")?),
+                "center_crop" => {
+                    all.crop = Some(pixels("size")?);
+                    continue;
+                }
+                _ => return None,
+            };
+            if all.resize.is_some() || all.crop.is_some() {
+                return None;
+            }
+            all.resize = Some(resize);
+            if let Some(filter) = transform.get("filter").and_then(toml::Value::as_str) {
+                all.interpolation = filter.into();
+            }
+        }
+        Some(all)
+    }
+
+    /// Returns timm's `crop_pct` for an input of a height: `floor(height / crop_pct)` is the size of the
+    /// resize. Rounded down to four digits, so that the quotient does not fall below that size.
+    fn crop_fraction(&self, height: usize) -> f64 {
+        match self.resize {
+            Some(Resize::ShorterSide(side) | Resize::Exact(side, _)) if side > height => {
+                (height as f64 / side as f64 * 1e4).floor() / 1e4
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// Returns timm's `crop_mode`: whether the aspect ratio is kept.
+    fn crop_mode(&self) -> &'static str {
+        match self.resize {
+            Some(Resize::Exact(..)) => "squash",
+            _ => "center",
+        }
+    }
+}
+
+impl fmt::Display for Resize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ShorterSide(side) => write!(f, "shorter side {side} px"),
+            Self::Exact(height, width) => write!(f, "{height} x {width} px (height x width)"),
+        }
+    }
+}
+
+impl fmt::Display for Preprocessing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.resize {
+            Some(resize) => write!(f, "resize to {resize}, {}", self.interpolation)?,
+            None => f.write_str("no resize")?,
+        }
+        self.crop.map_or(Ok(()), |side| write!(f, "; center crop of {side} px"))
     }
 }
 
@@ -209,6 +327,30 @@ mod tests {
         assert!(card("resnet50", "stride_in_1x1 = true").timm().is_err_and(|e| e.contains("stride_in_1x1")));
         assert!(card("deeplabv3plus", "").timm().is_err_and(|e| e.contains("deeplabv3plus")));
         assert!(card("cifar_resnet20", "").timm().is_err());
+    }
+
+    #[test]
+    fn describes_test_transforms() {
+        let read = |text: &str| {
+            let all: toml::Table = toml::from_str(&format!("all = [{text}]")).unwrap();
+            let tables = all["all"].as_array().unwrap().iter().map(|t| t.as_table().unwrap().clone());
+            Preprocessing::from_transforms(&tables.collect::<Vec<_>>())
+        };
+        let usual = read("{ op = 'resize_short', size = 73 }, { op = 'center_crop', size = 64 }").unwrap();
+        assert_eq!((usual.crop, usual.crop_mode()), (Some(64), "center"));
+        assert_eq!(usual.to_string(), "resize to shorter side 73 px, bilinear; center crop of 64 px");
+        let squashed = "{ op = 'resize', width = 510, height = 510, filter = 'bicubic' }, { op = 'center_crop', size = 384 }";
+        let squashed = read(squashed).unwrap();
+        assert_eq!((squashed.crop_mode(), squashed.interpolation.as_str()), ("squash", "bicubic"));
+        // timm resizes to floor(size / crop_pct).
+        for size in [32, 64, 224, 384] {
+            for resized in [size, size + 1, size * 8 / 7, size * 5 / 4, 2 * size] {
+                let at = Preprocessing { resize: Some(Resize::ShorterSide(resized)), ..usual.clone() };
+                assert_eq!((size as f64 / at.crop_fraction(size)).floor() as usize, resized, "{size}");
+            }
+        }
+        assert_eq!(read("").map(|p| (p.crop_fraction(64), p.to_string())), Some((1.0, "no resize".into())));
+        assert_eq!(read("{ op = 'hflip' }"), None);
     }
 
     #[test]

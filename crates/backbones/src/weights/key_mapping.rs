@@ -1,6 +1,9 @@
 //! Parameter names of other collections, mapped to timm's.
 //!
-//! The naming scheme of a file is the one that maps most of its tensors to parameters of the model.
+//! The naming scheme of a file is the one that maps most of its tensors to parameters of the model. The
+//! Hub's models without a head have no prefix (`resnet.`).
+
+use std::borrow::Cow;
 
 /// A tensor of a file in timm's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +50,19 @@ pub(crate) const SCHEMES: &[NamingScheme] = &[
 /// Returns whether a tensor is not a parameter: counters and tables that the model computes.
 pub(crate) fn is_derived(name: &str) -> bool {
     ["num_batches_tracked", "relative_position_index", "attn_mask"].iter().any(|end| name.ends_with(end))
+}
+
+/// Components that wrappers add to names, wherever they wrap a layer: `torch.compile`, FSDP, activation
+/// checkpointing.
+const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// Removes the components of wrappers from a name.
+pub(crate) fn without_wrappers(name: &str) -> Cow<'_, str> {
+    let is_wrapper = |part: &&str| WRAPPERS.contains(part);
+    match name.split('.').any(|part| is_wrapper(&part)) {
+        true => name.split('.').filter(|part| !is_wrapper(part)).collect::<Vec<_>>().join(".").into(),
+        false => name.into(),
+    }
 }
 
 /// Splits `prefix<number>.rest` into the number and the rest.
@@ -168,7 +184,7 @@ fn hub_resnet(name: &str) -> Option<Renamed> {
         let conv = rest.strip_prefix("convolution.").map(|rest| format!("{conv}.{rest}"));
         conv.or_else(|| Some(format!("{norm}.{}", rest.strip_prefix("normalization.")?)))
     };
-    let inner = name.strip_prefix("resnet.")?;
+    let inner = name.strip_prefix("resnet.").unwrap_or(name);
     if let Some(rest) = inner.strip_prefix("embedder.embedder.") {
         return Renamed::whole(conv_or_norm(rest, "conv1", "bn1")?);
     }
@@ -188,7 +204,7 @@ fn hub_mobilenet(name: &str) -> Option<Renamed> {
     if name.starts_with("classifier.") {
         return Renamed::whole(name);
     }
-    let inner = name.strip_prefix("mobilenet_v2.")?;
+    let inner = name.strip_prefix("mobilenet_v2.").unwrap_or(name);
     let layer = |rest: &str, names: &[(&str, &str, &str)]| {
         names.iter().find_map(|(from, conv, norm)| {
             let rest = rest.strip_prefix(from)?;
@@ -217,7 +233,7 @@ fn hub_swin(name: &str) -> Option<Renamed> {
     if let Some(rest) = name.strip_prefix("classifier.") {
         return Renamed::whole(format!("head.fc.{rest}"));
     }
-    let inner = name.strip_prefix("swin.")?;
+    let inner = name.strip_prefix("swin.").unwrap_or(name);
     for (from, to) in [
         ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
         ("embeddings.norm.", "patch_embed.norm."),

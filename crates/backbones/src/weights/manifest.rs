@@ -9,6 +9,7 @@ use stillhouse_core::registry::WeightsInfo;
 use stillhouse_core::weights::{FileSource, WeightsSource};
 use stillhouse_core::{Error as CoreError, Result, config, suggest};
 
+use super::read::WeightsFile;
 use crate::{Error, FAMILIES};
 
 macro_rules! manifests {
@@ -182,7 +183,7 @@ fn is_path(value: &str) -> bool {
 
 /// Describes a file without a manifest.
 fn own_file(path: PathBuf, key: Option<String>) -> Result<WeightsInfo> {
-    let sha256 = sha256_file(&path)?;
+    let sha256 = WeightsFile::open(&path)?.sha256()?;
     let (mean, std) = (IMAGENET_MEAN, IMAGENET_STD);
     Ok(WeightsInfo { path, sha256, key, variant: toml::Table::new(), mean, std })
 }
@@ -193,7 +194,7 @@ fn own_file(path: PathBuf, key: Option<String>) -> Result<WeightsInfo> {
 /// deviation. For a model with a backbone, whose name is in `variant`, the weights are the backbone's.
 ///
 /// # Errors
-/// [`Error::UnknownWeights`], [`Error::NotFound`], [`Error::WrongFile`], or an I/O error.
+/// [`Error::UnknownWeights`], [`Error::NotFound`], [`Error::WrongFile`], [`Error::Malformed`], or an I/O error.
 pub fn find_weights(
     arch: &str,
     variant: &toml::Table,

@@ -125,7 +125,7 @@ fn other_runtimes_compute_the_same_logits() {
             arch: name.to_string(),
             variant: request(name, variant).variant,
             class_count: 5,
-            size: *size,
+            size: (*size, *size),
             std: [1.0; 3],
             ..ModelCard::default()
         };

@@ -9,7 +9,7 @@ use super::*;
 use crate::torch_writer::{self, Saved};
 
 /// Converts parameters for the writer of PyTorch files.
-fn saved(params: &ParamStore) -> Vec<Saved> {
+pub(super) fn saved(params: &ParamStore) -> Vec<Saved> {
     let all = params.export_all().unwrap().into_iter();
     all.map(|(name, t)| {
         let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();

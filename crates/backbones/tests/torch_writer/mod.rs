@@ -72,13 +72,30 @@ pub(crate) fn tensor(saved: &Saved, key: usize) -> Vec<u8> {
 
 /// Pickles the dictionary of tensors, without header and STOP.
 pub(crate) fn dict(tensors: &[Saved]) -> Vec<u8> {
+    dict_from(0, tensors)
+}
+
+/// Pickles a dictionary of tensors whose storages are numbered from `first`.
+pub(crate) fn dict_from(first: usize, tensors: &[Saved]) -> Vec<u8> {
     let mut all = b"ccollections\nOrderedDict\n)R(".to_vec();
-    for (key, saved) in tensors.iter().enumerate() {
+    for (i, saved) in tensors.iter().enumerate() {
         all.extend(text(&saved.name));
-        all.extend(tensor(saved, key));
+        all.extend(tensor(saved, first + i));
     }
     all.push(b'u');
     all
+}
+
+/// Pickles a dictionary of expressions.
+pub(crate) fn table(items: &[(&str, &[u8])]) -> Vec<u8> {
+    let inside: Vec<u8> = items.iter().flat_map(|(key, value)| [&text(key), *value].concat()).collect();
+    [&b"}("[..], &inside, b"u"].concat()
+}
+
+/// Pickles an instance of a class with attributes.
+pub(crate) fn object(class: &str, attributes: &[u8]) -> Vec<u8> {
+    let (module, name) = class.rsplit_once('.').unwrap();
+    [format!("c{module}\n{name}\n").as_bytes(), b")\x81", attributes, b"b"].concat()
 }
 
 /// Completes a pickle of one expression.
@@ -88,7 +105,7 @@ pub(crate) fn pickle(expression: &[u8]) -> Vec<u8> {
 
 /// Pickles `{"epoch": 3, key: expression}`.
 pub(crate) fn wrapped(key: &str, expression: &[u8]) -> Vec<u8> {
-    [&b"}("[..], &text("epoch"), b"K\x03", &text(key), expression, b"u"].concat()
+    table(&[("epoch", b"K\x03"), (key, expression)])
 }
 
 /// Builds a zip archive.

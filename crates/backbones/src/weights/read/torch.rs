@@ -8,20 +8,33 @@ use safetensors::Dtype;
 use zip::ZipArchive;
 use zip::read::{ArchiveOffset, Config};
 
-use super::StoredTensor;
 use super::pickle::{Element, Pickle, TensorRef};
+use super::state_dicts::{self, PickledDict};
+use super::{StateDict, StoredTensor};
 
 /// Maximum number of records of an archive. Real archives have one per tensor and a few more.
 const MAX_RECORDS: usize = 100_000;
 
-/// Reads the tensors of an archive.
-pub(super) fn read_zip(file: &File) -> Result<Vec<StoredTensor>, String> {
+/// Reads the state dicts of an archive.
+pub(super) fn read_zip(file: &File) -> Result<Vec<StateDict>, String> {
     // PyTorch's archives start at offset 0; detecting the offset misreads some of them.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let archive = ZipArchive::with_config(config, BufReader::new(file));
-    let mut archive = archive.map_err(|e| format!("invalid zip archive: {e}"))?;
+    let mut archive = archive.map_err(|e| format!("truncated or damaged zip archive: {e}"))?;
     if archive.len() > MAX_RECORDS {
         return Err(format!("{} records (limit {MAX_RECORDS})", archive.len()));
+    }
+    let names = archive.file_names().map(|name| name.map(|name| name.into_owned()));
+    let names: Vec<String> =
+        names.collect::<Result<_, _>>().map_err(|e| format!("invalid zip archive: {e}"))?;
+    let below = |name: &str| name.split_once('/').map_or(String::new(), |(_, below)| below.to_string());
+    if names.iter().any(|name| below(name) == "constants.pkl") {
+        return Err(
+            "a TorchScript program, not a state dict; save it by torch.save(model.state_dict(), ...)".into(),
+        );
+    }
+    if !names.iter().any(|name| below(name) == "data.pkl") {
+        return Err(describe_archive(&names));
     }
     let (mut storages, mut pickle) = (HashMap::new(), None);
     for i in 0..archive.len() {
@@ -34,15 +47,13 @@ pub(super) fn read_zip(file: &File) -> Result<Vec<StoredTensor>, String> {
         }
         let start = record.data_start().ok_or_else(|| format!("record `{name}` has no offset"))?;
         // `<archive>/data.pkl`, `<archive>/data/<key>`, `<archive>/byteorder`
-        match name.split_once('/').map_or("", |(_, below)| below) {
+        match below(&name).as_str() {
             "data.pkl" if pickle.is_some() => return Err("duplicate data.pkl".into()),
             "data.pkl" => pickle = Some((start, record.size())),
-            "constants.pkl" => return Err("TorchScript program, not a state dict".into()),
+            "byteorder" => check_byte_order(record)?,
             below => {
                 if let Some(key) = below.strip_prefix("data/") {
                     storages.insert(key.to_string(), (start, record.size()));
-                } else if below == "byteorder" {
-                    check_byte_order(record)?;
                 }
             }
         }
@@ -51,18 +62,43 @@ pub(super) fn read_zip(file: &File) -> Result<Vec<StoredTensor>, String> {
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     let pickle = Pickle::read(&mut reader.take(size))?;
-    resolve_all(pickle, &storages)
+    resolve_all(&pickle, &storages)
+}
+
+/// Describes a zip archive that `torch.save` did not write.
+fn describe_archive(names: &[String]) -> String {
+    let ends = |end: &str| names.iter().any(|name| name.ends_with(end));
+    let what = if ends(".weights.h5") {
+        "a Keras model"
+    } else if ends(".npy") {
+        "an archive of NumPy arrays"
+    } else if names.iter().any(|name| name.contains("archive_format")) {
+        "an exported PyTorch program (torch.export), not a state dict"
+    } else {
+        let shown: Vec<String> = names.iter().take(3).map(|n| format!("`{}`", n.escape_debug())).collect();
+        let more = if names.len() > 3 { ", ..." } else { "" };
+        return format!(
+            "a zip archive that torch.save did not write (no data.pkl among {} files: {}{more}); unpack it first",
+            names.len(),
+            shown.join(", ")
+        );
+    };
+    what.into()
 }
 
 /// Resolves the tensors of a pickle. `storages` has the byte offset and size of each storage.
-fn resolve_all(pickle: Pickle, storages: &HashMap<String, (u64, u64)>) -> Result<Vec<StoredTensor>, String> {
-    let tensors = pickle.tensors()?.into_iter();
-    let found = tensors.map(|(name, at)| {
+fn resolve_all(pickle: &Pickle, storages: &HashMap<String, (u64, u64)>) -> Result<Vec<StateDict>, String> {
+    let resolve_one = |(name, at): (String, TensorRef)| {
         let (start, size) =
             *storages.get(&at.storage).ok_or_else(|| format!("`{name}`: missing storage {}", at.storage))?;
         resolve(name, &at, start, size)
-    });
-    found.collect()
+    };
+    let resolve_dict = |PickledDict { key, tensors, unsupported }| {
+        let tensors: Vec<StoredTensor> =
+            tensors.into_iter().map(resolve_one).collect::<Result<_, String>>()?;
+        Ok(StateDict { key, tensors, unsupported })
+    };
+    state_dicts::find(pickle)?.into_iter().map(resolve_dict).collect()
 }
 
 fn check_byte_order(mut record: impl Read) -> Result<(), String> {
@@ -79,7 +115,7 @@ fn check_byte_order(mut record: impl Read) -> Result<(), String> {
 
 /// Reads the tensors of a file of PyTorch before 1.6: magic number, version, system information, tensors,
 /// keys, then each storage after its length.
-pub(super) fn read_legacy(file: &File, length: u64) -> Result<Vec<StoredTensor>, String> {
+pub(super) fn read_legacy(file: &File, length: u64) -> Result<Vec<StateDict>, String> {
     let mut reader = BufReader::new(file);
     for _ in 0..3 {
         Pickle::read(&mut reader)?;
@@ -107,7 +143,7 @@ pub(super) fn read_legacy(file: &File, length: u64) -> Result<Vec<StoredTensor>,
         offset += size;
         reader.seek(SeekFrom::Start(offset)).map_err(|e| e.to_string())?;
     }
-    resolve_all(pickle, &storages)
+    resolve_all(&pickle, &storages)
 }
 
 /// Resolves a tensor in a storage at byte offset `start` with `size` bytes. Rejects tensors that exceed
@@ -142,6 +178,7 @@ fn resolve(name: String, at: &TensorRef, start: u64, size: u64) -> Result<Stored
         name,
         dtype,
         shape: at.shape.clone(),
+        file: 0,
         offset: start + at.offset * bytes,
         strides: Some(at.strides.clone()),
     })

@@ -5,9 +5,8 @@ use std::path::Path;
 use serde_json::json;
 use stillhouse_backbones::Error as WeightsError;
 use stillhouse_backbones::weights::{
-    LoadReport, Manifest, WeightsFile, compare_weights, find_weights, manifests,
+    Manifest, WeightsFile, compare_weights, find_weights, manifests, non_finite, similar_models,
 };
-use stillhouse_core::fs::sha256_file;
 use stillhouse_core::{Error as CoreError, ParamStore};
 use stillhouse_report::text_table::{Align, TextTable};
 
@@ -20,9 +19,13 @@ const EXAMPLES: &str = "\
 Examples:
   stillhouse weights check                            all manifests
   stillhouse weights check resnet50
-  stillhouse weights check my.pth --arch resnet18     naming scheme, missing and unexpected tensors
+  stillhouse weights check my.pth                     state dicts, and the models that they fit
+  stillhouse weights check my.pth --arch resnet18     key, prefix, naming scheme, head, what is left out
 
-Exits with 1 if a file differs from its manifest or does not match the model.";
+Exits with 1 if a file differs from its manifest, does not match the model, or has values that are not finite.";
+
+/// Maximum number of tensors that are listed.
+const MAX_SHOWN: usize = 10;
 
 /// Verify weights files against their manifests, or compare a file with a model
 #[derive(Debug, clap::Args)]
@@ -43,68 +46,68 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
     match &args.target {
-        Some(target) if Path::new(target).is_file() => check_file(Path::new(target), args),
+        Some(target) if Path::new(target).exists() || target.contains(std::path::is_separator) => {
+            check_file(Path::new(target), args)
+        }
         target => check_manifests(target.as_deref(), args),
     }
 }
 
 fn check_file(path: &Path, args: &Args) -> Outcome {
     let file = WeightsFile::open(path)?;
-    let values: usize = file.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
     let mut result = json!({
         "file": path,
         "format": file.format().to_string(),
-        "tensors": file.tensors().len(),
-        "values": values,
-        "sha256": sha256_file(path)?,
+        "sha256": file.sha256()?,
         "metadata": file.metadata(),
+        "state_dicts": file.state_dicts().iter().map(|dict| {
+            let values: usize = dict.tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
+            json!({"key": dict.key, "tensors": dict.tensors.len(), "values": values})
+        }).collect::<Vec<_>>(),
     });
-    let mut report = None;
+    let mut lines = vec![("file", path.display().to_string()), ("sha256", file.sha256()?)];
+    let mut fits = true;
     if args.model.arch.is_some() {
         let spec = args.model.spec(&file)?;
         let params = ParamStore::meta();
         let model = build(&spec, &params)?;
-        let found = compare_weights(&file, &params, &model.head(), false);
+        let report = compare_weights(&file, &params, &model.head(), &args.model.options(true))?;
+        fits = report.matches();
+        lines.push(("model", format!("{} with {} classes", spec.name, spec.classes)));
+        lines.extend(report.lines());
+        if !fits {
+            let similar = similar_models(&file)?;
+            lines.extend((!similar.is_empty()).then(|| ("similar", similar.join(", "))));
+            result["similar"] = json!(similar);
+        }
         result["model"] = json!(spec.name);
         result["classes"] = json!(spec.classes);
-        result["report"] = json!(found);
-        report = Some(found);
+        result["report"] = json!(report);
+    } else {
+        let similar = similar_models(&file)?;
+        lines.push(("format", file.format().to_string()));
+        lines.extend(file.state_dicts().iter().map(|dict| ("holds", dict.title())));
+        let hint =
+            if similar.is_empty() { "none known; compare it by --arch".into() } else { similar.join(", ") };
+        lines.push(("fits", hint));
+        result["similar"] = json!(similar);
+    }
+    let tensors = file.state_dicts().iter().flat_map(|dict| &dict.tensors);
+    let not_finite = non_finite(&file, tensors)?;
+    result["not_finite"] = json!(not_finite);
+    for line in not_finite.iter().take(MAX_SHOWN) {
+        lines.push(("not finite", line.clone()));
+    }
+    if let Some(more) = not_finite.len().checked_sub(MAX_SHOWN).filter(|more| *more > 0) {
+        lines.push(("not finite", format!("and {more} more tensors")));
     }
     if args.json {
         output::print_json(&result);
     } else {
-        let mut text = format!(
-            "{}: {}, {} tensors, {values} values\nsha256  {}\n",
-            path.display(),
-            file.format(),
-            file.tensors().len(),
-            result["sha256"].as_str().unwrap_or_default()
-        );
-        match &report {
-            Some(report) => {
-                text.push_str(&format_report(report, result["model"].as_str().unwrap_or_default()))
-            }
-            None => text.push_str("compare the file with a model by --arch\n"),
-        }
-        output::print(&text);
+        let lines: Vec<String> = lines.iter().map(|(what, text)| format!("{what:<12}{text}")).collect();
+        output::print(&lines.join("\n"));
     }
-    Ok(if report.is_none_or(|r| r.matches()) { ExitStatus::Success } else { ExitStatus::Failure })
-}
-
-fn format_report(report: &LoadReport, model: &str) -> String {
-    let mut text = format!("names   {}\n{model:<8}{} parameters match\n", report.naming, report.matched);
-    let lists = [
-        ("missing", &report.missing),
-        ("unexpected", &report.unexpected),
-        ("different shape or type", &report.mismatched),
-        ("note", &report.skipped),
-    ];
-    for (what, list) in lists {
-        for line in list {
-            text.push_str(&format!("{what}: {line}\n"));
-        }
-    }
-    text
+    Ok(if fits && not_finite.is_empty() { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
 fn check_manifests(arch: Option<&str>, args: &Args) -> Outcome {

@@ -8,7 +8,7 @@ use serde_json::json;
 use stillhouse_backbones::weights::{StoredTensor, WeightsFile};
 use stillhouse_report::text_table::{Align, TextTable};
 
-use crate::error::{ExitStatus, Outcome, Prepared};
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Maximum absolute difference of equal values
     #[arg(long, default_value_t = 0.0, value_name = "X")]
     tolerance: f64,
+    /// State dict in both files, such as state_dict_ema [default: the only one]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -36,12 +39,13 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let (mut first, mut second) =
+    let (first, second) =
         (WeightsFile::open(&args.first).prepared()?, WeightsFile::open(&args.second).prepared()?);
-    let by_name = |file: &WeightsFile| -> BTreeMap<String, StoredTensor> {
-        file.tensors().iter().map(|t| (t.name.clone(), t.clone())).collect()
+    let by_name = |file: &WeightsFile| -> Result<BTreeMap<String, StoredTensor>, CliError> {
+        let dict = file.state_dict(args.key.as_deref())?;
+        Ok(dict.tensors.iter().map(|t| (t.name.clone(), t.clone())).collect())
     };
-    let (left, right) = (by_name(&first), by_name(&second));
+    let (left, right) = (by_name(&first)?, by_name(&second)?);
     let names: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
     let (mut rows, mut equal) = (Vec::new(), 0);
     for name in names {

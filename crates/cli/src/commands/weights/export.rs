@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 use stillhouse_backbones::default_image_size;
-use stillhouse_backbones::weights::{ModelCard, Precision, WeightsFile, export, load_weights, onnx};
+use stillhouse_backbones::weights::{
+    ModelCard, Precision, Preprocessing, WeightsFile, export, load_weights, onnx,
+};
 use stillhouse_core::data::{IMAGENET_MEAN, IMAGENET_STD};
 use stillhouse_core::model::Model;
 use stillhouse_core::weights::LoadOptions;
@@ -27,7 +29,7 @@ Examples:
 
 Writes model.safetensors with timm's names, README.md (a model card) and, for models that timm has, config.json,
 so that timm.create_model('local-dir:exported', pretrained=True) computes the same logits. --onnx adds model.onnx
-in f32.";
+in f32. Resize, crop, mean and standard deviation of the run are in config.json, the model card and the metadata.";
 
 /// Export a trained model for timm or as ONNX
 #[derive(Debug, clap::Args)]
@@ -70,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     require_new(&args.output)?;
     let (model, params, mut card) = if args.from.is_dir() { load_run(&args.from)? } else { load_file(args)? };
     card.license.clone_from(&args.license);
-    card.size = args.size.unwrap_or(card.size);
+    card.size = args.size.map_or(card.size, |side| (side, side));
     let precision = match args.dtype {
         Dtype::F32 => Precision::F32,
         Dtype::F16 => Precision::F16,
@@ -104,15 +106,10 @@ pub(crate) fn onnx_of_run(folder: &Path) -> Result<Vec<u8>, CliError> {
 }
 
 fn encode_onnx(model: &dyn Model, params: &ParamStore, card: &ModelCard) -> Result<Vec<u8>, CliError> {
-    let info = onnx::OnnxInfo {
-        name: card.arch.clone(),
-        metadata: vec![
-            ("mean".into(), card.mean.map(|v| v.to_string()).join(" ")),
-            ("std".into(), card.std.map(|v| v.to_string()).join(" ")),
-            ("classes".into(), card.classes.join("\n")),
-        ],
-    };
-    Ok(onnx::encode(model, params, (card.size, card.size), &["logits"], &info)?)
+    let mut metadata = card.input_metadata();
+    metadata.push(("classes".into(), card.classes.join("\n")));
+    let info = onnx::OnnxInfo { name: card.arch.clone(), metadata };
+    Ok(onnx::encode(model, params, card.size, &["logits"], &info)?)
 }
 
 /// Loads the student of a finished run.
@@ -148,7 +145,8 @@ fn load_run(folder: &Path) -> Result<(Box<dyn Model>, ParamStore, ModelCard), Cl
         variant: info.run.student.variant.clone(),
         class_count: info.classes.len(),
         classes: info.classes.clone(),
-        size: info.run.data.image_size,
+        size: info.run.data.size(),
+        preprocessing: Preprocessing::from_transforms(&info.run.data.test_transforms),
         mean: info.run.data.mean,
         std: info.run.data.std,
         license: None,
@@ -166,9 +164,13 @@ fn load_file(args: &Args) -> Result<(Box<dyn Model>, ParamStore, ModelCard), Cli
     let spec = args.model.spec(&file)?;
     let params = ParamStore::new(candle_core::DType::F32, &candle_core::Device::Cpu)?;
     let model = build(&spec, &params)?;
-    load_weights(&args.from, &params, &model.head(), &LoadOptions::default())?;
+    let notes = load_weights(&args.from, &params, &model.head(), &args.model.options(false))?;
+    for note in notes {
+        output::status(&format!("note: {note}"));
+    }
+    let side = default_image_size(&spec.name);
     let card = ModelCard {
-        size: default_image_size(&spec.name),
+        size: (side, side),
         arch: spec.name,
         variant: spec.variant,
         class_count: spec.classes,

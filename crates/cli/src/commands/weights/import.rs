@@ -7,8 +7,6 @@ use candle_core::{DType, Device};
 use serde_json::json;
 use stillhouse_backbones::weights::{WeightsFile, compare_weights, load_weights, save};
 use stillhouse_core::ParamStore;
-use stillhouse_core::fs::sha256_file;
-use stillhouse_core::weights::LoadOptions;
 
 use super::{ModelArgs, build, require_new};
 use crate::error::{CliError, ExitStatus, Outcome, Prepared};
@@ -19,9 +17,9 @@ Examples:
   stillhouse weights import swin_t-704ceda3.pth --arch swin_tiny_patch4_window7_224 --output swin.safetensors
   stillhouse weights import pytorch_model.bin --arch resnet50 --output resnet50.safetensors
 
-Reads safetensors and PyTorch state dicts (without executing them) in f16, bf16, f32 or f64, with the names of
-timm, torchvision, Hugging Face or the Swin Transformer's authors. Writes f32 with timm's names. See
-docs/weights.md.";
+Reads safetensors and PyTorch checkpoints (without executing them) in f16, bf16, f32 or f64, with the names of
+timm, torchvision, Hugging Face or the Swin Transformer's authors, below any key and with any prefix. Writes f32
+with timm's names. See docs/weights.md.";
 
 /// Convert a weights file to safetensors with timm's names
 #[derive(Debug, clap::Args)]
@@ -56,14 +54,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let params = ParamStore::new(DType::F32, &Device::Cpu)?;
     let model = build(&spec, &params)?;
     let head = model.head();
-    let report = compare_weights(&file, &params, &head, args.new_head);
-    let options = LoadOptions { key: None, replace_head: args.new_head };
-    let skipped = load_weights(&args.file, &params, &head, &options)?;
+    let options = args.model.options(args.new_head);
+    let report = compare_weights(&file, &params, &head, &options)?;
+    let notes = load_weights(&args.file, &params, &head, &options)?;
     let mut metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
         ("arch".to_string(), spec.name.clone()),
         ("classes".to_string(), spec.classes.to_string()),
-        ("source_sha256".to_string(), sha256_file(&args.file)?),
+        ("source_sha256".to_string(), file.sha256()?),
     ]);
     if !spec.variant.is_empty() {
         metadata.insert("variant".into(), spec.variant.to_string().trim().replace('\n', "; "));
@@ -76,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }));
         return Ok(ExitStatus::Success);
     }
-    for line in &skipped {
+    for line in &notes {
         output::status(&format!("note: {line}"));
     }
     output::print(&format!(

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use stillhouse_backbones::weights::{WeightsFile, compare_weights};
 use stillhouse_core::model::{Model, ModelSpec};
+use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng};
 
 pub(crate) use export::onnx_of_run;
@@ -42,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 #[derive(Debug, Clone, clap::Args)]
 struct ModelArgs {
     /// Model (`stillhouse list models`)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, visible_alias = "model", value_name = "NAME")]
     arch: Option<String>,
     /// Architecture variant, such as output_stride=16
     #[arg(long, value_name = "KEY=VALUE")]
@@ -50,6 +51,9 @@ struct ModelArgs {
     /// Number of classes of the head [default: that of the file]
     #[arg(long, value_name = "N")]
     classes: Option<usize>,
+    /// State dict in the file, such as state_dict_ema [default: the only one that fits]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
 }
 
 impl ModelArgs {
@@ -71,10 +75,14 @@ impl ModelArgs {
         if self.classes.is_none() {
             let params = ParamStore::meta();
             let model = build(&spec, &params)?;
-            let report = compare_weights(file, &params, &model.head(), false);
+            let report = compare_weights(file, &params, &model.head(), &self.options(false))?;
             spec.classes = report.classes.unwrap_or(spec.classes);
         }
         Ok(spec)
+    }
+
+    fn options(&self, replace_head: bool) -> LoadOptions<'_> {
+        LoadOptions { key: self.key.as_deref(), replace_head }
     }
 }
 
