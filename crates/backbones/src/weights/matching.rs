@@ -12,6 +12,8 @@ use crate::Error;
 
 /// Prefix of a backbone's parameters in a model with another head (DeepLabV3+, early exits).
 const BACKBONE: &str = "backbone.";
+/// Maximum number of components of a prefix.
+const MAX_PREFIX: usize = 12;
 /// Maximum number of interpretations that are compared in full.
 const MAX_COMPARED: usize = 32;
 /// Names of a last layer in other models, besides numbers.
@@ -265,11 +267,14 @@ fn readings<'a>(dict: &'a StateDict, target: &Target<'_>, key: Option<&str>) -> 
     let total = names().count();
     let mut shared: BTreeMap<&str, usize> = BTreeMap::from([("", total)]);
     for name in names() {
-        for (dot, _) in name.match_indices('.') {
+        for (dot, _) in name.match_indices('.').take(MAX_PREFIX) {
             *shared.entry(&name[..=dot]).or_default() += 1;
         }
     }
-    shared.retain(|_, count| key.is_some() || *count * 10 >= total);
+    let is_key = |prefix: &str| {
+        key.is_some_and(|key| format!(".{}.{prefix}", dict.key).ends_with(&format!(".{key}.")))
+    };
+    shared.retain(|prefix, count| *count * 10 >= total || is_key(prefix));
     let insides: &[&'static str] =
         match target.replace_head && target.params.iter().any(|p| p.name.starts_with(BACKBONE)) {
             true => &["", BACKBONE],

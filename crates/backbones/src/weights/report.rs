@@ -99,7 +99,7 @@ impl LoadReport {
             lines.push(("prefix", format!("`{}` removed", self.prefix)));
         }
         lines.push(("names", self.naming.clone()));
-        lines.push(("loaded", format!("{} of {} parameters", self.matched, self.total)));
+        lines.push(("fits", format!("{} of {} parameters", self.matched, self.total)));
         lines.extend(self.heads.iter().map(|head| ("", head.describe())));
         if !self.inside.is_empty() {
             let text = format!("{} parameters outside of `{}*`", self.outside, self.inside);
