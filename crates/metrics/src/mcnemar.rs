@@ -42,11 +42,16 @@ impl McNemar {
         let count =
             |a: bool, b: bool| correct_a.iter().zip(correct_b).filter(|(x, y)| (**x, **y) == (a, b)).count();
         let (only_a, only_b) = (count(true, false) as u64, count(false, true) as u64);
-        // P(Bin(n, 1/2) <= k) = I_{1/2}(n - k, k + 1)
-        let (few, many) = (only_a.min(only_b) as f64, only_a.max(only_b) as f64);
-        let p = if few == many { 1.0 } else { (2.0 * regularized_beta(many, few + 1.0, 0.5)).min(1.0) };
+        let p = p_value(only_a, only_b);
         Ok(Self { both: count(true, true) as u64, only_a, only_b, neither: count(false, false) as u64, p })
     }
+}
+
+/// Returns the two-sided p-value of McNemar's exact test for these counts of discordant samples.
+pub fn p_value(only_a: u64, only_b: u64) -> f64 {
+    // P(Bin(n, 1/2) <= k) = I_{1/2}(n - k, k + 1)
+    let (few, many) = (only_a.min(only_b) as f64, only_a.max(only_b) as f64);
+    if few == many { 1.0 } else { (2.0 * regularized_beta(many, few + 1.0, 0.5)).min(1.0) }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod record;
 pub mod results_table;
 pub mod significance;
 pub mod static_table;
+mod summary;
 pub mod table_spec;
 pub mod text_table;
 pub mod tsne;

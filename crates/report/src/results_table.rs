@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use stillhouse_core::fs;
+use stillhouse_metrics::intervals::wilson95;
 use stillhouse_metrics::seeds::SeedSummary;
 use stillhouse_runs::RunDir;
 
@@ -17,7 +18,7 @@ use crate::exit_accuracy::{self, ExitAccuracy};
 use crate::networks::{self, NetworkRow};
 use crate::per_class_iou::{self, PerClassIou};
 use crate::published::{ComparedValue, PublishedTable, RunValues};
-use crate::significance::{Comparison, SeedScore, compare_with_best};
+use crate::significance::{BaselineTest, Comparison, SeedScore, compare_with_baseline, compare_with_best};
 use crate::{Error, Measure, Record, Result, RunStatus};
 
 /// The student alone.
@@ -60,6 +61,9 @@ pub struct TableCell {
     pub mean: Option<f64>,
     /// Standard deviation (n - 1) in percentage points; none for a single seed.
     pub std: Option<f64>,
+    /// 95 % confidence interval of the mean in percent: Student's t over the seeds; for a single seed,
+    /// Wilson's score interval over the test images.
+    pub interval: Option<[f64; 2]>,
     /// The published number in percent.
     pub published: Option<f64>,
     /// Finished seeds.
@@ -116,6 +120,8 @@ pub struct ResultsTable {
     pub cells: Vec<TableCell>,
     /// Every method compared with the best other one on the same images.
     pub tests: Vec<Comparison>,
+    /// Every method compared with the student alone on the same images.
+    pub baseline_tests: Vec<BaselineTest>,
     /// Every published number of this table, with the measured one.
     pub published: Vec<ComparedValue>,
     /// IoU of each class, for label masks.
@@ -183,13 +189,14 @@ impl ResultsTable {
                 }
             }
         }
-        let mut tests = Vec::new();
+        let (mut tests, mut baseline_tests) = (Vec::new(), Vec::new());
         for student in &students {
             for column in &columns {
                 let here =
                     seeds.iter().filter(|(m, s, c, _)| s == student && *c == column && *m != BASELINE_PLAIN);
                 let here: Vec<_> = here.map(|(m, _, _, seeds)| ((*m).to_string(), seeds.clone())).collect();
                 tests.extend(compare_with_best(&here, student, &column.dataset, column.ratio));
+                baseline_tests.extend(compare_with_baseline(&here, student, &column.dataset, column.ratio));
             }
         }
         let teachers = teachers(finished);
@@ -198,6 +205,7 @@ impl ResultsTable {
             caption: caption.text(),
             measure: finished.first().map(|(_, r)| r.result.measure()).unwrap_or_default(),
             tests,
+            baseline_tests,
             published: published.map_or_else(Vec::new, |p| p.compare(&|selector| values.value(selector))),
             by_class: per_class_iou::tables(&cells, finished),
             networks: networks::rows(finished, runs.teachers),
@@ -337,6 +345,12 @@ fn cell(
     let finite = |value: f64| value.is_finite().then_some(value);
     let published =
         published.and_then(|p| p.score(&first.method, &first.student, (&first.dataset, first.ratio), None));
+    let correct: Vec<u64> = finished.iter().filter_map(|(_, r)| r.result.correct).collect();
+    let total: Vec<u64> = finished.iter().map(|(_, r)| r.result.total).collect();
+    let interval = match (&correct[..], &total[..]) {
+        ([correct], [total]) => Some(wilson95(*correct, *total).map(|v| 100.0 * v)),
+        _ => Some([summary.ci95_low, summary.ci95_high]),
+    };
     Ok(TableCell {
         method: first.method.clone(),
         student: first.student.clone(),
@@ -345,10 +359,11 @@ fn cell(
         state: if known { common_status(planned) } else { RunStatus::UnknownMethod },
         mean: finite(summary.mean),
         std: finite(summary.std),
+        interval: interval.filter(|[low, high]| low.is_finite() && high.is_finite()),
         published,
         n: finished.len(),
-        correct: finished.iter().filter_map(|(_, r)| r.result.correct).collect(),
-        total: finished.iter().map(|(_, r)| r.result.total).collect(),
+        correct,
+        total,
         class_iou: mean_class_iou(finished),
         values,
     })

@@ -1,8 +1,11 @@
-//! Significance of differences: paired tests of each method against the best other one.
+//! Significance of differences: paired tests of each method against the best other one and the baseline.
 
 use serde::Serialize;
-use stillhouse_metrics::mcnemar::McNemar;
+use stillhouse_metrics::mcnemar::{McNemar, p_value};
+use stillhouse_metrics::multiple_testing::holm;
 use stillhouse_metrics::paired::t_test;
+
+use crate::results_table::BASELINE;
 
 /// The score of one finished seed of a cell.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +39,26 @@ pub struct Comparison {
     pub t: Option<f64>,
     /// Its two-sided p-value.
     pub p: Option<f64>,
+}
+
+/// A method compared with the student alone, on the same images.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BaselineTest {
+    /// Registry id of the method.
+    pub method: String,
+    /// Registry id of the student.
+    pub student: String,
+    /// Registry id of the dataset.
+    pub dataset: String,
+    /// Training ratio in percent.
+    pub ratio: u64,
+    /// Mean difference over the seeds that both have, in percentage points.
+    pub difference: f64,
+    /// Two-sided p-value: McNemar's exact test, the images of all seeds pooled; without paired images,
+    /// Student's paired t over the seeds.
+    pub p: Option<f64>,
+    /// The p-value, corrected by Holm's method for the methods of this student and column.
+    pub p_holm: Option<f64>,
 }
 
 /// McNemar's exact test on the test images of one seed.
@@ -102,6 +125,35 @@ pub fn compare_with_best(
     comparisons.collect()
 }
 
+/// Compares each method of one student and column with the student alone.
+pub fn compare_with_baseline(
+    cells: &[(String, Vec<SeedScore>)],
+    student: &str,
+    dataset: &str,
+    ratio: u64,
+) -> Vec<BaselineTest> {
+    let Some((_, baseline)) = cells.iter().find(|(method, _)| method == BASELINE) else { return Vec::new() };
+    let tests = cells.iter().filter(|(method, _)| method != BASELINE).filter_map(|(method, seeds)| {
+        let (difference, by_seed, _, t_p) = compare(seeds, baseline)?;
+        let sum = |count: fn(&SeedTest) -> u64| by_seed.iter().map(count).sum();
+        let pooled = p_value(sum(|s| s.only_method), sum(|s| s.only_other));
+        Some(BaselineTest {
+            method: method.clone(),
+            student: student.into(),
+            dataset: dataset.into(),
+            ratio,
+            difference,
+            p: if by_seed.is_empty() { t_p } else { Some(pooled) },
+            p_holm: None,
+        })
+    });
+    let mut tests: Vec<BaselineTest> = tests.collect();
+    let adjusted = holm(&tests.iter().filter_map(|test| test.p).collect::<Vec<f64>>());
+    let tested = tests.iter_mut().filter(|test| test.p.is_some());
+    tested.zip(adjusted).for_each(|(test, p)| test.p_holm = Some(p));
+    tests
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +181,27 @@ mod tests {
         // d = 50, 25: t = mean / (std / sqrt 2) = 37.5 / 12.5
         assert!((all[0].t.unwrap() - 3.0).abs() < 1e-12);
         assert_eq!((all[2].t, all[2].seeds.len(), all[2].difference), (None, 1, -75.0));
+    }
+
+    #[test]
+    fn compares_each_method_with_the_baseline() {
+        let (good, bad) = ([true; 8], [false; 8]);
+        let cells = vec![
+            ("kd".to_string(), vec![seed(0, &good)]),
+            (BASELINE.to_string(), vec![seed(0, &bad), seed(1, &bad)]),
+            ("sp".to_string(), vec![seed(0, &[true, false, false, false, false, false, false, false])]),
+            ("masks".to_string(), vec![SeedScore { seed: 0, percent: 10.0, images: None }]),
+            ("later".to_string(), vec![]),
+        ];
+        let tests = compare_with_baseline(&cells, "s", "x", 80);
+        assert_eq!(tests.iter().map(|t| t.method.as_str()).collect::<Vec<_>>(), ["kd", "sp", "masks"]);
+        assert_eq!((tests[0].difference, tests[1].difference), (100.0, 12.5));
+        // 2 / 2^8, times the two tests; 2 / 2^1 is 1.
+        let near = |p: Option<f64>, want: f64| (p.unwrap() - want).abs() < 1e-12;
+        assert!(near(tests[0].p, 2.0 / 256.0) && near(tests[0].p_holm, 4.0 / 256.0));
+        assert_eq!((tests[1].p, tests[1].p_holm), (Some(1.0), Some(1.0)));
+        assert_eq!((tests[2].p, tests[2].p_holm), (None, None));
+        assert!(compare_with_baseline(&cells[..1], "s", "x", 80).is_empty());
     }
 
     #[test]

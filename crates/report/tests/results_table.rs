@@ -186,12 +186,13 @@ fn shows_results_next_to_published_numbers() {
     let json: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(out.join("table.json")).unwrap()).unwrap();
     let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["caption", "cells", "measure", "networks", "published", "tests"]);
+    assert_eq!(keys, ["baseline_tests", "caption", "cells", "measure", "networks", "published", "tests"]);
     let mut fields: Vec<&str> = json["cells"][0].as_object().unwrap().keys().map(String::as_str).collect();
     fields.sort_unstable();
     let expected = [
         "correct",
         "dataset",
+        "interval",
         "mean",
         "method",
         "n",
@@ -355,4 +356,71 @@ fn ignores_folders_that_are_no_finished_runs() {
     assert!(Record::read(folder.path()).unwrap().is_none());
     fs::write(folder.path().join("config.toml"), "cell = 3").unwrap();
     assert!(Record::read(folder.path()).unwrap_err().to_string().contains("config.toml"));
+}
+
+#[test]
+fn opens_with_the_answer() {
+    let root = tempfile::tempdir().unwrap();
+    let mut runs = Vec::new();
+    for (method, correct) in [("baseline", 240), ("kd", 280), ("sp", 200), ("own", 250)] {
+        for seed in 0..3 {
+            let run = run(root.path(), method, "small", 80, seed);
+            // `own` differs from the baseline by chance alone.
+            let noise = match method {
+                "own" => [0, 30, 0],
+                "baseline" => [0, 1, 3],
+                _ => [1, 0, 3],
+            };
+            finish(&run, correct + noise[seed as usize], 400);
+            runs.push(run);
+        }
+    }
+    let single = run(root.path(), "baseline", "small", 60, 0);
+    finish(&single, 200, 400);
+    runs.push(single);
+    let spec = spec(None, runs);
+    let table = spec.table(None).unwrap();
+    let sentence = "small, roses 80 %: 2 of 3 methods are above the student alone (60.33 %), 1 of them significantly; \
+                    the best is kd with 70.33 % (+10.00).";
+    let unwrapped = table.terminal(100).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(unwrapped.contains(sentence), "{unwrapped}");
+    assert!(unwrapped.contains("small, roses 60 %: baseline 50.00 %."), "{unwrapped}");
+    assert!(table.markdown().contains(sentence));
+    let terminal = table.terminal(100);
+    let row = |name: &str| {
+        let rows = terminal.lines().filter(|l| l.starts_with(name) && l.contains('o'));
+        rows.last().unwrap_or_else(|| panic!("no `{name}` in {terminal}")).to_string()
+    };
+    let column = |row: &str| row.chars().position(|c| c == 'o').unwrap();
+    let kd = row("kd ");
+    assert!(kd.contains("70.33*") && kd.contains(':'), "significant, and the student alone is marked: {kd}");
+    assert!(row("sp ").contains("50.33*"), "worse is marked too");
+    assert!(!row("own ").contains('*'));
+    assert!(column(&row("sp ")[10..]) < column(&kd[10..]));
+
+    let cell = |method: &str, ratio: u64| {
+        table.cells.iter().find(|c| c.method == method && c.ratio == ratio).unwrap().interval.unwrap()
+    };
+    let [low, high] = cell("baseline", 60);
+    assert!((low - 45.12).abs() < 0.01 && (high - 54.88).abs() < 0.01, "Wilson's interval of one seed");
+    let [low, high] = cell("kd", 80);
+    assert!(
+        low < 70.33 && high > 70.33 && (high + low) / 2.0 - 70.333 < 1e-2,
+        "t over the seeds: {low} {high}"
+    );
+
+    let finished = spec.finished().unwrap();
+    let samples = Samples::default();
+    let page = Page {
+        spec: &spec,
+        table: &table,
+        finished: &finished,
+        embeddings: &[],
+        samples: &samples,
+        program: "",
+    };
+    let html = page.html();
+    let answer = html.find(sentence).unwrap();
+    assert!(answer < html.find("<svg").unwrap() && html.find("<svg").unwrap() < html.find("<dl>").unwrap());
+    assert!(html.contains("70.33*"));
 }

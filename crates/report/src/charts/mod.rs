@@ -1,8 +1,9 @@
-//! Charts as inline SVG: line charts, heatmaps, bar charts, scatter plots. Colors come from the page's style;
+//! Charts as inline SVG: line charts, heatmaps, bar charts, intervals, scatter plots. Colors come from the page's style;
 //! values are shown as tooltips, without a script.
 
 mod bar_chart;
 mod heatmap;
+mod interval_chart;
 mod line_chart;
 mod scatter;
 
@@ -10,6 +11,7 @@ use maud::{Markup, html};
 
 pub use bar_chart::{Series, bar_chart};
 pub use heatmap::heatmap;
+pub use interval_chart::{Interval, interval_chart};
 pub use line_chart::{Line, line_chart};
 pub use scatter::{Group, scatter};
 
@@ -62,7 +64,7 @@ impl Axis {
     }
 
     /// Scales a value to a position between `from` and `to`.
-    fn position(&self, value: f64, from: f64, to: f64) -> f64 {
+    pub(crate) fn position(&self, value: f64, from: f64, to: f64) -> f64 {
         from + (value - self.low) / (self.high - self.low) * (to - from)
     }
 }

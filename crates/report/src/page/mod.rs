@@ -1,6 +1,7 @@
 //! One self-contained HTML page of a table: measured and published numbers, significance tests, training curves,
 //! confusion matrices, bar charts by class, settings. It needs no network and no script.
 
+mod answer;
 mod plots;
 mod tables;
 
@@ -104,6 +105,7 @@ impl Page<'_> {
                 body {
                     h1 { (title) }
                     @if let Some(label) = self.spec.caption.label() { p.label { (label) } }
+                    (answer::answer(self.table))
                     (self.settings())
                     (tables::results(self))
                     (tables::exits(self))

@@ -3,13 +3,14 @@
 use super::{BASELINE_PLAIN, Column, ResultsTable, TableCell, distinct, ratio_text};
 use crate::published::comparison_table;
 use crate::significance::Comparison;
+use crate::summary::FIGURE_NOTE;
 use crate::text_table::{Align, TextTable, optional, wrap};
 use crate::{Measure, RunStatus, exit_accuracy, networks};
 
 /// Note on the significance tests.
 pub(crate) const SIGNIFICANCE_NOTE: &str = "Best other: the highest mean among the other methods of the column, \
     including baseline but not baseline_plain. McNemar: exact, two-sided, on the same test images. Paired t: over the \
-    seeds that both have. P-values are not corrected for the number of comparisons.";
+    seeds that both have. These p-values are not corrected for the number of comparisons.";
 
 impl ResultsTable {
     /// Formats the table for a terminal of this width.
@@ -30,15 +31,19 @@ impl ResultsTable {
         if !self.networks.is_empty() {
             text.push_str(&format!("\n{}", networks::text_table(&self.networks).terminal()));
         }
-        for line in self.leads().into_iter().chain(self.foot()) {
+        for line in self.foot() {
             text.push_str(&format!("\n{}\n", wrap(&line, width)));
         }
+        text.push_str(&self.answers(width));
         text.trim_end().to_string() + "\n"
     }
 
     /// Formats the table as a Markdown page.
     pub fn markdown(&self) -> String {
         let mut text = format!("# {}\n\n{}\n", self.title, self.caption);
+        for summary in self.column_summaries() {
+            text.push_str(&format!("\n{}\n", summary.sentence().replace('_', "\\_")));
+        }
         for (student, table, notes) in self.by_student() {
             text.push_str(&format!("\n## {}\n\n{}", self.heading(student), table.markdown()));
             for line in notes {
@@ -124,28 +129,13 @@ impl ResultsTable {
         table
     }
 
-    /// The leading method of each column and its distance to the second, as a sentence.
-    fn leads(&self) -> Vec<String> {
-        let leads = self.tests.iter().filter(|t| {
-            let same =
-                |o: &&Comparison| (&o.student, &o.dataset, o.ratio) == (&t.student, &t.dataset, t.ratio);
-            // The leading method has the largest difference to its best other; the first one of a tie counts.
-            self.tests.iter().filter(same).max_by(|a, b| a.difference.total_cmp(&b.difference)) == Some(*t)
-        });
-        let texts: Vec<String> = leads
-            .map(|t| {
-                let over = t.p.map_or_else(String::new, |p| format!(", paired t over the seeds p = {p:.3}"));
-                let (method, other) = (&t.method, &t.other);
-                let lead = if t.difference > 0.0 {
-                    format!("{method} leads {other} by {:.2} points", t.difference)
-                } else {
-                    format!("{method} and {other} are tied")
-                };
-                let column = format!("{} {} {}", t.student, t.dataset, ratio_text(t.ratio));
-                format!("{column}: {lead} ({}{over})", by_seed(t))
-            })
-            .collect();
-        if texts.is_empty() { Vec::new() } else { vec![format!("Leading: {}.", texts.join("; "))] }
+    /// The answer of each column: a sentence and a figure in characters.
+    fn answers(&self, width: usize) -> String {
+        let summaries = self.column_summaries();
+        let figures =
+            summaries.iter().map(|s| format!("\n{}\n\n{}", wrap(&s.sentence(), width), s.text_figure()));
+        let figures: String = figures.collect();
+        if figures.is_empty() { figures } else { format!("{figures}\n{}\n", wrap(FIGURE_NOTE, width)) }
     }
 
     /// One table per student, with the notes below it.
