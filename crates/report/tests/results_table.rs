@@ -388,8 +388,8 @@ fn opens_with_the_answer() {
     assert!(table.markdown().contains(sentence));
     let terminal = table.terminal(100);
     let row = |name: &str| {
-        let rows = terminal.lines().filter(|l| l.starts_with(name) && l.contains('o'));
-        rows.last().unwrap_or_else(|| panic!("no `{name}` in {terminal}")).to_string()
+        let mut rows = terminal.lines().filter(|l| l.starts_with(name) && l.contains('o'));
+        rows.next_back().unwrap_or_else(|| panic!("no `{name}` in {terminal}")).to_string()
     };
     let column = |row: &str| row.chars().position(|c| c == 'o').unwrap();
     let kd = row("kd ");
