@@ -41,7 +41,7 @@ mod tests {
     fn contains_the_proportion_and_narrows() {
         let width = |n: u64| {
             let [low, high] = wilson95(n / 4, n);
-            assert!(0.0 <= low && low < 0.25 && 0.25 < high && high <= 1.0);
+            assert!((0.0..0.25).contains(&low) && (0.25..1.0).contains(&high));
             high - low
         };
         assert!(width(40) > width(400) && width(400) > width(4000));
