@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(jpeg png tiff bmp mat parquet archive lists)
+[ ${#targets[@]} -gt 0 ] || targets=(jpeg png tiff bmp webp gif mat parquet archive lists)
 
 # Seed the corpus with small files. Runs add their inputs to it.
 golden=tests/golden/transforms/data own=crates/datasets/tests/data

@@ -35,6 +35,16 @@ pub fn bmp(bytes: &[u8]) {
     image(b"BM", bytes);
 }
 
+/// WebP.
+pub fn webp(bytes: &[u8]) {
+    image(b"RIFF\xff\xff\0\0WEBP", bytes);
+}
+
+/// GIF.
+pub fn gif(bytes: &[u8]) {
+    image(b"GIF89a", bytes);
+}
+
 /// Prepends the magic bytes, so that no input is wasted on finding them.
 fn image(magic: &[u8], bytes: &[u8]) {
     let Some(rest) = bytes.get(magic.len()..) else { return };
@@ -110,7 +120,7 @@ mod tests {
     fn runs_every_target() {
         let lists: &[u8] = b"1 a/b.jpg\n2 a/c.jpg\n\xff1 1\n2 1\n\xff1 1\n2 0\n\xff1 001.a\n";
         for bytes in [b"".as_slice(), b"x", b"\xff\xd8\xff\xe0\0\x10JFIF", b"PK\x05\x06", lists, &[0; 600]] {
-            for target in [jpeg, png, tiff, bmp, mat] {
+            for target in [jpeg, png, tiff, bmp, webp, gif, mat] {
                 target(bytes);
             }
             for target in [parquet, archive, self::lists] {

@@ -58,10 +58,13 @@ fn rejects_truncated_files() {
     }
 }
 
-/// Changes bytes of the files of a format, and truncates some.
-fn damaged_images(wanted: &str) {
-    let files: Vec<Vec<u8>> =
-        files().into_iter().map(|f| f.1).filter(|f| format(f) == Some(wanted)).collect();
+/// Returns the golden files of a format.
+fn files_of(wanted: &str) -> Vec<Vec<u8>> {
+    files().into_iter().map(|f| f.1).filter(|f| format(f) == Some(wanted)).collect()
+}
+
+/// Changes bytes of files, and truncates some.
+fn damaged_images(files: Vec<Vec<u8>>) {
     let (index, byte) = (prop::sample::Index::arbitrary(), 0u8..=255);
     let changes = prop::collection::vec((0usize..1 << 16, byte, prop::bool::ANY), 1..12);
     let cut = prop::option::of(0.0f64..1.0);
@@ -86,22 +89,28 @@ fn damaged_images(wanted: &str) {
 
 #[test]
 fn accepts_or_rejects_damaged_jpegs() {
-    damaged_images("JPEG");
+    damaged_images(files_of("JPEG"));
 }
 
 #[test]
 fn accepts_or_rejects_damaged_pngs() {
-    damaged_images("PNG");
+    damaged_images(files_of("PNG"));
 }
 
 #[test]
 fn accepts_or_rejects_damaged_tiffs() {
-    damaged_images("TIFF");
+    damaged_images(files_of("TIFF"));
 }
 
 #[test]
 fn accepts_or_rejects_damaged_bmps() {
-    damaged_images("BMP");
+    damaged_images(files_of("BMP"));
+}
+
+#[test]
+fn accepts_or_rejects_damaged_webps_and_gifs() {
+    damaged_images((0..3).map(|n| fixtures::webp(31, 17, n)).collect());
+    damaged_images((0..3).map(|n| fixtures::gif(31, 17, n)).collect());
 }
 
 proptest! {
