@@ -82,7 +82,7 @@ const OWN: &str = r#"
 [data]
 dataset = "folder"
 path = "set"
-options = { classes = ["left", "right", "nowhere"], train = "train.txt", test = "test.txt" }
+options = { classes = ["left", "right"], train = "train.txt", test = "test.txt" }
 split = "official"
 image_size = 24
 train_transforms = [{ op = "random_scale_crop", size = 24, scale = [0.5, 2.0] }]
@@ -100,8 +100,7 @@ batch = 1
 metrics = ["segmentation"]
 "#;
 
-/// Odd sizes, an absent class and a fully ignored image; then masks of whole images, one of them in tiles;
-/// then invalid masks.
+/// Odd sizes and a fully ignored image; then masks of whole images, one of them in tiles; then invalid masks.
 #[test]
 fn segmentation_with_odd_image_sizes() {
     let folder = tempfile::tempdir().unwrap();
@@ -139,7 +138,7 @@ fn segmentation_with_odd_image_sizes() {
         let (width, height) = sizes[i];
         let areas = one["areas"].as_array().unwrap();
         let sum: u64 = areas.iter().map(|a| a["pixels"].as_u64().unwrap()).sum();
-        assert_eq!((areas.len(), sum), (3, (width * height) as u64), "{one}");
+        assert_eq!((areas.len(), sum), (2, (width * height) as u64), "{one}");
         for file in ["mask", "overlay"] {
             assert!(folder.join(one[file].as_str().unwrap()).is_file(), "{one}");
         }
@@ -163,8 +162,18 @@ fn segmentation_with_odd_image_sizes() {
         Grayscale,
         |x, y| if (x, y) == (4, 3) { 3 } else { 0 },
     );
-    let wrong = run(folder, &["train", "own.toml", "--output", "label"]).expect_code(1).stderr;
-    assert!(wrong.contains("mask0.png") && wrong.contains('3') && wrong.contains("0 to 2"), "{wrong}");
+    run(folder, &["train", "own.toml", "--output", "label"]).expect_code(2).expect_stderr(&[
+        "mask0.png",
+        "3 (1 pixels)",
+        "0 to 1",
+    ]);
+    // A class that no training mask has.
+    fs::copy(folder.join("set/mask3.png"), folder.join("set/mask0.png")).unwrap();
+    let three = "data.options.classes=['left', 'right', 'nowhere']";
+    run(folder, &["train", "own.toml", "--output", "class", "--set", three])
+        .expect_code(2)
+        .expect_stderr(&["`nowhere` (value 2) never occurs"]);
+    assert!(!folder.join("label").exists() && !folder.join("class").exists());
 }
 
 /// One step of the paper profile within 24 GiB: ResNet101 trains on one 512x1024 crop, then teaches ResNet18,

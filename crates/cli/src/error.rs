@@ -85,6 +85,8 @@ fn is_layout(error: &stillhouse_datasets::Error) -> bool {
         E::MissingDataset { .. }
             | E::MissingClass { .. }
             | E::EmptyClass { .. }
+            | E::UnusableFiles { .. }
+            | E::MaskContent { .. }
             | E::UnexpectedFile { .. }
             | E::ListLine { .. }
             | E::MissingFile { .. }

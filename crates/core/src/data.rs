@@ -226,6 +226,11 @@ pub trait Dataset: Send + Sync {
     fn official_split(&self, _name: &str) -> Option<Vec<usize>> {
         None
     }
+    /// Whether the files themselves are divided into training and test images, so that every
+    /// [`SplitMode`] uses the official split.
+    fn has_given_split(&self) -> bool {
+        false
+    }
 }
 
 /// Position in an endless sequence of epochs.

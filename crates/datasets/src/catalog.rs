@@ -67,8 +67,8 @@ pub(crate) fn registry(roots: &[PathBuf]) -> Registry<DatasetBuild> {
     }));
     entries.push(Entry {
         name: image_folder::NAME,
-        summary: "own images: one folder per class, or lists of images and masks",
-        source: "own files: PATH/CLASS/*.{jpg,jpeg,png,tif,tiff}, or lists of `IMAGE MASK`",
+        summary: "own images: one folder per class, folders of images and masks, or lists of both",
+        source: "own files: PATH/CLASS/IMAGE, PATH/{train,test}/CLASS/IMAGE, PATH/{images,masks}/NAME, or lists of `IMAGE MASK`",
         defaults: image_folder::ENTRY.defaults,
         build: open,
     });
@@ -159,7 +159,8 @@ mod tests {
         assert!(e.contains("broken.toml:1: `name`"), "{e}");
         for class in ["a", "B"] {
             std::fs::create_dir_all(root.path().join("tiny").join(class)).unwrap();
-            std::fs::write(root.path().join("tiny").join(class).join("1.png"), b"x").unwrap();
+            std::fs::write(root.path().join("tiny").join(class).join("1.png"), crate::fake::png_bytes(1))
+                .unwrap();
         }
         let set = (all.get("tiny").unwrap().build)(&request("tiny")).unwrap();
         assert_eq!((set.len(), set.key(1), set.class(1)), (2, "B/1.png".to_string(), Some(1)));

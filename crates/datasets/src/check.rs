@@ -1,18 +1,22 @@
 //! Validation of a dataset's files against its manifest (`stillhouse data check`).
 
+mod inspect;
+pub(crate) mod mask_content;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::data::{Dataset, Image, Label, Task};
+use stillhouse_core::data::{Dataset, Label, Task};
 use stillhouse_core::registry::DatasetRequest;
 
-use crate::diagnostics::{Diagnostic, Diagnostics, Kind};
-use crate::file_dataset::{Annotation, FileDataset, FileSample, read_mask};
+use self::inspect::Inspector;
+use self::mask_content::ValueCounts;
+use crate::catalog;
+use crate::diagnostics::{Diagnostic, Diagnostics, Kind, examples};
 use crate::manifest::{self, Manifest};
-use crate::{Error, catalog, decode};
+use crate::{Error, Result};
 
 /// Diagnostics of one kind in the text; JSON has all.
 const MAX_SHOWN: usize = 20;
@@ -93,79 +97,32 @@ pub fn check(request: &DatasetRequest, subset: bool) -> stillhouse_core::Result<
     request.options.remove("on_error");
     let mut diagnostics = Diagnostics::collecting();
     let set = read(&request, &mut diagnostics)?;
-    let inspected = set.samples.par_iter().map(|sample| Inspector::of_files(&set, sample)).collect();
-    Ok(report(&set, manifest.as_deref(), inspected, diagnostics.found, subset))
+    let is_official = manifest.as_ref().is_some_and(|own| manifest::of_builtin(&own.name).is_ok());
+    let inspected: Vec<Inspector> =
+        set.samples.par_iter().map(|sample| Inspector::of_files(&set, sample, is_official)).collect();
+    let mut found = diagnostics.found;
+    if !is_official {
+        found.extend(inspect::lossy_conversions(&set, &inspected));
+    }
+    found.extend(inspect::mask_problems(&set, &inspected));
+    Ok(report(&set, manifest.as_deref(), inspected, found, subset))
 }
 
-/// Content and problems of one sample.
-#[derive(Default)]
-struct Inspector {
-    /// Width, height and hash of the pixels; `None` if it cannot be decoded.
-    image: Option<(usize, usize, String)>,
-    mask_values: BTreeSet<u8>,
-    diagnostics: Vec<Diagnostic>,
-}
-
-impl Inspector {
-    fn hash(&mut self, image: &Image) {
-        self.image = Some((image.width, image.height, stillhouse_core::fs::sha256(&image.pixels)));
+/// Decodes every image of a dataset, and its mask.
+///
+/// # Errors
+///
+/// Images that cannot be read, with their number and the first reasons.
+pub fn require_readable(set: &dyn Dataset) -> Result<()> {
+    let errors: Vec<String> = (0..set.len())
+        .into_par_iter()
+        .filter_map(|index| set.sample(index).err().map(|e| e.to_string()))
+        .collect();
+    if errors.is_empty() {
+        return Ok(());
     }
-
-    fn error(&mut self, kind: Kind, message: impl ToString) {
-        self.diagnostics.push(Diagnostic::error(kind, message));
-    }
-
-    fn of_files(set: &FileDataset, sample: &FileSample) -> Self {
-        let mut inspector = Self::default();
-        let size = inspector.image_file(&sample.path);
-        if let Annotation::Mask { path, .. } = &sample.annotation {
-            inspector.mask_file(set, path, size);
-        }
-        inspector
-    }
-
-    /// Decodes an image; returns its size.
-    fn image_file(&mut self, path: &Path) -> Option<(usize, usize)> {
-        let (image, stored) = match decode::inspect_image(path) {
-            Ok(decoded) => decoded,
-            Err(e) => {
-                self.error(Kind::Broken, e);
-                return None;
-            }
-        };
-        self.hash(&image);
-        let file = path.display();
-        if stored.colors != decode::RGB {
-            self.error(Kind::NotRgb, format!("{file}: expected {}, found {}", decode::RGB, stored.colors));
-        }
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        let expected = match extension.as_str() {
-            "jpg" | "jpeg" => "JPEG",
-            "png" => "PNG",
-            "tif" | "tiff" => "TIFF",
-            "bmp" => "BMP",
-            _ => stored.format,
-        };
-        if expected != stored.format {
-            self.error(Kind::Extension, format!("{file}: expected {expected}, found {}", stored.format));
-        }
-        Some((image.width, image.height))
-    }
-
-    fn mask_file(&mut self, set: &FileDataset, path: &Path, size: Option<(usize, usize)>) {
-        let mask = match read_mask(path) {
-            Ok(mask) => mask,
-            Err(e) => return self.error(Kind::Broken, e),
-        };
-        self.mask_values = mask.labels.iter().copied().collect();
-        let found = (mask.width, mask.height);
-        if let Some(expected) = size.filter(|size| *size != found) {
-            self.error(Kind::MaskSize, Error::MaskSize { path: path.to_path_buf(), found, expected });
-        }
-        if let Some(Err(e)) = set.masks.as_ref().map(|mapping| mapping.apply(mask, path)) {
-            self.error(Kind::MaskValue, e);
-        }
-    }
+    let summary = format!("{} of {} images cannot be read: {}", errors.len(), set.len(), examples(&errors));
+    Err(Error::UnusableFiles { folder: set.info().name.clone().into(), summary })
 }
 
 /// Checks a synthetic dataset.
@@ -176,7 +133,7 @@ fn check_synthetic(set: &dyn Dataset, manifest: Option<&Manifest>) -> Report {
             Ok(sample) => {
                 inspector.hash(&sample.image);
                 if let Label::Mask(mask) = sample.label {
-                    inspector.mask_values.extend(mask.labels);
+                    inspector.mask_values = Some(ValueCounts::of(&mask));
                 }
             }
             Err(e) => inspector.error(Kind::Broken, format!("{}: {e}", set.key(index))),
@@ -201,7 +158,7 @@ fn report(
             *sizes.entry((width, height)).or_insert(0) += 1;
             identical.entry((hash, width, height)).or_default().push(index);
         }
-        values.extend(sample.mask_values);
+        values.extend(sample.mask_values.iter().flat_map(ValueCounts::occurring).map(|(value, _)| value));
         diagnostics.extend(sample.diagnostics);
     }
     let mut sizes: Vec<SizeCount> =
@@ -286,8 +243,15 @@ fn count_errors(
     for count in splits {
         compare(format!("images of the split `{}`", count.name), count.found, count.expected);
     }
+    // With a single image, a class is in one part of a split only.
+    let single = classes.iter().filter(|class| class.found == 1 && splits.is_empty() && expected.is_none());
+    let single: Vec<String> = single.map(|class| format!("`{}`", class.name)).collect();
     for count in classes {
         compare(format!("images of the class `{}`", count.name), count.found, count.expected);
+    }
+    if !single.is_empty() {
+        let message = format!("{} classes have one image only: {}", single.len(), examples(&single));
+        all.push(Diagnostic { kind: Kind::Count, message, is_error: false });
     }
     all
 }

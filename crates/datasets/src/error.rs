@@ -17,7 +17,7 @@ pub enum Error {
     },
     /// A file of an unknown format.
     #[error(
-        "{name}: not an image: expected the first bytes of JPEG, PNG, TIFF or BMP, found {found}; replace or remove the file"
+        "{name}: not an image: expected the first bytes of JPEG, PNG, TIFF, BMP, WebP or GIF, found {found}; replace or remove the file"
     )]
     UnknownFormat {
         /// The file.
@@ -30,7 +30,7 @@ pub enum Error {
     Decode {
         /// The file.
         name: String,
-        /// JPEG, PNG, TIFF, BMP, MAT, ...
+        /// JPEG, PNG, TIFF, BMP, WebP, GIF, MAT, ...
         format: &'static str,
         /// Cause.
         message: String,
@@ -40,7 +40,7 @@ pub enum Error {
     Unsupported {
         /// The file.
         name: String,
-        /// JPEG, PNG, TIFF or BMP.
+        /// The image format.
         format: &'static str,
         /// Found variant.
         found: String,
@@ -86,16 +86,22 @@ pub enum Error {
         found: String,
     },
     /// A class folder without an image.
-    #[error("{}: no image of class `{class}`: expected files with the extension {extensions}, found {found} other files; add images or remove the folder", path.display())]
+    #[error("{}: no image of class `{class}`: expected image files, found {found} other files; add images or remove the folder", path.display())]
     EmptyClass {
         /// The class's folder.
         path: PathBuf,
         /// The class.
         class: String,
-        /// Extensions of images.
-        extensions: String,
         /// Number of other files.
         found: usize,
+    },
+    /// Files of a folder that look like samples and cannot be used.
+    #[error("{}: {summary}; convert or remove them, or leave them out with options = {{ on_error = \"skip\" }}; `stillhouse data check` lists all", folder.display())]
+    UnusableFiles {
+        /// The folder.
+        folder: PathBuf,
+        /// Counts by kind, with the first names.
+        summary: String,
     },
     /// A file outside of the official layout.
     #[error("{}: unexpected file in class `{class}`: expected {expected}; move the file away", path.display())]
@@ -170,6 +176,14 @@ pub enum Error {
         y: usize,
         /// Valid values.
         expected: String,
+    },
+    /// Masks whose values do not fit the classes.
+    #[error("{}: masks: {message}", path.display())]
+    MaskContent {
+        /// The folder of the dataset.
+        path: PathBuf,
+        /// Classes, values, pixel counts and a remedy.
+        message: String,
     },
     /// A corrupt or malicious archive.
     #[error("{}: {message}; download it again, or from another source", path.display())]

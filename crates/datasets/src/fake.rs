@@ -69,3 +69,8 @@ impl Dataset for Fake {
         Ok("fake".to_string())
     }
 }
+
+/// A PNG of 2x2 pixels of one value.
+pub(crate) fn png_bytes(value: u8) -> Vec<u8> {
+    crate::stats::png(&crate::ImageBuffer::filled(2, 2, 3, value)).unwrap()
+}

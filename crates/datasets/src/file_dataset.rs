@@ -1,5 +1,6 @@
 //! Datasets of files: a list of samples that are read on demand.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use rayon::prelude::*;
 use stillhouse_core::data::{Dataset, DatasetInfo, IGNORE_INDEX, Label, Mask, Sample, Task};
 use stillhouse_core::registry::DatasetRequest;
 
-use crate::diagnostics::Diagnostics;
+use crate::check::mask_content;
+use crate::diagnostics::{Diagnostics, examples, warn_once};
 use crate::manifest::Manifest;
 use crate::{Error, Result, decode};
 
@@ -35,7 +37,9 @@ pub(crate) struct LabelMapping {
     /// Class of each stored value, 255 for "ignore"; `None` for invalid values.
     table: [Option<u8>; 256],
     /// Description of the valid values.
-    expected: String,
+    pub(crate) expected: String,
+    /// Whether the user named ignored values, so that many ignored pixels are intended.
+    pub(crate) declares_ignored: bool,
 }
 
 impl LabelMapping {
@@ -47,18 +51,28 @@ impl LabelMapping {
             *class = Some(value as u8);
         }
         table[usize::from(ignored)] = Some(IGNORE_INDEX);
-        Self { table, expected: format!("0 to {last}, or {ignored} for ignore") }
+        Self::from_table(table, &format!("0 to {last}, or {ignored} for ignore"))
     }
 
     /// Maps values by a table.
     pub(crate) fn from_table(table: [Option<u8>; 256], expected: &str) -> Self {
-        Self { table, expected: expected.to_string() }
+        Self { table, expected: expected.to_string(), declares_ignored: false }
+    }
+
+    /// Returns the class of a stored value, 255 for "ignore"; `None` for invalid values.
+    pub(crate) fn class(&self, value: u8) -> Option<u8> {
+        self.table[usize::from(value)]
+    }
+
+    /// Iterates over the stored values of a class.
+    pub(crate) fn values_of(&self, class: u8) -> impl Iterator<Item = u8> + '_ {
+        (0..=255).filter(move |value| self.class(*value) == Some(class))
     }
 
     /// Maps the stored values of a mask to classes.
     pub(crate) fn apply(&self, mut mask: Mask, path: &Path) -> Result<Mask> {
         for (i, label) in mask.labels.iter_mut().enumerate() {
-            match self.table[usize::from(*label)] {
+            match self.class(*label) {
                 Some(class) => *label = class,
                 None => {
                     return Err(Error::MaskValue {
@@ -85,6 +99,10 @@ pub(crate) struct FileDataset {
     pub(crate) samples: Vec<FileSample>,
     pub(crate) masks: Option<LabelMapping>,
     pub(crate) splits: Splits,
+    /// Whether the folders define the splits, so that none is drawn.
+    pub(crate) has_given_split: bool,
+    /// Folder for messages if each class has to occur in the masks.
+    pub(crate) class_check: Option<PathBuf>,
 }
 
 impl FileDataset {
@@ -103,11 +121,16 @@ impl FileDataset {
             task,
             synthetic: false,
         };
-        Self { info, samples, masks: None, splits: Vec::new() }
+        Self { info, samples, masks: None, splits: Vec::new(), has_given_split: false, class_check: None }
     }
 
     pub(crate) fn with_splits(self, splits: Splits) -> Self {
         Self { splits, ..self }
+    }
+
+    /// Requires each class to occur in the masks of the training part.
+    pub(crate) fn requiring_all_classes(self, path: &Path) -> Self {
+        Self { class_check: Some(path.to_path_buf()), ..self }
     }
 
     pub(crate) fn with_masks(self, rule: LabelMapping) -> Self {
@@ -131,15 +154,26 @@ impl FileDataset {
         }))
     }
 
-    /// Leaves out samples that cannot be decoded, with a warning each.
-    fn without_unreadable(mut self) -> Self {
+    /// Leaves out samples that cannot be decoded, with one warning.
+    ///
+    /// # Errors
+    ///
+    /// A class that has no image left.
+    fn without_unreadable(mut self) -> Result<Self> {
+        let classes_of = |set: &Self| (0..set.len()).filter_map(|i| set.class(i)).collect::<BTreeSet<u32>>();
+        let classes = classes_of(&self);
         let errors: Vec<Option<String>> = (0..self.samples.len())
             .into_par_iter()
             .map(|index| self.sample(index).err().map(|e| e.to_string()))
             .collect();
-        let skipped = errors.iter().flatten().count();
-        for error in errors.iter().flatten() {
-            tracing::warn!("skipped: {error}");
+        let messages: Vec<String> = errors.iter().flatten().cloned().collect();
+        let skipped = messages.len();
+        if skipped > 0 {
+            warn_once(&format!(
+                "{}: skipped {skipped} unreadable images: {}",
+                self.info.title,
+                examples(&messages)
+            ));
         }
         let mut new_indices: Vec<Option<usize>> = vec![None; errors.len()];
         let mut kept = 0;
@@ -160,7 +194,13 @@ impl FileDataset {
         if skipped > 0 {
             self.info.title.push_str(&format!(", {skipped} unreadable images skipped"));
         }
-        self
+        match classes.difference(&classes_of(&self)).next() {
+            None => Ok(self),
+            Some(&class) => Err(Error::setting(
+                format!("class `{}`", self.info.classes[class as usize]),
+                "none of its images can be read; replace them or remove the class",
+            )),
+        }
     }
 }
 
@@ -212,6 +252,10 @@ impl Dataset for FileDataset {
     fn official_split(&self, name: &str) -> Option<Vec<usize>> {
         self.splits.iter().find(|(n, _)| n == name).map(|(_, list)| list.clone())
     }
+
+    fn has_given_split(&self) -> bool {
+        self.has_given_split
+    }
 }
 
 /// Reads a mask file: an indexed image, or a `.mat` file of the augmented VOC labels.
@@ -226,26 +270,40 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
 /// Lists the samples of a dataset and reports problems as diagnostics.
 pub(crate) type ReadFiles = fn(&DatasetRequest, &mut Diagnostics) -> Result<FileDataset>;
 
-/// Opens a dataset. With the setting `on_error = "error"` (default) the first problem is an error;
-/// with `"skip"` invalid samples are left out with a warning, which decodes every image once.
+/// Opens a dataset. With the setting `on_error = "error"` (default) unusable samples are an error; with
+/// `"skip"` they are left out with a warning, which decodes every image once.
 pub(crate) fn open(request: &DatasetRequest, read: ReadFiles) -> Result<Arc<dyn Dataset>> {
     let mut request = request.clone();
     let policy = request.options.remove("on_error");
-    match policy.as_ref().map_or(Some("error"), toml::Value::as_str) {
-        Some("error") => Ok(Arc::new(read(&request, &mut Diagnostics::strict())?)),
-        Some("skip") => {
-            let mut diagnostics = Diagnostics::collecting();
-            let listing = read(&request, &mut diagnostics)?;
-            for finding in &diagnostics.found {
-                tracing::warn!("skipped: {}", finding.message);
-            }
-            Ok(Arc::new(listing.without_unreadable()))
+    let set = match policy.as_ref().map_or(Some("error"), toml::Value::as_str) {
+        Some("error") => {
+            let mut diagnostics = Diagnostics::strict();
+            let set = read(&request, &mut diagnostics)?;
+            diagnostics.tell();
+            set
         }
-        _ => Err(Error::setting(
-            format!("dataset `{}`", request.name),
-            format!("expected on_error = \"error\" or \"skip\", found {}", policy.unwrap_or(false.into())),
-        )),
-    }
+        Some("skip") => {
+            let mut diagnostics = Diagnostics::skipping();
+            let mut set = read(&request, &mut diagnostics)?;
+            diagnostics.tell();
+            let left_out = diagnostics.errors();
+            if left_out > 0 {
+                set.info.title.push_str(&format!(", {left_out} files or lines left out"));
+            }
+            set.without_unreadable()?
+        }
+        _ => {
+            return Err(Error::setting(
+                format!("dataset `{}`", request.name),
+                format!(
+                    "expected on_error = \"error\" or \"skip\", found {}",
+                    policy.unwrap_or(false.into())
+                ),
+            ));
+        }
+    };
+    mask_content::require_usable(&set)?;
+    Ok(Arc::new(set))
 }
 
 /// Returns the folder of a dataset: the given path or a root, or one of `folders` below them that

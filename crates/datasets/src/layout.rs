@@ -4,6 +4,7 @@ pub(crate) mod class_folders;
 pub(crate) mod cub_format;
 pub(crate) mod image_folder;
 pub(crate) mod image_mask_pairs;
+pub(crate) mod scan;
 pub(crate) mod text_lists;
 
 use std::path::Path;

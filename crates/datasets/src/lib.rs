@@ -23,10 +23,11 @@ pub mod transforms;
 
 use std::path::PathBuf;
 
-pub use check::{Report, check};
+pub use check::{Report, check, require_readable};
 pub use diagnostics::{Diagnostic, Kind};
 pub use error::{Error, Result};
 pub use image_buffer::ImageBuffer;
+pub use layout::text_lists::list_field;
 pub use loader::sampler::BatchSampler;
 pub use loader::{loader, loader_with_threads};
 pub use split::split;

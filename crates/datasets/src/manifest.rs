@@ -193,8 +193,9 @@ impl Manifest {
             let line = text.lines().position(starts).unwrap_or_default() + 1;
             Err(Error::Manifest(format!("{origin}:{line}: `{key}`: {message}")))
         };
-        if !manifest.folders.is_empty() && manifest.classes.is_empty() {
-            return invalid("classes", "expected at least one class, found none");
+        if !manifest.folders.is_empty() && manifest.classes.len() < 2 {
+            let found = manifest.classes.len();
+            return invalid("classes", &format!("expected at least two classes, found {found}"));
         }
         if manifest.file_pattern.is_some() && manifest.folders.is_empty() {
             return invalid("file_pattern", "expected `folders` too: the pattern applies to class folders");
@@ -492,7 +493,7 @@ mod tests {
             ("name = \"b\"", "name = \"A\"", 6, "`classes`: expected distinct names, found `A` twice"),
             ("name = \"b\"", "name = \"b/c\"", 6, "expected the name of one folder"),
             ("name = \"b\"", "name = \"b\", images = -1", 6, "classes[1].images"),
-            ("classes = [{ name = \"a\" }, { name = \"b\" }]", "classes = []", 6, "at least one class"),
+            ("classes = [{ name = \"a\" }, { name = \"b\" }]", "classes = []", 6, "at least two classes"),
             ("folders", "file_pattern = \"{klass}\"\nfolders", 5, "`{klass}`"),
             ("folders = [\"tiny\"]", "file_pattern = \"x\"", 5, "expected `folders` too"),
             (

@@ -1,9 +1,12 @@
 //! Training and test splits.
 
+use std::collections::BTreeSet;
+
 use stillhouse_core::data::{Dataset, Split, SplitMode, SplitSpec};
 use stillhouse_core::{Result, Rng};
 
 use crate::Error;
+use crate::diagnostics::{examples, warn_once};
 
 /// Splits a dataset; dataset, ratio, mode and seed determine the split.
 ///
@@ -12,8 +15,9 @@ use crate::Error;
 /// `floor(ratio * n + 0.5)` are training images, the others test images. `global_random` does the
 /// same with all images, at address (1, 0). `per_class = [a, b]` then keeps at most the first `a`
 /// training and the first `b` test images of each class in the shuffled order. `official` uses the
-/// dataset's lists `train` and `test` (`val` without a `test`) and ignores ratio and seed. Both lists
-/// are returned in ascending order.
+/// dataset's lists `train` and `test` (`val` without a `test`) and ignores ratio and seed, and so does
+/// every mode for a dataset whose folders define the split. Both lists are returned in ascending order.
+/// A class that is in one list only is reported as a warning.
 ///
 /// # Errors
 ///
@@ -24,12 +28,16 @@ pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
     let invalid = |message: String| -> stillhouse_core::Error {
         Error::setting(format!("split of `{name}`"), message).into()
     };
-    if spec.mode != SplitMode::Official && !(spec.ratio > 0.0 && spec.ratio < 1.0) {
+    let mode = if dataset.has_given_split() { SplitMode::Official } else { spec.mode };
+    if mode != spec.mode {
+        warn_once(&format!("{name}: split by its folders, not by a ratio ({})", dataset.info().title));
+    }
+    if mode != SplitMode::Official && !(spec.ratio > 0.0 && spec.ratio < 1.0) {
         return Err(invalid(format!("expected a ratio between 0 and 1, such as 0.8, found {}", spec.ratio)));
     }
     let rng = Rng::new(spec.seed).stream("split");
     let mut split = Split { train: Vec::new(), test: Vec::new() };
-    match spec.mode {
+    match mode {
         SplitMode::Stratified => {
             let mut classes = vec![Vec::new(); dataset.info().classes.len()];
             for index in 0..dataset.len() {
@@ -76,7 +84,27 @@ pub fn split(dataset: &dyn Dataset, spec: &SplitSpec) -> Result<Split> {
         }
         list.sort_unstable();
     }
+    report_missing_classes(dataset, &split);
     Ok(split)
+}
+
+/// Warns of classes that are in one of the lists only.
+fn report_missing_classes(dataset: &dyn Dataset, split: &Split) {
+    let info = dataset.info();
+    let classes = |list: &[usize]| list.iter().filter_map(|&i| dataset.class(i)).collect::<BTreeSet<u32>>();
+    let (train, test) = (classes(&split.train), classes(&split.test));
+    for (part, missing) in [("test", train.difference(&test)), ("training", test.difference(&train))] {
+        let names: Vec<String> =
+            missing.filter_map(|&c| info.classes.get(c as usize)).map(|name| format!("`{name}`")).collect();
+        if !names.is_empty() {
+            warn_once(&format!(
+                "{}: {} classes have no {part} image: {}",
+                info.title,
+                names.len(),
+                examples(&names)
+            ));
+        }
+    }
 }
 
 fn shuffled(dataset: &dyn Dataset, indices: Vec<usize>, rng: &Rng, address: (u64, u64)) -> Vec<usize> {

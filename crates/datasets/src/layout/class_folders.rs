@@ -1,20 +1,17 @@
 //! Datasets with one folder of images per class, as their manifest describes them.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use stillhouse_core::data::Task;
 use stillhouse_core::registry::DatasetRequest;
 
 use crate::catalog::manifest_of;
-use crate::diagnostics::{Diagnostics, Kind};
+use crate::diagnostics::{Diagnostics, Kind, LeftOut};
 use crate::file_dataset::{Annotation, FileDataset, FileSample, find_root, only_options, shortened};
 use crate::layout::folders_in;
+use crate::layout::scan::{Folder, scan};
 use crate::manifest::Manifest;
 use crate::{Error, Result};
-
-/// Extensions of image files, in any case. The format is detected by content.
-pub(crate) const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "tif", "tiff"];
 
 /// Reads class folders. A folder matches a class regardless of case, spaces, `_` and `-`.
 pub(crate) fn read(request: &DatasetRequest, diagnostics: &mut Diagnostics) -> Result<FileDataset> {
@@ -26,7 +23,7 @@ pub(crate) fn read(request: &DatasetRequest, diagnostics: &mut Diagnostics) -> R
     };
     let path = class_root(request, &manifest, class_of)?;
     let found = folders_in(&path)?;
-    let mut samples = Vec::new();
+    let mut folders = Vec::new();
     for (index, class) in manifest.classes.iter().enumerate() {
         let Some(folder) = found.iter().find(|f| class_of(f) == Some(index)) else {
             diagnostics.error(
@@ -40,11 +37,17 @@ pub(crate) fn read(request: &DatasetRequest, diagnostics: &mut Diagnostics) -> R
             )?;
             continue;
         };
+        folders.push((index, class, scan(&path.join(folder))?));
+    }
+    let left_out: Vec<LeftOut> = folders.iter().flat_map(|(_, _, f)| f.all_left_out().cloned()).collect();
+    diagnostics.left_out(&path, &left_out)?;
+    let mut samples = Vec::new();
+    for (index, class, folder) in &folders {
         let check_name = |stem: &str| match &manifest.file_pattern {
             Some(pattern) if !pattern.matches(&class.name, stem) => Err(pattern.expected(&class.name)),
             _ => Ok(()),
         };
-        samples.extend(class_samples(&path.join(folder), folder, index as u32, check_name, diagnostics)?);
+        samples.extend(class_samples(folder, &folder.name, *index as u32, check_name, diagnostics)?);
     }
     for extra in found.iter().filter(|f| class_of(f).is_none()) {
         diagnostics.warning(
@@ -84,53 +87,45 @@ pub(crate) fn simplified(name: &str) -> String {
     name.chars().filter(|c| !matches!(c, ' ' | '_' | '-')).flat_map(char::to_lowercase).collect()
 }
 
-/// Returns the images of one class folder in byte order of their names. `check_name` returns the
-/// expectation for a name without extension that it rejects, which is an error.
+/// Returns the images of one class folder in byte order of their paths, which follow `prefix` in their
+/// keys. `check_name` returns the expectation for a name without extension that it rejects, which is an
+/// error.
 pub(crate) fn class_samples(
-    folder: &Path,
-    name: &str,
+    folder: &Folder,
+    prefix: &str,
     class: u32,
     check_name: impl Fn(&str) -> std::result::Result<(), String>,
     diagnostics: &mut Diagnostics,
 ) -> Result<Vec<FileSample>> {
     let mut samples = Vec::new();
-    let mut rejected = Vec::new();
-    let mut others = 0;
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        let Some((stem, extension)) = path.file_stem().zip(path.extension()) else {
-            others += 1;
-            continue;
-        };
-        let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy().to_lowercase());
-        if stem.starts_with('.') || !EXTENSIONS.contains(&extension.as_str()) {
-            others += 1;
-            continue;
-        }
+    for image in folder.all_images() {
+        let path = image.path.clone();
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         if let Err(expected) = check_name(&stem) {
-            rejected.push(Error::UnexpectedFile { path, class: name.to_string(), expected });
+            let class = folder.name.clone();
+            diagnostics
+                .error(Kind::Mislabeled, Error::UnexpectedFile { path: path.clone(), class, expected })?;
             continue;
         }
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        let key = format!("{name}/{file}");
-        let bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
-        samples.push(FileSample { key, path, annotation: Annotation::Class(class), bytes });
-    }
-    rejected.sort_by_key(ToString::to_string);
-    for error in rejected {
-        diagnostics.error(Kind::Mislabeled, error)?;
+        let key = format!("{prefix}/{}", relative(&folder.path, &path));
+        samples.push(FileSample { key, path, annotation: Annotation::Class(class), bytes: image.bytes });
     }
     if samples.is_empty() {
-        diagnostics.error(
+        diagnostics.fatal(
             Kind::MissingClass,
             Error::EmptyClass {
-                path: folder.to_path_buf(),
-                class: name.to_string(),
-                extensions: EXTENSIONS.join(", "),
-                found: others,
+                path: folder.path.clone(),
+                class: folder.name.clone(),
+                found: folder.all_left_out().count(),
             },
         )?;
     }
     samples.sort_by(|a, b| a.key.as_bytes().cmp(b.key.as_bytes()));
     Ok(samples)
+}
+
+/// Returns a path below a folder, with `/`.
+pub(crate) fn relative(root: &Path, path: &Path) -> String {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    below.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }

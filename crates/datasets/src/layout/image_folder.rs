@@ -1,18 +1,24 @@
-//! Own images: a folder of class folders, or lists of images and masks.
+//! Own images: class folders, folders of images and masks, or lists of images and masks.
 
+mod arrangement;
+mod classes;
+mod masks;
+mod names;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 use stillhouse_core::data::Task;
 use stillhouse_core::registry::DatasetRequest;
 
-use super::class_folders::class_samples;
-use super::folders_in;
-use super::image_mask_pairs::{ImageMaskPairs, ListedPair};
-use super::text_lists::{is_below, lines, wrong_line};
+use self::arrangement::{Content, recognize};
+use self::masks::{MaskClasses, missing_classes, pairs_by_name, pairs_of_list};
+use super::image_mask_pairs::ImageMaskPairs;
+use super::scan::{Folder, scan};
 use crate::catalog::{DatasetEntry, common_defaults};
 use crate::diagnostics::{Diagnostics, Kind};
-use crate::file_dataset::{FileDataset, LabelMapping};
+use crate::file_dataset::{FileDataset, Splits};
 use crate::{Error, Result};
 
 /// Registry name.
@@ -23,10 +29,11 @@ pub(crate) const ENTRY: DatasetEntry = DatasetEntry {
     read,
     defaults: || {
         format!(
-            "# path = \"...\"  # required: folder of the class folders, or of the lists\n\
-             # For segmentation; paths in the lists are relative to `path`, an image and a mask per line:\n\
+            "# path = \"...\"  # required: folder of the class folders, of `train` and `test`, of `images` and `masks`, or of the lists\n\
+             # For segmentation:\n\
              # classes = [\"water\", \"land\"]  # mask values 0, 1, ...; 255 is ignored\n\
-             # train = \"train.txt\"\n\
+             # mask_values = {{ 0 = \"land\", 255 = \"water\" }}  # instead of `classes`; the class \"ignore\" is ignored\n\
+             # train = \"train.txt\"  # an image and a mask per line, relative to `path`; without it, pairs by file name\n\
              # test = \"test.txt\"  # without it, draw a split: split = \"global_random\"\n{}",
             common_defaults()
         )
@@ -37,6 +44,7 @@ pub(crate) const ENTRY: DatasetEntry = DatasetEntry {
 #[serde(default, deny_unknown_fields)]
 struct Options {
     classes: Vec<String>,
+    mask_values: BTreeMap<String, String>,
     train: Option<String>,
     test: Option<String>,
 }
@@ -50,65 +58,99 @@ fn read(request: &DatasetRequest, diagnostics: &mut Diagnostics) -> Result<FileD
             "expected `path`, the folder of the class folders, found none",
         ));
     };
-    let title = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into());
-    let Options { classes, train, test } = options;
-    if let Some(train) = train {
-        if !(1..=255).contains(&classes.len()) {
-            let why = format!("expected 1 to 255 class names for the mask values, found {}", classes.len());
-            return Err(Error::setting("dataset `folder`", why));
-        }
-        let mut pairs = ImageMaskPairs::new();
-        for (split, list) in [("train", Some(train)), ("test", test)] {
-            let Some(list) = list else { continue };
-            let list = path.join(list);
-            let entries = pairs_of_list(path, &list, diagnostics)?;
-            pairs.add(split, &list, entries, diagnostics)?;
-        }
-        // A single list is not a split.
-        let splits = if pairs.splits.len() == 2 { pairs.splits } else { Vec::new() };
-        let mapping = LabelMapping::direct(classes.len(), 255);
-        return Ok(FileDataset::new(request, &title, Task::Segmentation, classes, pairs.samples)
-            .with_masks(mapping)
-            .with_splits(splits));
+    let mask_classes = MaskClasses::from_options(&options.classes, &options.mask_values)?;
+    if let Some(train) = &options.train {
+        return read_lists(request, path, train, options.test.as_deref(), mask_classes, diagnostics);
     }
-    if test.is_some() || !classes.is_empty() {
-        let why = "expected a list `train` of images and masks with `classes` and `test`, found none";
+    if options.test.is_some() {
+        let why = "expected a list `train` of images and masks, found only `test`";
         return Err(Error::setting("dataset `folder`", why));
     }
-    let classes = folders_in(path)?;
-    if classes.is_empty() {
-        return Err(Error::setting(
-            path.display(),
-            "expected one folder of images per class, found no folder",
-        ));
+    let given = scan(path)?;
+    let arrangement = recognize(&given)?;
+    for note in &arrangement.notes {
+        diagnostics.note(Kind::Layout, note);
     }
-    let mut samples = Vec::new();
-    for (class, name) in classes.iter().enumerate() {
-        samples.extend(class_samples(&path.join(name), name, class as u32, |_| Ok(()), diagnostics)?);
+    let root = arrangement.root;
+    let title = title(path, root);
+    if root.path != given.path {
+        diagnostics.note(Kind::Layout, format!("{}: using {}", path.display(), root.path.display()));
     }
-    Ok(FileDataset::new(request, &title, Task::Classification, classes, samples))
+    let (classes, samples, splits) = match &arrangement.content {
+        Content::Masks(folders) => {
+            let Some(MaskClasses { names, mapping }) = mask_classes else {
+                return Err(missing_classes(root, folders));
+            };
+            let (samples, splits) = pairs_by_name(root, folders, diagnostics)?;
+            let set = FileDataset::new(request, &title, Task::Segmentation, names, samples);
+            return Ok(with_given_split(set.with_masks(mapping).requiring_all_classes(path), splits));
+        }
+        _ if mask_classes.is_some() => {
+            return Err(Error::Layout {
+                path: root.path.clone(),
+                found: "`classes` of masks, but no folder of masks".to_string(),
+                expected: "a list `train` of images and masks, or folders such as `images` and `masks`"
+                    .to_string(),
+            });
+        }
+        Content::Classes(root) => classes::from_folders(root, diagnostics)?,
+        Content::ClassParts(parts) => classes::from_parts(root, parts, diagnostics)?,
+    };
+    let set = FileDataset::new(request, &title, Task::Classification, classes, samples);
+    Ok(with_given_split(set, splits))
 }
 
-/// Reads a list of `IMAGE MASK`, both below the folder.
-fn pairs_of_list(root: &Path, list: &Path, diagnostics: &mut Diagnostics) -> Result<Vec<ListedPair>> {
-    let mut entries = Vec::new();
-    for line in lines(list, diagnostics)? {
-        match line.text.split_once([' ', '\t']).map(|(image, mask)| (image, mask.trim_start())) {
-            Some((image, mask)) if is_below(image) && is_below(mask) => {
-                entries.push(ListedPair {
-                    line: line.number,
-                    key: image.to_string(),
-                    image: root.join(image),
-                    mask: root.join(mask),
-                });
-            }
-            _ => {
-                let expected = "an image and a mask, as paths below `path`";
-                diagnostics.error(Kind::ListLine, wrong_line(list, line.number, &line.text, expected))?;
-            }
-        }
+/// Reads lists of images and masks.
+fn read_lists(
+    request: &DatasetRequest,
+    path: &Path,
+    train: &str,
+    test: Option<&str>,
+    mask_classes: Option<MaskClasses>,
+    diagnostics: &mut Diagnostics,
+) -> Result<FileDataset> {
+    let Some(MaskClasses { names, mapping }) = mask_classes else {
+        let why = "expected `classes` or `mask_values` for the masks of the list `train`, found none";
+        return Err(Error::setting("dataset `folder`", why));
+    };
+    let mut pairs = ImageMaskPairs::new();
+    for (split, list) in [("train", Some(train)), ("test", test)] {
+        let Some(list) = list else { continue };
+        let list = path.join(list);
+        let entries = pairs_of_list(path, &list, diagnostics)?;
+        pairs.add(split, &list, entries, diagnostics)?;
     }
-    Ok(entries)
+    // A single list is not a split.
+    let splits = if pairs.splits.len() == 2 { pairs.splits } else { Vec::new() };
+    let title = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into());
+    let set = FileDataset::new(request, &title, Task::Segmentation, names, pairs.samples);
+    Ok(set.with_masks(mapping).requiring_all_classes(path).with_splits(splits))
+}
+
+/// Adds the split that the folders define, and names it in the title.
+fn with_given_split(mut set: FileDataset, splits: Splits) -> FileDataset {
+    if splits.is_empty() {
+        return set;
+    }
+    let has = |name: &str| splits.iter().any(|(split, _)| split == name);
+    set.info.title.push_str(match (has("val"), has("test")) {
+        (true, true) => ", split given by folders (train and test; val unused)",
+        (true, false) => ", split given by folders (train and val)",
+        _ => ", split given by folders (train and test)",
+    });
+    set.has_given_split = true;
+    set.with_splits(splits)
+}
+
+/// Names the given folder and the one below it that is used.
+fn title(given: &Path, root: &Folder) -> String {
+    let absolute = std::path::absolute(given).unwrap_or_else(|_| given.to_path_buf());
+    let name =
+        absolute.file_name().map_or_else(|| given.display().to_string(), |n| n.to_string_lossy().into());
+    match root.path.strip_prefix(given) {
+        Ok(below) if !below.as_os_str().is_empty() => format!("{name}/{}", below.display()),
+        _ => name,
+    }
 }
 
 #[cfg(test)]
@@ -136,7 +178,7 @@ mod tests {
             [("b", "1.JPG"), ("B", "2.png"), ("ä", "3.tiff"), ("a", "4.jpeg"), (".git", "5.png")]
         {
             fs::create_dir(root.path().join(class)).unwrap();
-            fs::write(root.path().join(class).join(file), b"x").unwrap();
+            fs::write(root.path().join(class).join(file), crate::fake::png_bytes(1)).unwrap();
         }
         fs::write(root.path().join("diagnostics.txt"), b"").unwrap();
         let set = open(&request(Some(root.path().to_path_buf()))).unwrap();

@@ -1,5 +1,6 @@
 //! Text files with one entry per line.
 
+use std::borrow::Cow;
 use std::path::{Component, Path};
 
 use crate::diagnostics::{Diagnostics, Kind};
@@ -86,6 +87,60 @@ pub(crate) fn pairs<T>(
     Ok(all)
 }
 
+/// Splits a line into fields: at its tabs if it has any outside of quotes, else at its spaces. A field in
+/// double quotes may contain both; a double quote in it is written twice. `None` if a quote is not closed,
+/// or text touches it.
+pub(crate) fn fields(line: &str) -> Option<Vec<String>> {
+    let mut quoted = false;
+    let has_tab = line.chars().any(|c| {
+        quoted ^= c == '"';
+        c == '\t' && !quoted
+    });
+    let is_separator = |c: char| if has_tab { c == '\t' } else { c == ' ' };
+    let mut all = Vec::new();
+    let mut rest = line.trim_matches([' ', '\t']);
+    while !rest.is_empty() {
+        let (field, after) = match rest.strip_prefix('"') {
+            Some(text) => quoted_field(text)?,
+            None => {
+                let (field, after) = rest.split_at(rest.find(is_separator).unwrap_or(rest.len()));
+                (field.trim_end_matches(' ').to_string(), after)
+            }
+        };
+        if !after.is_empty() && !after.starts_with([' ', '\t']) {
+            return None;
+        }
+        all.push(field);
+        rest = after.trim_start_matches([' ', '\t']);
+    }
+    Some(all)
+}
+
+/// Returns a name as a field of a list whose fields are separated by tabs.
+pub fn list_field(name: &str) -> Cow<'_, str> {
+    if name.contains(['"', '\t']) || name.trim() != name {
+        return format!("\"{}\"", name.replace('"', "\"\"")).into();
+    }
+    name.into()
+}
+
+/// Reads up to the closing quote; returns the field and what follows.
+fn quoted_field(text: &str) -> Option<(String, &str)> {
+    let mut field = String::new();
+    let mut rest = text;
+    loop {
+        let (before, after) = rest.split_once('"')?;
+        field.push_str(before);
+        match after.strip_prefix('"') {
+            Some(more) => {
+                field.push('"');
+                rest = more;
+            }
+            None => return Some((field, after)),
+        }
+    }
+}
+
 pub(crate) fn wrong_line(path: &Path, line: usize, found: &str, expected: &str) -> Error {
     let found = found.chars().take(80).collect::<String>().escape_debug().to_string();
     Error::ListLine { path: path.to_path_buf(), line, found, expected: expected.to_string() }
@@ -120,6 +175,32 @@ mod tests {
         );
         let e = pairs(&path, "a number and a name", &mut Diagnostics::strict(), read).unwrap_err();
         assert!(e.to_string().contains("list.txt:4"), "{e}");
+    }
+
+    #[test]
+    fn splits_fields() {
+        let of = |line: &str| fields(line).map(|all| all.join("|"));
+        for (line, expected) in [
+            ("a.jpg b.png", "a.jpg|b.png"),
+            ("a.jpg   b.png", "a.jpg|b.png"),
+            ("a b.jpg\tm b.png", "a b.jpg|m b.png"),
+            ("a b.jpg \t m b.png", "a b.jpg|m b.png"),
+            (r#""a b.jpg" "m b.png""#, "a b.jpg|m b.png"),
+            (r#""a b.jpg" m.png"#, "a b.jpg|m.png"),
+            ("\"a\tb.jpg\" \"m\tb.png\"", "a\tb.jpg|m\tb.png"),
+            ("\"a\tb.jpg\"\tm b.png", "a\tb.jpg|m b.png"),
+            (r#""a ""x"".jpg" b"#, r#"a "x".jpg|b"#),
+            ("a b c", "a|b|c"),
+        ] {
+            assert_eq!(of(line).as_deref(), Some(expected), "{line}");
+        }
+        for names in [["a b.jpg", "m.png"], ["a\tb", " c"], ["\"x\"", "y\"z"]] {
+            let line = names.map(list_field).join("\t");
+            assert_eq!(fields(&line).unwrap(), names, "{line}");
+        }
+        for line in [r#""a b"#, r#""a"b c"#] {
+            assert_eq!(of(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ Examples:
   stillhouse data check ucm                           in the data roots that `stillhouse doctor` lists
   stillhouse data check ucm --root /data --json
   stillhouse data check cub --subset                  counts are warnings
-  stillhouse data check folder --path my/images       any folder with one folder of images per class
+  stillhouse data check folder --path my/images       own images in class folders
+  stillhouse data check folder --path my/fields --set 'mask_values={ 0 = \"land\", 255 = \"water\" }'
+  stillhouse data check folder --path my/fields --set 'classes=[\"land\", \"water\"]' --set train=train.txt
 
 Exits with 1 if there are errors: layout, lists, labels, counts, unreadable files, masks, identical
 images in two splits or two classes.";

@@ -42,9 +42,12 @@ struct DatasetArgs {
     /// Data root, instead of STILLHOUSE_DATA and ./datasets
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// The dataset's own folder; for `folder`, the folder of the class folders
+    /// The dataset's own folder; for `folder`, the folder of the class folders, masks or lists
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
+    /// Set an option of the dataset, such as 'classes=["water", "land"]' (`stillhouse explain NAME`)
+    #[arg(long, value_name = "OPTION=VALUE")]
+    set: Vec<String>,
 }
 
 impl DatasetArgs {
@@ -52,12 +55,16 @@ impl DatasetArgs {
         let roots = data_roots(self.root.as_ref());
         // Reports an unknown name with a suggestion.
         registries::datasets_in(&roots).get(&self.name)?;
+        let mut options = toml::Table::new();
+        for assignment in &self.set {
+            stillhouse_core::config::set(&mut options, assignment)?;
+        }
         Ok(DatasetRequest {
             name: self.name.clone(),
             roots,
             // `folder` has no layout of its own: its root is its path.
             path: self.path.clone().or_else(|| self.root.clone().filter(|_| self.name == "folder")),
-            options: toml::Table::new(),
+            options,
         })
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use stillhouse_core::data::{SplitMode, SplitSpec};
+use stillhouse_datasets::list_field;
 
 use super::DatasetArgs;
 use crate::error::{ExitStatus, Outcome, Prepared};
@@ -14,7 +15,7 @@ Examples:
   stillhouse data split cub --mode official --output splits/cub
 
 Writes train.txt and test.txt with a line per image: its key and, after a tab, its class. A run with the
-same ratio, mode and seed uses the same split.";
+same ratio, mode and seed uses the same split. A split that the folders define takes precedence.";
 
 /// Write the image lists of a split
 #[derive(Debug, clap::Args)]
@@ -58,7 +59,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     for (name, list) in [("train", &split.train), ("test", &split.test)] {
         let mut text = String::new();
         for &index in list {
-            text.push_str(&set.key(index));
+            text.push_str(&list_field(&set.key(index)));
             if let Some(class) = set.class(index) {
                 text.push_str(&format!("\t{}", set.info().classes[class as usize]));
             }

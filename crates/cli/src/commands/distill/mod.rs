@@ -179,6 +179,7 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
         options: Default::default(),
     })
     .prepared()?;
+    stillhouse_datasets::require_readable(&*set).prepared()?;
     if args.method != "baseline" {
         context.registries.losses.get(&args.method)?;
     }
