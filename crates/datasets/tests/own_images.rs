@@ -251,7 +251,9 @@ fn finds_the_class_folders_at_another_level() {
     assert!(report.is_ok() && report.to_string().contains("using"), "{report}");
     // One level too low.
     let class = given.join("2750/Forest");
-    refused(&class, "", &["1 images and no folder", "2750, which has 2 folders"]);
+    refused(&class, "", &["1 images and no folder", "2750, which has 2 folders of images"]);
+    images(&class, &["deep/3.png"]);
+    refused(&class, "", &["one class, `deep`", "2750, which has 2 folders of images"]);
     // An archive that was unpacked into itself.
     let root = tempfile::tempdir().unwrap();
     images(root.path(), &["a/1.png", "b/2.png", "set/a/1.png", "set/b/2.png"]);

@@ -113,6 +113,11 @@ fn scan_below(
     Ok(folder)
 }
 
+/// Returns whether a file can be read and is in a format that can be decoded.
+pub(crate) fn is_image(path: &Path) -> bool {
+    matches!(classify(path.to_path_buf()), Entry::Image(_))
+}
+
 /// Returns what an entry is, from its first bytes.
 fn classify(path: PathBuf) -> Entry {
     let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_string) else {

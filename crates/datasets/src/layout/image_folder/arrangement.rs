@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::names::{Part, Role};
-use crate::layout::scan::{Folder, is_junk};
+use crate::layout::scan::{Folder, is_image, is_junk};
 use crate::{Error, Result};
 
 /// Arrangement of a folder of own images.
@@ -90,7 +90,7 @@ fn recognize_below<'a>(given: &'a Folder, notes: &mut Vec<String>) -> Result<(&'
                 }
                 root = only;
             }
-            [_] if root.folders.len() == 1 => return Err(one_class(root)),
+            [_] if root.folders.len() == 1 => return Err(one_class(given, root)),
             [] if root.folders.is_empty() => return Err(no_class(given, root)),
             _ => break,
         }
@@ -310,32 +310,42 @@ fn no_training_part(root: &Folder) -> Error {
     }
 }
 
-fn one_class(root: &Folder) -> Error {
+fn one_class(given: &Folder, root: &Folder) -> Error {
     let names: Vec<&str> = root.folders.iter().map(|f| f.name.as_str()).collect();
-    Error::Layout {
-        path: root.path.clone(),
-        found: format!("one class, `{}`", names.join(", ")),
-        expected: "one folder of images per class, of at least two classes".to_string(),
-    }
+    let found = format!("one class, `{}`", names.join(", "));
+    let expected = "one folder of images per class, of at least two classes".to_string() + &class_hint(given);
+    Error::Layout { path: root.path.clone(), found, expected }
 }
 
-/// Explains a folder without class folders; it may be the folder of a class.
 fn no_class(given: &Folder, root: &Folder) -> Error {
     let found = match root.images.len() {
         0 => "no folder".to_string(),
         n => format!("{n} images and no folder"),
     };
-    let mut expected = "one folder of images per class".to_string();
-    if let Some(parent) = std::path::absolute(&given.path).ok().as_deref().and_then(Path::parent)
-        && !root.images.is_empty()
-        && folder_names(parent).len() > 1
-    {
-        expected.push_str(&format!(
-            "; if `{}` is a class, give {}, which has {} folders",
-            given.name,
-            parent.display(),
-            folder_names(parent).len()
-        ));
-    }
+    let expected = "one folder of images per class".to_string() + &class_hint(given);
     Error::Layout { path: root.path.clone(), found, expected }
+}
+
+/// Names the parent of a folder of images, if its folders look like classes.
+fn class_hint(given: &Folder) -> String {
+    let path = std::path::absolute(&given.path).ok();
+    let Some(parent) = path.as_deref().and_then(Path::parent).filter(|_| !given.images.is_empty()) else {
+        return String::new();
+    };
+    let classes = folder_names(parent).into_iter().filter(|name| begins_with_images(&parent.join(name)));
+    match classes.count() {
+        0 | 1 => String::new(),
+        n => format!(
+            "; if `{}` is a class, give {}, which has {n} folders of images",
+            given.name,
+            parent.display()
+        ),
+    }
+}
+
+/// Returns whether one of the first files of a folder is an image; the folder may be large.
+fn begins_with_images(folder: &Path) -> bool {
+    const LOOKED_AT: usize = 20;
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.take(LOOKED_AT).any(|entry| is_image(&entry.path()))
 }
