@@ -8,7 +8,6 @@ use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::Node;
 
 use crate::FAMILIES;
-use crate::count::Work;
 
 /// Depth of a backbone with all its stages.
 pub(crate) const ALL_STAGES: usize = usize::MAX;
@@ -32,9 +31,6 @@ pub(crate) trait Backbone: Debug + Send + Sync {
     /// `on_stage` is called with the map of each stage; the memory of a map that it does not clone is
     /// reused.
     fn forward(&self, images: &Tensor, depth: usize, tape: &mut Tape, on_stage: OnStage) -> Result<Node>;
-
-    /// Adds the cost of the first `depth` stages, and returns the size of the map after each.
-    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>>;
 }
 
 /// Builds the backbone of a registered model with its parameters under the prefix of `p`.

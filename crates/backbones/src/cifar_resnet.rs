@@ -18,7 +18,6 @@ use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node};
 
 use crate::backbone::{Backbone, OnStage};
-use crate::count::Work;
 use crate::heads::{Classifier, Neck};
 use crate::resnet::{Block, BlockSpec, run_stage};
 use crate::{NoVariant, conv};
@@ -41,10 +40,6 @@ const fn entry(name: &'static str, summary: &'static str) -> Entry<ModelBuild> {
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
-}
-
-pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    network(request, p)?.work(size)
 }
 
 pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
@@ -70,7 +65,6 @@ fn size(name: &str) -> Result<(usize, [usize; 4])> {
 /// The backbone: stem and stages.
 #[derive(Debug)]
 struct Stages {
-    name: String,
     features: Vec<FeatureInfo>,
     stem: ConvBnAct,
     stages: Vec<Vec<Block>>,
@@ -99,7 +93,7 @@ impl Stages {
             features.push(FeatureInfo::map(F[i], inputs, 1 << i));
             features.push(FeatureInfo::map(F_PRE[i], inputs, 1 << i));
         }
-        Ok(Self { name: request.name.clone(), features, stem, stages })
+        Ok(Self { features, stem, stages })
     }
 }
 
@@ -118,17 +112,6 @@ impl Backbone for Stages {
             on_stage(i, &x);
         }
         Ok(x)
-    }
-
-    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
-        work.check(&self.name, size)?;
-        let mut size = work.conv_bn(&self.stem, size)?;
-        let mut sizes = Vec::new();
-        for stage in self.stages.iter().take(depth) {
-            size = stage.iter().try_fold(size, |size, block| block.work(size, work))?;
-            sizes.push(size);
-        }
-        Ok(sizes)
     }
 }
 

@@ -30,7 +30,6 @@ use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Node, Padding};
 
 use crate::backbone::{ALL_STAGES, Backbone, build_backbone, split_variant};
-use crate::count::Work;
 use crate::{check_classes, conv};
 
 /// Name of the entry with any backbone.
@@ -71,10 +70,6 @@ fn fixed_backbone(name: &str) -> Option<&str> {
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(DeepLabV3Plus::new(request, p)?))
-}
-
-pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    DeepLabV3Plus::new(request, p)?.work(size)
 }
 
 #[derive(Deserialize)]
@@ -133,15 +128,6 @@ impl Aspp {
         branches.push(tape.expand(&mean, x.size())?);
         let x = tape.concat(&branches.iter().collect::<Vec<_>>())?;
         Ok(self.project.forward(&x, tape)?)
-    }
-
-    fn work(&self, size: (usize, usize), work: &mut Work) -> Result<()> {
-        for branch in &self.branches {
-            work.conv_bn(branch, size)?;
-        }
-        work.conv_bn(&self.pool, (1, 1))?;
-        work.conv_bn(&self.project, size)?;
-        Ok(())
     }
 }
 
@@ -228,19 +214,6 @@ impl DeepLabV3Plus {
         let (classes, dropout) = (request.classes, variant.dropout);
         Ok(Self { name, features, classes, dropout, backbone, aspp, low, fuse, classifier, head })
     }
-
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        let sizes = self.backbone.work(size, ALL_STAGES, &mut work)?;
-        if let (Some(first), Some(last)) = (sizes.first(), sizes.last()) {
-            self.aspp.work(*last, &mut work)?;
-            for conv in [&self.low].into_iter().chain(&self.fuse) {
-                work.conv_bn(conv, *first)?;
-            }
-            work.conv(&self.classifier, *first)?;
-        }
-        Ok(work)
-    }
 }
 
 impl Model for DeepLabV3Plus {
@@ -286,9 +259,5 @@ impl Model for DeepLabV3Plus {
 
     fn head(&self) -> Vec<String> {
         self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
     }
 }

@@ -27,8 +27,7 @@ use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Linear, Node};
 
-use crate::backbone::{ALL_STAGES, Backbone, build_backbone, split_variant};
-use crate::count::Work;
+use crate::backbone::{Backbone, build_backbone, split_variant};
 use crate::{check_classes, conv};
 
 /// Both entries.
@@ -68,10 +67,6 @@ fn exits_defaults() -> String {
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(EarlyExits::new(request, p)?))
-}
-
-pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    EarlyExits::new(request, p)?.work(size)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -165,25 +160,6 @@ impl Exit {
         tape.mark_feature(&self.logits, &logits)?;
         Ok((feat, logits))
     }
-
-    fn work(&self, mut size: (usize, usize), work: &mut Work) -> Result<()> {
-        match &self.module {
-            Module::Mean => {}
-            Module::Convs(convs) => {
-                for conv in convs {
-                    size = work.conv_bn(conv, size)?;
-                }
-            }
-            Module::Opm(form, _, fc) => {
-                work.linear(fc);
-                if *form == Opm::BnElu {
-                    work.batch_norm_outputs += fc.outputs() as u64;
-                }
-            }
-        }
-        work.linear(&self.out);
-        Ok(())
-    }
 }
 
 /// A backbone with exits. The last exit is at the last stage.
@@ -256,17 +232,6 @@ impl EarlyExits {
         let head =
             outs.flat_map(|o| [p.full(&format!("{o}.weight")), p.full(&format!("{o}.bias"))]).collect();
         Ok(Self { name, features, classes: request.classes, backbone, exits, head })
-    }
-
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        let sizes = self.backbone.work(size, ALL_STAGES, &mut work)?;
-        for exit in &self.exits {
-            if let Some(size) = sizes.get(exit.stage) {
-                exit.work(*size, &mut work)?;
-            }
-        }
-        Ok(work)
     }
 }
 
@@ -367,9 +332,5 @@ impl Model for EarlyExits {
 
     fn head(&self) -> Vec<String> {
         self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
     }
 }

@@ -14,7 +14,7 @@ struct Readme;
 
 mod backbone;
 pub mod cifar_resnet;
-mod count;
+mod cost;
 pub mod deeplabv3plus;
 pub mod early_exits;
 mod error;
@@ -28,11 +28,10 @@ mod transformers;
 pub mod vgg;
 pub mod weights;
 
-pub use count::{Counts, count};
+pub use cost::{count, table4_flops};
 pub use error::Error;
 
 use backbone::Backbone;
-use count::Work;
 use stillhouse_core::model::{ModelBuild, ModelSpec};
 use stillhouse_core::registry::{Entry, Registry};
 use stillhouse_core::{Error as CoreError, ParamBuilder, Result};
@@ -42,8 +41,6 @@ use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init};
 struct Family {
     /// An entry per size.
     entries: &'static [Entry<ModelBuild>],
-    /// Builds a size and counts the cost of one image `(height, width)`.
-    work: fn(&ModelSpec, &ParamBuilder, (usize, usize)) -> Result<Work>,
     /// Builds a size without its head, for other heads.
     backbone: Option<BuildBackbone>,
     /// Whether only the last layer is trainable.
@@ -54,23 +51,21 @@ type BuildBackbone = fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>;
 
 /// All architectures, in listing order.
 const FAMILIES: &[Family] = &[
-    Family { entries: resnet::ENTRIES, work: resnet::work, backbone: Some(resnet::backbone), frozen: false },
+    Family { entries: resnet::ENTRIES, backbone: Some(resnet::backbone), frozen: false },
     Family {
         entries: mobilenetv2::ENTRIES,
-        work: mobilenetv2::work,
         backbone: Some(mobilenetv2::backbone),
         frozen: false,
     },
-    Family { entries: vgg::ENTRIES, work: vgg::work, backbone: Some(vgg::backbone), frozen: false },
+    Family { entries: vgg::ENTRIES, backbone: Some(vgg::backbone), frozen: false },
     Family {
         entries: cifar_resnet::ENTRIES,
-        work: cifar_resnet::work,
         backbone: Some(cifar_resnet::backbone),
         frozen: false,
     },
-    Family { entries: swin::ENTRIES, work: swin::work, backbone: Some(swin::backbone), frozen: false },
-    Family { entries: early_exits::ENTRIES, work: early_exits::work, backbone: None, frozen: false },
-    Family { entries: deeplabv3plus::ENTRIES, work: deeplabv3plus::work, backbone: None, frozen: false },
+    Family { entries: swin::ENTRIES, backbone: Some(swin::backbone), frozen: false },
+    Family { entries: early_exits::ENTRIES, backbone: None, frozen: false },
+    Family { entries: deeplabv3plus::ENTRIES, backbone: None, frozen: false },
     #[cfg(feature = "transformers")]
     transformers::family(transformers::CONVNEXT),
     #[cfg(feature = "transformers")]

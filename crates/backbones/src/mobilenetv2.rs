@@ -25,7 +25,6 @@ use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Paddin
 
 use crate::backbone::{Backbone, OnStage};
 use crate::conv;
-use crate::count::Work;
 use crate::heads::{Classifier, Neck};
 use crate::output_stride::OutputStride;
 
@@ -51,10 +50,6 @@ fn defaults() -> String {
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
-}
-
-pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    network(request, p)?.work(size)
 }
 
 pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
@@ -169,18 +164,11 @@ impl Block {
             None => self.project.forward(&y, tape)?,
         })
     }
-
-    fn work(&self, size: (usize, usize), work: &mut Work) -> Result<(usize, usize)> {
-        let size = self.expand.iter().try_fold(size, |size, expand| work.conv_bn(expand, size))?;
-        let size = work.conv_bn(&self.depthwise, size)?;
-        work.conv_bn(&self.project, size)
-    }
 }
 
 /// The backbone: all layers before the last 1x1 convolution.
 #[derive(Debug)]
 struct Groups {
-    name: String,
     features: Vec<FeatureInfo>,
     stem: ConvBnAct,
     groups: Vec<Vec<Block>>,
@@ -218,7 +206,7 @@ impl Groups {
                 features.push(FeatureInfo::map(feature, outputs, output_stride.reached()));
             }
         }
-        Ok(Self { name: name.clone(), features, stem, groups })
+        Ok(Self { features, stem, groups })
     }
 
     /// Iterates over the groups of the first `depth` stages.
@@ -249,19 +237,6 @@ impl Backbone for Groups {
             }
         }
         Ok(x)
-    }
-
-    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
-        work.check(&self.name, size)?;
-        let mut size = work.conv_bn(&self.stem, size)?;
-        let mut sizes = Vec::new();
-        for (g, group) in self.groups(depth) {
-            size = group.iter().try_fold(size, |size, block| block.work(size, work))?;
-            if FEATURES.iter().any(|(after, _)| *after == g) {
-                sizes.push(size);
-            }
-        }
-        Ok(sizes)
     }
 }
 

@@ -25,7 +25,6 @@ use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Paddin
 
 use crate::backbone::{Backbone, OnStage};
 use crate::conv;
-use crate::count::Work;
 use crate::heads::{Classifier, Neck};
 use crate::output_stride::OutputStride;
 
@@ -54,10 +53,6 @@ fn bottleneck_defaults() -> String {
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
-}
-
-pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    network(request, p)?.work(size)
 }
 
 pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
@@ -189,14 +184,6 @@ impl Block {
         }
         Ok(last.forward_add(&y, &shortcut, tape)?)
     }
-
-    pub(crate) fn work(&self, size: (usize, usize), work: &mut Work) -> Result<(usize, usize)> {
-        if let Some(projection) = &self.projection {
-            work.conv_bn(projection, size)?;
-        }
-        let size = self.inner.iter().try_fold(size, |size, conv| work.conv_bn(conv, size))?;
-        work.conv_bn(&self.last, size)
-    }
 }
 
 /// Runs a stage. Its last ReLU is a separate layer only if the feature `pre_activation` is selected.
@@ -225,7 +212,6 @@ fn projection(spec: BlockSpec, outputs: usize, p: &ParamBuilder) -> Result<Optio
 /// The backbone: stem and stages.
 #[derive(Debug)]
 struct Stages {
-    name: String,
     features: Vec<FeatureInfo>,
     stem: ConvBnAct,
     stages: Vec<Vec<Block>>,
@@ -275,7 +261,7 @@ impl Stages {
             features.push(FeatureInfo::map(F[i], inputs, output_stride.reached()));
             features.push(FeatureInfo::map(F_PRE[i], inputs, output_stride.reached()));
         }
-        Ok(Self { name: name.clone(), features, stem, stages })
+        Ok(Self { features, stem, stages })
     }
 }
 
@@ -294,18 +280,6 @@ impl Backbone for Stages {
             on_stage(i, &x);
         }
         Ok(x)
-    }
-
-    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
-        work.check(&self.name, size)?;
-        let (height, width) = work.conv_bn(&self.stem, size)?;
-        let mut size = (height.div_ceil(2), width.div_ceil(2)); // max pooling
-        let mut sizes = Vec::new();
-        for stage in self.stages.iter().take(depth) {
-            size = stage.iter().try_fold(size, |size, block| block.work(size, work))?;
-            sizes.push(size);
-        }
-        Ok(sizes)
     }
 }
 

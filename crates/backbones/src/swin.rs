@@ -32,7 +32,6 @@ use stillhouse_ops::{
 };
 
 use crate::backbone::{Backbone, OnStage};
-use crate::count::Work;
 use crate::heads::{Classifier, Neck};
 
 /// One entry per size, window and image size.
@@ -87,10 +86,6 @@ const DROP_PATH: &str = "drop_path = 0.1  # timm; Liu et al. 2021 train with 0.2
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(network(request, p)?))
-}
-
-pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    network(request, p)?.work(size)
 }
 
 pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
@@ -199,14 +194,6 @@ impl Block {
         } else {
             self.fc2.forward_add(&y, &x, tape)?
         })
-    }
-
-    fn work(&self, size: (usize, usize), work: &mut Work) {
-        let (linear, products) = self.attention.macs(size);
-        work.macs += linear;
-        work.attention_macs += products;
-        work.linear_map(&self.fc1, size);
-        work.linear_map(&self.fc2, size);
     }
 }
 
@@ -339,24 +326,6 @@ impl Backbone for Stages {
             on_stage(i, &x);
         }
         Ok(x)
-    }
-
-    fn work(&self, size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
-        work.check(&self.name, size)?;
-        self.check(size)?;
-        let mut size = work.conv(&self.patches, size)?;
-        let mut sizes = Vec::new();
-        for stage in self.stages.iter().take(depth) {
-            if let Some(merging) = &stage.merging {
-                size = (size.0.div_ceil(2), size.1.div_ceil(2));
-                work.linear_map(&merging.reduction, size);
-            }
-            for block in &stage.blocks {
-                block.work(size, work);
-            }
-            sizes.push(size);
-        }
-        Ok(sizes)
     }
 }
 

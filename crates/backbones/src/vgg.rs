@@ -25,7 +25,6 @@ use stillhouse_core::{Error, ParamBuilder, Result, Tape};
 use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear, Node, Padding};
 
 use crate::backbone::{ALL_STAGES, Backbone, OnStage};
-use crate::count::Work;
 use crate::{NoVariant, check_classes};
 
 /// One entry per depth, with and without batch norm.
@@ -51,10 +50,6 @@ fn defaults() -> String {
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(Vgg::new(request, p)?))
-}
-
-pub(crate) fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    Vgg::new(request, p)?.work(size)
 }
 
 pub(crate) fn backbone(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Backbone>> {
@@ -159,29 +154,6 @@ impl Backbone for Convs {
         on_stage(self.features.len() - 1, &x);
         Ok(x)
     }
-
-    fn work(&self, mut size: (usize, usize), depth: usize, work: &mut Work) -> Result<Vec<(usize, usize)>> {
-        work.check(&self.name, size)?;
-        let bn = self.name.ends_with("_bn");
-        let mut sizes = Vec::new();
-        for (g, group) in self.groups.iter().enumerate() {
-            for conv in group {
-                size = if bn { work.conv_bn(conv, size)? } else { work.conv(conv, size)? };
-            }
-            if g >= 2 {
-                sizes.push(size);
-                if sizes.len() >= depth {
-                    return Ok(sizes);
-                }
-            }
-            if size.0.min(size.1) < 2 {
-                return Err(too_small(&self.name, size));
-            }
-            size = (size.0 / 2, size.1 / 2);
-        }
-        sizes.push(size);
-        Ok(sizes)
-    }
 }
 
 /// A VGG model.
@@ -226,17 +198,6 @@ impl Vgg {
         let (classes, dropout) = (request.classes, variant.dropout);
         Ok(Self { name, features, classes, dropout, backbone, fc1, fc2, fc, head })
     }
-
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        let sizes = self.backbone.work(size, ALL_STAGES, &mut work)?;
-        if let Some(size) = sizes.last() {
-            let size = work.conv(&self.fc1, (size.0.max(SIDE), size.1.max(SIDE)))?;
-            work.conv(&self.fc2, size)?;
-        }
-        work.linear(&self.fc);
-        Ok(work)
-    }
 }
 
 impl Model for Vgg {
@@ -271,9 +232,5 @@ impl Model for Vgg {
 
     fn head(&self) -> Vec<String> {
         self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
     }
 }

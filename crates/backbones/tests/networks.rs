@@ -5,7 +5,7 @@ use stillhouse_backbones::{count, default_image_size, is_frozen, registry};
 use stillhouse_core::model::{Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
 use stillhouse_ops::optim::{Adam, Hyper};
-use stillhouse_ops::{Engine, Mode, ParamKind};
+use stillhouse_ops::{EngineKind, Mode, ParamKind};
 use stillhouse_testkit::finite_diff::{assert_close, central_difference};
 
 fn request(name: &str, variant: &str) -> ModelSpec {
@@ -19,7 +19,7 @@ fn build(request: &ModelSpec) -> (Box<dyn Model>, ParamStore) {
     (net, params)
 }
 
-fn build_for(request: &ModelSpec, engine: Engine) -> (Box<dyn Model>, ParamStore) {
+fn build_for(request: &ModelSpec, engine: EngineKind) -> (Box<dyn Model>, ParamStore) {
     let params = ParamStore::with_engine(DType::F64, &Device::Cpu, engine).unwrap();
     let entry = *registry().get(&request.name).unwrap();
     let net = (entry.build)(request, &params.builder(Rng::new(3))).unwrap();
@@ -403,7 +403,7 @@ fn mksmt_adds_1_1_percent_of_parameters() {
 }
 
 /// Computes features, gradients of parameters and features, and running statistics.
-fn all_outputs(request: &ModelSpec, engine: Engine, modes: &[Mode]) -> Vec<(String, Vec<f64>)> {
+fn all_outputs(request: &ModelSpec, engine: EngineKind, modes: &[Mode]) -> Vec<(String, Vec<f64>)> {
     let size = if request.variant.contains_key("img_size") { 64 } else { 48 };
     let (net, params) = build_for(request, engine);
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
@@ -438,7 +438,7 @@ fn all_outputs(request: &ModelSpec, engine: Engine, modes: &[Mode]) -> Vec<(Stri
 
 fn assert_engines_agree(request: &ModelSpec, modes: &[Mode]) {
     let (want, got) =
-        (all_outputs(request, Engine::Kernels, modes), all_outputs(request, Engine::Graph, modes));
+        (all_outputs(request, EngineKind::Kernels, modes), all_outputs(request, EngineKind::Graph, modes));
     assert_eq!(want.len(), got.len(), "{}", request.name);
     for ((name, want), (other, got)) in want.iter().zip(&got) {
         assert_eq!(name, other, "{}", request.name);

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
-use stillhouse_ops::{ParamBuilder, Tape};
+use candle_core::{DType, Device, Tensor};
+use stillhouse_ops::trace::Trace;
+use stillhouse_ops::{ParamBuilder, ParamStore, Tape};
 
 use crate::{Error, Result};
 
@@ -90,7 +91,39 @@ pub trait Model: Send + Sync {
     /// Names of the head's parameters, whose shape depends on the number of classes.
     fn head(&self) -> Vec<String>;
     /// Multiply-accumulates (MACs) of convolutions and linear layers for one image.
-    fn macs(&self, height: usize, width: usize) -> Result<u64>;
+    ///
+    /// # Errors
+    /// An image size that the model does not support.
+    fn macs(&self, height: usize, width: usize) -> Result<u64> {
+        Ok(trace(self, &ParamStore::meta(), (height, width), None)?.cost().macs)
+    }
+}
+
+/// Traces a model on one image of `(height, width)`: operations and shapes, without values. `features` are
+/// the outputs, by default the logits of all exits.
+///
+/// # Errors
+/// An unknown feature, or an image size that the model does not support.
+pub fn trace<M: Model + ?Sized>(
+    model: &M,
+    params: &ParamStore,
+    (height, width): (usize, usize),
+    features: Option<&[&str]>,
+) -> Result<Trace> {
+    if height == 0 || width == 0 {
+        return Err(Error::incompatible(model.name(), format!("empty image: {height} x {width}")));
+    }
+    let mut tape = Tape::trace(params);
+    match features {
+        Some(features) => tape.select_features(features),
+        None => {
+            let names = model.features().iter().map(|feature| &feature.name);
+            let is_logits = |name: &&String| *name == "logits" || name.ends_with(".logits");
+            tape.select_features(&names.filter(is_logits).collect::<Vec<_>>());
+        }
+    }
+    model.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
+    Ok(tape.take_trace().unwrap_or_default())
 }
 
 /// Input of a model's constructor.

@@ -75,6 +75,21 @@ impl<T> Pool<T> {
     }
 }
 
+/// Pools of all element types; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pools {
+    pub(crate) f32: Arc<Pool<f32>>,
+    pub(crate) f64: Arc<Pool<f64>>,
+    pub(crate) bytes: Arc<Pool<u8>>,
+}
+
+impl Pools {
+    /// Returns the bytes of all vectors, in use and free.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.f32.bytes() + self.f64.bytes() + self.bytes.bytes()
+    }
+}
+
 /// A vector that returns to its pool when dropped.
 #[derive(Debug)]
 pub(crate) struct Buf<T> {

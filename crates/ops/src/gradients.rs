@@ -323,13 +323,13 @@ fn reinterpret<A: 'static, B: 'static>(values: &[A]) -> Option<&[B]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::Engine;
+    use crate::mode::EngineKind;
     use crate::{Init, Rng};
     use stillhouse_testkit::device;
 
     /// Gradients of `sum(scale * w)` and `sum(b)` on the graph engine.
     fn gradients(scale: f64) -> Gradients {
-        let params = ParamStore::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
+        let params = ParamStore::with_engine(DType::F32, &device(), EngineKind::Graph).unwrap();
         let p = params.builder(Rng::new(0));
         let [w, b] = ["w", "b"].map(|name| p.var(name, &[2, 3], Init::Uniform(1.0)).unwrap());
         let loss = ((w.sum_all().unwrap() * scale).unwrap() + b.sum_all().unwrap()).unwrap();

@@ -15,7 +15,8 @@ use candle_core::{DType, Device, Tensor};
 use crate::element::{Float, dispatch_dtype};
 use crate::gradients::Gradients;
 use crate::kernels::optim::{SgdStep, sgd};
-use crate::params::{Engine, Param, ParamKind, ParamStore};
+use crate::mode::EngineKind;
+use crate::params::{Param, ParamKind, ParamStore};
 use crate::{Error, ParamId, Result};
 
 /// Hyperparameters of one parameter in one update.
@@ -78,7 +79,7 @@ fn read_buffer(params: &ParamStore, name: &str, tensor: &Tensor) -> Result<(Para
     }
     // The element counts may agree while the storage order of the other engine differs.
     let var = params.get(id).var().as_detached_tensor();
-    let graph = params.engine() == Engine::Graph;
+    let graph = params.engine() == EngineKind::Graph;
     if tensor.rank() != var.rank() && (graph || var.rank() == 1) {
         return Err(Error::Param {
             name: name.into(),
@@ -155,7 +156,7 @@ impl StateBuffer {
     fn zeros(params: &ParamStore, id: ParamId) -> Result<Self> {
         let var = params.get(id).var().as_detached_tensor();
         Ok(match (params.engine(), params.dtype()) {
-            (Engine::Graph, _) => Self::Tensor(var.zeros_like()?),
+            (EngineKind::Graph, _) => Self::Tensor(var.zeros_like()?),
             (_, DType::F64) => Self::F64(vec![0.0; var.elem_count()]),
             _ => Self::F32(vec![0.0; var.elem_count()]),
         })

@@ -12,8 +12,8 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Shape, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::element::{Float, dispatch_dtype, with_values};
+use crate::mode::{EngineKind, Precision};
 use crate::rng::Rng;
-use crate::tape::Precision;
 use crate::weight_packing::PackedLayout;
 use crate::{Error, Result};
 
@@ -80,37 +80,6 @@ impl Init {
     }
 }
 
-/// Execution engine of the networks of a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// The tape's own CPU kernels.
-    Kernels,
-    /// candle's graph, on any device; slower on the CPU, where it serves as a reference.
-    Graph,
-}
-
-impl Engine {
-    /// Returns the default engine: the graph on a GPU; on the CPU the kernels, unless
-    /// `STILLHOUSE_ENGINE=kernels|graph` overrides it.
-    ///
-    /// # Errors
-    /// An unknown value of `STILLHOUSE_ENGINE`.
-    pub fn for_device(device: &Device) -> Result<Self> {
-        if !device.is_cpu() {
-            return Ok(Self::Graph);
-        }
-        match std::env::var("STILLHOUSE_ENGINE").as_deref() {
-            Ok("graph") => Ok(Self::Graph),
-            Ok("kernels" | "") | Err(_) => Ok(Self::Kernels),
-            Ok(other) => {
-                let what =
-                    format!("invalid STILLHOUSE_ENGINE: expected `kernels` or `graph`, found `{other}`");
-                Err(Error::usage("Engine::for_device", what))
-            }
-        }
-    }
-}
-
 /// Index of a parameter in its [`ParamStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId(pub(crate) usize);
@@ -165,15 +134,14 @@ pub struct ParamStore {
     store: Arc<RwLock<Store>>,
     dtype: DType,
     device: Device,
-    engine: Engine,
+    engine: EngineKind,
     precision: Precision,
     /// Names and shapes only.
     meta: bool,
 }
 
 /// Error for a parameter whose values were released.
-pub(crate) const RELEASED: &str =
-    "released after folding (Tape::release_weights); build and load the network again";
+const RELEASED: &str = "released after folding (Tape::release_weights); build and load the network again";
 
 fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
     // Entries are only ever appended, so a panic elsewhere leaves the list valid.
@@ -183,18 +151,18 @@ fn poisoned<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
 impl ParamStore {
     /// Creates an empty store for `f32` or `f64` values.
     pub fn new(dtype: DType, device: &Device) -> Result<Self> {
-        Self::with_engine(dtype, device, Engine::for_device(device)?)
+        Self::with_engine(dtype, device, EngineKind::for_device(device)?)
     }
 
     /// Creates an empty store with an explicit engine.
-    pub fn with_engine(dtype: DType, device: &Device, engine: Engine) -> Result<Self> {
+    pub fn with_engine(dtype: DType, device: &Device, engine: EngineKind) -> Result<Self> {
         if !matches!(dtype, DType::F32 | DType::F64) {
             return Err(Error::usage(
                 "ParamStore::new",
                 format!("unsupported dtype: expected f32 or f64, found {dtype:?}"),
             ));
         }
-        if engine == Engine::Kernels && !device.is_cpu() {
+        if engine == EngineKind::Kernels && !device.is_cpu() {
             let what = format!("the kernels engine requires the CPU, found {:?}", device.location());
             return Err(Error::usage("ParamStore::new", what));
         }
@@ -222,7 +190,7 @@ impl ParamStore {
             store: Arc::default(),
             dtype: DType::F32,
             device: Device::Cpu,
-            engine: Engine::Kernels,
+            engine: EngineKind::Kernels,
             precision: Precision::Full,
             meta: true,
         }
@@ -244,7 +212,7 @@ impl ParamStore {
     }
 
     /// Returns the execution engine.
-    pub fn engine(&self) -> Engine {
+    pub fn engine(&self) -> EngineKind {
         self.engine
     }
 
@@ -271,6 +239,21 @@ impl ParamStore {
     /// Returns one entry; the values are shared.
     pub fn get(&self, id: ParamId) -> Param {
         poisoned(self.store.read()).list[id.0].clone()
+    }
+
+    /// Returns whether optimizers update the entry.
+    pub(crate) fn is_trained(&self, id: ParamId) -> bool {
+        let param = &poisoned(self.store.read()).list[id.0];
+        param.trainable && param.kind == ParamKind::Weight
+    }
+
+    /// Fails if the values of the entry were released.
+    pub(crate) fn require_values(&self, id: ParamId) -> Result<()> {
+        let param = &poisoned(self.store.read()).list[id.0];
+        match param.released {
+            true => Err(Error::Param { name: param.name.clone(), what: RELEASED.into() }),
+            false => Ok(()),
+        }
     }
 
     /// Looks up a parameter by name.
@@ -319,9 +302,7 @@ impl ParamStore {
         if self.meta {
             return Err(Error::Param { name: param.name, what: "has no values (ParamStore::meta)".into() });
         }
-        if param.released {
-            return Err(Error::Param { name: param.name, what: RELEASED.into() });
-        }
+        self.require_values(id)?;
         match &param.layout {
             Layout::Plain => Ok(param.var.as_tensor().copy()?),
             Layout::Packed(packing) => dispatch_dtype!(self, T => {
@@ -334,9 +315,7 @@ impl ParamStore {
     /// Replaces the values with a tensor in PyTorch's shape and order, converting its dtype.
     pub fn import(&self, id: ParamId, values: &Tensor) -> Result<()> {
         let param = self.get(id);
-        if param.released {
-            return Err(Error::Param { name: param.name, what: RELEASED.into() });
-        }
+        self.require_values(id)?;
         if values.dims() != param.shape {
             return Err(Error::Param {
                 name: param.name,
@@ -481,8 +460,8 @@ impl ParamBuilder {
     pub(crate) fn packed(&self, name: &str, shape: &[usize], groups: usize, init: Init) -> Result<ParamId> {
         let packing = PackedLayout::new(shape, groups)?;
         let layout = match self.params.engine {
-            Engine::Kernels => Layout::Packed(packing),
-            Engine::Graph => Layout::Plain,
+            EngineKind::Kernels => Layout::Packed(packing),
+            EngineKind::Graph => Layout::Plain,
         };
         self.make(name, shape, ParamKind::Weight, layout, init)
     }

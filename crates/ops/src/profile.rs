@@ -1,11 +1,9 @@
-//! Per-layer timing of a tape.
+//! Timing of operations.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::tape::Tape;
-
-/// Accumulated time of one kind of work while [`Tape::set_profiling`] was on.
+/// Accumulated time of one kind of work while [`Tape::set_profiling`](crate::Tape::set_profiling) was on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerTiming {
     /// Layer, map size and kind of work.
@@ -18,27 +16,27 @@ pub struct LayerTiming {
     pub macs: u64,
 }
 
-/// Accumulated timings by name.
-pub(crate) type LayerTimings = BTreeMap<String, LayerTiming>;
+/// Accumulated timings by name, if profiling is on.
+#[derive(Debug, Default)]
+pub(crate) struct Profile(Option<BTreeMap<String, LayerTiming>>);
 
-impl Tape {
-    /// Starts profiling from zero, or stops it.
-    pub fn set_profiling(&mut self, on: bool) {
-        self.timings = on.then(BTreeMap::new);
+impl Profile {
+    /// Starts from zero, or stops.
+    pub(crate) fn set(&mut self, on: bool) {
+        self.0 = on.then(BTreeMap::new);
     }
 
-    /// Returns the timings accumulated since [`Tape::set_profiling`].
-    pub fn layer_timings(&self) -> Vec<LayerTiming> {
-        self.timings.iter().flat_map(|all| all.values().cloned()).collect()
+    pub(crate) fn timings(&self) -> Vec<LayerTiming> {
+        self.0.iter().flat_map(|all| all.values().cloned()).collect()
     }
 
-    pub(crate) fn start_timer(&self) -> Option<Instant> {
-        self.timings.is_some().then(Instant::now)
+    pub(crate) fn start(&self) -> Option<Instant> {
+        self.0.is_some().then(Instant::now)
     }
 
-    /// Accumulates the time since [`Tape::start_timer`].
-    pub(crate) fn stop_timer(&mut self, started: Option<Instant>, name: impl FnOnce() -> String, macs: u64) {
-        if let (Some(all), Some(started)) = (&mut self.timings, started) {
+    /// Accumulates the time since [`Profile::start`].
+    pub(crate) fn stop(&mut self, started: Option<Instant>, name: impl FnOnce() -> String, macs: u64) {
+        if let (Some(all), Some(started)) = (&mut self.0, started) {
             let seconds = started.elapsed().as_secs_f64();
             let name = name();
             let timing =

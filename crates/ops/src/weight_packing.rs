@@ -6,6 +6,7 @@
 //! zero. A depthwise weight is stored as `[kernel offset][channel]`.
 
 use crate::element::Float;
+use crate::kernels::geometry::ConvSpec;
 use crate::simd::{Kernel, Simd};
 use crate::{Error, Result};
 
@@ -29,7 +30,7 @@ pub(crate) struct Panel {
 }
 
 /// Packed layout of a convolution or linear weight.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PackedLayout {
     pub(crate) out: usize,
     pub(crate) inner: usize,
@@ -64,6 +65,12 @@ impl PackedLayout {
             return Err(Error::shape("conv weight", format!("outputs divisible by {groups} groups"), shape));
         }
         Ok(Self { out, inner, kernel_offsets, groups })
+    }
+
+    /// Returns the layout of a convolution's weight.
+    pub(crate) fn of(spec: &ConvSpec) -> Self {
+        let [out, inner, height, width] = spec.weight_shape();
+        Self { out, inner, kernel_offsets: height * width, groups: spec.groups }
     }
 
     /// Returns whether each group has one input and one output channel.

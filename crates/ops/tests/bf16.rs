@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use stillhouse_ops::optim::{Hyper, Sgd};
 use stillhouse_ops::{
-    Activation, ConvBnAct, ConvSpec, Engine, Init, LayerNorm, Linear, Mode, Node, Padding, ParamKind,
+    Activation, ConvBnAct, ConvSpec, EngineKind, Init, LayerNorm, Linear, Mode, Node, Padding, ParamKind,
     ParamStore, Precision, Result, Rng, Tape, WindowAttention,
 };
 use stillhouse_testkit::device;
@@ -123,7 +123,7 @@ const NETS: [(&str, Build, [f64; 2]); 3] =
     [("residual", residual, [0.2, 0.08]), ("swin", swin, [0.02, 0.02]), ("shapes", shapes, [0.15, 0.02])];
 
 fn net(build: Build, precision: Precision) -> Net {
-    let params = ParamStore::with_engine(DType::F32, &device(), Engine::Graph).unwrap();
+    let params = ParamStore::with_engine(DType::F32, &device(), EngineKind::Graph).unwrap();
     let params = params.with_precision(precision).unwrap();
     let run = build(&params).unwrap();
     Net { params, run }
@@ -251,13 +251,13 @@ fn other_modes_in_bf16_are_near_f32() {
 #[test]
 fn rejects_bf16_on_cpu_kernels_and_f64() {
     let store = |dtype, engine| ParamStore::with_engine(dtype, &candle_core::Device::Cpu, engine).unwrap();
-    let kernels = store(DType::F32, Engine::Kernels);
+    let kernels = store(DType::F32, EngineKind::Kernels);
     for mode in [Mode::Train, Mode::Inference] {
         let error = Tape::new(&kernels, mode).unwrap().set_precision(Precision::Bf16).unwrap_err();
         assert!(error.to_string().contains("requires a GPU"), "{error}");
     }
     let error = kernels.with_precision(Precision::Bf16).unwrap_err();
     assert!(error.to_string().contains("requires a GPU"), "{error}");
-    let error = store(DType::F64, Engine::Graph).with_precision(Precision::Bf16).unwrap_err();
+    let error = store(DType::F64, EngineKind::Graph).with_precision(Precision::Bf16).unwrap_err();
     assert!(error.to_string().contains("expected f32 parameters"), "{error}");
 }

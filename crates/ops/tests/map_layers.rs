@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use stillhouse_ops::{
-    Activation, ConvBnAct, ConvSpec, Engine, Init, LayerNorm, Linear, Mode, Node, Padding, ParamStore,
+    Activation, ConvBnAct, ConvSpec, EngineKind, Init, LayerNorm, Linear, Mode, Node, Padding, ParamStore,
     Result, Rng, Tape, WindowAttention,
 };
 use stillhouse_testkit::device;
@@ -620,7 +620,7 @@ fn gradient_checkpointing_is_bit_identical() {
         let gradient = whole.iter().find(|(name, _)| name == "b1.qkv.weight1");
         assert!(gradient.is_some_and(|(_, g)| g.iter().all(|v| *v != 0.0)));
         // The graph engine manages its own memory.
-        let kernels = store(dtype).engine() == Engine::Kernels;
+        let kernels = store(dtype).engine() == EngineKind::Kernels;
         assert!(!kernels || 10 * less < 8 * held, "{less} bytes of {held}");
     }
 }

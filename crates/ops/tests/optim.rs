@@ -4,7 +4,7 @@ mod child;
 
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::optim::{Adam, Hyper, Optimizer, Sgd};
-use stillhouse_ops::{Engine, Error, Gradients, Init, Linear, Mode, ParamStore, Rng, Tape};
+use stillhouse_ops::{EngineKind, Error, Gradients, Init, Linear, Mode, ParamStore, Rng, Tape};
 use stillhouse_testkit::device;
 use stillhouse_testkit::finite_diff::assert_close;
 
@@ -136,7 +136,7 @@ fn restores_state() {
 /// The same number of values in another order.
 #[test]
 fn kernels_reject_state_of_graph_engine() {
-    let of = |engine: Engine| {
+    let of = |engine: EngineKind| {
         let params = ParamStore::with_engine(DType::F32, &Device::Cpu, engine).unwrap();
         let init = Init::Uniform(1.0);
         let linear = Linear::new(5, 16, "fc", init, None, &params.builder(Rng::new(1))).unwrap();
@@ -145,7 +145,7 @@ fn kernels_reject_state_of_graph_engine() {
         let state = optimizer.state(&params).unwrap();
         (params, state)
     };
-    let ((one, a), (other, b)) = (of(Engine::Kernels), of(Engine::Graph));
+    let ((one, a), (other, b)) = (of(EngineKind::Kernels), of(EngineKind::Graph));
     assert_eq!(a[0].1.elem_count(), b[0].1.elem_count());
     for (params, state) in [(&one, &b), (&other, &a)] {
         let refused = Sgd::new(0.9, false).load_state(params, state).unwrap_err().to_string();

@@ -1,7 +1,7 @@
 //! Selection of the device and its numeric precision.
 
 use candle_core::Device;
-use stillhouse_ops::Engine;
+use stillhouse_ops::EngineKind;
 
 use crate::{Error, Result};
 
@@ -69,7 +69,7 @@ pub fn open_device(device: DeviceArg, precision: PrecisionArg) -> Result<Device>
 
 /// Returns whether networks on the CPU run on candle's graph (`STILLHOUSE_ENGINE=graph`).
 pub fn cpu_uses_graph_engine() -> bool {
-    matches!(Engine::for_device(&Device::Cpu), Ok(Engine::Graph))
+    matches!(EngineKind::for_device(&Device::Cpu), Ok(EngineKind::Graph))
 }
 
 #[cfg(feature = "cuda")]

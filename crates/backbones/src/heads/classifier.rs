@@ -7,7 +7,6 @@ use stillhouse_ops::{ConvBnAct, LayerNorm, Linear};
 
 use crate::backbone::{ALL_STAGES, Backbone};
 use crate::check_classes;
-use crate::count::Work;
 
 /// Layer between the last feature map and the pooling.
 #[derive(Debug)]
@@ -57,17 +56,6 @@ impl Classifier {
         let name = request.name.clone();
         Ok(Self { name, features, classes: request.classes, backbone, neck, fc: linear, head })
     }
-
-    /// Counts the cost of one image.
-    pub(crate) fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        let sizes = self.backbone.work(size, ALL_STAGES, &mut work)?;
-        if let (Neck::Conv(conv), Some(size)) = (&self.neck, sizes.last()) {
-            work.conv_bn(conv, *size)?;
-        }
-        work.linear(&self.fc);
-        Ok(work)
-    }
 }
 
 impl Model for Classifier {
@@ -100,9 +88,5 @@ impl Model for Classifier {
 
     fn head(&self) -> Vec<String> {
         self.head.clone()
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
     }
 }

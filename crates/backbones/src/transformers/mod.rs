@@ -26,9 +26,9 @@ use stillhouse_core::config::from_table;
 use stillhouse_core::model::{FeatureInfo, Features, Model, ModelBuild, ModelSpec};
 use stillhouse_core::registry::Entry;
 use stillhouse_core::{Error, ParamBuilder, ParamStore, Result, Tape};
+use stillhouse_ops::op::Cost;
 use stillhouse_ops::{Init, Linear, ParamKind};
 
-use crate::count::Work;
 use crate::{NoVariant, check_classes};
 
 pub(crate) use convnext::ENTRIES as CONVNEXT;
@@ -38,7 +38,7 @@ pub(crate) use vit::ENTRIES as VIT;
 
 /// Creates a family of the registry.
 pub(crate) const fn family(entries: &'static [Entry<ModelBuild>]) -> crate::Family {
-    crate::Family { entries, work, backbone: None, frozen: true }
+    crate::Family { entries, backbone: None, frozen: true }
 }
 
 /// Tensors by feature name.
@@ -103,10 +103,6 @@ const fn entry(name: &'static str, summary: &'static str, source: &'static str) 
 
 fn build(request: &ModelSpec, p: &ParamBuilder) -> Result<Box<dyn Model>> {
     Ok(Box::new(FrozenModel::new(request, p)?))
-}
-
-fn work(request: &ModelSpec, p: &ParamBuilder, size: (usize, usize)) -> Result<Work> {
-    FrozenModel::new(request, p)?.work(size)
 }
 
 /// A frozen backbone of candle's with a trainable head.
@@ -176,22 +172,29 @@ impl FrozenModel {
         *cached = Some(CachedModel { version, size, forward: Arc::clone(&forward) });
         Ok(forward)
     }
+}
 
-    fn work(&self, size: (usize, usize)) -> Result<Work> {
-        let mut work = Work::default();
-        work.check(&self.name, size)?;
-        let name = |full: &str| full.strip_prefix(&self.builder.full("")).unwrap_or(full).to_string();
-        for param in self.builder.params().all() {
-            let name = name(&param.name);
-            if name.ends_with("running_mean") {
-                work.batch_norm_outputs += param.count() as u64 * self.family.positions(&name, size);
-            } else if name.ends_with(".weight") && param.shape.len() > 1 {
-                work.macs += param.count() as u64 * self.family.positions(&name, size);
-            }
+/// Returns the cost of the backbone for one image.
+fn backbone_cost(family: &dyn Family, builder: &ParamBuilder, size: (usize, usize)) -> Cost {
+    let mut cost = Cost { attention_macs: family.attention_macs(size), ..Cost::default() };
+    let prefix = builder.full("");
+    for param in builder.params().all() {
+        let name = param.name.strip_prefix(&prefix).unwrap_or(&param.name);
+        // The head is an operation of its own.
+        if name.strip_prefix(family.head()).is_some_and(|rest| rest.starts_with('.')) {
+            continue;
         }
-        work.attention_macs = self.family.attention_macs(size);
-        Ok(work)
+        let (count, positions) = (param.count(), family.positions(name, size));
+        if param.kind == ParamKind::Weight {
+            cost.parameters += count;
+        }
+        if name.ends_with("running_mean") {
+            cost.batch_norm_outputs += count as u64 * positions;
+        } else if name.ends_with(".weight") && param.shape.len() > 1 {
+            cost.macs += count as u64 * positions;
+        }
     }
+    cost
 }
 
 fn head_names(family: &Arc<dyn Family>, p: &ParamBuilder) -> Vec<String> {
@@ -229,7 +232,7 @@ impl Model for FrozenModel {
             return Err(Error::incompatible(&self.name, reason));
         }
         let mut computed: Option<BTreeMap<String, Tensor>> = None;
-        let mut embedding = None;
+        let (mut embedding, mut counted) = (None, false);
         for feature in selected.iter().filter(|feature| feature.name != "logits") {
             let shape = match feature.stride {
                 0 => vec![batch, feature.channels],
@@ -247,7 +250,12 @@ impl Model for FrozenModel {
                     candle_core::Error::Msg(format!("candle's model has no feature {}", feature.name))
                 })
             };
-            let node = tape.opaque_op(&shape, compute)?;
+            // One pass through candle's model computes all features.
+            let cost = || match std::mem::replace(&mut counted, true) {
+                false => backbone_cost(self.family.as_ref(), &self.builder, size),
+                true => Cost::default(),
+            };
+            let node = tape.opaque_op(&shape, cost, compute)?;
             tape.mark_feature(&feature.name, &node)?;
             if feature.name == "embedding" {
                 embedding = Some(node);
@@ -262,10 +270,6 @@ impl Model for FrozenModel {
 
     fn head(&self) -> Vec<String> {
         head_names(&self.family, &self.builder)
-    }
-
-    fn macs(&self, height: usize, width: usize) -> Result<u64> {
-        Ok(self.work((height, width))?.macs)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Structure of ONNX files. `needs_python` compares their outputs with onnxruntime.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use stillhouse_backbones::registry;
 use stillhouse_backbones::weights::onnx::{OPSET, OnnxInfo, encode};
-use stillhouse_core::model::ModelSpec;
-use stillhouse_core::{ParamStore, Rng};
+use stillhouse_core::model::{FeatureInfo, Features, Model, ModelSpec};
+use stillhouse_core::{ParamStore, Rng, Tape};
+use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Node, Op, WindowAttention};
 
 /// A field of a message: number and value.
 enum Field<'a> {
@@ -144,4 +145,95 @@ fn rejects_unsupported_operations() {
     let net = (registry().get(&request.name).unwrap().build)(&request, &params.builder(Rng::new(1))).unwrap();
     let e = encode(net.as_ref(), &params, (64, 64), &["F9"], &OnnxInfo::default()).unwrap_err().to_string();
     assert!(e.contains("F9"), "{e}");
+}
+
+type Layer = Box<dyn Fn(&Node, &mut Tape) -> stillhouse_ops::Result<Node> + Send + Sync>;
+
+/// A layer on the images.
+struct OneLayer {
+    features: [FeatureInfo; 1],
+    layer: Layer,
+}
+
+impl Model for OneLayer {
+    fn name(&self) -> &str {
+        "one layer"
+    }
+
+    fn features(&self) -> &[FeatureInfo] {
+        &self.features
+    }
+
+    fn classes(&self) -> usize {
+        1
+    }
+
+    fn forward(&self, images: &Tensor, tape: &mut Tape) -> stillhouse_core::Result<Features> {
+        let x = tape.input(images)?;
+        let y = (self.layer)(&x, tape)?;
+        tape.mark_feature("logits", &y)?;
+        Ok(tape.outputs()?.into_iter().collect())
+    }
+
+    fn head(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Every operation has an ONNX form, or the error states why not.
+#[test]
+fn encodes_every_operation_or_states_why_not() {
+    let params = ParamStore::new(DType::F32, &Device::Cpu).unwrap();
+    let p = params.builder(Rng::new(1));
+    let conv = ConvSpec::new(3, 3, 3);
+    let conv = ConvBnAct::new(conv, "conv", "bn", Activation::Relu6, Init::Normal(0.1), &p).unwrap();
+    let norm = LayerNorm::new(3, "norm", &p).unwrap();
+    let attention = WindowAttention::new(3, 1, [2, 2], [1, 1], Init::Normal(0.1), &p).unwrap();
+    let layers: Vec<(&str, Option<&str>, Layer)> = vec![
+        ("input", None, Box::new(|x, _| Ok(x.clone()))),
+        ("conv", None, Box::new(move |x, tape| conv.forward_add(x, x, tape))),
+        ("max_pool", None, Box::new(|x, tape| tape.max_pool(x, 3, 2, 1))),
+        ("global_avg_pool", None, Box::new(|x, tape| tape.global_avg_pool(x))),
+        ("relu", None, Box::new(|x, tape| tape.relu(x))),
+        ("add", None, Box::new(|x, tape| tape.add(x, x))),
+        ("concat", None, Box::new(|x, tape| tape.concat(&[x, x]))),
+        ("resize_bilinear", None, Box::new(|x, tape| tape.resize_bilinear(x, (5, 3), true))),
+        ("adaptive_avg_pool", None, Box::new(|x, tape| tape.adaptive_avg_pool(x, (3, 2)))),
+        (
+            "expand",
+            None,
+            Box::new(|x, tape| {
+                let x = tape.global_avg_pool(x)?;
+                tape.expand(&x, (2, 3))
+            }),
+        ),
+        ("layer_norm", None, Box::new(move |x, tape| norm.forward(x, tape))),
+        ("gelu", None, Box::new(|x, tape| tape.gelu(x))),
+        ("elu", None, Box::new(|x, tape| tape.elu(x))),
+        (
+            "opaque",
+            Some("candle-transformers"),
+            Box::new(|_, tape| tape.opaque_op(&[1, 3], Default::default, || unreachable!("a trace"))),
+        ),
+        (
+            "expression",
+            Some("a candle expression cannot be traced"),
+            Box::new(|x, tape| tape.graph(&[x], |x| x[0].tanh())),
+        ),
+        ("window_attention", Some("window attention"), Box::new(move |x, tape| attention.forward(x, tape))),
+        ("merge_patches", Some("window attention"), Box::new(|x, tape| tape.merge_patches(x))),
+        // Not in a trace, which is in evaluation mode.
+        ("dropout", None, Box::new(|x, tape| tape.dropout(x, 0.5))),
+        ("drop_path", None, Box::new(|x, tape| tape.drop_path(x, 0.5))),
+    ];
+    let tested: BTreeSet<&str> = layers.iter().map(|(name, ..)| *name).collect();
+    assert_eq!(tested, Op::NAMES.iter().copied().collect());
+    for (name, reason, layer) in layers {
+        let model = OneLayer { features: [FeatureInfo::vector("logits", 1)], layer };
+        match (encode(&model, &params, (6, 4), &["logits"], &OnnxInfo::default()), reason) {
+            (Ok(bytes), None) => assert!(!bytes.is_empty(), "{name}"),
+            (Err(error), Some(reason)) => assert!(error.to_string().contains(reason), "{name}: {error}"),
+            (found, _) => panic!("{name}: {:?}", found.map(|bytes| bytes.len())),
+        }
+    }
 }

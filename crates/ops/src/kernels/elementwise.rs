@@ -181,3 +181,37 @@ pub(crate) fn scale_images<T: Float>(x: &[T], factors: &[f64], to: &mut [T]) {
         scale_part(&x[image * len..(image + 1) * len], T::narrow(factors[image]), to);
     });
 }
+
+/// ELU; single-threaded.
+pub(crate) fn elu<T: Float>(x: &[T], to: &mut [T]) {
+    for (to, x) in to.iter_mut().zip(x) {
+        *to = if *x < T::ZERO { T::narrow(x.widen().exp_m1()) } else { *x };
+    }
+}
+
+/// Multiplies a gradient with the derivative of ELU, computed from its result `y`.
+pub(crate) fn elu_backward<T: Float>(y: &[T], gradient: &mut [T]) {
+    for (g, y) in gradient.iter_mut().zip(y) {
+        if *y < T::ZERO {
+            *g *= *y + T::narrow(1.0);
+        }
+    }
+}
+
+/// Transposes `[B, C, P]` to `[B, P, C]`.
+pub(crate) fn channels_last<T: Float>(x: &[T], channels: usize, pixels: usize, out: &mut [T]) {
+    let len = channels * pixels;
+    let images = x.len() / len;
+    let out = SharedSlice::new(out);
+    parallel(images, |i| {
+        // SAFETY: one image per task.
+        #[allow(unsafe_code)]
+        let out = unsafe { out.range(i * len, len) };
+        let x = &x[i * len..(i + 1) * len];
+        for (c, plane) in x.chunks_exact(pixels).enumerate() {
+            for (p, v) in plane.iter().enumerate() {
+                out[p * channels + c] = *v;
+            }
+        }
+    });
+}

@@ -7,6 +7,7 @@
 pub(crate) mod allocator;
 pub(crate) mod attention;
 pub(crate) mod depthwise;
+pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod geometry;
 pub(crate) mod indirect_gemm;

@@ -3,9 +3,10 @@
 use super::conv::ConvBnAct;
 use crate::kernels::geometry::{ConvSpec, Padding};
 use crate::kernels::indirect_gemm::Activation;
+use crate::node::Node;
 use crate::params::{Init, ParamBuilder};
-use crate::tape::{Node, Tape};
-use crate::{Error, ParamId, Result};
+use crate::tape::Tape;
+use crate::{ParamId, Result};
 
 /// `y = x W^T + b` on vectors `[B, inputs]`, or on every pixel of a map `[B, inputs, H, W]`.
 #[derive(Debug, Clone)]
@@ -42,26 +43,12 @@ impl Linear {
 
     /// Runs the layer on a vector or on every pixel of a map.
     pub fn forward(&self, x: &Node, tape: &mut Tape) -> Result<Node> {
-        self.check(x)?;
-        let mut y = self.0.forward(x, tape)?;
-        y.flat = x.flat;
-        Ok(y)
+        self.0.forward(x, tape)
     }
 
     /// `y = shortcut + x W^T + b`.
     pub fn forward_add(&self, x: &Node, shortcut: &Node, tape: &mut Tape) -> Result<Node> {
-        self.check(x)?;
-        let mut y = self.0.forward_add(x, shortcut, tape)?;
-        y.flat = x.flat;
-        Ok(y)
-    }
-
-    fn check(&self, x: &Node) -> Result<()> {
-        if x.channels() != self.0.spec().inputs {
-            let expected = format!("{} values for each vector or pixel", self.0.spec().inputs);
-            return Err(Error::shape("linear", expected, x.shape));
-        }
-        Ok(())
+        self.0.forward_add(x, shortcut, tape)
     }
 
     /// Returns the bias, if any.
@@ -77,10 +64,5 @@ impl Linear {
     /// Returns the output length.
     pub fn outputs(&self) -> usize {
         self.0.spec().outputs
-    }
-
-    /// Returns the multiply-accumulates for one vector or pixel.
-    pub fn macs(&self) -> u64 {
-        (self.0.spec().inputs * self.0.spec().outputs) as u64
     }
 }

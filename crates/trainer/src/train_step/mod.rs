@@ -15,7 +15,7 @@ use stillhouse_core::distiller::LossContext;
 use stillhouse_core::model::Features;
 use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::{Ema, Optimizer};
-use stillhouse_ops::{Engine, Gradients, Param};
+use stillhouse_ops::{EngineKind, Gradients, Param};
 
 use crate::evaluate::{correct_count, to_device};
 use crate::teacher::Teacher;
@@ -326,8 +326,8 @@ impl TrainStep {
     /// them.
     fn check_finite(&mut self, step_ref: &StepRef, gradients: &Gradients) -> Result<()> {
         match self.student.params.engine() {
-            Engine::Kernels => Ok(()),
-            Engine::Graph => self.metrics.check_finite(step_ref, gradients),
+            EngineKind::Kernels => Ok(()),
+            EngineKind::Graph => self.metrics.check_finite(step_ref, gradients),
         }
     }
 

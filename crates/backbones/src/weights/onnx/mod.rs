@@ -9,12 +9,11 @@ mod protobuf;
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use stillhouse_core::fs::write_atomic;
-use stillhouse_core::model::Model;
-use stillhouse_core::{Error as CoreError, ParamStore, Result, Tape};
-use stillhouse_ops::trace::{NormIds, Op, TraceNode};
-use stillhouse_ops::{Activation, ConvSpec, Padding, ParamId};
+use stillhouse_core::model::{Model, trace};
+use stillhouse_core::{Error as CoreError, ParamStore, Result};
+use stillhouse_ops::op::{Conv, Entry, Op, Value};
+use stillhouse_ops::{Activation, Padding, ParamId};
 
 use super::save::floats;
 use protobuf::Message;
@@ -64,33 +63,30 @@ pub fn encode(
     features: &[&str],
     info: &OnnxInfo,
 ) -> Result<Vec<u8>> {
-    let mut tape = Tape::trace(params);
-    tape.select_features(features);
-    network.forward(&Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?, &mut tape)?;
-    let trace = tape.take_trace().unwrap_or_default();
+    let trace = trace(network, params, (height, width), Some(features))?;
     let mut graph = Graph {
         model: network.name(),
         params,
         nodes: Vec::new(),
         initializers: Vec::new(),
         values: HashMap::new(),
-        shapes: HashMap::new(),
         count: 0,
     };
-    let is_unsupported =
-        |node: &TraceNode| matches!(node.op, Op::WindowAttention | Op::MergePatches | Op::Opaque);
-    if trace.nodes.iter().any(is_unsupported) {
-        return Err(unsupported(network.name()));
+    for entry in &trace.entries {
+        if unsupported(&entry.op).is_some() {
+            return Err(rejected(network.name(), &entry.op));
+        }
     }
-    for node in &trace.nodes {
-        graph.add(node)?;
+    for entry in &trace.entries {
+        graph.add(entry)?;
     }
     let mut message = Message::new();
     let mut outputs = Vec::new();
-    for (feature, number) in &trace.features {
-        let from = graph.value(*number)?;
+    for (feature, index) in &trace.features {
+        let from = graph.value(*index)?;
         graph.node("Identity", &[&from], feature, &[]);
-        outputs.push(value_info(feature, &graph.shapes[number]));
+        let entry = trace.entries.iter().find(|entry| entry.output.index == *index);
+        outputs.push(value_info(feature, &entry.map(|entry| entry.output.dims()[1..].to_vec()).unwrap_or_default()));
     }
     for node in &graph.nodes {
         message = message.message(1, node);
@@ -118,10 +114,32 @@ pub fn encode(
 
 const IMAGES: &str = "images";
 
-fn unsupported(model: &str) -> CoreError {
-    let reason = "ONNX export does not support window attention and models of candle-transformers; export the \
-                  weights alone";
-    CoreError::incompatible(model, reason)
+/// Returns why an operation has no ONNX form.
+pub fn unsupported(op: &Op) -> Option<&'static str> {
+    match op {
+        Op::WindowAttention(_) | Op::MergePatches => Some("window attention"),
+        Op::Opaque(_) => Some("models of candle-transformers"),
+        Op::Expression => Some("candle expressions"),
+        Op::Dropout { .. } | Op::DropPath { .. } => Some("layers that run in training only"),
+        Op::Input
+        | Op::Conv(_)
+        | Op::MaxPool { .. }
+        | Op::GlobalAveragePool
+        | Op::Relu
+        | Op::Add
+        | Op::Concat
+        | Op::Resize { .. }
+        | Op::AdaptiveAveragePool { .. }
+        | Op::Expand { .. }
+        | Op::LayerNorm { .. }
+        | Op::Gelu
+        | Op::Elu => None,
+    }
+}
+
+fn rejected(model: &str, op: &Op) -> CoreError {
+    let what = unsupported(op).unwrap_or(op.name());
+    CoreError::incompatible(model, format!("ONNX export does not support {what}; export the weights alone"))
 }
 
 /// Builds a `ValueInfoProto` of floats `[batch, shape...]`.
@@ -160,8 +178,6 @@ struct Graph<'a> {
     initializers: Vec<Message>,
     /// Names of the values, by index of the trace.
     values: HashMap<usize, String>,
-    /// Shapes of the values without the batch axis: `[C, H, W]` or `[D]`.
-    shapes: HashMap<usize, Vec<usize>>,
     /// Number of generated names.
     count: usize,
 }
@@ -229,28 +245,25 @@ impl Graph<'_> {
         name
     }
 
-    fn add(&mut self, node: &TraceNode) -> Result<()> {
-        let [_, height, width, channels] = node.shape;
+    fn add(&mut self, entry: &Entry) -> Result<()> {
+        let Value { shape: [_, height, width, _], flat, index, .. } = entry.output;
         let mut inputs = Vec::new();
-        for input in &node.inputs {
-            inputs.push(self.value(*input)?);
+        for input in &entry.inputs {
+            inputs.push(self.value(input.index)?);
         }
         // Vectors have two dimensions; map operators require four.
-        let vector = node.inputs.first().is_some_and(|input| self.shapes[input].len() == 1);
+        let vector = entry.inputs.first().is_some_and(|input| input.flat);
         let x = match inputs.first() {
-            Some(x) if vector && !node.flat => {
+            Some(x) if vector && !flat => {
                 let shape = self.constant_ints(&[0, -1, 1, 1]);
                 self.apply("Reshape", &[&x.clone(), &shape], &[])
             }
             Some(x) => x.clone(),
             None => String::new(),
         };
-        let result = match &node.op {
+        let result = match &entry.op {
             Op::Input => IMAGES.to_string(),
-            Op::Conv { spec, weight, bias, norm, act } => {
-                let layer = Layer { spec, weight: *weight, bias: *bias, norm: *norm, act: *act };
-                self.conv(&x, inputs.get(1), &layer, node.flat)?
-            }
+            Op::Conv(conv) => self.conv(&x, inputs.get(1), conv, flat)?,
             Op::MaxPool { kernel, stride, padding } => {
                 let [kernel, stride, padding] = [*kernel, *stride, *padding].map(|n| n as i64);
                 let attributes = [
@@ -270,20 +283,19 @@ impl Graph<'_> {
                 let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
                 self.apply("Concat", &inputs, &[Attribute::Int("axis", 1)])
             }
-            Op::Resize { align_corners } => self.resize(&x, (height, width), *align_corners),
-            Op::AdaptiveAveragePool => {
-                let from = &self.shapes[&node.inputs[0]];
-                let from = (from[1], from[2]);
-                self.adaptive_average(&x, from, (height, width))
+            Op::Resize { align_corners, .. } => self.resize(&x, (height, width), *align_corners),
+            Op::AdaptiveAveragePool { .. } => {
+                let from = entry.inputs[0].size();
+                self.adaptive_average(&x, from.into(), (height, width))
             }
-            Op::Expand => {
+            Op::Expand { .. } => {
                 let shape = self.constant_ints(&[1, 1, height as i64, width as i64]);
                 self.apply("Expand", &[&x, &shape], &[])
             }
-            Op::LayerNorm { weight, bias, eps } => {
+            Op::LayerNorm { weight, bias, eps, .. } => {
                 let (weight, bias) = (self.param(*weight, false)?, self.param(*bias, false)?);
                 let attributes = [Attribute::Int("axis", -1), Attribute::Float("epsilon", *eps as f32)];
-                if node.flat {
+                if flat {
                     self.apply("LayerNormalization", &[&x, &weight, &bias], &attributes)
                 } else {
                     let last = self.apply("Transpose", &[&x], &[Attribute::Ints("perm", &[0, 2, 3, 1])]);
@@ -301,15 +313,18 @@ impl Graph<'_> {
                 let product = self.apply("Mul", &[&x, &sum], &[]);
                 self.apply("Mul", &[&product, &half], &[])
             }
-            Op::WindowAttention | Op::MergePatches | Op::Opaque => return Err(unsupported(self.model)),
+            Op::WindowAttention(_)
+            | Op::MergePatches
+            | Op::Opaque(_)
+            | Op::Expression
+            | Op::Dropout { .. }
+            | Op::DropPath { .. } => return Err(rejected(self.model, &entry.op)),
         };
-        self.values.insert(node.output, result);
-        let shape = if node.flat { vec![channels] } else { vec![channels, height, width] };
-        self.shapes.insert(node.output, shape);
+        self.values.insert(index, result);
         Ok(())
     }
 
-    fn conv(&mut self, x: &str, shortcut: Option<&String>, layer: &Layer, flat: bool) -> Result<String> {
+    fn conv(&mut self, x: &str, shortcut: Option<&String>, layer: &Conv, flat: bool) -> Result<String> {
         let weight = self.param(layer.weight, !flat)?;
         let bias = layer.bias.map(|id| self.param(id, false)).transpose()?;
         let inputs: Vec<&str> =
@@ -317,7 +332,7 @@ impl Graph<'_> {
         let mut y = if flat {
             self.apply("Gemm", &inputs, &[Attribute::Int("transB", 1)])
         } else {
-            let spec = layer.spec;
+            let spec = &layer.spec;
             let two = |n: usize| [n as i64; 2];
             let (kernel, stride, dilation) = (two(spec.kernel), two(spec.stride), two(spec.dilation));
             let pads;
@@ -379,15 +394,6 @@ impl Graph<'_> {
         let y = self.apply("MatMul", &[&rows, x], &[]);
         self.apply("MatMul", &[&y, &columns], &[])
     }
-}
-
-/// A convolution or linear layer.
-struct Layer<'a> {
-    spec: &'a ConvSpec,
-    weight: ParamId,
-    bias: Option<ParamId>,
-    norm: Option<NormIds>,
-    act: Activation,
 }
 
 /// Builds the matrix `[to, from]` of averages over bins; see `Tape::adaptive_avg_pool`.

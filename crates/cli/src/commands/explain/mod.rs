@@ -195,7 +195,7 @@ fn model(entry: &Entry<stillhouse_core::model::ModelBuild>, args: &Args) -> Resu
     value["macs"] = json!(counts.macs);
     value["attention_macs"] = json!(counts.attention_macs);
     value["training_bytes_per_image"] = json!(4 * counts.activations);
-    value["table4_flops"] = json!(counts.table4_flops());
+    value["table4_flops"] = json!(stillhouse_backbones::table4_flops(&counts));
     value["weights"] = json!(
         manifests
             .iter()

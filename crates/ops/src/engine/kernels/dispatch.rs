@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{ConvBnAct, NOMINAL_BATCH};
+use candle_core::DType;
+
+use super::state::{Elem, KernelsEngine};
 use crate::buffers::Buf;
+use crate::engine::Context;
 use crate::kernels::depthwise::{self, Depthwise, DepthwiseGradient, gradient_scratch};
 use crate::kernels::geometry::{ConvGeo, Rows, pad_images};
 use crate::kernels::indirect_gemm::{self, Epilogue, IndirectGemm};
@@ -12,44 +15,55 @@ use crate::kernels::pointwise::{self, Pointwise};
 use crate::kernels::wgrad::{self, WeightGradient};
 use crate::kernels::winograd::{self, Tiles};
 use crate::kernels::{SharedSlice, parallel};
-use crate::tape::{Elem, Tape};
-use crate::weight_packing::{LANES, MAX_VECTORS, Panel};
+use crate::op::{Conv, Value};
+use crate::weight_packing::{LANES, MAX_VECTORS, PackedLayout, Panel};
 
 /// Largest data gradient, in rows, for which transposing the weights dominates.
 const MAX_BY_OFFSET_ROWS: usize = 512;
 /// Number of panels that keeps the threads busy with one task per panel.
 const MIN_BY_OFFSET_PANELS: usize = 4;
 
+/// Batch size assumed for the choice of an algorithm outside training.
+const NOMINAL_BATCH: usize = 8;
+
 /// A convolution for one map size and batch.
 pub(super) struct Dispatch<'a> {
-    pub(super) layer: &'a ConvBnAct,
-    pub(super) geo: &'a ConvGeo,
-    pub(super) images: usize,
+    geo: &'a ConvGeo,
+    packing: PackedLayout,
+    images: usize,
+    winograd: bool,
+    /// Batch size for the choice of an algorithm. Outside training the choice must not depend on the batch
+    /// size, so that a single image gets the same logits as within a batch.
+    nominal: usize,
 }
 
-impl Dispatch<'_> {
+impl<'a> Dispatch<'a> {
+    pub(super) fn new(op: &Conv, geo: &'a ConvGeo, input: &Value, context: &Context) -> Self {
+        let images = input.shape[0];
+        let nominal = if context.mode.records() { images } else { NOMINAL_BATCH };
+        Self { geo, packing: op.packing(), images, winograd: context.winograd, nominal }
+    }
+
     /// Returns the zero-padded copy that convolutions of few channels read.
-    pub(super) fn pad<T: Elem>(&self, values: &[T], tape: &mut Tape) -> Option<Buf<T>> {
+    pub(super) fn pad<T: Elem>(&self, values: &[T], engine: &mut KernelsEngine<T>) -> Option<Buf<T>> {
         let size = self.geo.padded?;
-        let mut copy = T::state(tape).pool.take(self.images * self.geo.source_len());
+        let mut copy = engine.pool().take(self.images * self.geo.source_len());
         pad_images(values, self.geo.input, self.geo.spec.inputs, self.geo.before, size, &mut copy);
         Some(copy)
     }
 
     /// Returns the Winograd tiling of the forward pass, if profitable.
-    pub(super) fn tiles<T: Elem>(&self, tape: &Tape) -> Option<Tiles> {
-        // Outside training the choice must not depend on the batch size, so that a single image gets the
-        // same logits as within a batch.
-        let nominal = if tape.mode().records() { self.images } else { NOMINAL_BATCH };
-        tape.winograd::<T>().then(|| Tiles::new(self.geo, self.images, nominal))?
+    pub(super) fn tiles<T: Elem>(&self) -> Option<Tiles> {
+        let allowed = self.winograd && T::TYPE == DType::F32;
+        allowed.then(|| Tiles::new(self.geo, self.images, self.nominal))?
     }
 
     /// Returns the number of parts that the forward pass writes to [`Sums`].
-    pub(super) fn sum_tasks<T: Elem>(&self, tape: &Tape) -> usize {
+    pub(super) fn sum_tasks<T: Elem>(&self) -> usize {
         let rows = self.images * self.geo.forward.p;
-        if let Some(tiles) = self.tiles::<T>(tape) {
+        if let Some(tiles) = self.tiles::<T>() {
             tiles.sum_tasks()
-        } else if self.layer.packing.depthwise() {
+        } else if self.packing.depthwise() {
             depthwise::sum_tasks(rows, self.geo.spec.outputs)
         } else {
             indirect_gemm::sum_tasks(rows)
@@ -66,9 +80,9 @@ impl Dispatch<'_> {
         out: &mut [T],
         epilogue: Epilogue<T>,
         sums: Option<Sums<T>>,
-        tape: &mut Tape,
+        engine: &mut KernelsEngine<T>,
     ) {
-        let mut scratch = T::state(tape).pool.take(tiles.scratch_len());
+        let mut scratch = engine.pool().take(tiles.scratch_len());
         let target_len = out.len();
         let target = SharedSlice::new(out);
         let scratch = &mut scratch[..];
@@ -86,13 +100,13 @@ impl Dispatch<'_> {
         out: &mut [T],
         epilogue: Epilogue<T>,
         sums: Option<Sums<T>>,
-        tape: &mut Tape,
+        engine: &mut KernelsEngine<T>,
     ) {
-        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
-        if let Some(tiles) = self.tiles::<T>(tape) {
-            let mut points = T::state(tape).pool.take(tiles.weight_len());
+        let (spec, packing) = (&self.geo.spec, &self.packing);
+        if let Some(tiles) = self.tiles::<T>() {
+            let mut points = engine.pool().take(tiles.weight_len());
             winograd::transform_weight(weight, tiles.inputs, tiles.outputs, false, &mut points);
-            self.convolve(tiles, source, &points, out, epilogue, sums, tape);
+            self.convolve(tiles, source, &points, out, epilogue, sums, engine);
             return;
         }
         let target = SharedSlice::new(out);
@@ -113,7 +127,7 @@ impl Dispatch<'_> {
             .run();
             return;
         }
-        let zeros = T::state(tape).zeros(self.geo.forward.kc);
+        let zeros = engine.zeros(self.geo.forward.kc);
         let cut = packing.panels();
         for (g, weight) in weight.chunks_exact(packing.group_len()).enumerate() {
             IndirectGemm {
@@ -142,9 +156,9 @@ impl Dispatch<'_> {
         weight: &[T],
         dx: &mut [T],
         accumulate: bool,
-        tape: &mut Tape,
+        engine: &mut KernelsEngine<T>,
     ) {
-        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
+        let (spec, packing) = (&self.geo.spec, &self.packing);
         let [h, w] = self.geo.input;
         let (source_len, target_len) = (self.output_len(), h * w * spec.inputs);
         // Pixels that no output reads: stride larger than the kernel, or a cut edge.
@@ -170,23 +184,23 @@ impl Dispatch<'_> {
             }
             return;
         }
-        if let Some(tiles) = self.tiles::<T>(tape) {
+        if let Some(tiles) = self.tiles::<T>() {
             let tiles = tiles.transposed();
-            let mut transposed = T::state(tape).pool.take(packing.transposed_len());
+            let mut transposed = engine.pool().take(packing.transposed_len());
             packing.transpose(weight, &packing.transposed_panels(), &mut transposed);
-            let mut points = T::state(tape).pool.take(tiles.weight_len());
+            let mut points = engine.pool().take(tiles.weight_len());
             winograd::transform_weight(&transposed, tiles.inputs, tiles.outputs, true, &mut points);
-            self.convolve(tiles, dy, &points, dx, Epilogue::store(accumulate), None, tape);
+            self.convolve(tiles, dy, &points, dx, Epilogue::store(accumulate), None, engine);
             return;
         }
         let tasks = spec.groups * packing.transposed_panels().len();
         if self.images * h * w <= MAX_BY_OFFSET_ROWS && tasks >= MIN_BY_OFFSET_PANELS {
-            self.data_gradient_by_offset(dy, weight, dx, accumulate, tape);
+            self.data_gradient_by_offset(dy, weight, dx, accumulate, engine);
             return;
         }
-        let zeros = T::state(tape).zeros(spec.outputs / spec.groups);
+        let zeros = engine.zeros(spec.outputs / spec.groups);
         let (target, parts) = (SharedSlice::new(dx), packing.transposed_chunks());
-        let mut transposed = T::state(tape).pool.take(packing.transposed_chunk_len());
+        let mut transposed = engine.pool().take(packing.transposed_chunk_len());
         for (g, weight) in weight.chunks_exact(packing.group_len()).enumerate() {
             for part in &parts {
                 packing.transpose(weight, part, &mut transposed);
@@ -220,9 +234,9 @@ impl Dispatch<'_> {
         weight: &[T],
         dx: &mut [T],
         accumulate: bool,
-        tape: &mut Tape,
+        engine: &mut KernelsEngine<T>,
     ) {
-        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
+        let (spec, packing) = (&self.geo.spec, &self.packing);
         let (inputs, outputs) = (spec.inputs / spec.groups, spec.outputs / spec.groups);
         let cut = packing.transposed_panels();
         // The first kernel offset of each phase overwrites if it reaches all rows.
@@ -235,9 +249,9 @@ impl Dispatch<'_> {
                 kernel_offsets.push((kernel_offset, accumulate || i > 0 || rows.p < phase.p, rows));
             }
         }
-        let (target, zeros) = (SharedSlice::new(dx), T::state(tape).zeros(outputs));
+        let (target, zeros) = (SharedSlice::new(dx), engine.zeros(outputs));
         let held = outputs * MAX_VECTORS * LANES;
-        let mut transposed = T::state(tape).pool.take(rayon::current_num_threads() * held);
+        let mut transposed = engine.pool().take(rayon::current_num_threads() * held);
         let transposed = SharedSlice::new(&mut transposed);
         parallel(spec.groups * cut.len(), |task| {
             let (g, panel) = (task / cut.len(), Panel { offset: 0, ..cut[task % cut.len()] });
@@ -276,7 +290,7 @@ impl Dispatch<'_> {
         dense
             && self.geo.input == self.geo.output
             && self.geo.padded.is_none()
-            && pointwise::is_profitable(rows, spec.inputs, spec.outputs, self.layer.packing.packed_len())
+            && pointwise::is_profitable(rows, spec.inputs, spec.outputs, self.packing.packed_len())
     }
 
     /// Computes the packed weight gradient and the input gradient, added to `dx` if `accumulate`, from
@@ -290,11 +304,11 @@ impl Dispatch<'_> {
         weight: &[T],
         dx: &mut [T],
         accumulate: bool,
-        tape: &mut Tape,
+        engine: &mut KernelsEngine<T>,
     ) -> Buf<T> {
-        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
+        let (spec, packing) = (&self.geo.spec, &self.packing);
         let (inputs, outputs, stored) = (spec.inputs, spec.outputs, packing.packed_len());
-        let pool = Arc::clone(&T::state(tape).pool);
+        let pool = Arc::clone(engine.pool());
         let transposed_panels = packing.transposed_panels();
         let mut transposed = pool.take(packing.transposed_len());
         packing.transpose(weight, &transposed_panels, &mut transposed);
@@ -317,17 +331,22 @@ impl Dispatch<'_> {
             dx,
             accumulate,
             blocks: &mut blocks,
-            zeros: &T::state(tape).zeros(outputs),
+            zeros: &engine.zeros(outputs),
         }
         .run();
         gradient
     }
 
     /// Computes the packed weight gradient.
-    pub(super) fn weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], tape: &mut Tape) -> Buf<T> {
-        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
+    pub(super) fn weight_gradient<T: Elem>(
+        &self,
+        source: &[T],
+        dy: &[T],
+        engine: &mut KernelsEngine<T>,
+    ) -> Buf<T> {
+        let (spec, packing) = (&self.geo.spec, &self.packing);
         let rows = self.images * self.geo.forward.p;
-        let pool = Arc::clone(&T::state(tape).pool);
+        let pool = Arc::clone(engine.pool());
         let mut gradient = pool.take(packing.packed_len());
         let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
         if packing.depthwise() {
@@ -346,21 +365,27 @@ impl Dispatch<'_> {
             .run();
             return gradient;
         }
-        if let Some(tiles) = self.tiles::<T>(tape) {
+        if let Some(tiles) = self.tiles::<T>() {
             let mut scratch = pool.take(tiles.gradient_scratch_len());
             let (gradient, scratch) = (&mut gradient[..], &mut scratch[..]);
             winograd::WeightGradient { tiles, source, dy, gradient, scratch }.run();
         } else {
-            self.direct_weight_gradient(source, dy, &mut gradient, tape);
+            self.direct_weight_gradient(source, dy, &mut gradient, engine);
         }
         gradient
     }
 
-    fn direct_weight_gradient<T: Elem>(&self, source: &[T], dy: &[T], gradient: &mut [T], tape: &mut Tape) {
-        let (spec, packing) = (&self.geo.spec, &self.layer.packing);
+    fn direct_weight_gradient<T: Elem>(
+        &self,
+        source: &[T],
+        dy: &[T],
+        gradient: &mut [T],
+        engine: &mut KernelsEngine<T>,
+    ) {
+        let (spec, packing) = (&self.geo.spec, &self.packing);
         let (source_len, dy_len) = (self.geo.source_len(), self.output_len());
         let rows = self.images * self.geo.forward.p;
-        let mut scratch = T::state(tape).pool.take(wgrad::scratch_len(rows, packing.group_len()));
+        let mut scratch = engine.pool().take(wgrad::scratch_len(rows, packing.group_len()));
         let cut = packing.panels();
         for (g, gradient) in gradient.chunks_exact_mut(packing.group_len()).enumerate() {
             WeightGradient {
@@ -383,11 +408,8 @@ impl Dispatch<'_> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
-
     use super::*;
     use crate::kernels::geometry::{ConvSpec, Padding};
-    use crate::{Activation, Init, Mode, ParamStore, Rng};
 
     /// Reference: adds every product to the pixel it came from.
     fn reference_data_gradient(
@@ -433,13 +455,10 @@ mod tests {
             (ConvSpec::new(144, 16, 3).groups(2), [3, 3]),
             (cut, [4, 3]),
         ] {
-            let params = ParamStore::new(DType::F64, &Device::Cpu).unwrap();
-            let p = params.builder(Rng::new(0));
-            let layer = ConvBnAct::without_bn(spec, "conv", false, Activation::None, Init::Constant(0.0), &p)
-                .unwrap();
-            let mut tape = Tape::new(&params, Mode::Train).unwrap();
+            let mut engine = KernelsEngine::<f64>::default();
             let geo = ConvGeo::new(spec, size[0], size[1]).unwrap();
-            let (images, pass) = (3, Dispatch { layer: &layer, geo: &geo, images: 3 });
+            let (images, packing) = (3, PackedLayout::of(&spec));
+            let pass = Dispatch { geo: &geo, packing, images, winograd: false, nominal: images };
             let plain: Vec<f64> = (0..spec.weight_shape().iter().product()).map(|i| value(3 * i)).collect();
             let dy: Vec<f64> = (0..images * pass.output_len()).map(value).collect();
             for adds in [false, true] {
@@ -447,7 +466,7 @@ mod tests {
                     (0..images * size[0] * size[1] * spec.inputs).map(|i| value(5 * i)).collect();
                 let mut want = if adds { dx.clone() } else { vec![0.0; dx.len()] };
                 reference_data_gradient(&spec, &geo, images, &dy, &plain, &mut want);
-                pass.data_gradient(&dy, &layer.packing.pack(&plain), &mut dx, adds, &mut tape);
+                pass.data_gradient(&dy, &packing.pack(&plain), &mut dx, adds, &mut engine);
                 for (x, w) in dx.iter().zip(&want) {
                     assert!((x - w).abs() < 1e-9, "{spec:?} on {size:?}: {x} instead of {w}");
                 }
