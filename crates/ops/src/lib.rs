@@ -1,9 +1,13 @@
 //! Training of convolutional networks and vision transformers on [candle](candle_core): layers with fast
 //! kernels and gradients for the CPU, and the same layers as candle graphs on GPUs.
 //!
-//! A network is a composition of layers ([`ConvBnAct`], [`Linear`], [`Tape::max_pool`], ...) that run on
-//! a [`Tape`]. The features it marks are candle tensors, a loss is any candle expression, and
+//! A network is a composition of layers ([`ConvBnAct`], [`Linear`], [`Tape::max_pool`], ...) that record
+//! operations ([`Op`]) on a [`Tape`]; an engine runs them. The features it marks are candle tensors, a loss is any candle expression, and
 //! [`Tape::backward`] differentiates through both. The crate's README has a training loop.
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod buffers;
 #[cfg(feature = "cuda")]
@@ -33,9 +37,9 @@ pub use cuda::allow_tf32;
 pub use element::{Isa, isa};
 pub use error::{Error, Result};
 pub use gradients::Gradients;
+pub use kernels::activation::Activation;
 pub use kernels::allocator::disable_trim;
 pub use kernels::geometry::{ConvSpec, Padding};
-pub use kernels::indirect_gemm::Activation;
 pub use layers::attention::WindowAttention;
 pub use layers::conv::ConvBnAct;
 pub use layers::layer_norm::LayerNorm;

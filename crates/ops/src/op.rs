@@ -3,8 +3,8 @@
 //! A layer is a constructor of parameters and one [`Op`]; an engine runs it. What is counted, traced or
 //! exported is read off the recorded [`Entry`]s. Maps are `[B, C, H, W]`, vectors `[B, D]`.
 
+use crate::kernels::activation::Activation;
 use crate::kernels::geometry::ConvSpec;
-use crate::kernels::indirect_gemm::Activation;
 use crate::params::ParamId;
 use crate::weight_packing::PackedLayout;
 use crate::{Error, Result};

@@ -9,39 +9,26 @@
 //! both directions ([`crate::graph::upcast`]).
 
 mod conv;
-
-use std::collections::HashMap;
+mod state;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
-use self::conv::FoldedTensors;
+pub(crate) use self::state::GraphEngine;
+use self::state::weight;
 use super::{Context, Engine, Expression, Source, shape_of};
 use crate::element::{Float, dispatch_dtype};
 use crate::gradients::Gradients;
 use crate::graph::{self, WindowTables};
+use crate::kernels::activation::Activation;
 use crate::kernels::attention::Windows;
 use crate::kernels::dropout;
-use crate::kernels::indirect_gemm::Activation;
 use crate::kernels::pool::MaxPool;
 use crate::kernels::resample::AxisWeights;
 use crate::mode::Mode;
 use crate::node::{Data, Feature, Node};
 use crate::op::{Attention, Entry, Op, Value};
-use crate::{Error, ParamId, Result};
-
-/// State kept between passes, and the probes of the current pass.
-#[derive(Debug, Default)]
-pub(crate) struct GraphEngine {
-    folded: HashMap<ParamId, FoldedTensors>,
-    /// Keyed by map size, window size and shift.
-    windows: HashMap<[[usize; 2]; 3], WindowTables>,
-    /// Zeros added to each node when feature gradients are recorded; the gradient of a probe is that of
-    /// its node.
-    probes: HashMap<usize, Var>,
-    /// Gradients of the probed features.
-    features: Vec<(String, Tensor)>,
-}
+use crate::{Error, Result};
 
 /// Returns the tensor of a node.
 fn tensor(op: &'static str, x: &Node) -> Result<Tensor> {
@@ -49,12 +36,6 @@ fn tensor(op: &'static str, x: &Node) -> Result<Tensor> {
         Data::Tensor(t) => Ok(t.clone()),
         _ => Err(Error::usage(op, "the node belongs to a tape with another engine")),
     }
-}
-
-/// Returns a parameter for computation: attached to the graph if it is trained, detached otherwise.
-fn weight(id: ParamId, context: &Context) -> Tensor {
-    let param = context.params.get(id);
-    if context.trains(id) { param.var().as_tensor().clone() } else { param.var().as_detached_tensor() }
 }
 
 impl Engine for GraphEngine {

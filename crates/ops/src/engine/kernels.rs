@@ -266,18 +266,10 @@ impl<T: Elem> Engine for KernelsEngine<T> {
             (Op::LayerNorm { weight, bias, .. }, Saved::Normalized(x, stats)) => {
                 let (mut dx, holds) = self.slot(input);
                 let mut scratch = self.pool().take(layer_norm::scratch_len(dy.len() / channels, channels));
-                let (d_weight, d_bias) = with_values::<T, _>(context.params.get(*weight).var(), |gamma| {
+                let sums = with_values::<T, _>(context.params.get(*weight).var(), |gamma| {
                     layer_norm::backward((&x, &dy), gamma, &stats, holds, &mut dx, &mut scratch)
                 })?;
-                for (id, sums) in [(*weight, d_weight), (*bias, d_bias)] {
-                    if context.trains(id) {
-                        let gradient = self.vector(sums.into_iter());
-                        self.param(id, gradient);
-                    }
-                }
-                if input.needs_grad {
-                    self.set(input, dx);
-                }
+                self.norm_backward([*weight, *bias], sums, input, dx, context);
             }
             (Op::Gelu, Saved::Values(x)) => {
                 elementwise::gelu_backward(&x, &mut dy);

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use crate::element::{Float, with_values};
 use crate::graph::shape::like;
 use crate::graph::{from_slice, rows_of, upcast};
-use crate::kernels::indirect_gemm::Activation;
+use crate::kernels::activation::Activation;
 use crate::kernels::norm;
 use crate::{Error, Result};
 

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tens
 
 use crate::element::Float;
 use crate::graph::{columns_last, rows_of, upcast};
-use crate::kernels::indirect_gemm::Activation;
+use crate::kernels::activation::Activation;
 use crate::kernels::resample::AxisWeights;
 use crate::{Error, Result};
 

@@ -4,6 +4,7 @@
 //! Maps are NHWC. Work is partitioned by shape only and partial sums are combined in a fixed order, so
 //! results do not depend on the number of threads.
 
+pub(crate) mod activation;
 pub(crate) mod allocator;
 pub(crate) mod attention;
 pub(crate) mod depthwise;

@@ -2,8 +2,8 @@
 
 #![allow(unsafe_code)]
 
+use super::activation::Activation;
 use super::elementwise::looped;
-use super::indirect_gemm::Activation;
 use super::{SharedSlice, parallel, rows_per_task};
 use crate::element::Float;
 use crate::simd::{Kernel, Simd};

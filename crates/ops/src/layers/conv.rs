@@ -1,7 +1,7 @@
 //! Convolution, batch norm and activation as one block.
 
+use crate::kernels::activation::Activation;
 use crate::kernels::geometry::ConvSpec;
-use crate::kernels::indirect_gemm::Activation;
 use crate::node::Node;
 use crate::op::{BatchNorm, Conv, Op};
 use crate::params::{Init, ParamBuilder};

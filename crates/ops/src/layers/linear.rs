@@ -1,8 +1,8 @@
 //! Linear layer on vectors and on the pixels of maps.
 
 use super::conv::ConvBnAct;
+use crate::kernels::activation::Activation;
 use crate::kernels::geometry::{ConvSpec, Padding};
-use crate::kernels::indirect_gemm::Activation;
 use crate::node::Node;
 use crate::params::{Init, ParamBuilder};
 use crate::tape::Tape;

@@ -2,20 +2,12 @@
 
 use candle_core::Tensor;
 
-use super::{GraphEngine, weight};
+use super::state::{FoldedTensors, GraphEngine, weight};
 use crate::engine::Context;
 use crate::graph;
 use crate::mode::Mode;
 use crate::op::{BN_MOMENTUM, BatchNorm, Conv, Value};
 use crate::{Error, Result};
-
-/// Convolution weights with batch norm folded in, at one version of the parameters.
-#[derive(Debug, Clone)]
-pub(super) struct FoldedTensors {
-    version: u64,
-    weight: Tensor,
-    bias: Tensor,
-}
 
 impl GraphEngine {
     /// Runs a block on a map, or on a vector.

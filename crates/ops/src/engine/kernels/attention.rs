@@ -2,24 +2,13 @@
 
 use std::sync::Arc;
 
-use super::state::{Elem, KernelsEngine};
+use super::state::{AttentionSaved, Elem, KernelsEngine};
 use crate::Result;
 use crate::buffers::{Buf, Pool};
 use crate::element::with_values;
 use crate::engine::Context;
 use crate::kernels::attention::{Attention as Kernel, Windows, bias_len, spread_bias};
 use crate::op::{Attention, Value};
-
-/// Kernel inputs, kept for the backward pass.
-#[derive(Debug)]
-pub(crate) struct AttentionSaved<T> {
-    windows: Windows,
-    qkv: Arc<Buf<T>>,
-    /// Expanded relative position bias.
-    bias: Buf<T>,
-    /// Projection of a zero pixel.
-    outside: Buf<T>,
-}
 
 impl<T: Elem> AttentionSaved<T> {
     fn kernel<'a>(&'a self, op: &Attention, output: &Value, scratch: &'a Arc<Pool<T>>) -> Kernel<'a, T> {

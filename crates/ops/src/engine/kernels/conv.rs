@@ -3,55 +3,18 @@
 use std::sync::{Arc, OnceLock};
 
 use super::dispatch::Dispatch;
-use super::state::{Elem, KernelsEngine, Saved};
+use super::state::{ConvSaved, Elem, Folded, KernelsEngine, Saved, Stats};
 use crate::buffers::Buf;
 use crate::element::with_values;
 use crate::engine::{Context, Segment};
-use crate::kernels::geometry::ConvGeo;
-use crate::kernels::indirect_gemm::{Activation, Epilogue};
+use crate::kernels::activation::Activation;
+use crate::kernels::indirect_gemm::Epilogue;
 use crate::kernels::norm::Sums;
 use crate::kernels::{SharedSlice, norm, winograd};
 use crate::mode::Mode;
 use crate::node::Data;
 use crate::op::{BN_MOMENTUM, BatchNorm, Conv, Value};
 use crate::{Error, ParamId, Result};
-
-/// Weights with batch norm folded in, at one version of the parameters.
-#[derive(Debug)]
-pub(super) struct Folded<T> {
-    version: u64,
-    weight: Buf<T>,
-    /// The weight in Winograd's domain, computed on first use.
-    points: OnceLock<Buf<T>>,
-    bias: Vec<T>,
-}
-
-/// Values saved for the backward pass of a block.
-#[derive(Debug)]
-pub(super) struct ConvSaved<T> {
-    pub(super) geo: Arc<ConvGeo>,
-    /// Input.
-    pub(super) values: Arc<Buf<T>>,
-    pub(super) padded: Option<Buf<T>>,
-    /// Input of batch norm.
-    pub(super) raw: Option<Buf<T>>,
-    pub(super) stats: Option<Stats<T>>,
-    /// Result, if the activation's derivative is computed from it.
-    pub(super) result: Option<Arc<Buf<T>>>,
-}
-
-/// Batch norm of one pass: `out = a * y + b`.
-#[derive(Debug)]
-pub(super) struct Stats<T> {
-    /// Batch statistics, through which gradients flow.
-    pub(super) batch: bool,
-    pub(super) a: Vec<T>,
-    pub(super) b: Vec<T>,
-    pub(super) mean: Vec<T>,
-    pub(super) wide_mean: Vec<f64>,
-    pub(super) wide_a: Vec<f64>,
-    pub(super) inverse: Vec<f64>,
-}
 
 /// Values of a parameter in f64.
 fn wide<T: Elem>(id: ParamId, context: &Context) -> Result<Vec<f64>> {

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::conv::ConvSaved;
 use super::dispatch::Dispatch;
-use super::state::{Elem, KernelsEngine};
+use super::state::{ConvSaved, Elem, KernelsEngine};
 use crate::Result;
 use crate::buffers::Buf;
 use crate::element::with_values;

@@ -1,17 +1,16 @@
 //! State of the kernels engine: memory, what operations save for the backward pass, and gradients.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
-use super::attention::AttentionSaved;
-use super::conv::{ConvSaved, Folded};
 use crate::buffers::{Buf, Pool, Pools};
 use crate::element::Float;
 use crate::engine::Context;
 use crate::gradients::Grad;
+use crate::kernels::attention::Windows;
 use crate::kernels::elementwise;
 use crate::kernels::geometry::{ConvGeo, ConvSpec};
 use crate::kernels::resample::AxisWeights;
@@ -55,6 +54,54 @@ pub(super) enum Saved<T> {
     Axes(AxisWeights, AxisWeights),
     /// Result in candle's graph, and the inputs that it depends on.
     Expression(Tensor, Vec<(usize, Var)>),
+}
+
+/// Weights with batch norm folded in, at one version of the parameters.
+#[derive(Debug)]
+pub(super) struct Folded<T> {
+    pub(super) version: u64,
+    pub(super) weight: Buf<T>,
+    /// The weight in Winograd's domain, computed on first use.
+    pub(super) points: OnceLock<Buf<T>>,
+    pub(super) bias: Vec<T>,
+}
+
+/// Values saved for the backward pass of a block.
+#[derive(Debug)]
+pub(super) struct ConvSaved<T> {
+    pub(super) geo: Arc<ConvGeo>,
+    /// Input.
+    pub(super) values: Arc<Buf<T>>,
+    pub(super) padded: Option<Buf<T>>,
+    /// Input of batch norm.
+    pub(super) raw: Option<Buf<T>>,
+    pub(super) stats: Option<Stats<T>>,
+    /// Result, if the activation's derivative is computed from it.
+    pub(super) result: Option<Arc<Buf<T>>>,
+}
+
+/// Batch norm of one pass: `out = a * y + b`.
+#[derive(Debug)]
+pub(super) struct Stats<T> {
+    /// Batch statistics, through which gradients flow.
+    pub(super) batch: bool,
+    pub(super) a: Vec<T>,
+    pub(super) b: Vec<T>,
+    pub(super) mean: Vec<T>,
+    pub(super) wide_mean: Vec<f64>,
+    pub(super) wide_a: Vec<f64>,
+    pub(super) inverse: Vec<f64>,
+}
+
+/// Inputs of window attention.
+#[derive(Debug)]
+pub(super) struct AttentionSaved<T> {
+    pub(super) windows: Windows,
+    pub(super) qkv: Arc<Buf<T>>,
+    /// Expanded relative position bias.
+    pub(super) bias: Buf<T>,
+    /// Projection of a zero pixel.
+    pub(super) outside: Buf<T>,
 }
 
 /// Gradients accumulated during a backward pass.
@@ -211,6 +258,26 @@ impl<T: Elem> KernelsEngine<T> {
             None => {
                 self.back.params.insert(id, gradient);
             }
+        }
+    }
+
+    /// Sets the gradients of a norm's input, and of its weight and bias.
+    pub(super) fn norm_backward(
+        &mut self,
+        params: [ParamId; 2],
+        sums: (Vec<f64>, Vec<f64>),
+        input: &Value,
+        dx: Buf<T>,
+        context: &Context,
+    ) {
+        for (id, sums) in params.into_iter().zip([sums.0, sums.1]) {
+            if context.trains(id) {
+                let gradient = self.vector(sums.into_iter());
+                self.param(id, gradient);
+            }
+        }
+        if input.needs_grad {
+            self.set(input, dx);
         }
     }
 
