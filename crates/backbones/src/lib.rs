@@ -52,17 +52,9 @@ type BuildBackbone = fn(&ModelSpec, &ParamBuilder) -> Result<Box<dyn Backbone>>;
 /// All architectures, in listing order.
 const FAMILIES: &[Family] = &[
     Family { entries: resnet::ENTRIES, backbone: Some(resnet::backbone), frozen: false },
-    Family {
-        entries: mobilenetv2::ENTRIES,
-        backbone: Some(mobilenetv2::backbone),
-        frozen: false,
-    },
+    Family { entries: mobilenetv2::ENTRIES, backbone: Some(mobilenetv2::backbone), frozen: false },
     Family { entries: vgg::ENTRIES, backbone: Some(vgg::backbone), frozen: false },
-    Family {
-        entries: cifar_resnet::ENTRIES,
-        backbone: Some(cifar_resnet::backbone),
-        frozen: false,
-    },
+    Family { entries: cifar_resnet::ENTRIES, backbone: Some(cifar_resnet::backbone), frozen: false },
     Family { entries: swin::ENTRIES, backbone: Some(swin::backbone), frozen: false },
     Family { entries: early_exits::ENTRIES, backbone: None, frozen: false },
     Family { entries: deeplabv3plus::ENTRIES, backbone: None, frozen: false },

@@ -86,7 +86,10 @@ pub fn encode(
         let from = graph.value(*index)?;
         graph.node("Identity", &[&from], feature, &[]);
         let entry = trace.entries.iter().find(|entry| entry.output.index == *index);
-        outputs.push(value_info(feature, &entry.map(|entry| entry.output.dims()[1..].to_vec()).unwrap_or_default()));
+        outputs.push(value_info(
+            feature,
+            &entry.map(|entry| entry.output.dims()[1..].to_vec()).unwrap_or_default(),
+        ));
     }
     for node in &graph.nodes {
         message = message.message(1, node);
