@@ -16,8 +16,8 @@ pub use norm::{BatchNormOutput, batch_norm};
 pub(crate) use pool::max_pool;
 pub use resize::resize_bilinear;
 pub(crate) use shape::{
-    activate, add, expand, gelu, global_average, layer_norm, linear, merge_patches, resample, scale,
-    scale_images,
+    activate, add, expand, gelu, global_average, group_norm, layer_norm, linear, merge_patches, resample,
+    scale, scale_images,
 };
 pub use softmax::{cross_entropy, log_softmax};
 pub use svd::svd;

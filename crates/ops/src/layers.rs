@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod group_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 mod maps;

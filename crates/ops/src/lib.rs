@@ -42,6 +42,7 @@ pub use kernels::allocator::disable_trim;
 pub use kernels::geometry::{ConvSpec, Padding};
 pub use layers::attention::WindowAttention;
 pub use layers::conv::ConvBnAct;
+pub use layers::group_norm::GroupNorm;
 pub use layers::layer_norm::LayerNorm;
 pub use layers::linear::Linear;
 pub use mode::{EngineKind, Mode, Precision};

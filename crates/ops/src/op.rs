@@ -212,6 +212,19 @@ pub enum Op {
         /// Epsilon added to the variance.
         eps: f64,
     },
+    /// Like [`Op::LayerNorm`], over the pixels and channels of each image and group of channels.
+    GroupNorm {
+        /// Groups, which divide the channels.
+        groups: usize,
+        /// Channels.
+        channels: usize,
+        /// Scale per channel.
+        weight: ParamId,
+        /// Offset per channel.
+        bias: ParamId,
+        /// Epsilon added to the variance.
+        eps: f64,
+    },
     /// `x * CDF(x)` of the standard normal, of the shape of `x`.
     Gelu,
     /// `x` above zero, `exp(x) - 1` below, of the shape of `x`.
@@ -250,6 +263,7 @@ impl Op {
         Self::AdaptiveAveragePool { .. } => "adaptive_avg_pool",
         Self::Expand { .. } => "expand",
         Self::LayerNorm { .. } => "layer_norm",
+        Self::GroupNorm { .. } => "group_norm",
         Self::Gelu => "gelu",
         Self::Elu => "elu",
         Self::Dropout { .. } => "dropout",
@@ -326,10 +340,10 @@ impl Op {
                 fail(&expected, &x.shape)
             }
             Self::Expand { size } => Ok(([b, size[0], size[1], c], false)),
-            Self::LayerNorm { channels, .. } if *channels != c => {
+            Self::LayerNorm { channels, .. } | Self::GroupNorm { channels, .. } if *channels != c => {
                 fail(&format!("{channels} channels"), &x.shape)
             }
-            Self::LayerNorm { .. } => Ok((x.shape, x.flat)),
+            Self::LayerNorm { .. } | Self::GroupNorm { .. } => Ok((x.shape, x.flat)),
             Self::Dropout { p } | Self::DropPath { p } => match (0.0..1.0).contains(p) {
                 true => Ok((x.shape, x.flat)),
                 false => fail(&"a probability in [0, 1)", p),
@@ -356,7 +370,8 @@ impl Op {
                     conv.norm.map(|norm| vector(norm.bias)),
                 ]
             }
-            Self::LayerNorm { channels, weight, bias, .. } => {
+            Self::LayerNorm { channels, weight, bias, .. }
+            | Self::GroupNorm { channels, weight, bias, .. } => {
                 [Some((*weight, *channels)), Some((*bias, *channels)), None, None]
             }
             Self::WindowAttention(attention) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor};
 use stillhouse_ops::op::Cost;
 use stillhouse_ops::{
-    Activation, ConvBnAct, ConvSpec, EngineKind, Init, LayerNorm, Linear, Mode, Node, Op, Padding,
+    Activation, ConvBnAct, ConvSpec, EngineKind, GroupNorm, Init, LayerNorm, Linear, Mode, Node, Op, Padding,
     ParamBuilder, ParamStore, Result, Rng, Tape, WindowAttention,
 };
 
@@ -85,6 +85,17 @@ const CASES: &[Case] = &[
     case("layer_norm", |p| {
         let norm = LayerNorm::new(CHANNELS, "norm", p).unwrap();
         Box::new(move |x, tape| norm.forward(x, tape))
+    }),
+    case("group_norm", |p| {
+        let norm = GroupNorm::new(3, CHANNELS, "norm", p).unwrap();
+        Box::new(move |x, tape| {
+            let y = norm.forward(x, tape)?;
+            let vector = tape.global_avg_pool(&y)?;
+            let vector = norm.forward(&vector, tape)?;
+            let y = tape.add(x, &y)?;
+            let z = tape.expand(&vector, y.size())?;
+            tape.add(&y, &z)
+        })
     }),
     case("gelu", |_| Box::new(|x, tape| tape.gelu(x))),
     case("elu", |_| Box::new(|x, tape| tape.elu(x))),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use stillhouse_ops::{
-    Activation, ConvBnAct, ConvSpec, EngineKind, Init, LayerNorm, Linear, Mode, Node, Padding, ParamStore,
-    Result, Rng, Tape, WindowAttention,
+    Activation, ConvBnAct, ConvSpec, EngineKind, GroupNorm, Init, LayerNorm, Linear, Mode, Node, Padding,
+    ParamStore, Result, Rng, Tape, WindowAttention,
 };
 use stillhouse_testkit::device;
 use stillhouse_testkit::finite_diff::{assert_close, central_difference};
@@ -279,6 +279,35 @@ fn layer_norm_gelu_and_linear_on_maps() {
                 })
             });
         }
+    }
+}
+
+#[test]
+fn group_norm_on_maps() {
+    for dtype in BOTH {
+        let params = store(dtype);
+        let norm = GroupNorm::new(2, 6, "norm", &params.builder(Rng::new(1))).unwrap();
+        shake(&params);
+        let (shape, [b, h, w]) = ([2, 6, 3, 5], [2, 3, 5]);
+        let values = |name: &str| flat(&params.export(params.id(name).unwrap()).unwrap());
+        let (weight, bias) = (values("norm.weight"), values("norm.bias"));
+        let naive = |x: &[Vec<f64>]| {
+            let group = |image: usize, g: usize| {
+                let count = 3 * h * w;
+                let of = &x[0][(image * 2 + g) * count..][..count];
+                let mean = of.iter().sum::<f64>() / count as f64;
+                let variance = of.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count as f64;
+                (mean, (variance + 1e-5).sqrt())
+            };
+            let stats: Vec<_> = (0..2 * b).map(|i| group(i / 2, i % 2)).collect();
+            fill(shape, |[image, c, y, i]| {
+                let (mean, deviation) = stats[image * 2 + c / 3];
+                (at(&x[0], shape, [image, c, y, i]) - mean) / deviation * weight[c] + bias[c]
+            })
+        };
+        let layer = |x: &[Node], tape: &mut Tape| norm.forward(&x[0], tape);
+        Case { what: format!("group norm {dtype:?}"), shapes: vec![shape], params: &params, layer: &layer }
+            .check(naive);
     }
 }
 
@@ -628,5 +657,5 @@ fn gradient_checkpointing_is_bit_identical() {
 /// Runs these tests on the graph engine, in a child process.
 #[test]
 fn kernels_and_graph_engine_agree() {
-    child::rerun(("STILLHOUSE_ENGINE", "graph"), &["--skip", "kernels_"], 12);
+    child::rerun(("STILLHOUSE_ENGINE", "graph"), &["--skip", "kernels_"], 13);
 }

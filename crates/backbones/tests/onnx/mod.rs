@@ -7,7 +7,9 @@ use stillhouse_backbones::registry;
 use stillhouse_backbones::weights::onnx::{OPSET, OnnxInfo, encode};
 use stillhouse_core::model::{FeatureInfo, Features, Model, ModelSpec};
 use stillhouse_core::{ParamStore, Rng, Tape};
-use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, LayerNorm, Node, Op, WindowAttention};
+use stillhouse_ops::{
+    Activation, ConvBnAct, ConvSpec, GroupNorm, Init, LayerNorm, Node, Op, WindowAttention,
+};
 
 /// A field of a message: number and value.
 enum Field<'a> {
@@ -188,6 +190,7 @@ fn encodes_every_operation_or_states_why_not() {
     let conv = ConvSpec::new(3, 3, 3);
     let conv = ConvBnAct::new(conv, "conv", "bn", Activation::Relu6, Init::Normal(0.1), &p).unwrap();
     let norm = LayerNorm::new(3, "norm", &p).unwrap();
+    let group_norm = GroupNorm::new(3, 3, "group_norm", &p).unwrap();
     let attention = WindowAttention::new(3, 1, [2, 2], [1, 1], Init::Normal(0.1), &p).unwrap();
     let layers: Vec<(&str, Option<&str>, Layer)> = vec![
         ("input", None, Box::new(|x, _| Ok(x.clone()))),
@@ -208,6 +211,7 @@ fn encodes_every_operation_or_states_why_not() {
             }),
         ),
         ("layer_norm", None, Box::new(move |x, tape| norm.forward(x, tape))),
+        ("group_norm", None, Box::new(move |x, tape| group_norm.forward(x, tape))),
         ("gelu", None, Box::new(|x, tape| tape.gelu(x))),
         ("elu", None, Box::new(|x, tape| tape.elu(x))),
         (

@@ -80,6 +80,9 @@ impl Engine for GraphEngine {
             Op::LayerNorm { weight: gamma, bias, eps, .. } => {
                 graph::layer_norm(x, &weight(*gamma, context), &weight(*bias, context), *eps)?
             }
+            Op::GroupNorm { groups, weight: gamma, bias, eps, .. } => {
+                graph::group_norm(x, *groups, &weight(*gamma, context), &weight(*bias, context), *eps)?
+            }
             Op::Gelu => graph::gelu(x)?,
             Op::Elu => x.elu(1.0)?,
             Op::Dropout { p } => {

@@ -7,6 +7,8 @@ mod dispatch;
 mod expression;
 mod state;
 
+use std::sync::Arc;
+
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
@@ -16,6 +18,7 @@ use super::{Context, Engine, Expression, Source};
 use crate::buffers::Pools;
 use crate::element::with_values;
 use crate::gradients::Gradients;
+use crate::kernels::group_norm::Groups;
 use crate::kernels::pool::{MaxPool, spread, sum_pixels};
 use crate::kernels::resample::{AxisWeights, resample};
 use crate::kernels::{dropout, elementwise, layer_norm, patches};
@@ -39,7 +42,7 @@ impl<T: Elem> Engine for KernelsEngine<T> {
         let input = &inputs.first().ok_or_else(|| Error::usage(op.name(), "needs an input"))?.value;
         let [images, h, w, channels] = input.shape;
         let x = self.values(op, inputs[0])?;
-        let mut saved = Saved::None;
+        let (mut saved, mut saves_result) = (Saved::None, false);
         let out = match op {
             Op::Input | Op::Opaque(_) | Op::Expression => {
                 return Err(Error::usage(op.name(), "is not computed from nodes"));
@@ -63,7 +66,8 @@ impl<T: Elem> Engine for KernelsEngine<T> {
             Op::Relu => {
                 let mut out = self.map(output, context);
                 elementwise::clamp(&x, T::ZERO, T::narrow(f64::INFINITY), &mut out);
-                return Ok(self.finish_saving_result(output, out));
+                saves_result = true;
+                out
             }
             Op::Add => {
                 let mut out = self.map(output, context);
@@ -102,6 +106,17 @@ impl<T: Elem> Engine for KernelsEngine<T> {
                 saved = Saved::Normalized(x, stats);
                 out
             }
+            Op::GroupNorm { groups, weight, bias, eps, .. } => {
+                let mut out = self.pool().take(x.len());
+                let mut stats = self.pool().take(2 * images * groups);
+                with_values::<T, _>(context.params.get(*weight).var(), |gamma| {
+                    with_values::<T, _>(context.params.get(*bias).var(), |beta| {
+                        group_norm(input, *groups).forward(&x, (gamma, beta), *eps, &mut out, &mut stats);
+                    })
+                })??;
+                saved = Saved::Normalized(x, stats);
+                out
+            }
             Op::Gelu => {
                 let mut out = self.map(output, context);
                 elementwise::gelu(&x, &mut out);
@@ -111,7 +126,8 @@ impl<T: Elem> Engine for KernelsEngine<T> {
             Op::Elu => {
                 let mut out = self.map(output, context);
                 elementwise::elu(&x, &mut out);
-                return Ok(self.finish_saving_result(output, out));
+                saves_result = true;
+                out
             }
             Op::Dropout { p } => {
                 let mut mask = self.pool().take(x.len());
@@ -140,7 +156,12 @@ impl<T: Elem> Engine for KernelsEngine<T> {
             }
         };
         context.profile.stop(started, || label(op, input, "forward"), 0);
-        Ok(self.finish(output, out, saved))
+        let out = Arc::new(out);
+        if saves_result {
+            saved = Saved::Values(Arc::clone(&out));
+        }
+        self.save(output, saved);
+        Ok(T::wrap(out))
     }
 
     fn import(&mut self, tensor: Source, output: &Value, context: &Context) -> Result<Data> {
@@ -148,7 +169,7 @@ impl<T: Elem> Engine for KernelsEngine<T> {
         let mut values = self.map(output, context);
         let [_, h, w, c] = output.shape;
         with_values::<T, _>(&tensor, |x| elementwise::channels_last(x, c, h * w, &mut values))?;
-        Ok(T::wrap(values.into()))
+        Ok(T::wrap(Arc::new(values)))
     }
 
     fn expression(
@@ -271,6 +292,13 @@ impl<T: Elem> Engine for KernelsEngine<T> {
                 })?;
                 self.norm_backward([*weight, *bias], sums, input, dx, context);
             }
+            (Op::GroupNorm { groups, weight, bias, .. }, Saved::Normalized(x, stats)) => {
+                let (mut dx, holds) = self.slot(input);
+                let sums = with_values::<T, _>(context.params.get(*weight).var(), |gamma| {
+                    group_norm(input, *groups).backward((&x, &dy), gamma, &stats, holds, &mut dx)
+                })?;
+                self.norm_backward([*weight, *bias], sums, input, dx, context);
+            }
             (Op::Gelu, Saved::Values(x)) => {
                 elementwise::gelu_backward(&x, &mut dy);
                 self.add(input.index, dy);
@@ -307,6 +335,7 @@ impl<T: Elem> Engine for KernelsEngine<T> {
                 | Op::Resize { .. }
                 | Op::AdaptiveAveragePool { .. }
                 | Op::LayerNorm { .. }
+                | Op::GroupNorm { .. }
                 | Op::Gelu
                 | Op::Elu
                 | Op::Dropout { .. }
@@ -355,6 +384,11 @@ fn max_pool(window: [usize; 3], input: &Value, output: &Value) -> MaxPool {
     let ([input, output], channels, [kernel, stride, padding]) =
         ([input.size(), output.size()], input.shape[3], window);
     MaxPool { input, output, channels, kernel, stride, padding }
+}
+
+fn group_norm(input: &Value, groups: usize) -> Groups {
+    let [images, h, w, channels] = input.shape;
+    Groups { images, pixels: h * w, channels, groups }
 }
 
 /// Weights of a separable resampling, of rows and of columns.

@@ -142,6 +142,24 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
     like(y.to_dtype(x.dtype())?, x)
 }
 
+/// Like [`layer_norm`], over the pixels and channels of each image and group of channels.
+pub(crate) fn group_norm(
+    x: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    let rows = upcast(x)?.reshape((x.dim(0)?, groups, ()))?;
+    let centered = rows.broadcast_sub(&rows.mean_keepdim(2)?)?;
+    let deviation = (centered.sqr()?.mean_keepdim(2)? + eps)?.sqrt()?;
+    let y = centered.broadcast_div(&deviation)?.reshape(x.shape())?;
+    let mut shape = vec![1; x.rank()];
+    shape[1] = x.dim(1)?;
+    let y = y.broadcast_mul(&weight.reshape(&shape[..])?)?.broadcast_add(&bias.reshape(&shape[..])?)?;
+    Ok(y.to_dtype(x.dtype())?)
+}
+
 /// Reshapes rows of channels to the shape of `x`; the number of channels may differ.
 pub(crate) fn like(rows: Tensor, x: &Tensor) -> Result<Tensor> {
     match *x.dims() {

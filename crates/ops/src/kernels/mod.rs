@@ -11,6 +11,7 @@ pub(crate) mod depthwise;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod geometry;
+pub(crate) mod group_norm;
 pub(crate) mod indirect_gemm;
 pub(crate) mod layer_norm;
 pub(crate) mod math;

@@ -135,6 +135,7 @@ pub fn unsupported(op: &Op) -> Option<&'static str> {
         | Op::AdaptiveAveragePool { .. }
         | Op::Expand { .. }
         | Op::LayerNorm { .. }
+        | Op::GroupNorm { .. }
         | Op::Gelu
         | Op::Elu => None,
     }
@@ -305,6 +306,26 @@ impl Graph<'_> {
                     let normal = self.apply("LayerNormalization", &[&last, &weight, &bias], &attributes);
                     self.apply("Transpose", &[&normal], &[Attribute::Ints("perm", &[0, 3, 1, 2])])
                 }
+            }
+            // The operator set has none: instance norm of the groups, then scale and offset per channel.
+            Op::GroupNorm { groups, channels, weight, bias, eps } => {
+                let rows = self.constant_ints(&[0, *groups as i64, -1]);
+                let (ones, zeros) = (vec![1.0; *groups], vec![0.0; *groups]);
+                let ones = self.constant(&[*groups as i64], &ones);
+                let zeros = self.constant(&[*groups as i64], &zeros);
+                let y = self.apply("Reshape", &[&x, &rows], &[]);
+                let epsilon = [Attribute::Float("epsilon", *eps as f32)];
+                let y = self.apply("InstanceNormalization", &[&y, &ones, &zeros], &epsilon);
+                let [c, h, w] = [*channels, height, width].map(|n| n as i64);
+                let (map, row) =
+                    if flat { (vec![0, c], vec![1, c]) } else { (vec![0, c, h, w], vec![1, c, 1, 1]) };
+                let (map, row) = (self.constant_ints(&map), self.constant_ints(&row));
+                let y = self.apply("Reshape", &[&y, &map], &[]);
+                let (weight, bias) = (self.param(*weight, false)?, self.param(*bias, false)?);
+                let weight = self.apply("Reshape", &[&weight, &row], &[]);
+                let bias = self.apply("Reshape", &[&bias, &row], &[]);
+                let y = self.apply("Mul", &[&y, &weight], &[]);
+                self.apply("Add", &[&y, &bias], &[])
             }
             Op::Elu => self.apply("Elu", &[&x], &[]),
             Op::Gelu => {

@@ -180,19 +180,7 @@ impl<T: Elem> KernelsEngine<T> {
         if context.mode.records() { pool.take(len) } else { pool.borrow(len) }
     }
 
-    /// Makes a value of a result, and keeps what was saved if it gets a gradient.
-    pub(super) fn finish(&mut self, output: &Value, out: Buf<T>, saved: Saved<T>) -> Data {
-        self.save(output, saved);
-        T::wrap(Arc::new(out))
-    }
-
-    /// Like [`Self::finish`]; saves the result itself.
-    pub(super) fn finish_saving_result(&mut self, output: &Value, out: Buf<T>) -> Data {
-        let out = Arc::new(out);
-        self.save(output, Saved::Values(Arc::clone(&out)));
-        T::wrap(out)
-    }
-
+    /// Keeps what an operation saved, if its result gets a gradient.
     pub(super) fn save(&mut self, output: &Value, saved: Saved<T>) {
         if output.needs_grad {
             if self.saved.len() <= output.index {
