@@ -9,7 +9,8 @@ use stillhouse_tests::root;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("stillhouse-ops", &[]),
     ("stillhouse-core", &["stillhouse-ops"]),
-    ("stillhouse-datasets", &["stillhouse-core"]),
+    ("stillhouse-jpeg", &[]),
+    ("stillhouse-datasets", &["stillhouse-core", "stillhouse-jpeg"]),
     ("stillhouse-backbones", &["stillhouse-core", "stillhouse-ops"]),
     ("stillhouse-losses", &["stillhouse-core", "stillhouse-ops"]),
     ("stillhouse-metrics", &["stillhouse-core"]),

@@ -57,32 +57,3 @@ if pa:
         ("gzip", {"compression": "gzip", "row_group_size": 5, "data_page_size": 256}),
     ]:
         pq.write_table(table, here / f"{name}.parquet", **options)
-
-# JPEG files of every sampling, and what libjpeg decodes them to. `other` are not of the baseline kind.
-rows, columns = np.mgrid[0:37, 0:53]
-waves = [128 + 120 * np.sin(rows / a + columns / b) for a, b in [(5, 9), (-7, 4), (3, 30)]]
-noise = np.random.default_rng(0).normal(0, 12, (37, 53, 3))
-picture = Image.fromarray((np.stack(waves, 2) + noise).clip(0, 255).astype(np.uint8))
-kinds = {
-    "444": {"subsampling": 0},
-    "422": {"subsampling": 1},
-    "420": {"subsampling": 2},
-    "444_best": {"subsampling": 0, "quality": 100},
-    "420_worst": {"subsampling": 2, "quality": 3},
-    "420_own_codes": {"subsampling": 2, "optimize": True},
-    "422_restarts": {"subsampling": 1, "restart_marker_blocks": 3},
-    "420_restarts": {"subsampling": 2, "restart_marker_rows": 1},
-    "gray": {"mode": "L"},
-    "gray_restarts": {"mode": "L", "restart_marker_blocks": 1},
-    "420_narrow": {"subsampling": 2, "size": (5, 37)},
-    "420_tiny": {"subsampling": 2, "size": (3, 3)},
-    "422_low": {"subsampling": 1, "size": (53, 1)},
-    "other_progressive": {"progressive": True},
-    "other_cmyk": {"mode": "CMYK"},
-}
-(here / "jpeg").mkdir(exist_ok=True)
-for name, kind in kinds.items():
-    image = picture.convert(kind.pop("mode", "RGB")).crop((0, 0, *kind.pop("size", picture.size)))
-    image.save(here / f"jpeg/{name}.jpg", **({"quality": 85} | kind))
-    decoded = Image.open(here / f"jpeg/{name}.jpg").convert("RGB")
-    decoded.save(here / f"jpeg/{name}.png", optimize=True)
