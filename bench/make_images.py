@@ -3,9 +3,9 @@
     python make_images.py OUT FOLDER...
 
 Each image below the folders is assigned the largest size that it covers (upscaling by up to 10 % is
-allowed), cropped to that aspect ratio, resized and written to `OUT/256x256/images` or
-`OUT/500x375/images` with quality 90 and 4:2:0 subsampling, as common in datasets. Use images of about
-the target sizes: downscaling adds fine detail, which is slow to decode.
+allowed), cropped to that aspect ratio, resized and written to one of two class folders of `OUT/256x256`
+or `OUT/500x375` with quality 90 and 4:2:0 subsampling, as common in datasets. Use images of about the
+target sizes: downscaling adds fine detail, which is slow to decode.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main():
             continue
         if image.size != size:
             image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-        folder = out / "x".join(map(str, size)) / "images"
+        folder = out / "x".join(map(str, size)) / ("even", "odd")[counts[size] % 2]
         folder.mkdir(parents=True, exist_ok=True)
         image.save(folder / f"{counts[size]:05}.jpg", quality=90, subsampling="4:2:0")
         counts[size] += 1
