@@ -50,6 +50,8 @@ pub enum Warning {
     MissingComponent,
     /// Progressive scans that do not continue each other.
     ScanOrder,
+    /// Coded data goes on after its last block, a sign that an earlier byte was damaged.
+    ExcessData,
     /// Bytes between the coded data and the next marker, which were skipped.
     ExtraneousBytes,
 }
@@ -71,6 +73,7 @@ impl fmt::Display for Warning {
             Self::LostRestart => "missing restart marker",
             Self::MissingComponent => "a component without a scan",
             Self::ScanOrder => "progressive scans that do not continue each other",
+            Self::ExcessData => "coded data goes on after the last block",
             Self::ExtraneousBytes => "extraneous bytes before a marker",
         })
     }

@@ -107,15 +107,14 @@ impl Table {
         Ok(Self { look, ends, offsets, symbols: symbols.to_vec() })
     }
 
-    /// Returns the entry of a code that is longer than the lookup.
+    /// Returns the entry of a code that is longer than the lookup, from the next 16 bits. They are passed by
+    /// value, so that the bit reader stays in registers.
     #[cold]
-    fn long(&self, bits: &mut Bits) -> u32 {
-        let code = bits.peek(16);
+    fn long(&self, code: u32) -> u32 {
         let found = (LOOK as usize + 1..=16).find(|&length| code < self.ends[length]).and_then(|length| {
             let at = (code >> (16 - length)) as i32 + self.offsets[length];
             Some(entry(*self.symbols.get(usize::try_from(at).ok()?)?, length as u32))
         });
-        bits.invalid |= found.is_none();
         found.unwrap_or(INVALID)
     }
 
@@ -123,7 +122,11 @@ impl Table {
     #[inline(always)]
     fn find(&self, bits: &mut Bits) -> u32 {
         match self.look[bits.peek(LOOK) as usize] {
-            0 => self.long(bits),
+            0 => {
+                let entry = self.long(bits.peek(16));
+                bits.invalid |= entry == INVALID;
+                entry
+            }
             entry => entry,
         }
     }
@@ -232,7 +235,8 @@ pub(crate) fn block(
             if size(entry) == 0 {
                 if entry == 0 {
                     bits.refill();
-                    entry = ac.long(bits);
+                    entry = ac.long(bits.peek(16));
+                    bits.invalid |= entry == INVALID;
                 }
                 if size(entry) == 0 {
                     bits.take(entry);

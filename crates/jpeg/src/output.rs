@@ -110,9 +110,14 @@ fn rgb(y: u8, blue: u8, red: u8) -> [u8; 3] {
 
 #[inline(always)]
 fn convert_rgb(rows: [&[u8; N]; 3]) -> [[u8; 3]; N] {
+    let [y, blue, red] = rows;
     let mut out = [[0; 3]; N];
+    let flat = out.as_flattened_mut();
     for i in 0..N {
-        out[i] = rgb(rows[0][i], rows[1][i], rows[2][i]);
+        let [r, g, b] = rgb(y[i], blue[i], red[i]);
+        flat[3 * i] = r;
+        flat[3 * i + 1] = g;
+        flat[3 * i + 2] = b;
     }
     out
 }

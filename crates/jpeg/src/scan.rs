@@ -84,7 +84,7 @@ impl Grid {
                 input.warnings.add(Warning::InvalidCode);
             }
             if bits.left() >= 8 {
-                input.warnings.add(Warning::ExtraneousBytes);
+                input.warnings.add(Warning::ExcessData);
             }
         }
         last_row / self.rows_per_unit

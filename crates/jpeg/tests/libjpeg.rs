@@ -119,3 +119,24 @@ fn names_variants_that_are_not_supported() {
     assert!(matches!(decode(b"GIF89a").unwrap_err(), Error::Corrupt(_)));
     assert!(decode(b"").is_err());
 }
+
+/// A damaged byte often changes the number of blocks that the coded data holds.
+#[test]
+fn tells_damage_by_the_length_of_the_coded_data() {
+    for name in ["444", "420", "progressive_420"] {
+        let bytes = file(name);
+        let whole = decode(&bytes).unwrap();
+        let scan = bytes.windows(2).position(|w| w == [0xff, 0xda]).unwrap() + 14;
+        let (mut missing, mut excess) = (0, 0);
+        for at in scan..bytes.len() - 2 {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            let Ok(image) = decode(&damaged) else { continue };
+            if image.pixels != whole.pixels {
+                missing += usize::from(image.warnings.contains(&Warning::MissingData));
+                excess += usize::from(image.warnings.contains(&Warning::ExcessData));
+            }
+        }
+        assert!(missing > 5 && excess > 20, "{name}: {missing} too short, {excess} too long");
+    }
+}
