@@ -149,16 +149,20 @@ fn set_threads(flag: Option<usize>) -> Result<usize, CliError> {
         (Some(n), _) => (Some(n), "--threads"),
         (None, Ok(text)) if !text.trim().is_empty() => {
             let n = text.trim().parse().map_err(|_| {
-                CliError::usage(format!("STILLHOUSE_THREADS is `{text}`, expected a number from 1 to 1024"))
+                CliError::usage(format!("STILLHOUSE_THREADS is `{text}`, expected a number of threads"))
             })?;
             (Some(n), "STILLHOUSE_THREADS")
         }
         _ => (None, ""),
     };
+    // More threads than cores only cost time; a few are let through for tests.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = cores.max(16) * 2;
     if let Some(n) = requested
-        && !(1..=1024).contains(&n)
+        && !(1..=most).contains(&n)
     {
-        return Err(CliError::usage(format!("{origin} is {n}: expected 1 to 1024")));
+        let expected = format!("{origin} is {n}: expected 1 to {most} (this machine has {cores} cores)");
+        return Err(CliError::usage(expected));
     }
     stillhouse_ops::init_thread_pool(requested)
         .map_err(|e| CliError::failed(format!("cannot start the thread pool: {e}")))?;

@@ -35,6 +35,10 @@ pub(crate) fn is_missing(error: &CoreError) -> bool {
         Some(stillhouse_datasets::Error::MissingDataset { .. })
     ) || matches!(
         inner.downcast_ref::<stillhouse_backbones::Error>(),
-        Some(stillhouse_backbones::Error::NotFound { .. })
+        // A misspelled name suggests the right one.
+        Some(
+            stillhouse_backbones::Error::NotFound { .. }
+                | stillhouse_backbones::Error::UnknownWeights { suggest: None, .. }
+        )
     )
 }

@@ -109,8 +109,19 @@ impl RunDir {
         Ok(FolderLock::take(&self.0)?)
     }
 
-    /// Checks that the folder is empty or belongs to the run of this cell and hash.
+    /// Takes the folder for the run of this cell and hash if [`Self::check_owner`] agrees.
     pub fn claim(&self, cell: &str, hash: &str) -> Result<()> {
+        self.check_owner(cell, hash)?;
+        let path = self.config_path();
+        if path.exists() && read_info::<Table>(&path)?.hash != hash {
+            return fs::remove_file(&path).map_err(|e| CoreError::io(&path)(e).into());
+        }
+        Ok(())
+    }
+
+    /// Checks that the folder is empty, belongs to the run of this cell and hash, or to one that an error
+    /// stopped before its first checkpoint: its settings may be corrected. Changes nothing.
+    pub fn check_owner(&self, cell: &str, hash: &str) -> Result<()> {
         let path = self.config_path();
         if !path.exists() {
             // A process that was killed before it wrote its first file leaves only these.
@@ -127,11 +138,7 @@ impl RunDir {
             return Ok(());
         }
         let found: RunInfo<Table> = read_info(&path)?;
-        if found.hash != hash {
-            if !self.has_progress()? {
-                // An error stopped that run before its first checkpoint; its settings may be corrected.
-                return fs::remove_file(&path).map_err(|e| CoreError::io(&path)(e).into());
-            }
+        if found.hash != hash && self.has_progress()? {
             let reason = format!(
                 "the folder holds another run: expected `{cell}` with hash {hash}, found `{}` with hash {} \
                  (other settings or other data); choose another output folder",

@@ -69,6 +69,9 @@ pub enum Error {
         /// Why it is not finished.
         reason: String,
     },
+    /// A plan that cannot be run; nothing was trained or written.
+    #[error("{}", crate::plan_check::describe(.0))]
+    Plan(Vec<crate::PlanProblem>),
     /// A method that is not in the registry.
     #[error("unknown method `{0}`")]
     UnknownMethod(String),

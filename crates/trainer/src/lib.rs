@@ -21,6 +21,7 @@ mod experiment;
 mod inspect;
 mod network;
 mod plan;
+mod plan_check;
 mod teacher;
 mod tensorboard;
 mod train_step;
@@ -39,6 +40,7 @@ pub use experiment::{
 pub use inspect::{FeatureSet, GradCam, LabelMap, extract_features, grad_cam, label_maps};
 pub use network::{Network, open_run};
 pub use plan::{Cell, Plan, plan, plan_single};
+pub use plan_check::{PlanProblem, check_cell, check_plan};
 pub use teacher::Teacher;
 pub use train_step::{
     InputInfo, LossTerm, MethodSpec, ParamGroups, StepInfo, StepMetrics, TrainStep, TrainStepBuilder,

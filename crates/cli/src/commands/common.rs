@@ -7,9 +7,9 @@ use stillhouse_core::data::Dataset;
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_trainer::{CellConfig, Context, Experiment, Plan, plan};
 
-use crate::error::{CliError, Prepared};
+use crate::error::{CliError, ExitStatus, Prepared};
 use crate::paths::Paths;
-use crate::{device, registries, system_info};
+use crate::{device, output, registries, system_info};
 
 /// Creates the context of runs: registries, search paths, device and precision.
 pub(crate) fn context(paths: &Paths, stop: Arc<AtomicBool>) -> Context {
@@ -31,6 +31,16 @@ pub(crate) fn planned(
     context: &Context,
 ) -> Result<Plan, CliError> {
     plan(experiment, profile, context).prepared()
+}
+
+/// Reports that [`stillhouse_trainer::check_plan`] found no problem.
+pub(crate) fn checked(plan: &Plan) -> ExitStatus {
+    let cells = plan.cells.len();
+    output::print(&format!(
+        "ok: {cells} {} checked; nothing was run",
+        if cells == 1 { "run" } else { "runs" }
+    ));
+    ExitStatus::Success
 }
 
 /// Selects the profile: the given one, the only one, or `smoke`.

@@ -51,7 +51,7 @@ pub(crate) fn write_embeddings(
     let mut embeddings = Vec::new();
     for (title, record) in networks {
         output::status(&format!("features of {title}"));
-        let set = extract_features(record.dir.path(), "pooled", MAX_POINTS, context)?;
+        let Some(set) = extract_features(record.dir.path(), "pooled", MAX_POINTS, context)? else { continue };
         let Some(points) = tsne::tsne(&set.features, PERPLEXITY, 0) else { continue };
         let classes = record.info.classes.iter().enumerate();
         let groups = classes.map(|(c, name)| {

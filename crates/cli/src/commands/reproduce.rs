@@ -8,10 +8,10 @@ use stillhouse_report::static_table::{DatasetCounts, ModelCounts, ModelSizeTable
 use stillhouse_report::text_table::{Align, TextTable};
 use stillhouse_report::{PublishedSection, StaticTable};
 use stillhouse_runs::{Role, RunStatus};
-use stillhouse_trainer::{Experiment, Outcome as Run, Plan, run_cell, run_plan};
+use stillhouse_trainer::{Experiment, Outcome as Run, Plan, check_cell, check_plan, run_cell, run_plan};
 
 use crate::commands::{common, estimate, report, table};
-use crate::error::{CliError, ExitStatus, Outcome};
+use crate::error::{CliError, ExitStatus, Outcome, Prepared};
 use crate::experiments::Loaded;
 use crate::paths::Paths;
 use crate::progress::Progress;
@@ -22,6 +22,7 @@ Examples:
   stillhouse reproduce table3                     smoke profile: all cells, minutes
   stillhouse reproduce table3 --profile reduced   real images, hours
   stillhouse reproduce table3 --list              list the runs and their status
+  stillhouse reproduce table3 --check             check data, shapes and folders of all runs
   stillhouse reproduce table3 --plan              number the cells and list their dependencies
   stillhouse reproduce table3 --cell 3/46         run one cell; see also `stillhouse submit`
   stillhouse reproduce table3 --set matrix.seed='[0, 1, 2]' --set matrix.student='[\"resnet18\"]'
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Run one cell, numbered as in --plan, without writing a table
     #[arg(long, value_name = "I/N", value_parser = parse_cell, conflicts_with_all = ["list", "plan"])]
     cell: Option<(usize, usize)>,
+    /// Check everything that is known before training, and stop
+    #[arg(long, conflicts_with_all = ["list", "plan", "cell"])]
+    check: bool,
     /// Change a setting, as in train.epochs=3
     #[arg(long, value_name = "A.B=VALUE")]
     set: Vec<String>,
@@ -83,6 +87,10 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     }
     if let Some((at, of)) = args.cell {
         return one_cell(&plan, at, of, &context);
+    }
+    check_plan(&plan, &context).prepared()?;
+    if args.check {
+        return Ok(common::checked(&plan));
     }
     let figures = figures(&published);
     let writer = table::TableWriter::new(&experiment, published, &plan, &context, &args.set, threads)?;
@@ -134,6 +142,7 @@ fn one_cell(plan: &Plan, at: usize, of: usize, context: &stillhouse_trainer::Con
         .hint("use the same experiment, profile and settings as with --plan"));
     }
     let cell = &plan.cells[at - 1];
+    check_cell(plan, cell, context).prepared()?;
     let mut progress = Progress::new(plan, || ());
     let outcome = run_cell(cell, context, &mut progress);
     if let Ok(outcome) = &outcome {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use stillhouse_runs::Role;
-use stillhouse_trainer::{Outcome as Run, Plan, plan_single, run_cell};
+use stillhouse_trainer::{Outcome as Run, Plan, check_plan, plan_single, run_cell};
 
 use crate::commands::{common, estimate};
 use crate::error::{CliError, ExitStatus, Outcome, Prepared};
@@ -16,6 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   stillhouse train my.toml --output runs/mine
   stillhouse train my.toml --output runs/mine                 resumes it, or reports that it is finished
+  stillhouse train my.toml --output runs/mine --check         checks data, shapes and folders only
   stillhouse train my.toml --output runs/b --set train.epochs=3 --set data.ratio=60
   stillhouse train table3 --profile smoke --output runs/one --set matrix.method='[\"kd\"]' \\
       --set matrix.student='[\"resnet18\"]' --set matrix.ratio='[80]' --set matrix.seed='[0]'
@@ -41,6 +42,9 @@ pub(crate) struct Args {
     /// Folder of runs, for the teacher [env: STILLHOUSE_RUNS] [default: runs]
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
+    /// Check everything that is known before training, and stop
+    #[arg(long)]
+    check: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +56,10 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let profile = common::profile(&experiment, args.profile.as_deref())?;
     let context = common::context(&Paths::new(args.runs.as_deref()), signals::stop_flag()?);
     let plan = plan_single(&experiment, profile.as_deref(), &args.output, &context).prepared()?;
+    check_plan(&plan, &context).prepared()?;
+    if args.check {
+        return Ok(common::checked(&plan));
+    }
     estimate::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || {});
     let outcome = train(&plan, &context, &mut progress);

@@ -13,11 +13,11 @@ use stillhouse_core::weights::WeightsSource;
 use stillhouse_core::{config as core_config, suggest};
 use toml::{Table, Value};
 
+pub(crate) use config::merge;
 pub use config::{
     AdamConfig, CellConfig, CheckpointInterval, DataConfig, EvalConfig, LossConfig, LrScale, NetworkConfig,
     OptimizerConfig, PhaseConfig, Precision, TeacherRef, TrainConfig, View,
 };
-pub(crate) use config::merge;
 use inherit::inherit;
 use matrix::{Matrix, Overrides, Point};
 pub use schedule::{Schedule, WeightSchedule};

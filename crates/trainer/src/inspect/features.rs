@@ -22,14 +22,18 @@ pub struct FeatureSet {
     pub features: Vec<Vec<f32>>,
 }
 
-/// Returns a vector feature (`pooled`) of at most `max_images` test images of a finished run.
+/// Returns a vector feature (`pooled`) of at most `max_images` test images of a finished run; none if the
+/// network does not have it.
 pub fn extract_features(
     folder: &Path,
     feature: &str,
     max_images: usize,
     context: &Context,
-) -> Result<FeatureSet> {
+) -> Result<Option<FeatureSet>> {
     let (info, network, mut loader) = open_test_images(folder, max_images, 32, context)?;
+    if network.model.features().iter().all(|known| known.name != feature) {
+        return Ok(None);
+    }
     let mut tape = Tape::new(&network.params, Mode::Inference)?;
     tape.select_features(&[feature]);
     let mut set = FeatureSet { info, ids: Vec::new(), labels: Vec::new(), features: Vec::new() };
@@ -43,5 +47,5 @@ pub fn extract_features(
         set.labels.extend(batch.labels.classes("features")?.to_vec1::<u32>()?);
         set.ids.extend(batch.ids);
     }
-    Ok(set)
+    Ok(Some(set))
 }

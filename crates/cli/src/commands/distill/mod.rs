@@ -3,11 +3,12 @@
 pub(crate) mod budget;
 mod recipe;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_runs::Role;
-use stillhouse_trainer::{Context, Experiment, Plan, plan, run_plan};
+use stillhouse_trainer::{Context, Experiment, Plan, check_plan, plan, run_plan};
 
 use self::recipe::Recipe;
 use crate::commands::{common, estimate, report, table, weights};
@@ -57,7 +58,7 @@ pub(crate) struct Args {
     /// Epochs of the student; the teacher gets half as many [default: 60]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10000))]
     epochs: Option<u64>,
-    /// Image size in pixels [default: 160]
+    /// Image size in pixels [default: 160, or that of a network with a fixed size]
     #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u64).range(32..=1024))]
     size: Option<u64>,
     /// Percentage of the images used for training
@@ -66,6 +67,9 @@ pub(crate) struct Args {
     /// Seed of split, initialization and order
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Check everything that is known before training, and stop
+    #[arg(long)]
+    check: bool,
 }
 
 /// Runs the command.
@@ -93,6 +97,11 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         other => other?,
     };
     let plan = plan(&experiment, None, &context).prepared()?;
+    check_plan(&plan, &context).prepared()?;
+    if args.check {
+        return Ok(common::checked(&plan));
+    }
+    warn_of_scratch(&plan);
     let writer = table::TableWriter::new(&experiment, Default::default(), &plan, &context, &[], threads)?;
     output::status(&writer.spec.caption.text());
     estimate::announce(&plan, &context, threads);
@@ -169,7 +178,10 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
                 .hint("use the same arguments to resume it, or another --output"));
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(stillhouse_core::Error::io(&path)(e).into()),
+        Err(e) => {
+            return Err(CliError::usage(format!("the output folder is not usable: {origin}: {e}"))
+                .hint("choose another --output"));
+        }
     }
     let row = context.registries.datasets.get("folder")?;
     let set = (row.build)(&DatasetRequest {
@@ -193,18 +205,50 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
         ratio: args.ratio,
         seed: args.seed,
         epochs: args.epochs.unwrap_or(60),
-        size: args.size.unwrap_or(160),
+        size: args.size.unwrap_or_else(|| default_size(args)),
         per_class: None,
     };
     if let Some(seconds) = args.budget {
+        // Measuring takes minutes.
+        let experiment = Experiment::parse(&recipe.to_toml(), &origin, NAME).prepared()?;
+        check_plan(&plan(&experiment, None, context).prepared()?, context).prepared()?;
         budget::apply(&mut recipe, seconds, context)?;
     }
     let text = head + &recipe.to_toml();
     let experiment = Experiment::parse(&text, &origin, NAME).prepared()?;
     // Plan before writing: an invalid experiment leaves no file.
-    plan(&experiment, None, context).prepared()?;
+    check_plan(&plan(&experiment, None, context).prepared()?, context).prepared()?;
+    if args.check {
+        return Ok(experiment);
+    }
     stillhouse_core::fs::write_atomic(&path, text.as_bytes())?;
     Ok(experiment)
+}
+
+/// Default image size: that of a network with a fixed size, or one that trains fast.
+fn default_size(args: &Args) -> u64 {
+    let fixed = |name: &&String| name.starts_with("swin_") || **name == "mksmt";
+    let sizes = [&args.teacher, &args.student].into_iter().filter(fixed);
+    sizes.map(|name| stillhouse_backbones::default_image_size(name) as u64).next().unwrap_or(160)
+}
+
+/// Warns about networks that start from scratch.
+fn warn_of_scratch(plan: &Plan) {
+    let mut networks = BTreeSet::new();
+    for config in plan.cells.iter().filter_map(|cell| cell.config.as_ref()) {
+        if config.student.init.is_scratch() {
+            networks.insert(config.student.model.as_str());
+        }
+    }
+    for model in networks {
+        let fetch = match stillhouse_backbones::weights::Manifest::find(model, "imagenet") {
+            Ok(_) => format!("get them with `stillhouse weights fetch {model}`"),
+            Err(_) => "there are none for this network".to_string(),
+        };
+        output::status(&format!(
+            "warning: {model} starts from scratch, without ImageNet weights: {fetch}; few images need them"
+        ));
+    }
 }
 
 /// Copies the student and its configuration to the top of the output folder.

@@ -49,7 +49,7 @@ pub struct DataConfig {
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub options: Table,
     /// Training ratio in percent, 1 to 99; 0, the default, with an official split.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "percent")]
     pub ratio: u32,
     /// How the split is drawn.
     #[serde(default)]
@@ -76,6 +76,21 @@ pub struct DataConfig {
     /// is random.
     #[serde(default = "default_cache_mib")]
     pub cache_mib: usize,
+}
+
+/// Reads whole percent; a fraction is answered with the percentage that was probably meant.
+fn percent<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<u32, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    let whole = value.fract() == 0.0 && (0.0..=100.0).contains(&value);
+    if whole {
+        return Ok(value as u32);
+    }
+    let meant = if (0.0..1.0).contains(&value) {
+        format!("; did you mean {:.0}?", 100.0 * value)
+    } else {
+        String::new()
+    };
+    Err(serde::de::Error::custom(format!("expected whole percent from 1 to 99, found {value}{meant}")))
 }
 
 fn imagenet_mean() -> [f32; 3] {
