@@ -47,7 +47,7 @@ fn reports_truncated_jpeg() {
     let file = folder.path().join("own/meadow/jpeg_420.input.jpg");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 3]).unwrap();
-    run(folder.path(), &train(&[])).expect_code(1).expect_stderr(&["jpeg_420.input.jpg", "corrupt JPEG"]);
+    run(folder.path(), &train(&[])).expect_code(2).expect_stderr(&["jpeg_420.input.jpg", "corrupt JPEG"]);
     // The repaired dataset has another fingerprint, so the run starts in a new folder.
     fs::write(&file, &bytes).unwrap();
     fs::remove_dir_all(folder.path().join("out")).unwrap();
