@@ -229,6 +229,17 @@ fn train_eval_predict() {
     let again = run(folder.path(), &["train", "x.toml", "--output", "out"]).expect_code(0);
     assert!(again.stdout.contains("already finished"), "{}", again.stdout);
 
+    // Images that were moved since are still found, by --path or a setting.
+    fs::rename(folder.path().join("own"), folder.path().join("moved")).unwrap();
+    run(folder.path(), &["eval", "out"]).expect_code(2).expect_stderr(&["own"]);
+    let moved = ["eval", "out", "--json", "--path", "moved", "--set", "eval.batch=1"];
+    let said = run(folder.path(), &moved).expect_code(0).json();
+    assert_eq!((&said["correct"], &said["total"]), (correct, total));
+    run(folder.path(), &["eval", "out", "--set", "train.epochs=3"])
+        .expect_code(2)
+        .expect_stderr(&["`train` belongs to the training"]);
+    fs::rename(folder.path().join("moved"), folder.path().join("own")).unwrap();
+
     let again = run(folder.path(), &["eval", "out", "--json"]).expect_code(0).json();
     assert_eq!((&again["correct"], &again["total"]), (correct, total));
 
@@ -484,6 +495,19 @@ fn own_images_in_one_command() {
     ];
     run(folder.path(), &given).expect_code(0);
     assert!(!folder.path().join("second/teachers").exists());
+
+    // So do weights without a run: they are tested, not trained, and the model is found by its tensors.
+    let weights = "out/student.safetensors";
+    let args = ["distill", "mine", "--output", "third", "--method", "dkd", "--epochs", "1", "--size", "32"];
+    let said = run(folder.path(), &[&args[..], &["--teacher", weights]].concat()).expect_code(0);
+    let said = said.expect_stderr(&["taken as it is", "in the order", "as they are"]);
+    // The images have two classes.
+    said.expect_stderr(&["term `nckd` of `dkd` has no effect: it was 0 in every step"]);
+    let teachers = std::fs::read_dir(folder.path().join("third/teachers")).unwrap();
+    let [teacher] = &teachers.map(|e| e.unwrap().path()).collect::<Vec<_>>()[..] else { panic!() };
+    let [first, second] =
+        [folder.path().join(weights), teacher.join("student.safetensors")].map(|p| std::fs::read(p).unwrap());
+    assert!(first == second, "the teacher's weights are those of the file");
     run(folder.path(), &["distill", "nowhere", "--output", "x"])
         .expect_code(2)
         .expect_stderr(&["nowhere: no such folder"]);

@@ -57,6 +57,15 @@ fn distill_refuses_what_does_not_fit() {
     ] {
         refused(folder, &distill(more), words);
     }
+    // Weights of another number of classes cannot teach as they are, and an unknown file has no model.
+    run(folder, &["train", "quickstart", "--output", "run", "--set", "train.epochs=1", "--set", "loss=[]"])
+        .expect_code(0);
+    let weights = "run/student.safetensors";
+    refused(folder, &distill(&["--output", "out", "--teacher", weights]), &["classes"]);
+    let other = ["--output", "out", "--teacher", weights, "--teacher-model", "resnet50"];
+    refused(folder, &distill(&other), &["resnet50"]);
+    fs::write(folder.join("page.pth"), "<!DOCTYPE html><html></html>").unwrap();
+    refused(folder, &distill(&["--output", "out", "--teacher", "page.pth"]), &["page.pth", "HTML"]);
     // Networks without ImageNet weights start from scratch, and the size suits a network that has only one.
     for more in [
         &[
@@ -126,6 +135,18 @@ fn train_refuses_what_cannot_be_trained() {
 }
 
 #[test]
+fn set_mends_a_wrong_value_of_the_file() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path();
+    images(&folder.join("own"));
+    let text = stillhouse_tests::on_images(&folder.join("own")).replace("ratio = ", "ratio = 0.");
+    stillhouse_tests::write(folder, "x.toml", &text);
+    refused(folder, &["train", "x.toml", "--output", "out"], &["ratio", "expected whole percent"]);
+    let args = ["train", "x.toml", "--output", "out", "--set", "data.ratio=50", "--check"];
+    assert!(run(folder, &args).expect_code(0).stdout.contains("ok: "));
+}
+
+#[test]
 fn reproduce_checks_all_cells_first() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();
@@ -144,6 +165,7 @@ fn a_folder_of_another_run_is_refused_before_the_teacher_is_trained() {
     let short = ["--set", "train.epochs=1", "--set", "teacher.train.epochs=1", "--set", "loss=[]"];
     let args = [&["train", "quickstart", "--output", "out"], &short[..]].concat();
     run(folder, &args).expect_code(0);
-    refused(folder, &["train", "quickstart", "--output", "out"], &["out", "holds another run"]);
+    let words = ["out", "holds another run", "train.epochs: expected", "found 1"];
+    refused(folder, &["train", "quickstart", "--output", "out"], &words);
     assert!(run(folder, &args).expect_code(0).stdout.contains("already finished"));
 }

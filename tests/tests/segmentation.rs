@@ -154,7 +154,7 @@ fn segmentation_with_odd_image_sizes() {
 
     // A mask of another size and a label out of range: both are located, and nothing is trained.
     write_png(&folder.join("set/mask0.png"), (31, 44), Grayscale, |_, _| 0);
-    let wrong = run(folder, &["train", "own.toml", "--output", "size"]).expect_code(1).stderr;
+    let wrong = run(folder, &["train", "own.toml", "--output", "size"]).expect_code(2).stderr;
     assert!(wrong.contains("mask0.png") && wrong.contains("31x44") && wrong.contains("31x45"), "{wrong}");
     write_png(
         &folder.join("set/mask0.png"),

@@ -70,25 +70,20 @@ pub(crate) enum Loaded {
 
 /// Loads an experiment with runs by path or name, with `--set` applied.
 pub(crate) fn load(name: &str, sets: &[String]) -> Result<Experiment, CliError> {
-    match open(name)? {
-        Loaded::Runs(mut experiment) => {
-            for set in sets {
-                experiment.set(set).prepared()?;
-            }
-            Ok(*experiment)
-        }
+    match open(name, sets)? {
+        Loaded::Runs(experiment) => Ok(*experiment),
         Loaded::Static(_) => Err(CliError::usage(format!("`{name}` has no runs: expected an experiment"))
             .hint(format!("stillhouse reproduce {name} prints its table"))),
     }
 }
 
-/// Loads an experiment file by path or name.
-pub(crate) fn open(name: &str) -> Result<Loaded, CliError> {
+/// Loads an experiment file by path or name, with `--set` applied if it has runs.
+pub(crate) fn open(name: &str, sets: &[String]) -> Result<Loaded, CliError> {
     if let Some(path) = path(name) {
         let text = std::fs::read_to_string(&path).map_err(stillhouse_core::Error::io(&path))?;
         return match StaticTable::parse(&text, &path.display().to_string()).prepared()? {
             Some(table) => Ok(Loaded::Static(Box::new(table))),
-            None => Ok(Loaded::Runs(Box::new(Experiment::load(&path).prepared()?))),
+            None => Ok(Loaded::Runs(Box::new(Experiment::load(&path, sets).prepared()?))),
         };
     }
     if is_path(name) {
@@ -109,7 +104,8 @@ pub(crate) fn open(name: &str) -> Result<Loaded, CliError> {
     match StaticTable::parse(text, &origin).prepared()? {
         Some(table) => Ok(Loaded::Static(Box::new(table))),
         None => {
-            let experiment = Experiment::parse_extending(text, &origin, name, &embedded_text).prepared()?;
+            let experiment =
+                Experiment::parse_extending(text, &origin, name, sets, &embedded_text).prepared()?;
             Ok(Loaded::Runs(Box::new(experiment)))
         }
     }
@@ -184,7 +180,7 @@ mod tests {
     #[test]
     fn loads_every_embedded_experiment_and_its_paper() {
         for (name, ..) in embedded() {
-            let section = match open(name).unwrap() {
+            let section = match open(name, &[]).unwrap() {
                 Loaded::Runs(experiment) => {
                     assert_eq!(experiment.name(), name);
                     published(&experiment, None).unwrap()

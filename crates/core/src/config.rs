@@ -1,5 +1,7 @@
 //! TOML configurations with precise errors.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
@@ -92,6 +94,24 @@ pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns all values of a table by dotted path: `train.epochs` -> `30`. Lists of tables are counted
+/// (`loss.0.method`); other lists are one value.
+pub fn flatten(table: &toml::Table) -> BTreeMap<String, String> {
+    fn add(path: &str, value: &toml::Value, all: &mut BTreeMap<String, String>) {
+        match value {
+            toml::Value::Table(table) => table.iter().for_each(|(k, v)| add(&format!("{path}.{k}"), v, all)),
+            toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
+                list.iter().enumerate().for_each(|(i, v)| add(&format!("{path}.{i}"), v, all));
+            }
+            toml::Value::String(text) => drop(all.insert(path.to_string(), text.clone())),
+            other => drop(all.insert(path.to_string(), other.to_string())),
+        }
+    }
+    let mut all = BTreeMap::new();
+    table.iter().for_each(|(key, value)| add(key, value, &mut all));
+    all
 }
 
 fn locate(origin: &str, text: &str, span: Option<std::ops::Range<usize>>) -> String {

@@ -194,6 +194,7 @@ fn caption_of(
     seeds.sort_unstable();
     seeds.dedup();
     let initialized = |init: &str, epochs: u64| match init {
+        name if epochs == 0 => format!("weights `{name}` as they are"),
         "scratch" => format!("from scratch, {epochs} epochs"),
         name => format!("from weights `{name}`, {epochs} epochs"),
     };

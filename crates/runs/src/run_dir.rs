@@ -1,5 +1,6 @@
 //! Layout of a run folder, and reading and writing its files.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,9 @@ use crate::{CellResult, EpochLog, Error, Predictions, Result, RunInfo, RunStatus
 pub const CHECKPOINT_PREFIX: &str = "checkpoint-";
 /// Folder of teachers below the folder of all runs.
 pub const TEACHERS_DIR: &str = "teachers";
+
+/// Maximum number of differing settings in an error.
+const MAX_DIFFERENCES: usize = 6;
 
 /// A run folder, which need not exist yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,19 +113,22 @@ impl RunDir {
         Ok(FolderLock::take(&self.0)?)
     }
 
-    /// Takes the folder for the run of this cell and hash if [`Self::check_owner`] agrees.
-    pub fn claim(&self, cell: &str, hash: &str) -> Result<()> {
-        self.check_owner(cell, hash)?;
+    /// Takes the folder for a run if [`Self::check_owner`] agrees.
+    pub fn claim<C: Serialize>(&self, run: &RunInfo<C>) -> Result<()> {
+        self.check_owner(run)?;
         let path = self.config_path();
-        if path.exists() && read_info::<Table>(&path)?.hash != hash {
+        if path.exists() && read_info::<Table>(&path)?.hash != run.hash {
             return fs::remove_file(&path).map_err(|e| CoreError::io(&path)(e).into());
         }
         Ok(())
     }
 
-    /// Checks that the folder is empty, belongs to the run of this cell and hash, or to one that an error
-    /// stopped before its first checkpoint: its settings may be corrected. Changes nothing.
-    pub fn check_owner(&self, cell: &str, hash: &str) -> Result<()> {
+    /// Checks that the folder is empty, belongs to a run of the same hash, or to one that an error stopped
+    /// before its first checkpoint: its settings may be corrected. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the settings in which the two runs differ.
+    pub fn check_owner<C: Serialize>(&self, run: &RunInfo<C>) -> Result<()> {
         let path = self.config_path();
         if !path.exists() {
             // A process that was killed before it wrote its first file leaves only these.
@@ -138,11 +145,15 @@ impl RunDir {
             return Ok(());
         }
         let found: RunInfo<Table> = read_info(&path)?;
-        if found.hash != hash && self.has_progress()? {
+        if found.hash != run.hash && self.has_progress()? {
             let reason = format!(
-                "the folder holds another run: expected `{cell}` with hash {hash}, found `{}` with hash {} \
-                 (other settings or other data); choose another output folder",
-                found.cell, found.hash
+                "the folder holds another run: expected `{}` with hash {}, found `{}` with hash {}{}; choose \
+                 another output folder",
+                run.cell,
+                run.hash,
+                found.cell,
+                found.hash,
+                differences(run, &found)
             );
             return Err(Error::invalid(&self.0, reason));
         }
@@ -325,6 +336,37 @@ fn read_text(path: &Path) -> Result<Option<String>> {
     }
 }
 
+/// Lists the first settings in which two runs differ; empty if there are none.
+fn differences<C: Serialize>(run: &RunInfo<C>, found: &RunInfo<Table>) -> String {
+    let expected = Table::try_from(&run.run).map(|table| config::flatten(&table)).unwrap_or_default();
+    let found_settings = config::flatten(&found.run);
+    let names: BTreeSet<&String> = expected.keys().chain(found_settings.keys()).collect();
+    let value = |settings: &BTreeMap<String, String>, name: &String| {
+        settings.get(name).cloned().unwrap_or_else(|| "none".into())
+    };
+    let (mut changed, only_one): (Vec<&String>, Vec<&String>) = names
+        .into_iter()
+        .filter(|name| expected.get(*name) != found_settings.get(*name))
+        .partition(|name| expected.contains_key(*name) && found_settings.contains_key(*name));
+    changed.extend(only_one);
+    let mut lines: Vec<String> = changed
+        .into_iter()
+        .map(|name| {
+            let (expected, found) = (value(&expected, name), value(&found_settings, name));
+            format!("{name}: expected {expected}, found {found}")
+        })
+        .collect();
+    if run.fingerprint != found.fingerprint {
+        let (expected, found) = (&run.fingerprint, &found.fingerprint);
+        lines.insert(0, format!("the dataset's fingerprint: expected {expected}, found {found}"));
+    }
+    if let Some(more) = lines.len().checked_sub(MAX_DIFFERENCES).filter(|more| *more > 0) {
+        lines.truncate(MAX_DIFFERENCES);
+        lines.push(format!("and {more} more"));
+    }
+    lines.iter().map(|line| format!("\n  {line}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,18 +462,35 @@ mod tests {
     #[test]
     fn rejects_folders_of_other_runs() {
         let (_folder, run) = run_dir();
-        let info = RunInfo::<Table> { cell: "a".into(), hash: "1".into(), ..Default::default() };
+        let info = |cell: &str, hash: &str, settings: &str| RunInfo::<Table> {
+            cell: cell.into(),
+            hash: hash.into(),
+            run: toml::from_str(settings).unwrap(),
+            ..Default::default()
+        };
+        let one = info("a", "1", "train.epochs = 2\ndata.ratio = 80\nloss = [{ method = 'kd' }]");
+        let two = info("b", "2", "train.epochs = 3\ndata.ratio = 80\nloss = []\nclip = true");
         fs::write(run.path().join("notes.txt"), "").unwrap();
-        assert!(run.claim("a", "1").unwrap_err().to_string().contains("found `notes.txt`"));
+        assert!(run.claim(&one).unwrap_err().to_string().contains("found `notes.txt`"));
         fs::remove_file(run.path().join("notes.txt")).unwrap();
-        run.claim("a", "1").unwrap();
-        run.write_info(&info).unwrap();
-        run.claim("a", "1").unwrap();
+        run.claim(&one).unwrap();
+        run.write_info(&one).unwrap();
+        run.claim(&one).unwrap();
         fs::create_dir(run.path().join("checkpoint-10")).unwrap();
-        let error = run.claim("b", "2").unwrap_err().to_string();
-        assert!(error.contains("expected `b` with hash 2, found `a` with hash 1"), "{error}");
+        let error = run.claim(&two).unwrap_err().to_string();
+        for words in [
+            "expected `b` with hash 2, found `a` with hash 1",
+            "train.epochs: expected 3, found 2",
+            "clip: expected true, found none",
+            "loss.0.method: expected none, found kd",
+        ] {
+            assert!(error.contains(words), "{words} is missing: {error}");
+        }
+        assert!(!error.contains("data.ratio"), "{error}");
+        let moved = RunInfo { fingerprint: "other".into(), hash: "3".into(), ..one.clone() };
+        assert!(run.claim(&moved).unwrap_err().to_string().contains("fingerprint: expected other"));
         fs::remove_dir(run.path().join("checkpoint-10")).unwrap();
-        run.claim("b", "2").unwrap();
+        run.claim(&two).unwrap();
         assert!(!run.is_run(), "a run without progress gives way");
     }
 }

@@ -25,8 +25,16 @@ pub(crate) fn build_train_step(
 ) -> Result<(TrainStep, Option<TeacherSummary>)> {
     let (classes, train) = (dataset.info().classes.len(), &config.train);
     let student = Network::new(context, &config.student, classes, rng.stream("init"))?;
-    for note in student.load_pretrained(context, &config.student)? {
+    for note in student.load_pretrained(context, &config.student, train.epochs > 0)? {
         observer.message(cell, &format!("initial weights: {note}"));
+    }
+    if train.epochs == 0 {
+        let names = &dataset.info().classes;
+        let names = match &names[..] {
+            [first, second, .., last] => format!("{first}, {second}, ... {last}"),
+            few => few.join(", "),
+        };
+        observer.message(cell, &format!("taken as it is; its outputs must be in the order {names}"));
     }
     let mut methods = Vec::new();
     for loss in &config.loss {

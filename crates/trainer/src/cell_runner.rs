@@ -12,6 +12,7 @@ use stillhouse_runs::{Best, CellResult, EpochLog, RunDir, RunSummary, TeacherSum
 
 use crate::build::build_train_step;
 use crate::checkpoint::{Checkpoints, Group, TrainingState};
+use crate::epoch_stats::EpochStats;
 use crate::evaluate::latency::measure_speed;
 use crate::evaluate::{EvalRequest, build_metrics, test, test_loader};
 use crate::experiment::{CellConfig, CheckpointInterval};
@@ -82,7 +83,7 @@ pub fn run_cell(cell: &Cell, context: &Context, observer: &mut dyn Observer) -> 
     let Some(config) = &cell.config else { return Ok(Outcome::UnknownMethod) };
     let run = RunDir::new(&cell.folder);
     let _lock = run.lock()?;
-    run.claim(&cell.name, &cell.hash)?;
+    run.claim(&run_info(cell, config, &[]))?;
     let result = run_claimed(cell, config, context, &run, observer);
     if let Err(e) = &result
         && !e.is_interrupted()
@@ -114,7 +115,7 @@ fn run_claimed(
 }
 
 /// Returns the contents of a cell's `config.toml`.
-fn run_info(cell: &Cell, config: &CellConfig, classes: &[String]) -> RunInfo {
+pub(crate) fn run_info(cell: &Cell, config: &CellConfig, classes: &[String]) -> RunInfo {
     RunInfo {
         format: RunInfo::FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
@@ -266,6 +267,10 @@ impl<'a> CellRunner<'a> {
 
     fn train(&mut self, observer: &mut dyn Observer) -> Result<CellResult> {
         observer.cell_started(self.cell, self.state.step, self.total_steps());
+        if self.config.train.epochs == 0 {
+            let evaluation = self.test(0, true, observer)?;
+            return self.finish(&EpochStats::default().into_log(0, 0, 0.0), &evaluation);
+        }
         loop {
             if self.context.stopped() {
                 return self.interrupt(observer);
@@ -381,7 +386,7 @@ impl<'a> CellRunner<'a> {
         };
         self.train_step.trained_connectors.clear();
         let stats = std::mem::take(&mut self.state.stats);
-        let warnings = self.train_step.unused_terms(epoch, &stats.active_terms, &stats.trained_connectors);
+        let warnings = self.train_step.unused_terms(epoch, &stats);
         for warning in &warnings {
             if self.reported.insert(warning.clone()) {
                 observer.message(self.cell, &format!("warning: epoch {epoch}: {warning}"));

@@ -23,6 +23,9 @@ pub(crate) struct EpochStats {
     weights: BTreeMap<String, f64>,
     /// Paths of the terms that had a value and a nonzero weight at some step.
     pub(crate) active_terms: BTreeSet<String>,
+    /// Paths of the terms that were not 0 at some step.
+    #[serde(default)]
+    pub(crate) nonzero_terms: BTreeSet<String>,
     /// Connectors that had a nonzero gradient at some step.
     pub(crate) trained_connectors: BTreeSet<String>,
     pub(crate) seconds: f64,
@@ -76,6 +79,9 @@ impl EpochStats {
             self.weights.insert(term.name.clone(), term.weight);
             if term.weight != 0.0 {
                 self.active_terms.insert(term.path.clone());
+            }
+            if term.value != 0.0 {
+                self.nonzero_terms.insert(term.path.clone());
             }
         }
     }

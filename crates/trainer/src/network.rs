@@ -37,7 +37,13 @@ impl Network {
     }
 
     /// Loads the pretrained weights of the configuration, if there are any; returns notes for the log.
-    pub(crate) fn load_pretrained(&self, context: &Context, config: &NetworkConfig) -> Result<Vec<String>> {
+    /// Without `replace_head` they must have the head too.
+    pub(crate) fn load_pretrained(
+        &self,
+        context: &Context,
+        config: &NetworkConfig,
+        replace_head: bool,
+    ) -> Result<Vec<String>> {
         let Some(sha256) = &config.weights_sha256 else { return Ok(Vec::new()) };
         let weights = (context.registries.weights)(
             &config.model,
@@ -50,7 +56,7 @@ impl Network {
             return Err(Error::folder(weights.path, reason));
         }
         let head = self.model.head();
-        let options = LoadOptions { key: weights.key.as_deref(), replace_head: true };
+        let options = LoadOptions { key: weights.key.as_deref(), replace_head };
         Ok((context.registries.load_weights)(&weights.path, &self.params, &head, &options)?)
     }
 

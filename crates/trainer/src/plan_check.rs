@@ -13,6 +13,7 @@ use stillhouse_ops::op::Op;
 use stillhouse_ops::trace::Trace;
 use stillhouse_runs::{RunDir, RunStatus};
 
+use crate::cell_runner::run_info;
 use crate::experiment::{CellConfig, DataConfig, NetworkConfig, losses};
 use crate::plan::{open_dataset, teacher_folder};
 use crate::{Cell, Context, Error, Network, Plan, Result, RunInfo};
@@ -205,12 +206,13 @@ impl Checker<'_> {
     fn check_weights(&mut self, config: &CellConfig, classes: usize) -> Option<String> {
         let network = &config.student;
         network.weights_sha256.as_ref()?;
-        let key = format!("{network:?} {classes}");
+        let replace_head = config.train.epochs > 0;
+        let key = format!("{network:?} {classes} {replace_head}");
         if let Some(known) = self.weights.get(&key) {
             return known.clone();
         }
         let loaded = Network::new(self.context, network, classes, Rng::new(0))
-            .and_then(|built| built.load_pretrained(self.context, network));
+            .and_then(|built| built.load_pretrained(self.context, network, replace_head));
         let problem = loaded.err().map(|e| e.to_string());
         self.weights.insert(key, problem.clone());
         problem
@@ -326,7 +328,7 @@ fn check_folder(cell: &Cell, config: &CellConfig) -> std::result::Result<(), Str
     // Creates nothing that outlives the check.
     tempfile::tempfile_in(&existing).map_err(|e| reason(e, &existing))?;
     if folder.exists() {
-        RunDir::new(&folder).check_owner(&cell.name, &cell.hash).map_err(|e| e.to_string())?;
+        RunDir::new(&folder).check_owner(&run_info(cell, config, &[])).map_err(|e| e.to_string())?;
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ fn reads_every_experiment_of_the_repository() {
         // Papers, measured tables and tables that run nothing are not experiments with runs.
         let runs = !toml::from_str::<toml::Table>(&text).unwrap().contains_key("kind");
         if runs && !path.starts_with(folder.join("results")) && !path.ends_with("paper.toml") {
-            let experiment = Experiment::load(&path).unwrap_or_else(|e| panic!("{e}"));
+            let experiment = Experiment::load(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
             names.push((experiment.name().to_string(), experiment.profiles()));
         }
     }

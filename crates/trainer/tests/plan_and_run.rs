@@ -113,7 +113,8 @@ fn finished_cells_are_not_run_again() {
     let folder = &plan.cells[2].folder;
     let config = fs::read_to_string(folder.join("config.toml")).unwrap();
     assert!(config.contains("mean = [0.485, 0.456, 0.406]"), "{config}");
-    let (info, evaluation) = evaluate(folder, &["count".into()], &context, |_, _| {}).unwrap();
+    let (info, evaluation) =
+        evaluate(folder, &["count".into()], &Default::default(), &context, |_, _| {}).unwrap();
     assert_eq!(info.classes, ["c0", "c1", "c2"]);
     assert_eq!(evaluation.correct, first[2].result().unwrap().correct);
     let saved =

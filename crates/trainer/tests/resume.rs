@@ -327,12 +327,15 @@ fn trains_tests_and_resumes_on_label_masks() {
         bench.finish(&cell);
     }
     // Without names: all metrics that support masks.
-    let (_, again) = evaluate(&bench.plan.cells[1].folder, &[], &bench.context, |_, _| {}).unwrap();
+    let (_, again) =
+        evaluate(&bench.plan.cells[1].folder, &[], &Default::default(), &bench.context, |_, _| {}).unwrap();
     let scores: Vec<_> = again.scores.iter().map(|s| (s.name.as_str(), Some(s.value))).collect();
     assert_eq!(scores, [("pixels", result.scores["pixels"])]);
     assert!(again.logits.is_none() && again.labels.is_none());
     let classes = Bench::new(&[]);
-    let (_, again) = evaluate(&classes.plan.cells[1].folder, &[], &classes.context, |_, _| {}).unwrap();
+    let (_, again) =
+        evaluate(&classes.plan.cells[1].folder, &[], &Default::default(), &classes.context, |_, _| {})
+            .unwrap();
     assert_eq!(again.scores[0].name, "count");
 
     // Unsupported metrics are rejected before the first step.

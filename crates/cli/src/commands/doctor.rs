@@ -112,14 +112,17 @@ fn to_text(report: &Value) -> String {
         bytes(&report["memory_free_bytes"]),
         format_devices(&report["devices"]),
     );
-    for (title, kind, list) in [("data", "data", "datasets"), ("weights", "weights", "files")] {
+    let lists = [("data", "data", "datasets"), ("weights", "weights", "files")];
+    let items = lists.iter().flat_map(|(_, kind, list)| report[kind][list].as_array().into_iter().flatten());
+    let width = items.map(|item| word(&item["name"]).chars().count()).max().unwrap_or_default();
+    for (title, kind, list) in lists {
         for root in report[kind]["roots"].as_array().into_iter().flatten() {
             let missing = if root["exists"] == true { "" } else { " (missing)" };
             text.push_str(&format!("{title:<12}{}{missing}\n", word(&root["path"])));
         }
         for item in report[kind][list].as_array().into_iter().flatten() {
-            let state = wrap(&word(&item["state"]), 76).replace('\n', &format!("\n{:28}", ""));
-            text.push_str(&format!("  {:<26}{state}\n", word(&item["name"])));
+            let state = wrap(&word(&item["state"]), 76).replace('\n', &format!("\n{:1$}", "", width + 4));
+            text.push_str(&format!("  {:<width$}  {state}\n", word(&item["name"])));
         }
     }
     let runs = &report["runs"];

@@ -1,8 +1,10 @@
 //! Estimates of time and disk space of a plan.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use stillhouse_core::data::Dataset;
 use stillhouse_core::model::ModelSpec;
 use stillhouse_core::{ParamStore, Rng};
 use stillhouse_runs::{Role, RunDir};
@@ -62,17 +64,25 @@ pub(crate) fn estimate_plan(
     threads: usize,
 ) -> Result<Estimate, stillhouse_trainer::Error> {
     let mut sizes = ModelSizes { context, known: BTreeMap::new() };
-    let mut images: BTreeMap<String, u64> = BTreeMap::new();
+    let mut datasets: BTreeMap<String, Arc<dyn Dataset>> = BTreeMap::new();
+    let mut images: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let (mut estimate, mut checkpoints) = (Estimate::default(), 0);
     let (mut left, mut done, mut spent) = (0.0, 0.0, 0.0);
     for cell in &plan.cells {
         let Some(config) = &cell.config else { continue };
-        let count = match images.get(&cell.dataset) {
+        let set = format!("{} {:?} {}", cell.dataset, config.data.path, config.data.options);
+        if !datasets.contains_key(&set) {
+            datasets.insert(set.clone(), common::open(context, config)?);
+        }
+        // The seed moves images between the parts; their sizes stay.
+        let key = format!("{set} {:?}", config.data.split_spec(0));
+        let count = match images.get(&key) {
             Some(count) => *count,
             None => {
-                let count = common::open(context, config)?.len() as u64;
-                images.insert(cell.dataset.clone(), count);
-                count
+                let spec = config.data.split_spec(config.train.seed);
+                let split = (context.registries.split)(datasets[&set].as_ref(), &spec)?;
+                images.insert(key, [split.train.len(), split.test.len()]);
+                [split.train.len(), split.test.len()]
             }
         };
         let work = sizes.run_macs(cell, config, plan, count)?;
@@ -126,13 +136,14 @@ impl ModelSizes<'_> {
     }
 
     /// Multiply-accumulates of a whole run. A training step costs three forward passes of the student
-    /// (four with gradient checkpointing) and one of the teacher, a test image one per view.
+    /// (four with gradient checkpointing) and one of the teacher, a test image one per view. `train` and
+    /// `test` count the images.
     fn run_macs(
         &mut self,
         cell: &Cell,
         config: &CellConfig,
         plan: &Plan,
-        images: u64,
+        [train, test]: [usize; 2],
     ) -> Result<f64, stillhouse_core::Error> {
         let size = config.data.size();
         let student = self.get(&config.student, size)?.0;
@@ -140,20 +151,10 @@ impl ModelSizes<'_> {
             Some(teacher) if cell.role == Role::Student => self.get(&teacher.student, size)?.0,
             _ => 0.0,
         };
-        // Official splits: assume 60 %.
-        let ratio = if config.data.ratio == 0 { 0.6 } else { f64::from(config.data.ratio) / 100.0 };
-        let (train, test) = match config.data.per_class {
-            // Assume 20 classes; segmentation datasets have no image classes.
-            Some([train, test]) => {
-                let of_all = |each: usize| (20 * each as u64).min(images) as f64;
-                (of_all(train), of_all(test))
-            }
-            None => (images as f64 * ratio, images as f64 * (1.0 - ratio)),
-        };
         let passes = if config.train.gradient_checkpointing { 4.0 } else { 3.0 };
         let steps = config.train.phase.len().max(1) as f64;
         let views = 1.0 + config.eval.views.len() as f64;
-        let train = config.train.epochs as f64 * train * (steps * passes * student + teacher);
-        Ok(train + test * views * student)
+        let train = config.train.epochs as f64 * train as f64 * (steps * passes * student + teacher);
+        Ok(train + test as f64 * views * student)
     }
 }

@@ -16,7 +16,9 @@ const EXAMPLES: &str = "\
 Examples:
   stillhouse eval runs/mine
   stillhouse eval runs/mine --json
-  stillhouse eval runs/mine --metric accuracy --metric calibration";
+  stillhouse eval runs/mine --metric accuracy --metric calibration
+  stillhouse eval runs/mine --path /data/moved          the same images in another folder
+  stillhouse eval runs/mine --set data.cache_mib=0 --set eval.batch=8";
 
 /// Evaluate a finished run on its test images
 #[derive(Debug, clap::Args)]
@@ -27,6 +29,12 @@ pub(crate) struct Args {
     /// Metrics [default: all that support the labels] (`stillhouse list metrics`)
     #[arg(long = "metric", value_name = "NAME")]
     metrics: Vec<String>,
+    /// Folder of the images, if they were moved since the training
+    #[arg(long, value_name = "DIR")]
+    path: Option<PathBuf>,
+    /// Override a setting of `data` or `eval`, for example eval.batch=8
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +50,19 @@ pub(crate) fn run(args: &Args, _threads: usize) -> Outcome {
         return Err(CliError::usage(format!("{}: no such folder", args.run.display()))
             .hint("expected the folder of a finished run"));
     }
-    let (info, evaluation) = evaluate(&args.run, &args.metrics, &context, |_, _| {}).prepared()?;
+    let mut overrides = toml::Table::new();
+    for assignment in &args.set {
+        stillhouse_core::config::set(&mut overrides, assignment)?;
+    }
+    if let Some(path) = &args.path {
+        let path = std::path::absolute(path).map_err(stillhouse_core::Error::io(path))?;
+        let Some(path) = path.to_str() else {
+            return Err(CliError::usage(format!("{}: the path is not UTF-8", path.display())));
+        };
+        stillhouse_core::config::set(&mut overrides, &format!("data.path={}", toml::Value::from(path)))?;
+    }
+    let (info, evaluation) =
+        evaluate(&args.run, &args.metrics, &overrides, &context, |_, _| {}).prepared()?;
     let percent = evaluation.correct.map(|c| 100.0 * c as f64 / evaluation.total.max(1) as f64);
     if args.json {
         let scores: Map<String, serde_json::Value> = evaluation

@@ -75,7 +75,7 @@ fn rows<B: Copy>(registry: &Registry<B>) -> Vec<Row> {
 
 fn experiment(found: experiments::Found) -> Row {
     let source = found.path.map_or_else(|| "built in".to_string(), |p| p.display().to_string());
-    let summary = match experiments::open(&found.name) {
+    let summary = match experiments::open(&found.name, &[]) {
         Ok(Loaded::Static(table)) => table.title().to_string(),
         Ok(Loaded::Runs(e)) if e.profiles().is_empty() => e.title().to_string(),
         Ok(Loaded::Runs(e)) => format!("{} (profiles: {})", e.title(), e.profiles().join(", ")),

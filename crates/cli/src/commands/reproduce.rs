@@ -68,7 +68,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let Some(name) = &args.experiment else { return without_name(args) };
-    if let Loaded::Static(table) = experiments::open(name)? {
+    if let Loaded::Static(table) = experiments::open(name, &args.set)? {
         return print_static(&table, name, args);
     }
     let experiment = experiments::load(name, &args.set)?;

@@ -146,8 +146,7 @@ fn open(folder: &Path) -> Result<FlatRun, CliError> {
         .hint("`stillhouse runs ls` lists all runs"));
     }
     let info: RunInfo = run.info().prepared()?;
-    let mut settings = BTreeMap::new();
-    flatten("", &toml::Value::Table(info.run.clone()), &mut settings);
+    let settings = stillhouse_core::config::flatten(&info.run);
     let mut figures = BTreeMap::from([("state".to_string(), run.status().to_string())]);
     figures.extend(run.failure().map(|error| ("failure".to_string(), error)));
     if let Some(result) = run.result().prepared()? {
@@ -164,23 +163,6 @@ fn open(folder: &Path) -> Result<FlatRun, CliError> {
         }
     }
     Ok(FlatRun { info, settings, figures })
-}
-
-fn flatten(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
-    let below = |key: &str| if prefix.is_empty() { key.to_string() } else { format!("{prefix}.{key}") };
-    match value {
-        toml::Value::Table(table) => table.iter().for_each(|(key, value)| flatten(&below(key), value, out)),
-        // Compare lists of tables (losses, transforms) entry by entry, other lists as a whole.
-        toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
-            list.iter().enumerate().for_each(|(i, value)| flatten(&below(&i.to_string()), value, out));
-        }
-        toml::Value::String(text) => {
-            out.insert(prefix.to_string(), text.clone());
-        }
-        other => {
-            out.insert(prefix.to_string(), other.to_string());
-        }
-    }
 }
 
 fn show(folder: &Path, as_json: bool) -> Outcome {

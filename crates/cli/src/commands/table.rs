@@ -131,7 +131,10 @@ fn caption_of(
         teacher: match teachers.is_empty() {
             true => given
                 .map_or_else(|| "none".to_string(), |t| format!("{}, a finished run ({})", t.model, t.cell)),
-            false => common_value(&teachers, |c| format!("{}, {}", init_text(c), schedule(c))),
+            false => common_value(&teachers, |c| match c.train.epochs {
+                0 => format!("{}, as they are", init_text(c)),
+                _ => format!("{}, {}", init_text(c), schedule(c)),
+            }),
         },
         student: common_value(&students, init_text),
         changed: sets.to_vec(),

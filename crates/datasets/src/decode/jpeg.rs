@@ -30,9 +30,10 @@ pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
 
 fn error(input: &Input, error: stillhouse_jpeg::Error) -> Error {
     match error {
-        stillhouse_jpeg::Error::Unsupported(found) => {
-            input.unsupported(found, "baseline or progressive coding, 8 bits, gray, RGB or CMYK: convert the file, for example to PNG")
-        }
+        stillhouse_jpeg::Error::Unsupported(found) => input.unsupported(
+            found,
+            "baseline or progressive coding, 8 bits, gray, RGB or CMYK: convert the file, for example to PNG",
+        ),
         stillhouse_jpeg::Error::Corrupt(reason) => input.corrupt(reason),
         stillhouse_jpeg::Error::Truncated => input.corrupt("truncated before the pixels"),
         other => input.corrupt(other),

@@ -13,6 +13,7 @@ use stillhouse_core::data::{Batch, BatchSource, Dataset, Labels, LoaderSpec, Sam
 use stillhouse_core::metric::{Metric, Score};
 use stillhouse_core::model::Features;
 use stillhouse_ops::{Mode, Tape};
+use toml::Table;
 
 use crate::experiment::{CellConfig, View};
 use crate::plan::open_dataset;
@@ -43,18 +44,21 @@ impl Evaluation {
     }
 }
 
-/// Tests a finished run again on its own test images and transforms; without names of metrics, with all that
-/// support its labels. `progress` receives the images done and in total.
+/// Tests a finished run again on its own test images and transforms. `overrides` replaces settings of `data`
+/// and `eval`, such as the path of moved images; without names of metrics, all that support the labels are
+/// used. `progress` receives the images done and in total.
 ///
 /// # Errors
 /// If the dataset has changed since the training: its fingerprint differs.
 pub fn evaluate(
     folder: &Path,
     metrics: &[String],
+    overrides: &Table,
     context: &Context,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(RunInfo, Evaluation)> {
-    let (info, network) = open_run(folder, context)?;
+    let (mut info, network) = open_run(folder, context)?;
+    info.run = info.run.with_overrides(overrides)?;
     let (dataset, split) = open_trained_data(folder, &info, context)?;
     let mut loader = test_loader(context, dataset.clone(), &split, &info.run)?;
     let total = split.test.len();

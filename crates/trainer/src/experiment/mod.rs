@@ -68,7 +68,15 @@ pub(crate) struct TeacherSection {
     pub(crate) variant: Table,
     #[serde(default)]
     pub(crate) precision: Precision,
+    /// Training on the training images; without it the weights are taken as they are.
     pub(crate) train: Option<TrainConfig>,
+}
+
+impl TeacherSection {
+    /// Returns whether it says where the teacher comes from.
+    fn is_complete(&self) -> bool {
+        self.run.is_some() || !self.model.is_empty() && (self.train.is_some() || !self.weights.is_scratch())
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -91,12 +99,13 @@ const EXPERIMENT_KEYS: [&str; 6] = ["name", "title", "matrix", "when", "profile"
 
 impl Experiment {
     /// Reads a file. Its name without `.toml` is the experiment's unless `name = "..."` is set; with
-    /// `extends = "other"` it overrides `other.toml` of the same folder. All profiles are checked.
-    pub fn load(path: &Path) -> Result<Self> {
+    /// `extends = "other"` it overrides `other.toml` of the same folder. All profiles are checked, unless
+    /// there are assignments ([`Self::set`]): those may mend a value, and a plan checks its own profile.
+    pub fn load(path: &Path, assignments: &[String]) -> Result<Self> {
         let read = |path: &Path| std::fs::read_to_string(path).map_err(stillhouse_core::Error::io(path));
         let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         let sibling = |name: &str| read(&path.with_file_name(format!("{name}.toml")));
-        Self::parse_extending(&read(path)?, &path.display().to_string(), &stem, &sibling)
+        Self::parse_extending(&read(path)?, &path.display().to_string(), &stem, assignments, &sibling)
     }
 
     /// Parses text that extends no other experiment; `origin` appears in errors.
@@ -104,14 +113,15 @@ impl Experiment {
         let none = |name: &str| {
             Err(stillhouse_core::Error::incompatible(name, "`extends` is only available in files"))
         };
-        Self::parse_extending(text, origin, name, &none)
+        Self::parse_extending(text, origin, name, &[], &none)
     }
 
-    /// Parses text; `read_base` returns the text of the experiment that it extends.
+    /// Parses text as [`Self::load`] does; `read_base` returns the text of the experiment that it extends.
     pub fn parse_extending(
         text: &str,
         origin: &str,
         name: &str,
+        assignments: &[String],
         read_base: &dyn Fn(&str) -> stillhouse_core::Result<String>,
     ) -> Result<Self> {
         let table = inherit(core_config::parse(text, origin)?, origin, read_base)?;
@@ -123,13 +133,18 @@ impl Experiment {
             );
             return Err(Error::config(origin, message));
         }
-        let this = Self { name, origin: origin.to_string(), table, assignments: Vec::new() };
-        let profiles = this.profiles();
-        if profiles.is_empty() {
-            this.runs(None)?;
+        let mut this = Self { name, origin: origin.to_string(), table, assignments: Vec::new() };
+        for assignment in assignments {
+            this.set(assignment)?;
         }
-        for profile in &profiles {
-            this.runs(Some(profile))?;
+        if assignments.is_empty() {
+            let profiles = this.profiles();
+            if profiles.is_empty() {
+                this.runs(None)?;
+            }
+            for profile in &profiles {
+                this.runs(Some(profile))?;
+            }
         }
         Ok(this)
     }
@@ -233,11 +248,11 @@ impl Experiment {
         let Sections { data, teacher, student, loss, train, eval } = core_config::from_table(&doc, origin)?;
         let method = point.method.map_or_else(|| row_name(&loss), str::to_string);
         if let Some(teacher) = &teacher
-            && teacher.run.is_none()
-            && (teacher.model.is_empty() || teacher.train.is_none())
+            && !teacher.is_complete()
         {
-            let message = "incomplete [teacher]: expected `model` and [teacher.train], or `run`, the folder of \
-                           a finished run";
+            let message = "incomplete [teacher]: expected `model` and [teacher.train] to train it here, `model` \
+                           and `weights` to take a trained network as it is, or `run`, the folder of a \
+                           finished run";
             return Err(Error::config(origin, message));
         }
         let (from_matrix, by_dataset) = (point.method.is_some(), point.dataset.is_some());
@@ -274,7 +289,7 @@ impl UnresolvedRun {
     /// is a finished run.
     pub(crate) fn teacher_config(&self) -> Option<CellConfig> {
         let teacher = self.teacher.as_ref().filter(|t| t.run.is_none())?;
-        let train = teacher.train.clone()?;
+        let train = teacher.train.clone().unwrap_or_else(|| TrainConfig::untrained(self.train.seed));
         Some(CellConfig {
             data: self.data.clone(),
             student: NetworkConfig {

@@ -17,6 +17,7 @@ use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::optim::{Ema, Optimizer};
 use stillhouse_ops::{EngineKind, Gradients, Param};
 
+use crate::epoch_stats::EpochStats;
 use crate::evaluate::{correct_count, to_device};
 use crate::teacher::Teacher;
 use crate::{Error, Network, Result};
@@ -138,30 +139,29 @@ impl TrainStep {
         }
     }
 
-    /// Lists terms and connectors without effect in an epoch (from 1): terms not among `active_terms`,
-    /// connectors without a gradient. Terms whose configured weight is 0 are left out.
-    pub(crate) fn unused_terms(
-        &self,
-        epoch: u64,
-        active_terms: &BTreeSet<String>,
-        trained_connectors: &BTreeSet<String>,
-    ) -> Vec<String> {
+    /// Lists terms and connectors without effect in an epoch (from 1): terms without a value, or whose value
+    /// was always 0, and connectors without a gradient. Terms whose configured weight is 0 are left out.
+    pub(crate) fn unused_terms(&self, epoch: u64, stats: &EpochStats) -> Vec<String> {
         let mut unused = Vec::new();
         for method in &self.methods {
             let decayed = method.schedule.factor(epoch.saturating_sub(1)) == 0.0;
             let reason = if decayed { "its weight has decayed to 0" } else { "no step had a value for it" };
             let enabled = method.distiller.term_weights().into_iter().filter(|(_, weight)| *weight != 0.0);
-            let inactive = enabled.filter(|(term, _)| !active_terms.contains(&method.term_path(term)));
             let name = &method.display_name;
-            unused.extend(
-                inactive.map(|(term, _)| format!("term `{term}` of `{name}` was not used: {reason}")),
-            );
+            for (term, _) in enabled {
+                let path = method.term_path(&term);
+                if !stats.active_terms.contains(&path) {
+                    unused.push(format!("term `{term}` of `{name}` was not used: {reason}"));
+                } else if !stats.nonzero_terms.contains(&path) {
+                    unused.push(format!("term `{term}` of `{name}` has no effect: it was 0 in every step"));
+                }
+            }
             if decayed {
                 continue; // its connectors have no gradient either
             }
             let prefix = format!("{CONNECTOR_PREFIX}{}.", method.label);
             let own = self.connectors.iter().filter(|c| c.starts_with(&prefix));
-            let untrained = own.filter(|c| !trained_connectors.contains(*c));
+            let untrained = own.filter(|c| !stats.trained_connectors.contains(*c));
             unused.extend(untrained.map(|c| format!("`{c}` is not trained: it had no gradient")));
         }
         unused

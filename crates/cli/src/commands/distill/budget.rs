@@ -55,7 +55,7 @@ pub(crate) fn apply(recipe: &mut Recipe, seconds: f64, context: &Context) -> Res
     let begun = std::time::Instant::now();
     let pace = measure(recipe, context)?;
     let spent = begun.elapsed().as_secs_f64();
-    let images = recipe.count as f64 * f64::from(recipe.ratio) / 100.0;
+    let images = recipe.train_images as f64;
     let left = (seconds * PLANNED_FRACTION - spent).max(1.0);
     let (size, epochs) = fit(pace, images, left);
     (recipe.size, recipe.epochs) = (size, epochs);
@@ -65,7 +65,7 @@ pub(crate) fn apply(recipe: &mut Recipe, seconds: f64, context: &Context) -> Res
          (measured {:.1} ms per image for the teacher, {:.1} ms for the students at {MEASURED_SIZE} px)",
         output::duration(seconds),
         epochs,
-        if recipe.has_trained_teacher() { 0 } else { recipe.teacher_epochs() },
+        if recipe.teacher.is_trained_here() { recipe.teacher_epochs() } else { 0 },
         size,
         output::duration(expected),
         1e3 * pace.teacher,
@@ -109,7 +109,7 @@ fn measure(recipe: &Recipe, context: &Context) -> Result<Pace, CliError> {
     };
     let mut experiment = Experiment::parse(&tiny.to_toml(), "budget measurement", "measure").prepared()?;
     experiment.set("eval.every_epochs=0").prepared()?;
-    if !tiny.has_trained_teacher() {
+    if tiny.teacher.is_trained_here() {
         experiment.set("teacher.train.epochs=2").prepared()?;
     }
     let context = Context { runs: folder.clone(), ..context.clone() };

@@ -4,13 +4,15 @@ pub(crate) mod budget;
 mod recipe;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use stillhouse_backbones::weights::{WeightsFile, similar_models};
+use stillhouse_core::data::{SplitMode, SplitSpec};
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_runs::Role;
 use stillhouse_trainer::{Context, Experiment, Plan, check_plan, plan, run_plan};
 
-use self::recipe::Recipe;
+use self::recipe::{Recipe, TeacherSource};
 use crate::commands::{common, estimate, report, table, weights};
 use crate::error::{CliError, ExitStatus, Outcome, Prepared};
 use crate::paths::Paths;
@@ -28,8 +30,9 @@ Examples:
   stillhouse distill my/images --output out --budget 30m          finishes within half an hour
   stillhouse distill my/images --output out --teacher resnet50 --student mobilenetv2_100 --method kd
   stillhouse distill my/images --output out --teacher runs/mine   use a finished run as the teacher
+  stillhouse distill my/images --output out --teacher my.pth      use your trained weights as they are
 
-The images are split per class, the teacher is fine-tuned, and the student is trained with the teacher
+The images are split per class, the teacher is fine-tuned (unless it is trained already), and the student is trained with the teacher
 and, as a baseline, without it. OUT then holds student.safetensors and config.toml for
 `stillhouse predict OUT image.jpg`, student.onnx for other runtimes, and report.html. Running the same
 command again resumes an interrupted distillation.";
@@ -43,9 +46,12 @@ pub(crate) struct Args {
     /// Output folder
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Teacher: a model, or the folder of a finished run
-    #[arg(long, value_name = "MODEL", default_value = "resnet50")]
+    /// Teacher: a model to fine-tune, trained weights (a file), or the folder of a finished run
+    #[arg(long, value_name = "TEACHER", default_value = "resnet50")]
     teacher: String,
+    /// Model of the teacher's weights file [default: the one that fits]
+    #[arg(long, value_name = "MODEL")]
+    teacher_model: Option<String>,
     /// Student model
     #[arg(long, value_name = "MODEL", default_value = "mobilenetv2_100")]
     student: String,
@@ -155,9 +161,10 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
 fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
     let path = args.output.join(FILE);
     let head = format!(
-        "# stillhouse distill {} --teacher {} --student {} --method {} --ratio {} --seed {}{}{}{}\n",
+        "# stillhouse distill {} --teacher {}{} --student {} --method {} --ratio {} --seed {}{}{}{}\n",
         args.images.display(),
         args.teacher,
+        args.teacher_model.as_ref().map_or_else(String::new, |m| format!(" --teacher-model {m}")),
         args.student,
         args.method,
         args.ratio,
@@ -195,17 +202,24 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
     if args.method != "baseline" {
         context.registries.losses.get(&args.method)?;
     }
+    let teacher = teacher_source(args)?;
+    let split = SplitSpec {
+        ratio: f64::from(args.ratio) / 100.0,
+        mode: SplitMode::default(),
+        seed: args.seed,
+        per_class: None,
+    };
     let mut recipe = Recipe {
+        size: args.size.unwrap_or_else(|| default_size(&teacher, &args.student)),
         images: std::path::absolute(&args.images).map_err(stillhouse_core::Error::io(&args.images))?,
         classes: set.info().classes.len(),
-        count: set.len(),
-        teacher: args.teacher.clone(),
+        train_images: stillhouse_datasets::split(&*set, &split).prepared()?.train.len(),
+        teacher,
         student: args.student.clone(),
         method: args.method.clone(),
         ratio: args.ratio,
         seed: args.seed,
         epochs: args.epochs.unwrap_or(60),
-        size: args.size.unwrap_or_else(|| default_size(args)),
         per_class: None,
     };
     if let Some(seconds) = args.budget {
@@ -225,10 +239,45 @@ fn experiment(args: &Args, context: &Context) -> Result<Experiment, CliError> {
     Ok(experiment)
 }
 
+/// Finds out what `--teacher` names: a folder is a run, a file holds weights, anything else is a model.
+fn teacher_source(args: &Args) -> Result<TeacherSource, CliError> {
+    let path = Path::new(&args.teacher);
+    let is_path = path.is_file() || args.teacher.contains(std::path::is_separator);
+    let absolute = || std::path::absolute(path).map_err(stillhouse_core::Error::io(path));
+    if path.is_dir() || !is_path {
+        if args.teacher_model.is_some() {
+            return Err(CliError::usage("--teacher-model belongs to a weights file as --teacher"));
+        }
+        return Ok(match path.is_dir() {
+            true => TeacherSource::Run(absolute()?),
+            false => TeacherSource::Model(args.teacher.clone()),
+        });
+    }
+    let file = absolute()?;
+    if let Some(model) = &args.teacher_model {
+        return Ok(TeacherSource::File { file, model: model.clone() });
+    }
+    let models = similar_models(&WeightsFile::open(&file).prepared()?).prepared()?;
+    match &models[..] {
+        [model] => Ok(TeacherSource::File { file, model: model.clone() }),
+        [] => Err(CliError::usage(format!(
+            "{}: the weights fit no model of `stillhouse list models`",
+            file.display()
+        ))
+        .hint("`stillhouse weights check FILE --arch MODEL` compares them with one")),
+        several => Err(CliError::usage(format!(
+            "{}: the weights fit several models: {}",
+            file.display(),
+            several.join(", ")
+        ))
+        .hint("name one with --teacher-model")),
+    }
+}
+
 /// Default image size: that of a network with a fixed size, or one that trains fast.
-fn default_size(args: &Args) -> u64 {
-    let fixed = |name: &&String| name.starts_with("swin_") || **name == "mksmt";
-    let sizes = [&args.teacher, &args.student].into_iter().filter(fixed);
+fn default_size(teacher: &TeacherSource, student: &str) -> u64 {
+    let fixed = |name: &&str| name.starts_with("swin_") || *name == "mksmt";
+    let sizes = teacher.model().into_iter().chain([student]).filter(fixed);
     sizes.map(|name| stillhouse_backbones::default_image_size(name) as u64).next().unwrap_or(160)
 }
 

@@ -15,7 +15,7 @@ use crate::{experiments, output};
 
 /// Runs the command.
 pub(crate) fn run(name: &str, args: &explain::Args) -> Outcome {
-    if let Loaded::Static(table) = experiments::open(name)? {
+    if let Loaded::Static(table) = experiments::open(name, &args.set)? {
         if args.json {
             output::print_json(&json!({"experiment": name, "title": table.title(), "cells": []}));
         } else {

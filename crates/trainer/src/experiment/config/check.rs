@@ -36,6 +36,11 @@ impl CellConfig {
             let positive = limits.iter().all(|n| *n > 0);
             require(origin, positive, "data.per_class", "two counts above 0", &limits)?;
         }
+        if self.train.epochs == 0 && self.student.init.is_scratch() {
+            let message = "invalid `train.epochs`: expected 1 to 1000000, or 0 to take pretrained weights as \
+                           they are, found 0 with random initial weights";
+            return Err(Error::config(origin, message));
+        }
         self.train.check(origin)?;
         require(origin, self.eval.batch > 0, "eval.batch", "at least 1", &self.eval.batch)?;
         for (i, loss) in self.loss.iter().enumerate() {
@@ -98,7 +103,7 @@ impl TrainConfig {
         let require = |valid: bool, field: &str, expected: &str, found: &dyn Debug| {
             require(origin, valid, &format!("train.{field}"), expected, found)
         };
-        require((1..=1_000_000).contains(&self.epochs), "epochs", "1 to 1000000", &self.epochs)?;
+        require(self.epochs <= 1_000_000, "epochs", "1 to 1000000", &self.epochs)?;
         let (lr, weight_decay) = (self.optimizer.lr(), self.optimizer.weight_decay().0);
         require(lr > 0.0 && lr.is_finite(), "optimizer.lr", "a number above 0", &lr)?;
         let valid = weight_decay >= 0.0 && weight_decay.is_finite();

@@ -269,6 +269,19 @@ impl Default for EvalConfig {
 }
 
 impl CellConfig {
+    /// Replaces settings of `data` and `eval`, which a test of the finished network may change.
+    pub(crate) fn with_overrides(&self, overrides: &Table) -> Result<Self> {
+        if let Some(key) = overrides.keys().find(|key| !["data", "eval"].contains(&key.as_str())) {
+            let message = format!("`{key}` belongs to the training: expected settings of `data` or `eval`");
+            return Err(Error::config("test of a finished run", message));
+        }
+        let mut table = Table::try_from(self).map_err(|e| Error::config("configuration", e))?;
+        merge(&mut table, overrides);
+        let config: Self = stillhouse_core::config::from_table(&table, "test of a finished run")?;
+        config.check("test of a finished run")?;
+        Ok(config)
+    }
+
     /// Serializes to TOML with sorted keys: the text that is hashed.
     pub fn to_toml(&self) -> Result<String> {
         let table = Table::try_from(self).map_err(|e| Error::config("configuration", e))?;

@@ -10,7 +10,7 @@ use crate::experiment::schedule::Schedule;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Epochs, at least 1.
+    /// Epochs; 0 takes pretrained weights as they are, head included, and only tests them.
     pub epochs: u64,
     /// Seed of split, initialization, order, augmentation and methods.
     #[serde(default)]
@@ -123,6 +123,32 @@ impl TryFrom<String> for CheckpointInterval {
 }
 
 impl TrainConfig {
+    /// The recipe of a network that is taken as it is.
+    pub(crate) fn untrained(seed: u64) -> Self {
+        Self {
+            epochs: 0,
+            seed,
+            sampler: Sampler::Sequential { batch: 1 },
+            optimizer: OptimizerConfig::Sgd {
+                lr: 1.0,
+                momentum: 0.0,
+                nesterov: false,
+                weight_decay: 0.0,
+                decay_norm_and_bias: true,
+            },
+            schedule: Schedule::Constant { warmup_epochs: 0.0 },
+            phase: Vec::new(),
+            micro_batch: None,
+            gradient_checkpointing: false,
+            frozen_bn: true,
+            freeze: Vec::new(),
+            lr_scale: Vec::new(),
+            clip_norm: None,
+            ema: None,
+            checkpoint: CheckpointInterval::default(),
+        }
+    }
+
     /// Returns the images per batch.
     pub fn batch_size(&self) -> usize {
         match self.sampler {
