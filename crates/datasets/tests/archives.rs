@@ -126,7 +126,7 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "a zip that claims too little",
             zipped(ZipEntry { claims: Some(3), ..z.clone() }),
-            "expected 3 bytes",
+            "larger than its declared",
         ),
         ("a zip that claims too much", zipped(ZipEntry { claims: Some(9), ..z.clone() }), "expected 9 bytes"),
         (
@@ -149,9 +149,9 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ),
         ("a corrupt header", tar(&[file.clone(), Entry { sound: false, ..of("b") }]), "corrupt header"),
         ("truncated", whole[..1300].to_vec(), "truncated"),
-        ("a truncated zip", zipped(z.clone())[..60].to_vec(), "truncated"),
+        ("a truncated zip", zipped(z.clone())[..60].to_vec(), "corrupt archive"),
         ("a wrong checksum in gzip", damaged, "corrupt data"),
-        ("a wrong checksum in a zip", zipped(ZipEntry { crc: Some(1), ..z.clone() }), "checksum mismatch"),
+        ("a wrong checksum in a zip", zipped(ZipEntry { crc: Some(1), ..z.clone() }), "checksum"),
         ("a duplicate entry", tar(&[file.clone(), file.clone()]), "duplicate"),
         ("an entry over a folder", tar(&[of("a/b"), of("a")]), ""),
         (
@@ -159,8 +159,8 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             zip(&[z.clone(), ZipEntry { shares: true, ..ZipEntry::file("b.txt", b"alpha") }]),
             "overlapping",
         ),
-        ("encrypted", zipped(ZipEntry { flags: 1, ..z.clone() }), "encrypted"),
-        ("another method", zipped(ZipEntry { method: Some(12), ..z }), "found 12"),
+        ("encrypted", zipped(ZipEntry { flags: 1, ..z.clone() }), "Password required"),
+        ("another method", zipped(ZipEntry { method: Some(12), ..z }), "method"),
         ("a name that is not text", tar(&[Entry { name: b"\xff\xfe".to_vec(), ..file }]), "not UTF-8"),
         ("a page", b"<html><body>Sign in</body></html>".to_vec(), "not an archive"),
         ("nothing", Vec::new(), "not an archive"),

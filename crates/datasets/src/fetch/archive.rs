@@ -8,7 +8,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use flate2::read::{DeflateDecoder, MultiGzDecoder};
+use flate2::read::MultiGzDecoder;
+use zip::ZipArchive;
+use zip::result::ZipError;
 
 use crate::layout::text_lists::is_below;
 use crate::{Error, Result};
@@ -38,7 +40,7 @@ pub fn unpack(archive: &Path, into: &Path, take: &[String], strip: &str) -> Resu
     let left = size.saturating_mul(MAX_TIMES).saturating_add(FEW);
     let mut target = Target { archive, into, take, strip, left, entries: 0, files: 0 };
     match &head[..n] {
-        [b'P', b'K', 3 | 5, 4 | 6, ..] => zip(&mut target, &mut file, size)?,
+        [b'P', b'K', 3 | 5, 4 | 6, ..] => zip(&mut target, file)?,
         [0x1f, 0x8b, ..] => tar(&mut target, MultiGzDecoder::new(BufReader::new(file)))?,
         head if head.len() == 512 && checksum_fits(head) => tar(&mut target, BufReader::new(file))?,
         head => {
@@ -126,7 +128,7 @@ impl Target<'_> {
     }
 
     /// Writes a file of exactly `size` bytes.
-    fn write(&mut self, name: &str, path: &Path, size: u64, data: &mut dyn Read) -> Result<u32> {
+    fn write(&mut self, name: &str, path: &Path, size: u64, data: &mut dyn Read) -> Result<()> {
         let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                 return Err(self.invalid(name, "duplicate entry"));
@@ -134,7 +136,7 @@ impl Target<'_> {
             other => other.map_err(Error::io(path))?,
         };
         let mut buffer = vec![0; 1 << 16];
-        let (mut at, mut crc) = (0u64, flate2::Crc::new());
+        let mut at = 0u64;
         loop {
             let n = data.read(&mut buffer).map_err(|e| self.invalid(name, format!("corrupt data: {e}")))?;
             if n == 0 {
@@ -144,7 +146,6 @@ impl Target<'_> {
             if at > size {
                 return Err(self.invalid(name, format!("expected {size} bytes, found more")));
             }
-            crc.update(&buffer[..n]);
             file.write_all(&buffer[..n]).map_err(Error::io(path))?;
         }
         if at < size {
@@ -152,8 +153,7 @@ impl Target<'_> {
         }
         self.left -= at;
         self.files += 1;
-        file.sync_all().map_err(Error::io(path))?;
-        Ok(crc.sum())
+        file.sync_all().map_err(Error::io(path))
     }
 }
 
@@ -319,122 +319,28 @@ fn pax(target: &Target, mut data: &[u8]) -> Result<Vec<(String, String)>> {
     Ok(all)
 }
 
-fn le16(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
-}
-
-fn le32(bytes: &[u8], at: usize) -> u64 {
-    le16(bytes, at) | le16(bytes, at + 2) << 16
-}
-
-/// Entry of a zip central directory.
-struct ZipEntry {
-    name: String,
-    kind: Kind,
-    method: u64,
-    crc: u32,
-    packed: u64,
-    size: u64,
-    at: u64,
-}
-
-fn zip(target: &mut Target, file: &mut File, size: u64) -> Result<()> {
-    let entries = central_directory(target, file, size)?;
+fn zip(target: &mut Target, file: File) -> Result<()> {
+    let corrupt = |target: &Target, e: ZipError| target.invalid("", format!("corrupt archive: {e}"));
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| corrupt(target, e))?;
     // Overlapping entries are a way to build zip bombs.
-    let mut used: Vec<(u64, u64)> = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let Some(path) = target.accept(&entry.name, entry.kind, entry.size)? else { continue };
-        let invalid = |why: &str| target.invalid(&entry.name, why);
-        let mut local = [0; 30];
-        file.seek(SeekFrom::Start(entry.at)).map_err(Error::io(target.archive))?;
-        let n = fill(file, &mut local).map_err(Error::io(target.archive))?;
-        if n < 30 || local[..4] != [b'P', b'K', 3, 4] {
-            return Err(invalid("no local header at the offset of the directory"));
-        }
-        if le16(&local, 6) & 1 != 0 {
-            return Err(invalid("encrypted entry"));
-        }
-        let start = entry.at + 30 + le16(&local, 26) + le16(&local, 28);
-        let end = start.checked_add(entry.packed).filter(|end| *end <= size);
-        let Some(end) = end else { return Err(invalid("data beyond the archive")) };
-        used.push((entry.at, end));
-        file.seek(SeekFrom::Start(start)).map_err(Error::io(target.archive))?;
-        let mut packed = BufReader::new(&mut *file).take(entry.packed);
-        let crc = match entry.method {
-            0 => target.write(&entry.name, &path, entry.size, &mut packed)?,
-            8 => target.write(&entry.name, &path, entry.size, &mut DeflateDecoder::new(packed))?,
-            other => return Err(invalid(&format!("expected method 0 or 8 (deflate), found {other}"))),
-        };
-        if crc != entry.crc {
-            return Err(target.invalid(&entry.name, "checksum mismatch"));
-        }
-    }
-    used.sort_unstable();
-    if used.windows(2).any(|w| w[1].0 < w[0].1) {
+    if archive.has_overlapping_files().map_err(|e| corrupt(target, e))? {
         return Err(target.invalid("", "overlapping entries"));
     }
-    Ok(())
-}
-
-fn central_directory(target: &Target, file: &mut File, size: u64) -> Result<Vec<ZipEntry>> {
-    const END: usize = 22;
-    const MAX_DIRECTORY: u64 = 1 << 28;
-    let invalid = |why: &str| target.invalid("", why);
-    let tail = size.min(END as u64 + 0xffff);
-    let mut end = vec![0; tail as usize];
-    file.seek(SeekFrom::Start(size - tail)).map_err(Error::io(target.archive))?;
-    fill(file, &mut end).map_err(Error::io(target.archive))?;
-    let last = end.len().checked_sub(END).ok_or_else(|| invalid("truncated archive"))?;
-    let at = (0..=last)
-        .rev()
-        .find(|&i| end[i..].starts_with(b"PK\x05\x06") && i + END + le16(&end, i + 20) as usize <= end.len());
-    let Some(at) = at else { return Err(invalid("truncated: no central directory")) };
-    let (count, length, start) = (le16(&end, at + 10), le32(&end, at + 12), le32(&end, at + 16));
-    if count == 0xffff || start == 0xffff_ffff {
-        return Err(invalid("expected an archive of up to 4 GiB, found zip64"));
-    }
-    if length > MAX_DIRECTORY || start.checked_add(length).is_none_or(|end| end > size) {
-        return Err(invalid("central directory beyond the archive"));
-    }
-    let mut directory = vec![0; length as usize];
-    file.seek(SeekFrom::Start(start)).map_err(Error::io(target.archive))?;
-    fill(file, &mut directory).map_err(Error::io(target.archive))?;
-    let mut all = Vec::new();
-    let mut rest = directory.as_slice();
-    for _ in 0..count {
-        if rest.len() < 46 || !rest.starts_with(b"PK\x01\x02") {
-            return Err(invalid("corrupt central directory"));
-        }
-        let (name, extra, comment) =
-            (le16(rest, 28) as usize, le16(rest, 30) as usize, le16(rest, 32) as usize);
-        let whole = 46 + name + extra + comment;
-        if rest.len() < whole {
-            return Err(invalid("corrupt central directory"));
-        }
-        let name = text(target, &rest[46..46 + name])?;
-        if le16(rest, 8) & 1 != 0 {
-            return Err(target.invalid(&name, "encrypted entry"));
-        }
-        // For entries created on Unix, the mode has the kind.
-        let mode = if rest[5] == 3 { le32(rest, 38) >> 16 & 0o170_000 } else { 0 };
-        let kind = match mode {
-            0o040_000 => Kind::Folder,
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).map_err(|e| target.invalid(&format!("{index}"), e))?;
+        let name = text(target, entry.name_raw())?;
+        let kind = match entry.unix_mode().unwrap_or_default() & 0o170_000 {
             0o120_000 => Kind::Other("a symbolic link"),
+            0o040_000 => Kind::Folder,
             0 | 0o100_000 if name.ends_with('/') => Kind::Folder,
             0 | 0o100_000 => Kind::File,
             _ => Kind::Other("a device or pipe"),
         };
-        let (packed, size) = (le32(rest, 20), le32(rest, 24));
-        all.push(ZipEntry {
-            name,
-            kind,
-            method: le16(rest, 10),
-            crc: le32(rest, 16) as u32,
-            packed,
-            size,
-            at: le32(rest, 42),
-        });
-        rest = &rest[whole..];
+        let size = entry.size();
+        if let Some(path) = target.accept(&name, kind, size)? {
+            // Reading verifies the checksum.
+            target.write(&name, &path, size, &mut entry)?;
+        }
     }
-    Ok(all)
+    Ok(())
 }
