@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let run = RunDir::new(args.next().ok_or("expected a run folder, such as runs/first")?);
     let image = match args.next() {
-        Some(file) => decode::read_image(Path::new(&file))?,
+        Some(file) => decode::read_image(Path::new(&file), None)?,
         None => scene()?,
     };
 

@@ -14,7 +14,7 @@ seed() {
   shift
   mkdir -p "$to" && cp "$@" "$to/"
 }
-seed jpeg "$golden"/*.jpg
+seed jpeg "$golden"/*.jpg crates/jpeg/tests/data/*.jpg
 seed png $(find "$golden" -name '*.png' -size -4k)
 seed tiff "$golden"/*.tif
 seed bmp "$golden"/*.bmp

@@ -20,7 +20,7 @@ use stillhouse_ops::Mode;
 /// The middle 224 x 224 pixels, normalized, `[3, 224, 224]`.
 fn picture(path: &Path, info: &WeightsInfo) -> Tensor {
     const SIDE: usize = 224;
-    let image = read_image(path).unwrap();
+    let image = read_image(path, None).unwrap();
     let (left, top) = ((image.width - SIDE) / 2, (image.height - SIDE) / 2);
     let mut values = Vec::with_capacity(3 * SIDE * SIDE);
     for c in 0..3 {

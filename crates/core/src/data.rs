@@ -176,6 +176,9 @@ pub struct Batch {
     pub labels: Labels,
     /// Dataset indices of the images.
     pub ids: Vec<u64>,
+    /// Hashes of the images' pixels if they repeat ([`BatchSource::repeats_views`]); empty otherwise. The
+    /// same image with the same hash has the same pixels.
+    pub views: Vec<u64>,
 }
 
 /// Kind of a dataset's labels.
@@ -188,6 +191,9 @@ pub enum Task {
     /// One class per pixel.
     Segmentation,
 }
+
+/// Setting of a dataset with its white level ([`Dataset::white_level`]).
+pub const WHITE_LEVEL: &str = "white_level";
 
 /// Description of a dataset.
 #[derive(Debug, Clone)]
@@ -226,6 +232,11 @@ pub trait Dataset: Send + Sync {
     fn official_split(&self, _name: &str) -> Option<Vec<usize>> {
         None
     }
+    /// 16-bit value of the images that becomes white (255), if there are 16-bit images of a smaller range;
+    /// otherwise their upper byte is taken.
+    fn white_level(&self) -> Option<u16> {
+        None
+    }
     /// Whether the files themselves are divided into training and test images, so that every
     /// [`SplitMode`] uses the official split.
     fn has_given_split(&self) -> bool {
@@ -252,8 +263,9 @@ pub trait BatchSource: Send {
     fn position(&self) -> Position;
     /// Moves to a position; the batches from there on are those of an uninterrupted run.
     fn seek(&mut self, position: Position) -> Result<()>;
-    /// Whether images have the same pixels in every epoch, that is no transform is random.
-    fn is_deterministic(&self) -> bool {
+    /// Whether an image has few views, so that the same pixels come again: no transform is random but flips
+    /// and quarter turns.
+    fn repeats_views(&self) -> bool {
         false
     }
 }
@@ -311,7 +323,7 @@ pub struct SplitSpec {
     pub mode: SplitMode,
     /// Random seed.
     pub seed: u64,
-    /// Maximum number of training and test images of each class (smoke runs).
+    /// Maximum number of training and test images of each class (quick runs).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_class: Option<[usize; 2]>,
 }

@@ -8,13 +8,14 @@ use std::fmt;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use stillhouse_core::data::{Dataset, Label, Task};
+use stillhouse_core::data::{Dataset, Label, Task, WHITE_LEVEL};
 use stillhouse_core::registry::DatasetRequest;
 
 use self::inspect::Inspector;
 use self::mask_content::ValueCounts;
 use crate::catalog;
 use crate::diagnostics::{Diagnostic, Diagnostics, Kind, examples};
+use crate::file_dataset::take_white_level;
 use crate::manifest::{self, Manifest};
 use crate::{Error, Result};
 
@@ -95,14 +96,22 @@ pub fn check(request: &DatasetRequest, subset: bool) -> stillhouse_core::Result<
     crate::registry_in(&request.roots).get(&request.name)?;
     let mut request = request.clone();
     request.options.remove("on_error");
+    let white_level = take_white_level(&mut request)?;
     let mut diagnostics = Diagnostics::collecting();
-    let set = read(&request, &mut diagnostics)?;
+    let set = read(&request, &mut diagnostics)?.with_white_level(white_level);
     let is_official = manifest.as_ref().is_some_and(|own| manifest::of_builtin(&own.name).is_ok());
     let inspected: Vec<Inspector> =
         set.samples.par_iter().map(|sample| Inspector::of_files(&set, sample, is_official)).collect();
     let mut found = diagnostics.found;
     if !is_official {
         found.extend(inspect::lossy_conversions(&set, &inspected));
+    }
+    if let (Some(white), None) = (set.white_level, white_level) {
+        let message = format!(
+            "16-bit images of a small range: values from 0 to {white} of 65535 become 0 to 255, larger ones 255; \
+             {WHITE_LEVEL} in data.options sets another value"
+        );
+        found.push(Diagnostic { kind: Kind::SmallRange, message, is_error: false });
     }
     found.extend(inspect::mask_problems(&set, &inspected));
     Ok(report(&set, manifest.as_deref(), inspected, found, subset))

@@ -70,12 +70,13 @@ fn colors(channels: usize, bits: usize) -> &'static str {
     }
 }
 
-/// Content of a file and its name for messages.
+/// Content of a file, its name for messages, and the 16-bit value that becomes white.
 #[derive(Clone, Copy)]
 struct Input<'a> {
     bytes: &'a [u8],
     name: &'a str,
     format: &'static str,
+    white: Option<u16>,
 }
 
 impl Input<'_> {
@@ -86,6 +87,26 @@ impl Input<'_> {
     fn unsupported(&self, found: impl ToString, expected: &'static str) -> Error {
         let (name, format) = (self.name.to_string(), self.format);
         Error::Unsupported { name, format, found: found.to_string(), expected }
+    }
+
+    /// Reduces 16-bit values to bytes: by the white level, or to the upper byte. Label masks keep their values.
+    fn narrowed(&self, values: impl Iterator<Item = u16>, to: PixelFormat) -> Result<Vec<u8>> {
+        if to == PixelFormat::Index {
+            let byte = |value: u16| {
+                u8::try_from(value).map_err(|_| {
+                    self.unsupported(format!("the 16-bit value {value}"), "label values up to 255")
+                })
+            };
+            return values.map(byte).collect();
+        }
+        Ok(match self.white.map(u32::from) {
+            None => values.map(|value| (value >> 8) as u8).collect(),
+            Some(white) => {
+                let scaled =
+                    |value: u16| ((u32::from(value).min(white) * 255 + white / 2) / white.max(1)) as u8;
+                values.map(scaled).collect()
+            }
+        })
     }
 
     /// Checks the sides against the limits.
@@ -105,7 +126,7 @@ impl Input<'_> {
 /// is for messages.
 pub fn decode(bytes: &[u8], name: &str, to: PixelFormat, orient: bool) -> Result<ImageBuffer> {
     let (format, decoder) = sniff(bytes, name)?;
-    let Decoded { buffer, orientation, .. } = decoder(&Input { bytes, name, format }, to)?;
+    let Decoded { buffer, orientation, .. } = decoder(&Input { bytes, name, format, white: None }, to)?;
     debug_assert_eq!(buffer.channels, if to == PixelFormat::Rgb { 3 } else { 1 });
     Ok(if orient { oriented(&buffer, orientation) } else { buffer })
 }
@@ -113,22 +134,37 @@ pub fn decode(bytes: &[u8], name: &str, to: PixelFormat, orient: bool) -> Result
 /// Decodes a 16-bit gray PNG into width, height and values.
 pub fn decode_u16(bytes: &[u8], name: &str) -> Result<(usize, usize, Vec<u16>)> {
     match sniff(bytes, name)?.0 {
-        "PNG" => png::decode_u16(&Input { bytes, name, format: "PNG" }),
-        format => Err(Input { bytes, name, format }.unsupported("8-bit values", "16-bit gray PNG")),
+        "PNG" => png::decode_u16(&Input { bytes, name, format: "PNG", white: None }),
+        format => {
+            Err(Input { bytes, name, format, white: None }.unsupported("8-bit values", "16-bit gray PNG"))
+        }
     }
 }
 
-/// Reads an image file as RGB.
-pub fn read_image(path: &Path) -> Result<Image> {
-    Ok(decode(&read_file(path)?, &path.display().to_string(), PixelFormat::Rgb, false)?.into_image())
+/// Reads an image file as RGB. 16-bit values from 0 to `white` become 0 to 255, larger ones 255; without it the
+/// upper byte is taken.
+pub fn read_image(path: &Path, white: Option<u16>) -> Result<Image> {
+    Ok(inspect_image(path, white)?.0)
 }
 
-/// Reads an image file as RGB and returns its storage format.
-pub fn inspect_image(path: &Path) -> Result<(Image, Stored)> {
+/// Reads an image file as [`read_image`] does, and returns its storage format.
+pub fn inspect_image(path: &Path, white: Option<u16>) -> Result<(Image, Stored)> {
     let (bytes, name) = (read_file(path)?, path.display().to_string());
     let (format, decoder) = sniff(&bytes, &name)?;
-    let decoded = decoder(&Input { bytes: &bytes, name: &name, format }, PixelFormat::Rgb)?;
+    let decoded = decoder(&Input { bytes: &bytes, name: &name, format, white }, PixelFormat::Rgb)?;
     Ok((decoded.buffer.into_image(), Stored { format, colors: decoded.stored }))
+}
+
+/// Returns the largest value of a 16-bit image; `None` for 8 bits.
+pub(crate) fn max_u16(path: &Path) -> Result<Option<u16>> {
+    let (bytes, name) = (read_file(path)?, path.display().to_string());
+    let (format, _) = sniff(&bytes, &name)?;
+    let input = Input { bytes: &bytes, name: &name, format, white: None };
+    match format {
+        "PNG" => png::max_u16(&input),
+        "TIFF" => tiff::max_u16(&input),
+        _ => Ok(None),
+    }
 }
 
 /// Reads a label mask of palette indices or gray values.
@@ -228,13 +264,13 @@ mod tests {
         let e = decode(b"", "x.png", PixelFormat::Rgb, false).unwrap_err().to_string();
         assert!(e.contains("empty file"), "{e}");
         let folder = tempfile::tempdir().unwrap();
-        let e = read_image(&folder.path().join("absent.jpg")).unwrap_err().to_string();
+        let e = read_image(&folder.path().join("absent.jpg"), None).unwrap_err().to_string();
         assert!(e.contains("absent.jpg"), "{e}");
     }
 
     #[test]
     fn rejects_large_images_before_allocation() {
-        let input = Input { bytes: &[], name: "x", format: "PNG" };
+        let input = Input { bytes: &[], name: "x", format: "PNG", white: None };
         assert_eq!(input.checked_size(256, 256).unwrap(), (256, 256));
         for (w, h) in [(0, 5), (40_000, 10), (32_768, 32_768), (u64::MAX, u64::MAX)] {
             assert!(input.checked_size(w, h).is_err());

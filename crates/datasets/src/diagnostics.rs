@@ -45,6 +45,8 @@ pub enum Kind {
     Unpaired,
     /// An image that is not stored as 8-bit RGB, and is converted.
     NotRgb,
+    /// 16-bit images whose values leave the upper bit unused.
+    SmallRange,
     /// A file with the extension of another format.
     Extension,
     /// A mask whose size differs from its image.
@@ -78,6 +80,7 @@ impl fmt::Display for Kind {
             Self::NameEncoding => "file name",
             Self::Unpaired => "no counterpart",
             Self::NotRgb => "not RGB",
+            Self::SmallRange => "small range",
             Self::Extension => "extension",
             Self::MaskSize => "mask size",
             Self::MaskValue => "mask value",

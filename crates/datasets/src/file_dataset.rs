@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use stillhouse_core::data::{Dataset, DatasetInfo, IGNORE_INDEX, Label, Mask, Sample, Task};
+use stillhouse_core::data::{Dataset, DatasetInfo, IGNORE_INDEX, Label, Mask, Sample, Task, WHITE_LEVEL};
 use stillhouse_core::registry::DatasetRequest;
 
 use crate::check::mask_content;
@@ -101,6 +101,8 @@ pub(crate) struct FileDataset {
     pub(crate) splits: Splits,
     /// Whether the folders define the splits, so that none is drawn.
     pub(crate) has_given_split: bool,
+    /// 16-bit value that becomes white.
+    pub(crate) white_level: Option<u16>,
     /// Folder for messages if each class has to occur in the masks.
     pub(crate) class_check: Option<PathBuf>,
 }
@@ -121,7 +123,15 @@ impl FileDataset {
             task,
             synthetic: false,
         };
-        Self { info, samples, masks: None, splits: Vec::new(), has_given_split: false, class_check: None }
+        Self {
+            info,
+            samples,
+            masks: None,
+            splits: Vec::new(),
+            has_given_split: false,
+            white_level: None,
+            class_check: None,
+        }
     }
 
     pub(crate) fn with_splits(self, splits: Splits) -> Self {
@@ -135,6 +145,22 @@ impl FileDataset {
 
     pub(crate) fn with_masks(self, rule: LabelMapping) -> Self {
         Self { masks: Some(rule), ..self }
+    }
+
+    /// Sets the white level: the given one, or the largest value of some images, evenly spread, if their
+    /// 16-bit values leave the upper bit unused. Unreadable images are left to others.
+    pub(crate) fn with_white_level(mut self, given: Option<u16>) -> Self {
+        let step = self.samples.len().div_ceil(WHITE_LEVEL_SAMPLES).max(1);
+        let largest = || {
+            let sampled: Vec<&FileSample> = self.samples.iter().step_by(step).collect();
+            let values = sampled.par_iter().filter_map(|sample| decode::max_u16(&sample.path).ok().flatten());
+            values.max().filter(|value| (1..0x8000).contains(value))
+        };
+        self.white_level = given.or_else(largest);
+        if let Some(white) = self.white_level {
+            self.info.title.push_str(&format!(", 16-bit values to {white}"));
+        }
+        self
     }
 
     /// Reads the label of an image of a given size.
@@ -226,13 +252,16 @@ impl Dataset for FileDataset {
 
     fn sample(&self, index: usize) -> stillhouse_core::Result<Sample> {
         let sample = &self.samples[index];
-        let image = decode::read_image(&sample.path)?;
+        let image = decode::read_image(&sample.path, self.white_level)?;
         let label = self.label(sample, (image.width, image.height))?;
         Ok(Sample { id: index as u64, image, label })
     }
 
     fn fingerprint(&self) -> stillhouse_core::Result<String> {
         let mut text = format!("{}\n", self.info.name);
+        if let Some(white) = self.white_level {
+            text.push_str(&format!("{WHITE_LEVEL}\t{white}\n"));
+        }
         for sample in &self.samples {
             text.push_str(&format!("{}\t{}", sample.key, sample.bytes));
             match &sample.annotation {
@@ -256,6 +285,10 @@ impl Dataset for FileDataset {
     fn has_given_split(&self) -> bool {
         self.has_given_split
     }
+
+    fn white_level(&self) -> Option<u16> {
+        self.white_level
+    }
 }
 
 /// Reads a mask file: an indexed image, or a `.mat` file of the augmented VOC labels.
@@ -267,6 +300,22 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
     }
 }
 
+/// Images whose 16-bit values are looked at.
+const WHITE_LEVEL_SAMPLES: usize = 64;
+
+/// Takes the white level out of the settings of a dataset.
+///
+/// # Errors
+/// A value that is not an integer from 1 to 65535.
+pub(crate) fn take_white_level(request: &mut DatasetRequest) -> Result<Option<u16>> {
+    let Some(value) = request.options.remove(WHITE_LEVEL) else { return Ok(None) };
+    let level = value.as_integer().and_then(|v| u16::try_from(v).ok()).filter(|v| *v > 0);
+    level.map(Some).ok_or_else(|| {
+        let origin = format!("dataset `{}`", request.name);
+        Error::setting(origin, format!("expected {WHITE_LEVEL} from 1 to 65535, found {value}"))
+    })
+}
+
 /// Lists the samples of a dataset and reports problems as diagnostics.
 pub(crate) type ReadFiles = fn(&DatasetRequest, &mut Diagnostics) -> Result<FileDataset>;
 
@@ -275,12 +324,14 @@ pub(crate) type ReadFiles = fn(&DatasetRequest, &mut Diagnostics) -> Result<File
 pub(crate) fn open(request: &DatasetRequest, read: ReadFiles) -> Result<Arc<dyn Dataset>> {
     let mut request = request.clone();
     let policy = request.options.remove("on_error");
+    let white_level = take_white_level(&mut request)?;
+    let with_white_level = |set: FileDataset| set.with_white_level(white_level);
     let set = match policy.as_ref().map_or(Some("error"), toml::Value::as_str) {
         Some("error") => {
             let mut diagnostics = Diagnostics::strict();
             let set = read(&request, &mut diagnostics)?;
             diagnostics.tell();
-            set
+            with_white_level(set)
         }
         Some("skip") => {
             let mut diagnostics = Diagnostics::skipping();
@@ -290,7 +341,7 @@ pub(crate) fn open(request: &DatasetRequest, read: ReadFiles) -> Result<Arc<dyn 
             if left_out > 0 {
                 set.info.title.push_str(&format!(", {left_out} files or lines left out"));
             }
-            set.without_unreadable()?
+            with_white_level(set).without_unreadable()?
         }
         _ => {
             return Err(Error::setting(
@@ -342,7 +393,8 @@ pub(crate) fn only_options(request: &DatasetRequest, known: &[&str]) -> Result<(
     match request.options.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
         Some(key) => {
-            let known: Vec<String> = known.iter().chain(&["on_error"]).map(|k| format!("`{k}`")).collect();
+            let known: Vec<String> =
+                known.iter().chain(&["on_error", WHITE_LEVEL]).map(|k| format!("`{k}`")).collect();
             Err(Error::setting(
                 format!("dataset `{}`", request.name),
                 format!("unknown setting `{key}`: expected {}", known.join(", ")),

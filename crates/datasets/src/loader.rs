@@ -3,6 +3,7 @@
 pub(crate) mod sampler;
 
 use std::any::Any;
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -159,6 +160,10 @@ impl Source {
             images: Tensor::from_vec(values, (count, 3, height, width), &Device::Cpu)?,
             labels,
             ids: indices.iter().map(|&i| i as u64).collect(),
+            views: match self.pipeline.repeats_views() {
+                true => images.iter().map(|(pair, _)| hash(&pair.image.pixels)).collect(),
+                false => Vec::new(),
+            },
         })
     }
 }
@@ -264,6 +269,13 @@ impl Loader {
     }
 }
 
+/// Returns a hash of pixels for comparisons within a process.
+fn hash(pixels: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(pixels);
+    hasher.finish()
+}
+
 fn reason(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_string())
@@ -321,8 +333,8 @@ impl BatchSource for Loader {
         Ok(())
     }
 
-    fn is_deterministic(&self) -> bool {
-        self.source.pipeline.is_fixed()
+    fn repeats_views(&self) -> bool {
+        self.source.pipeline.repeats_views()
     }
 }
 
@@ -360,7 +372,7 @@ mod tests {
         let spec = spec(&set, Sampler::Sequential { batch: 2 }, r#"{op="center_crop", size=8}"#);
         let mut loader = loader_with_threads(Arc::new(set), &spec, 2).unwrap();
         assert_eq!(loader.batches_per_epoch(), 3);
-        assert!(loader.is_deterministic());
+        assert!(loader.repeats_views());
         for epoch in 0..3 {
             assert_eq!(loader.position(), Position { epoch, batch: 0 });
             let first = loader.next_batch().unwrap().unwrap();

@@ -100,7 +100,7 @@ mod tests {
         let path = folder.path().join("mask.png");
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(crate::decode::read_mask(&path).unwrap(), mask);
-        assert_eq!(crate::decode::read_image(&path).unwrap().pixels[3..6], [128, 0, 0]);
+        assert_eq!(crate::decode::read_image(&path, None).unwrap().pixels[3..6], [128, 0, 0]);
         assert!(mask_png(&Mask { labels: vec![0], ..mask }, &colors(None)).is_err());
     }
 

@@ -34,7 +34,7 @@ impl Inspector {
     /// their format; own images may have any.
     pub(super) fn of_files(set: &FileDataset, sample: &FileSample, is_official: bool) -> Self {
         let mut inspector = Self::default();
-        let size = inspector.image_file(&sample.path, is_official);
+        let size = inspector.image_file(&sample.path, set.white_level, is_official);
         if let Annotation::Mask { path, .. } = &sample.annotation {
             inspector.mask_file(set, path, size);
         }
@@ -42,8 +42,8 @@ impl Inspector {
     }
 
     /// Decodes an image; returns its size.
-    fn image_file(&mut self, path: &Path, is_official: bool) -> Option<(usize, usize)> {
-        let (image, stored) = match decode::inspect_image(path) {
+    fn image_file(&mut self, path: &Path, white: Option<u16>, is_official: bool) -> Option<(usize, usize)> {
+        let (image, stored) = match decode::inspect_image(path, white) {
             Ok(decoded) => decoded,
             Err(e) => {
                 self.error(Kind::Broken, e);

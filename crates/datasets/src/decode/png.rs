@@ -60,7 +60,10 @@ pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
     };
     let (color, palette) = (stored.color, std::mem::take(&mut stored.palette));
     let bits = stored.depth as usize;
-    let values = unpack(stored, scale);
+    let values = match stored.depth {
+        BitDepth::Sixteen => input.narrowed(values_u16(&stored), to)?,
+        _ => unpack(stored, scale),
+    };
     let (channels, values) = match color {
         ColorType::Grayscale => (1, values),
         ColorType::GrayscaleAlpha => (2, values),
@@ -73,15 +76,14 @@ pub(super) fn decode(input: &Input, to: PixelFormat) -> Result<Decoded> {
     Ok(Decoded { buffer: collect(input, size, channels, values, to)?, orientation, stored: kind })
 }
 
-/// Unpacks to one byte per value: small depths are scaled, 16 bits are reduced to the upper 8.
+/// Unpacks values of up to 8 bits to one byte each, scaled.
 fn unpack(stored: Stored, scale: u8) -> Vec<u8> {
     let width = stored.size.0;
     let bits = match stored.depth {
         BitDepth::One => 1,
         BitDepth::Two => 2,
         BitDepth::Four => 4,
-        BitDepth::Eight => return stored.bytes,
-        BitDepth::Sixteen => return stored.bytes.iter().copied().step_by(2).collect(),
+        BitDepth::Eight | BitDepth::Sixteen => return stored.bytes,
     };
     let mask = (1u8 << bits) - 1;
     let per_byte = 8 / bits;
@@ -107,6 +109,19 @@ fn look_up(input: &Input, indices: &[u8], palette: &[u8]) -> Result<Vec<u8>> {
     Ok(colors)
 }
 
+fn values_u16(stored: &Stored) -> impl Iterator<Item = u16> + '_ {
+    stored.bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+}
+
+/// Returns the largest value of a 16-bit image.
+pub(super) fn max_u16(input: &Input) -> Result<Option<u16>> {
+    // The bit depth is in the header, at a fixed position.
+    if input.bytes.get(24) != Some(&16) {
+        return Ok(None);
+    }
+    Ok(values_u16(&read(input)?).max())
+}
+
 pub(super) fn decode_u16(input: &Input) -> Result<(usize, usize, Vec<u16>)> {
     let stored = read(input)?;
     if (stored.color, stored.depth) != (ColorType::Grayscale, BitDepth::Sixteen) {
@@ -115,6 +130,5 @@ pub(super) fn decode_u16(input: &Input) -> Result<(usize, usize, Vec<u16>)> {
             "16-bit gray values",
         ));
     }
-    let values = stored.bytes.chunks_exact(2).map(|b| u16::from_be_bytes([b[0], b[1]])).collect();
-    Ok((stored.size.0, stored.size.1, values))
+    Ok((stored.size.0, stored.size.1, values_u16(&stored).collect()))
 }

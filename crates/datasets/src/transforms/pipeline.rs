@@ -403,9 +403,13 @@ impl Pipeline {
         self.steps[..self.fixed].iter().fold(pair, |pair, step| step.apply(pair, &mut draw))
     }
 
-    /// Whether every step is deterministic.
-    pub(crate) fn is_fixed(&self) -> bool {
-        self.fixed == self.steps.len()
+    /// Whether an image has at most eight views: every step is deterministic, a flip or a quarter turn.
+    pub(crate) fn repeats_views(&self) -> bool {
+        let repeats = |step: &Transform| {
+            step.is_fixed()
+                || matches!(step, Transform::Hflip { .. } | Transform::Vflip { .. } | Transform::Rot90 {})
+        };
+        self.steps.iter().all(repeats)
     }
 
     /// Applies the steps from the first random one on.

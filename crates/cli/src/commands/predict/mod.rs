@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stillhouse_core::Rng;
-use stillhouse_core::data::{Dataset, DatasetInfo, Image, Label, Sample, Task};
+use stillhouse_core::data::{Dataset, DatasetInfo, Image, Label, Sample, Task, WHITE_LEVEL};
 use stillhouse_core::weights::LoadOptions;
-use stillhouse_trainer::{Context, Network, RunInfo};
+use stillhouse_trainer::{CellConfig, Context, Network, RunInfo};
 
 use self::classify::classify;
 use self::segment::Segmenter;
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     for files in args.images.chunks(BATCH) {
         let mut images = Vec::new();
         for file in files {
-            match stillhouse_datasets::decode::read_image(file) {
+            match stillhouse_datasets::decode::read_image(file, white_level(&info.run)) {
                 Ok(image) => images.push((file.as_path(), image)),
                 Err(e) => {
                     failed += 1;
@@ -89,12 +89,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(if failed == 0 { ExitStatus::Success } else { ExitStatus::Failure })
 }
 
+/// Returns the 16-bit value that was white in the training images.
+fn white_level(run: &CellConfig) -> Option<u16> {
+    run.data.options.get(WHITE_LEVEL)?.as_integer().and_then(|value| value.try_into().ok())
+}
+
 /// Segments all images, one at a time.
 fn segment_all(args: &Args, info: &RunInfo, network: &Network, context: &Context) -> Outcome {
     let mut segmenter = Segmenter::new(info, network, context, args.output.clone())?;
     let (mut results, mut failed) = (Vec::new(), 0);
     for file in &args.images {
-        match stillhouse_datasets::decode::read_image(file) {
+        match stillhouse_datasets::decode::read_image(file, white_level(&info.run)) {
             Ok(image) => {
                 let result = segmenter.segment(file, image)?;
                 if !args.json {
