@@ -1,8 +1,8 @@
 # `make` lists the targets. They need only Rust.
 
 CARGO ?= cargo
-# smoke: minutes; reduced: hours on real images; paper: days. Example: make reproduce-table3 PROFILE=reduced
-PROFILE ?= smoke
+# quick: minutes; reduced: hours on real images; paper: days. Example: make reproduce-table3 PROFILE=reduced
+PROFILE ?= quick
 # Additional arguments, for example ARGS="--set train.epochs=3"
 ARGS ?=
 # Number of kills of `make kill-test`.
@@ -19,7 +19,7 @@ export CARGO_TERM_COLOR ?= auto
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PROFILE=smoke|reduced|paper selects the scale of a table (now: $(PROFILE)); ARGS=... adds arguments"
+	@echo "  PROFILE=quick|reduced|paper selects the scale of a table (now: $(PROFILE)); ARGS=... adds arguments"
 
 cargo:
 	@command -v $(CARGO) >/dev/null 2>&1 || { \
@@ -30,7 +30,7 @@ cargo:
 reproduce-table1: cargo ## Print Table 1 of the class-centric paper: dataset sizes (no training)
 	$(REPRODUCE) table1 $(ARGS)
 
-reproduce-table3: cargo ## Run and print Table 3 of the class-centric paper (smoke: minutes)
+reproduce-table3: cargo ## Run and print Table 3 of the class-centric paper (quick: less than half an hour)
 	$(REPRODUCE) table3 --profile $(PROFILE) $(ARGS)
 
 reproduce-table4: cargo ## Print Table 4: parameters and FLOPs (no training)
@@ -110,7 +110,7 @@ deny: cargo
 kill-test: cargo ## Kill a run KILLS (50) times at random; it must resume to the same bytes
 	STILLHOUSE_KILLS=$(KILLS) $(CARGO) test --locked -p stillhouse-tests --test kill -- --nocapture
 
-slurm-test: cargo ## Run a small grid (GRID=whole: Table 3 smoke) through a local Slurm, killing a task (needs slurm-wlm, munge, root)
+slurm-test: cargo ## Run a small grid (GRID=whole: Table 3 quick) through a local Slurm, killing a task (needs slurm-wlm, munge, root)
 	$(CARGO) build --release --locked -p stillhouse-cli --bin stillhouse
 	tests/slurm.sh $(TARGET)/release/stillhouse $(or $(GRID),small)
 

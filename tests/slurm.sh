@@ -4,7 +4,7 @@
 # Needs slurm-wlm and munge (apt-get install --no-install-recommends slurm-wlm munge), and root.
 #
 #   tests/slurm.sh target/release/stillhouse          a grid of tiny networks, a minute
-#   tests/slurm.sh target/release/stillhouse whole    Table 3's smoke profile as it is, a quarter of an hour
+#   tests/slurm.sh target/release/stillhouse whole    Table 3's quick profile as it is, less than half an hour
 set -euo pipefail
 program=$(realpath "$1")
 for tool in slurmctld slurmd sbatch munged; do
@@ -53,14 +53,14 @@ slurmctld -c && slurmd -N "$host"
 until sinfo -h -o %T | grep -q idle; do sleep 0.2; done
 
 cd "$work"
-grid=(table3 --profile smoke
+grid=(table3 --profile quick
   --set 'data.per_class=[4, 2]' --set data.image_size=32
   --set "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]"
   --set "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]"
-  --set teacher.model=resnet18 --set teacher.train.epochs=2 --set train.epochs=4
+  --set teacher.model=resnet18 --set 'teacher.weights=imagenet|scratch' --set teacher.train.epochs=2 --set train.epochs=4
   --set "train.checkpoint='1 steps'" --set "teacher.train.checkpoint='1 steps'"
   --set "matrix.method=['baseline', 'kd', 'class_centric', 'sp']" --set "matrix.student=['mobilenetv2_100']")
-if [ "${2:-small}" = whole ]; then grid=(table3 --profile smoke); fi
+if [ "${2:-small}" = whole ]; then grid=(table3 --profile quick); fi
 echo "-- in one process"
 "$program" reproduce "${grid[@]}" --threads 1 --runs one >one.txt
 echo "-- through Slurm; the first student that runs is killed"
@@ -68,7 +68,7 @@ echo "-- through Slurm; the first student that runs is killed"
 killed=
 for _ in $(seq 12000); do
   # A student that has written a checkpoint, and a task of students that runs.
-  if compgen -G 'many/table3/smoke/*/checkpoint-*' >/dev/null; then
+  if compgen -G 'many/table3/quick/*/checkpoint-*' >/dev/null; then
     task=$(squeue -h -r -t R -o '%i %j' | awk '/stillhouse-students/ { print $1; exit }')
     if [ -n "$task" ] && scancel --batch --signal=KILL "$task"; then killed=$task; break; fi
   fi
@@ -84,7 +84,7 @@ python3 - <<'CHECK'
 import json, pathlib
 def cells(root):
     return [{k: c[k] for k in ("method", "student", "dataset", "ratio", "state", "mean", "correct", "total")}
-            for c in json.loads(pathlib.Path(root, "table3/smoke/table.json").read_text())["cells"]]
+            for c in json.loads(pathlib.Path(root, "table3/quick/table.json").read_text())["cells"]]
 def hashes(root):
     return {p.parent.name: json.loads(p.read_text())["student_sha256"] for p in sorted(pathlib.Path(root).rglob("result.json"))}
 one, many = cells("one"), cells("many")

@@ -165,7 +165,7 @@ pub(crate) fn repeat(
     let (mut step, mut loss) = (0, 0.0);
     Ok(Box::new(move || {
         let ids = (0..batch as u64).map(|i| (step * batch as u64 + i) % SAMPLES as u64).collect();
-        let batch = Batch { images: images.clone(), labels: labels.clone(), ids };
+        let batch = Batch { images: images.clone(), labels: labels.clone(), ids, views: Vec::new() };
         train_step.train_batch(&batch, StepInfo { step, steps_per_epoch, lr })?;
         step += 1;
         if let Some(last) = train_step.take_metrics(false)?.last() {

@@ -404,7 +404,7 @@ fn two_phases_per_batch_get_a_table() {
         "eval.views=['vflip']",
         "matrix.method=['mksmt']",
     ];
-    let mut args = vec!["reproduce", "mksmt_cub", "--profile", "smoke", "--json"];
+    let mut args = vec!["reproduce", "mksmt_cub", "--profile", "quick", "--json"];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
     let json = run(folder.path(), &args).expect_code(0).json();
     for part in [
@@ -425,8 +425,8 @@ fn two_phases_per_batch_get_a_table() {
     assert_eq!(named, [of("mksmt", "exit3"), of("mksmt", "last")]);
     let published = json["published"].as_array().unwrap();
     assert!(published.iter().any(|line| line["row"] == "MKSMT" && line["published"] == "92.8"), "{json}");
-    run(folder.path(), &["report", "runs/mksmt_cub/smoke", "--samples", "mksmt"]).expect_code(0);
-    let page = fs::read_to_string(folder.path().join("runs/mksmt_cub/smoke/report.html")).unwrap();
+    run(folder.path(), &["report", "runs/mksmt_cub/quick", "--samples", "mksmt"]).expect_code(0);
+    let page = fs::read_to_string(folder.path().join("runs/mksmt_cub/quick/report.html")).unwrap();
     for text in ["Exits and views", "Grad-CAM at F2", "maps at F2, F3, F4", "vflip", "92.8"] {
         assert!(page.contains(text), "no `{text}` on the page");
     }

@@ -151,10 +151,10 @@ fn reproduce_checks_all_cells_first() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();
     let set = ["--set", "matrix.method=[\"baseline\", \"frkd\", \"cwd\"]"];
-    let args = [&["reproduce", "table3", "--profile", "smoke"], &set[..]].concat();
+    let args = [&["reproduce", "table3", "--profile", "quick"], &set[..]].concat();
     refused(folder, &args, &["frkd", "and 3 more", "label masks"]);
-    let args = ["reproduce", "table3", "--profile", "smoke", "--check"];
-    assert!(run(folder, &args).expect_code(0).stdout.contains("ok: 46 runs checked"));
+    let args = ["reproduce", "table3", "--profile", "quick", "--check"];
+    assert!(run(folder, &args).expect_code(0).stdout.contains("ok: 47 runs checked"));
     assert!(listing(folder).is_empty());
 }
 

@@ -20,7 +20,7 @@ const SMALL_MODELS: [&str; 6] = [
 fn frkdnet_ablation_end_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let mut args = vec!["reproduce", "frkd_table1", "--profile", "smoke"];
+    let mut args = vec!["reproduce", "frkd_table1", "--profile", "quick"];
     let sets = [
         "data.dataset=fields",
         "data.image_size=32",
@@ -38,11 +38,11 @@ fn frkdnet_ablation_end_to_end() {
         args.extend(["--set", set]);
     }
     run(folder, &args).expect_code(0);
-    let table = folder.join("runs/frkd_table1/smoke");
+    let table = folder.join("runs/frkd_table1/quick");
     let text = fs::read_to_string(table.join("table.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["measure"], "mean IoU");
-    for part in ["SMOKE RUN", "not real images", "Tested on whole images."] {
+    for part in ["QUICK RUN", "not real images", "Tested on whole images."] {
         assert!(json["caption"].as_str().unwrap().contains(part), "no `{part}` in {}", json["caption"]);
     }
     let cells = json["cells"].as_array().unwrap();

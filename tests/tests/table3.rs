@@ -10,18 +10,19 @@ use stillhouse_tests::{run, stillhouse};
 
 /// Returns the command of a tiny table with additional settings.
 fn tiny_table<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    const SETTINGS: [&str; 8] = [
+    const SETTINGS: [&str; 9] = [
         "data.per_class=[2, 1]",
         "data.image_size=32",
         "data.train_transforms=[{ op = 'resize', width = 32, height = 32 }]",
         "data.test_transforms=[{ op = 'resize', width = 32, height = 32 }]",
         "teacher.train.epochs=1",
+        "teacher.weights=imagenet|scratch",
         "teacher.model=resnet18",
         "matrix.student=['mobilenetv2_100']",
         "matrix.ratio=[80]",
     ];
     let sets = SETTINGS.iter().chain(more).flat_map(|set| ["--set", *set]);
-    ["reproduce", "table3", "--profile", "smoke"].into_iter().chain(sets).collect()
+    ["reproduce", "table3", "--profile", "quick"].into_iter().chain(sets).collect()
 }
 
 #[test]
@@ -35,10 +36,10 @@ fn table3_end_to_end() {
     assert!(!folder.path().join("runs").exists(), "--list runs nothing");
 
     let said = run(folder.path(), &args).expect_code(0);
-    assert!(said.stdout.contains("SMOKE RUN"), "{}", said.stdout);
-    let table = folder.path().join("runs/table3/smoke");
+    assert!(said.stdout.contains("QUICK RUN"), "{}", said.stdout);
+    let table = folder.path().join("runs/table3/quick");
     let markdown = fs::read_to_string(table.join("table.md")).unwrap();
-    assert!(markdown.contains("SMOKE RUN") && markdown.contains("from scratch"), "{markdown}");
+    assert!(markdown.contains("QUICK RUN") && markdown.contains("from scratch"), "{markdown}");
     let text = fs::read_to_string(table.join("table.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     for part in ["Seeds: 0", "32 px", "CPU", "1 epochs", "class-balanced"] {
@@ -66,7 +67,7 @@ fn table3_end_to_end() {
     // The page is self-contained: no scripts, no external resources.
     let page = fs::read_to_string(table.join("report.html")).unwrap();
     for part in
-        ["SMOKE RUN", "<svg", "Confusion matrices", "(teacher)", "class_centric", "revision", "McNemar"]
+        ["QUICK RUN", "<svg", "Confusion matrices", "(teacher)", "class_centric", "revision", "McNemar"]
     {
         assert!(page.contains(part), "no `{part}` on the page");
     }
@@ -78,13 +79,13 @@ fn table3_end_to_end() {
     run(folder.path(), &args).expect_code(0);
     assert_eq!(fs::read_to_string(table.join("table.json")).unwrap(), text);
     fs::remove_file(table.join("report.html")).unwrap();
-    run(folder.path(), &["report", "runs/table3/smoke"]).expect_code(0);
+    run(folder.path(), &["report", "runs/table3/quick"]).expect_code(0);
     assert_eq!(fs::read_to_string(table.join("table.json")).unwrap(), text);
     assert_eq!(fs::read_to_string(table.join("report.html")).unwrap(), page);
     // Without plan.json the caption is derived from the runs; the numbers are the same.
     fs::remove_file(table.join("plan.json")).unwrap();
     let said =
-        run(folder.path(), &["report", "runs/table3/smoke", "--output", "again", "--json"]).expect_code(0);
+        run(folder.path(), &["report", "runs/table3/quick", "--output", "again", "--json"]).expect_code(0);
     let again = said.json();
     let means = |json: &serde_json::Value| -> Vec<(String, String)> {
         let cells = json["cells"].as_array().unwrap().iter().filter(|c| c["state"] == "done");
@@ -162,7 +163,7 @@ fn interrupted_table_resumes_to_the_same_table() {
         stillhouse(folder.path(), &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // Wait until the second student, `kd`, has made some steps.
     let second_student_runs = || {
-        let runs = fs::read_dir(folder.path().join("runs/table3/smoke")).into_iter().flatten().flatten();
+        let runs = fs::read_dir(folder.path().join("runs/table3/quick")).into_iter().flatten().flatten();
         let mut kd = runs.map(|r| r.path()).filter(|p| p.to_string_lossy().contains("-kd-"));
         kd.any(|p| (2..9).any(|step| p.join(format!("checkpoint-{step}/state.json")).exists()))
     };
@@ -189,7 +190,7 @@ fn interrupted_table_resumes_to_the_same_table() {
         }
     }
     let cells = |folder: &Path| {
-        let text = fs::read_to_string(folder.join("runs/table3/smoke/table.json")).unwrap();
+        let text = fs::read_to_string(folder.join("runs/table3/quick/table.json")).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).unwrap()["cells"].clone()
     };
     assert_eq!(cells(folder.path()), cells(whole.path()));
@@ -198,7 +199,7 @@ fn interrupted_table_resumes_to_the_same_table() {
 /// Reads the results of all finished runs, teachers included, by folder name.
 fn results(folder: &Path) -> BTreeMap<String, serde_json::Value> {
     let mut found = BTreeMap::new();
-    for of in ["runs/table3/smoke", "runs/teachers"] {
+    for of in ["runs/table3/quick", "runs/teachers"] {
         for run in fs::read_dir(folder.join(of)).into_iter().flatten().flatten() {
             if let Ok(text) = fs::read_to_string(run.path().join("result.json")) {
                 let name = run.file_name().to_string_lossy().into_owned();

@@ -10,7 +10,8 @@
 //! al., "Rethinking Atrous Convolution", 2017). `stride_in_1x1` (bottlenecks only): the first 1x1
 //! convolution is strided, as in the paper and in Keras, instead of the 3x3 convolution, as in PyTorch
 //! and timm. The parameters are the same but the function is not, so weights require the variant they
-//! were trained with.
+//! were trained with. `zero_init_last`: the last batch norm of each block starts at zero, so that blocks
+//! start as the identity (Goyal et al., "Accurate, Large Minibatch SGD", 2017), as in timm.
 //!
 //! *Names and initialization*: timm's names; convolutions He-normal over the outputs, the
 //! classifier uniform within `1 / sqrt(inputs)`, batch norm one and zero, as in torchvision.
@@ -44,7 +45,9 @@ const fn entry(name: &'static str, summary: &'static str, defaults: fn() -> Stri
 }
 
 fn basic_defaults() -> String {
-    "output_stride = 32  # He et al. 2016; 16 or 8 for dense prediction\n".into()
+    "output_stride = 32  # He et al. 2016; 16 or 8 for dense prediction\n\
+     zero_init_last = false  # torchvision; true in timm\n"
+        .into()
 }
 
 fn bottleneck_defaults() -> String {
@@ -92,11 +95,12 @@ fn depth(name: &str) -> Result<(Kind, [usize; 4])> {
 struct Variant {
     output_stride: usize,
     stride_in_1x1: bool,
+    zero_init_last: bool,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Self { output_stride: 32, stride_in_1x1: false }
+        Self { output_stride: 32, stride_in_1x1: false, zero_init_last: false }
     }
 }
 
@@ -251,10 +255,15 @@ impl Stages {
                     dilation: stage_stride.dilation,
                     stride_in_1x1,
                 };
-                stage.push(match kind {
-                    Kind::Basic => Block::basic(spec, &p.pp(b))?,
-                    Kind::Bottleneck => Block::bottleneck(spec, &p.pp(b))?,
-                });
+                let p = p.pp(b);
+                let mut block = match kind {
+                    Kind::Basic => Block::basic(spec, &p)?,
+                    Kind::Bottleneck => Block::bottleneck(spec, &p)?,
+                };
+                if variant.zero_init_last {
+                    block.last = block.last.with_zero_scale(&p)?;
+                }
+                stage.push(block);
                 inputs = width * kind.expansion();
             }
             stages.push(stage);

@@ -221,6 +221,27 @@ fn variants_share_parameters_but_compute_other_logits() {
 
 /// The forms of MKSMT's module against plain loops, and their gradients against central differences.
 #[test]
+fn residual_blocks_may_start_as_the_identity() {
+    for (name, last) in [("resnet18", "bn2.weight"), ("resnet50", "bn3.weight")] {
+        let [zeroed, plain] = ["zero_init_last = true", ""].map(|variant| build(&request(name, variant)).1);
+        let mut blocks = 0;
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for ((param, own), (_, usual)) in
+            zeroed.export_all().unwrap().into_iter().zip(plain.export_all().unwrap())
+        {
+            let is_last = param.starts_with("layer") && param.ends_with(last);
+            blocks += usize::from(is_last);
+            let (own, usual) = (values(own), values(usual));
+            match is_last {
+                true => assert!(own.iter().all(|v| *v == 0.0) && usual.iter().all(|v| *v == 1.0), "{param}"),
+                false => assert!(own == usual, "{param} starts with other values"),
+            }
+        }
+        assert_eq!(blocks, if name == "resnet18" { 8 } else { 16 });
+    }
+}
+
+#[test]
 fn output_processing_modules_match_plain_loops() {
     const K: usize = 4;
     for form in ["gelu", "bn_elu", ""] {

@@ -192,7 +192,7 @@ mod tests {
                 assert!(paper.published_table(&table).unwrap().values().next().is_some(), "{name}");
             }
         }
-        assert_eq!(load("mksmt_dogs", &[]).unwrap().profiles(), ["paper", "reduced", "smoke"]);
+        assert_eq!(load("mksmt_dogs", &[]).unwrap().profiles(), ["paper", "quick", "reduced"]);
         assert!(load("table1", &[]).unwrap_err().source.to_string().contains("has no runs"));
     }
 

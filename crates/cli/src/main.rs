@@ -27,7 +27,7 @@ Examples:
   stillhouse explain class_centric              a method, its defaults and their sources
   stillhouse distill my/images --output out     distill a small model for your own images
   stillhouse reproduce table3                   Table 3 of the class-centric paper, in minutes
-  stillhouse report runs/table3/smoke           rebuild its table and page from the run folders
+  stillhouse report runs/table3/quick           rebuild its table and page from the run folders
   stillhouse runs ls                            list runs and their status
   stillhouse train my.toml --output runs/mine   one run; the same command resumes it
   stillhouse predict runs/mine image.jpg        classes with probabilities

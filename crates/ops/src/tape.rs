@@ -170,6 +170,11 @@ impl Tape {
         self.selected = features.iter().map(|t| t.as_ref().to_string()).collect();
     }
 
+    /// Returns the names of the selected features.
+    pub fn selected_features(&self) -> &[String] {
+        &self.selected
+    }
+
     /// Returns whether the feature is selected.
     pub fn selects(&self, feature: &str) -> bool {
         self.selected.iter().any(|w| w == feature)

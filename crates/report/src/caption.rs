@@ -9,7 +9,7 @@ use toml::{Table, Value};
 pub struct Caption {
     /// The experiment's title.
     pub title: String,
-    /// `smoke`, `reduced` or `paper`; any but `paper` is labeled as a different setting.
+    /// `quick`, `reduced` or `paper`; any but `paper` is labeled as a different setting.
     pub profile: String,
     /// The data: "UC Merced Land Use, 2100 images".
     pub data: String,
@@ -50,7 +50,9 @@ impl Caption {
             "default" => None,
             "paper" if self.changed.is_empty() => None,
             "paper" => Some("CHANGED SETTINGS, not the paper's.".to_string()),
-            "smoke" => Some("SMOKE RUN: a check that everything runs; the numbers mean nothing.".to_string()),
+            "quick" => {
+                Some("QUICK RUN: small images and short schedules, not the paper's setting.".to_string())
+            }
             "reduced" => Some("REDUCED RUN, not the paper's setting.".to_string()),
             other => Some(format!("PROFILE {other}, not the paper's setting.")),
         }
@@ -163,8 +165,8 @@ mod tests {
 
     #[test]
     fn labels_all_but_the_papers_own_settings() {
-        let mut caption = Caption { profile: "smoke".into(), ..Caption::default() };
-        assert!(caption.text().contains("SMOKE RUN"));
+        let mut caption = Caption { profile: "quick".into(), ..Caption::default() };
+        assert!(caption.text().contains("QUICK RUN"));
         caption.profile = "reduced".into();
         assert!(caption.text().contains("REDUCED RUN, not the paper's"));
         caption.profile = "paper".into();

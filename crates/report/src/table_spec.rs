@@ -196,6 +196,9 @@ fn caption_of(
     let initialized = |init: &str, epochs: u64| match init {
         name if epochs == 0 => format!("weights `{name}` as they are"),
         "scratch" => format!("from scratch, {epochs} epochs"),
+        name if name.starts_with("pretrain: ") => {
+            format!("pretrained here ({}), then fine-tuned, {epochs} epochs", &name["pretrain: ".len()..])
+        }
         name => format!("from weights `{name}`, {epochs} epochs"),
     };
     Caption {

@@ -49,7 +49,7 @@ values = [
 fn caption() -> Caption {
     Caption {
         title: "Table 1: accuracy, %".into(),
-        profile: "smoke".into(),
+        profile: "quick".into(),
         synthetic: true,
         data: "roses (synthetic)".into(),
         resolution: "64".into(),
@@ -161,7 +161,7 @@ fn shows_results_next_to_published_numbers() {
     let text = table.terminal(100);
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for expected in [
-        "SMOKE RUN",
+        "QUICK RUN",
         "roses (synthetic)",
         "64 px",
         "Seeds: 0, 1.",

@@ -6,10 +6,12 @@ use toml::{Table, Value};
 /// Newest version of `config.toml` that can be read.
 pub(crate) const FORMAT: u32 = 1;
 
-/// Whether a cell trains a teacher or a student.
+/// What a cell trains.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// A teacher's network on other images, before it is fine-tuned.
+    Pretraining,
     /// Fine-tuned with cross-entropy, then frozen for the students.
     Teacher,
     /// A row of the table.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use stillhouse_core::Rng;
 use stillhouse_core::data::{Dataset, Split};
-use stillhouse_runs::{RunDir, TeacherSummary};
+use stillhouse_runs::{CellResult, RunDir, TEACHERS_DIR, TeacherSummary};
 
-use crate::experiment::{CellConfig, WeightSchedule, losses};
-use crate::plan::teacher_folder;
+use crate::experiment::{CellConfig, NetworkConfig, WeightSchedule, losses};
+use crate::plan::{PRETRAIN, teacher_folder};
 use crate::teacher::Teacher;
 use crate::train_step::{InputInfo, MethodSpec, ParamGroups, TrainStep, TrainStepBuilder};
 use crate::{Cell, Context, Error, Network, Observer, Result, RunInfo};
@@ -75,6 +75,15 @@ pub(crate) fn build_train_step(
     Ok((step, summary))
 }
 
+/// Describes the initial weights of a network; those of a pretraining with its images and epochs.
+fn describe_init(network: &NetworkConfig, context: &Context) -> Result<String> {
+    let Some(name) = &network.pretraining else { return Ok(network.init.to_string()) };
+    let run = RunDir::new(context.runs.join(TEACHERS_DIR).join(name));
+    let Some(CellResult { summary, .. }) = run.result()? else { return Ok(network.init.to_string()) };
+    let epochs = if summary.epochs == 1 { "1 epoch".into() } else { format!("{} epochs", summary.epochs) };
+    Ok(format!("{PRETRAIN}: {}, {} images, {epochs}", summary.title, summary.train_images))
+}
+
 /// Opens the teacher from its own run folder.
 fn open_teacher(
     cell: &Cell,
@@ -97,7 +106,7 @@ fn open_teacher(
     let summary = TeacherSummary {
         model: reference.model.clone(),
         cell: reference.cell.clone(),
-        init: info.run.student.init.to_string(),
+        init: describe_init(&info.run.student, context)?,
         epochs: result.epochs,
         correct: result.correct,
         total: result.total,

@@ -56,7 +56,7 @@ impl Outcome {
 pub fn run_plan(plan: &Plan, context: &Context, observer: &mut dyn Observer) -> Result<Vec<Outcome>> {
     let mut outcomes: Vec<Outcome> = Vec::new();
     for cell in &plan.cells {
-        let failed = cell.teacher.and_then(|t| match &outcomes[t] {
+        let failed = cell.needs.and_then(|t| match &outcomes[t] {
             Outcome::Failed(reason) => Some((t, reason.clone())),
             _ => None,
         });
@@ -194,9 +194,11 @@ impl<'a> CellRunner<'a> {
         let (mut train_step, teacher) =
             build_train_step(cell, config, context, &dataset, &split, rng, observer)?;
         if let Some(teacher) = &mut train_step.teacher
-            && loader.is_deterministic()
+            && let Some(reference) = &config.teacher
+            && loader.repeats_views()
         {
-            teacher.enable_cache(config.data.cache_mib << 20);
+            let key = format!("{reference:?} {} {:?}", cell.fingerprint, config.data);
+            teacher.set_cache(context.teacher_features.of_teacher(key, config.data.cache_mib << 20));
         }
         let checkpoints = Checkpoints::new(run.path(), &cell.hash);
         let events = EventFile::open(&run, &[], 0)?;

@@ -9,7 +9,7 @@ use candle_core::Device;
 use stillhouse_core::registry::Registries;
 use stillhouse_runs::EpochLog;
 
-use crate::{Cell, Outcome};
+use crate::{Cell, FeatureCache, Outcome};
 
 /// Environment of runs: registries, folders, device and the stop flag.
 #[derive(Clone)]
@@ -34,6 +34,8 @@ pub struct Context {
     pub buffered_steps: Option<u64>,
     /// Revision of the program, processor, threads and more, for `result.json`.
     pub environment: BTreeMap<String, String>,
+    /// Features of frozen teachers, shared by the runs of this process.
+    pub teacher_features: FeatureCache,
     /// Stop flag, set by Ctrl-C: a run writes a checkpoint at its next step and returns
     /// [`crate::Error::Interrupted`].
     pub stop: Arc<AtomicBool>,
@@ -52,6 +54,7 @@ impl Context {
             precision: stillhouse_ops::Precision::Full,
             buffered_steps: None,
             environment: BTreeMap::new(),
+            teacher_features: FeatureCache::default(),
             stop: Arc::default(),
         }
     }

@@ -18,6 +18,7 @@ mod epoch_stats;
 mod error;
 mod evaluate;
 mod experiment;
+mod feature_cache;
 mod inspect;
 mod network;
 mod plan;
@@ -37,6 +38,7 @@ pub use experiment::{
     NetworkConfig, OptimizerConfig, PhaseConfig, Precision, Schedule, TeacherRef, TrainConfig, View,
     WeightSchedule,
 };
+pub use feature_cache::FeatureCache;
 pub use inspect::{FeatureSet, GradCam, LabelMap, extract_features, grad_cam, label_maps};
 pub use network::{Network, open_run};
 pub use plan::{Cell, Plan, plan, plan_single};

@@ -5,7 +5,7 @@ use std::path::Path;
 use stillhouse_core::model::{Model, ModelSpec};
 use stillhouse_core::weights::LoadOptions;
 use stillhouse_core::{ParamStore, Rng};
-use stillhouse_runs::RunDir;
+use stillhouse_runs::{RunDir, TEACHERS_DIR};
 
 use crate::experiment::NetworkConfig;
 use crate::{Context, Error, Result, RunInfo};
@@ -44,6 +44,15 @@ impl Network {
         config: &NetworkConfig,
         replace_head: bool,
     ) -> Result<Vec<String>> {
+        if let Some(run) = &config.pretraining {
+            let folder = context.runs.join(TEACHERS_DIR).join(run);
+            let path = RunDir::new(&folder).student_path();
+            if !RunDir::new(&folder).is_finished() {
+                return Err(Error::folder(folder, "the pretraining is not finished: run its cell first"));
+            }
+            let options = LoadOptions { key: None, replace_head };
+            return Ok((context.registries.load_weights)(&path, &self.params, &self.model.head(), &options)?);
+        }
         let Some(sha256) = &config.weights_sha256 else { return Ok(Vec::new()) };
         let weights = (context.registries.weights)(
             &config.model,

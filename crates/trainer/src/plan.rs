@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use stillhouse_core::Error as CoreError;
-use stillhouse_core::data::{Dataset, Sampler};
+use stillhouse_core::data::{Dataset, Sampler, WHITE_LEVEL};
 use stillhouse_core::registry::DatasetRequest;
 use stillhouse_core::weights::WeightsSource;
 use stillhouse_runs::{Role, RunDir, RunStatus, TEACHERS_DIR};
@@ -19,6 +19,9 @@ use crate::{Context, Error, Experiment, Result, RunInfo};
 
 /// Incremented when the same configuration gives other numbers.
 const HASH_FORMAT: u32 = 1;
+
+/// Initial weights of a teacher that is pretrained here, by `[teacher.pretrain]`.
+pub(crate) const PRETRAIN: &str = "pretrain";
 
 /// The cells of one profile of an experiment. Teachers precede their students.
 #[derive(Debug, Clone)]
@@ -42,9 +45,9 @@ pub struct Cell {
     pub experiment: String,
     /// Profile of the experiment.
     pub profile: String,
-    /// Teacher or student.
+    /// What it trains.
     pub role: Role,
-    /// Method of the table row: a registry id, `baseline`, ...; `teacher` for a teacher.
+    /// Method of the table row: a registry id, `baseline`, ...; `teacher` or `pretraining` for a teacher.
     pub method: String,
     /// Registry id of the trained network.
     pub student: String,
@@ -62,8 +65,8 @@ pub struct Cell {
     pub fingerprint: String,
     /// The run folder, which may not exist yet.
     pub folder: PathBuf,
-    /// Index of its teacher's cell in the plan.
-    pub teacher: Option<usize>,
+    /// Index of the cell that it needs in the plan: that of its teacher, or of a teacher's pretraining.
+    pub needs: Option<usize>,
     /// Resolved configuration; none for an unknown method.
     pub config: Option<CellConfig>,
 }
@@ -77,6 +80,11 @@ impl Cell {
     /// Returns the status of its run.
     pub fn status(&self) -> RunStatus {
         if self.is_runnable() { RunDir::new(&self.folder).status() } else { RunStatus::UnknownMethod }
+    }
+
+    /// Returns the name of its folder below that of the teachers.
+    fn run_name(&self) -> String {
+        format!("{}-{}", self.name, self.hash)
     }
 
     /// Returns whether the method is in the registry.
@@ -139,11 +147,13 @@ struct Planner<'a> {
     datasets: BTreeMap<String, Arc<OpenDataset>>,
 }
 
-/// Appends a cell unless it is planned already: `a|c` and `b|c` resolve to the same run if only `c` is found.
-fn push_unique(cells: &mut Vec<Cell>, cell: Cell) {
-    if cells.iter().all(|c| c.folder != cell.folder) {
+/// Appends a cell unless it is planned already (`a|c` and `b|c` resolve to the same run if only `c` is found);
+/// returns its index.
+fn push(cells: &mut Vec<Cell>, cell: Cell) -> usize {
+    cells.iter().position(|c| c.folder == cell.folder).unwrap_or_else(|| {
         cells.push(cell);
-    }
+        cells.len() - 1
+    })
 }
 
 /// An opened dataset.
@@ -151,6 +161,7 @@ struct OpenDataset {
     name: String,
     classes: Vec<String>,
     fingerprint: String,
+    white_level: Option<u16>,
 }
 
 impl Planner<'_> {
@@ -162,11 +173,11 @@ impl Planner<'_> {
                 self.context.registries.losses.get(&loss.method)?;
             }
             let cell = self.cell(Role::Student, run, &dataset, None, None)?;
-            push_unique(cells, cell);
+            push(cells, cell);
             return Ok(());
         }
         let mut config = run.student_config(None);
-        self.resolve(&mut config, &dataset)?;
+        self.resolve(&mut config, &dataset, false)?;
         let mut requires_teacher = false;
         for loss in &config.loss {
             requires_teacher |=
@@ -182,20 +193,23 @@ impl Planner<'_> {
                 let message = format!("`{}` requires a teacher: add a section [teacher]", run.method);
                 return Err(Error::config(self.experiment.name(), message));
             };
-            self.resolve(&mut own, &dataset)?;
-            let cell = self.cell(Role::Teacher, run, &dataset, Some(own), None)?;
-            let index = cells.iter().position(|c| c.folder == cell.folder);
-            let index = index.unwrap_or_else(|| {
-                cells.push(cell);
-                cells.len() - 1
-            });
+            let pretraining = run.pretraining_config();
+            self.resolve(&mut own, &dataset, pretraining.is_some())?;
+            let mut needs = None;
+            if let Some(mut config) = pretraining.filter(|_| own.student.init == PRETRAIN.into()) {
+                let images = self.open(&config.data)?;
+                self.resolve(&mut config, &images, false)?;
+                let index = push(cells, self.cell(Role::Pretraining, run, &images, Some(config), None)?);
+                own.student.pretraining = Some(cells[index].run_name());
+                needs = Some(index);
+            }
+            let index = push(cells, self.cell(Role::Teacher, run, &dataset, Some(own), needs)?);
             let cell = &cells[index];
-            let folder = format!("{}-{}", cell.name, cell.hash);
-            config.teacher =
-                Some(TeacherRef { model: cell.student.clone(), cell: folder, run: None, precision });
+            let (model, cell) = (cell.student.clone(), cell.run_name());
+            config.teacher = Some(TeacherRef { model, cell, run: None, precision });
             teacher = Some(index);
         }
-        push_unique(cells, self.cell(Role::Student, run, &dataset, Some(config), teacher)?);
+        push(cells, self.cell(Role::Student, run, &dataset, Some(config), teacher)?);
         Ok(())
     }
 
@@ -234,12 +248,18 @@ impl Planner<'_> {
         run: &UnresolvedRun,
         dataset: &OpenDataset,
         config: Option<CellConfig>,
-        teacher: Option<usize>,
+        needs: Option<usize>,
     ) -> Result<Cell> {
-        let (ratio, seed) = (run.data.ratio, run.train.seed);
+        let (ratio, seed) = match config.as_ref().filter(|_| role == Role::Pretraining) {
+            Some(own) => (own.data.ratio, own.train.seed),
+            None => (run.data.ratio, run.train.seed),
+        };
         let student = config.as_ref().map_or(&run.student, |c| &c.student).model.clone();
         let split = if ratio == 0 { "official".to_string() } else { ratio.to_string() };
         let (method, name) = match role {
+            Role::Pretraining => {
+                ("pretraining".to_string(), format!("{student}-{}-pretraining-s{seed}", dataset.name))
+            }
             Role::Teacher => ("teacher".to_string(), format!("{student}-{}-{split}-s{seed}", dataset.name)),
             Role::Student => {
                 let data = if run.by_dataset { format!("{}-", dataset.name) } else { String::new() };
@@ -251,7 +271,7 @@ impl Planner<'_> {
             None => String::new(),
         };
         let folder = match role {
-            Role::Teacher => self.context.runs.join(TEACHERS_DIR),
+            Role::Pretraining | Role::Teacher => self.context.runs.join(TEACHERS_DIR),
             Role::Student => self.folder.clone(),
         };
         let folder = folder.join(if hash.is_empty() { name.clone() } else { format!("{name}-{hash}") });
@@ -268,7 +288,7 @@ impl Planner<'_> {
             hash,
             fingerprint: dataset.fingerprint.clone(),
             folder,
-            teacher,
+            needs,
             config,
         })
     }
@@ -283,14 +303,20 @@ impl Planner<'_> {
             open_dataset(self.context, &DataConfig { dataset: name.into(), ..data.clone() })
         })?;
         let classes = dataset.info().classes.clone();
-        let open = Arc::new(OpenDataset { name, classes, fingerprint: dataset.fingerprint()? });
+        let (fingerprint, white_level) = (dataset.fingerprint()?, dataset.white_level());
+        let open = Arc::new(OpenDataset { name, classes, fingerprint, white_level });
         self.datasets.insert(key, open.clone());
         Ok(open)
     }
 
-    /// Replaces alternatives by what was found and fills in defaults.
-    fn resolve(&self, config: &mut CellConfig, dataset: &OpenDataset) -> Result<()> {
+    /// Replaces alternatives by what was found and fills in defaults. `can_pretrain`: the initial weights may
+    /// be those of a pretraining.
+    fn resolve(&self, config: &mut CellConfig, dataset: &OpenDataset, can_pretrain: bool) -> Result<()> {
         config.data.dataset.clone_from(&dataset.name);
+        if let Some(white) = dataset.white_level {
+            // Found once, then part of the run: all later readers use the same value.
+            config.data.options.insert(WHITE_LEVEL.into(), i64::from(white).into());
+        }
         if let Sampler::ClassBalanced { classes, .. } = &mut config.train.sampler {
             *classes = (*classes).min(dataset.classes.len());
         }
@@ -298,15 +324,20 @@ impl Planner<'_> {
         for metric in &config.eval.metrics {
             self.context.registries.metrics.get(metric)?;
         }
-        self.resolve_network(&mut config.student, &mut config.data)?;
+        self.resolve_network(&mut config.student, &mut config.data, can_pretrain)?;
         config.loss = losses::resolve(&self.context.registries, &config.loss)?;
         config.check(self.experiment.name())
     }
 
-    fn resolve_network(&self, network: &mut NetworkConfig, data: &mut DataConfig) -> Result<()> {
+    fn resolve_network(
+        &self,
+        network: &mut NetworkConfig,
+        data: &mut DataConfig,
+        can_pretrain: bool,
+    ) -> Result<()> {
         let find = |source: &WeightsSource| {
             let roots = &self.context.weight_roots;
-            let found = (!source.is_scratch())
+            let found = (!(source.is_scratch() || can_pretrain && *source == PRETRAIN.into()))
                 .then(|| (self.context.registries.weights)(&network.model, &network.variant, source, roots));
             found.transpose()
         };

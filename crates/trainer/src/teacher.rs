@@ -1,6 +1,4 @@
-//! The frozen teacher, and a cache of its features for images that are the same in every epoch.
-
-use std::collections::HashMap;
+//! The frozen teacher.
 
 use candle_core::Tensor;
 use stillhouse_core::data::Batch;
@@ -9,6 +7,7 @@ use stillhouse_core::{Rng, Tape};
 use stillhouse_ops::Mode;
 
 use crate::experiment::Precision;
+use crate::feature_cache::{TeacherFeatures, View};
 use crate::{Network, Result};
 
 /// The frozen teacher.
@@ -18,13 +17,7 @@ pub struct Teacher {
     /// Factor and offset per channel `[1, 3, 1, 1]` from the student's normalization to the teacher's, if
     /// they differ.
     normalization: Option<(Tensor, Tensor)>,
-    cache: Option<FeatureCache>,
-}
-
-/// Features of single images up to a memory limit.
-struct FeatureCache {
-    by_image: HashMap<u64, Vec<(String, Tensor)>>,
-    free_bytes: usize,
+    cache: Option<TeacherFeatures>,
 }
 
 impl Teacher {
@@ -47,29 +40,31 @@ impl Teacher {
         self.normalization = Some((factor, offset));
     }
 
-    /// Caches the features of each image, up to a number of bytes. Only for images without random
-    /// transforms.
-    pub fn enable_cache(&mut self, bytes: usize) {
-        self.cache = Some(FeatureCache { by_image: HashMap::new(), free_bytes: bytes });
+    /// Keeps the features of each view of an image.
+    pub(crate) fn set_cache(&mut self, cache: TeacherFeatures) {
+        self.cache = Some(cache);
     }
 
-    /// Returns the selected features of a batch. A frozen network treats each image by itself, so cached
-    /// features have the same bits.
+    /// Returns the selected features of a batch.
     pub(crate) fn forward(&mut self, batch: &Batch) -> Result<Features> {
-        let Some(mut cache) = self.cache.take() else { return self.forward_images(&batch.images) };
-        let result = self.forward_cached(batch, &mut cache);
+        let Some(cache) = self.cache.take() else { return self.forward_images(&batch.images) };
+        let result = self.forward_cached(batch, &cache);
         self.cache = Some(cache);
         result
     }
 
-    fn forward_cached(&mut self, batch: &Batch, cache: &mut FeatureCache) -> Result<Features> {
-        let is_cached = |id: &u64| cache.by_image.contains_key(id);
+    fn forward_cached(&mut self, batch: &Batch, cache: &TeacherFeatures) -> Result<Features> {
+        if batch.views.len() != batch.ids.len() {
+            return self.forward_images(&batch.images);
+        }
+        let views: Vec<View> = batch.ids.iter().copied().zip(batch.views.iter().copied()).collect();
+        let names = self.tape.selected_features().to_vec();
+        let mut images: Vec<Option<Vec<Tensor>>> =
+            views.iter().map(|view| cache.get(*view, &names)).collect();
         let missing: Vec<u32> =
-            (0..batch.ids.len() as u32).filter(|i| !is_cached(&batch.ids[*i as usize])).collect();
-        let all_missing = missing.len() == batch.ids.len();
-        // Features of this batch that the cache has no room for.
-        let mut uncached: HashMap<u64, Vec<(String, Tensor)>> = HashMap::new();
+            (0..images.len()).filter(|i| images[*i].is_none()).map(|i| i as u32).collect();
         if !missing.is_empty() {
+            let all_missing = missing.len() == images.len();
             let features = if all_missing {
                 self.forward_images(&batch.images)?
             } else {
@@ -77,24 +72,15 @@ impl Teacher {
                 self.forward_images(&batch.images.index_select(&indices, 0)?)?
             };
             for (row, index) in missing.iter().enumerate() {
-                let id = batch.ids[*index as usize];
-                let own = image_features(&features, row)?;
-                let bytes = own.iter().map(|(_, t)| t.elem_count() * t.dtype().size_in_bytes()).sum();
-                match cache.free_bytes.checked_sub(bytes) {
-                    Some(free_bytes) if !cache.by_image.contains_key(&id) => {
-                        cache.free_bytes = free_bytes;
-                        cache.by_image.insert(id, own);
-                    }
-                    _ if !all_missing => drop(uncached.insert(id, own)),
-                    _ => {}
-                }
+                let own = image_features(&features, &names, row)?;
+                cache.insert(views[*index as usize], &names, &own);
+                images[*index as usize] = Some(own);
             }
             if all_missing {
                 return Ok(features);
             }
         }
-        let images = batch.ids.iter().filter_map(|id| cache.by_image.get(id).or_else(|| uncached.get(id)));
-        stack_images(&images.collect::<Vec<_>>())
+        stack_images(&names, &images.into_iter().flatten().collect::<Vec<_>>())
     }
 
     fn forward_images(&mut self, images: &Tensor) -> Result<Features> {
@@ -110,23 +96,23 @@ impl Teacher {
 }
 
 /// Copies the features of one image; maps channels last, as networks produce them.
-fn image_features(features: &Features, row: usize) -> Result<Vec<(String, Tensor)>> {
-    let copy = |(name, feature): (&str, &Tensor)| {
+fn image_features(features: &Features, names: &[String], row: usize) -> Result<Vec<Tensor>> {
+    let copy = |name: &String| {
+        let feature = features.get(name)?;
         let feature = if feature.rank() == 4 { feature.permute((0, 2, 3, 1))? } else { feature.clone() };
-        Ok((name.to_string(), feature.detach().narrow(0, row, 1)?.force_contiguous()?))
+        Ok(feature.detach().narrow(0, row, 1)?.force_contiguous()?)
     };
-    features.iter().map(copy).collect()
+    names.iter().map(copy).collect()
 }
 
 /// Concatenates features of single images to features of a batch.
-fn stack_images(images: &[&Vec<(String, Tensor)>]) -> Result<Features> {
-    let Some(first) = images.first() else { return Ok(Features::default()) };
-    let stack = |(index, (name, _)): (usize, &(String, Tensor))| {
-        let own: Vec<&Tensor> = images.iter().map(|features| &features[index].1).collect();
+fn stack_images(names: &[String], images: &[Vec<Tensor>]) -> Result<Features> {
+    let stack = |(index, name): (usize, &String)| {
+        let own: Vec<&Tensor> = images.iter().map(|features| &features[index]).collect();
         let feature = Tensor::cat(&own, 0)?;
         Ok((name.clone(), if feature.rank() == 4 { feature.permute((0, 3, 1, 2))? } else { feature }))
     };
-    first.iter().enumerate().map(stack).collect()
+    names.iter().enumerate().map(stack).collect()
 }
 
 #[cfg(test)]
@@ -140,6 +126,7 @@ mod tests {
     use stillhouse_ops::{Activation, ConvBnAct, ConvSpec, Init, Linear};
 
     use super::*;
+    use crate::feature_cache::FeatureCache;
 
     /// Images that went through a network.
     static FORWARDED: AtomicUsize = AtomicUsize::new(0);
@@ -196,7 +183,7 @@ mod tests {
         let values: Vec<f32> = ids.iter().flat_map(|id| (0..108).map(move |i| value(*id, i))).collect();
         let images = Tensor::from_vec(values, (ids.len(), 3, 6, 6), &Device::Cpu).unwrap();
         let labels = Labels::Classes(Tensor::zeros(ids.len(), DType::U32, &Device::Cpu).unwrap());
-        Batch { images, labels, ids: ids.to_vec() }
+        Batch { images, labels, ids: ids.to_vec(), views: vec![0; ids.len()] }
     }
 
     fn bits(features: &Features) -> Vec<(String, Vec<usize>, Vec<u32>)> {
@@ -212,7 +199,7 @@ mod tests {
         // An image has 6 * 6 * 5 + 4 values of four bytes. The cache holds none, two or all images.
         for (bytes, forwarded) in [(0, 12), (2 * 736, 7), (1 << 20, 4)] {
             let mut teacher = teacher();
-            teacher.enable_cache(bytes);
+            teacher.set_cache(FeatureCache::default().of_teacher("counting".into(), bytes));
             let before = FORWARDED.load(Ordering::Relaxed);
             for (batch, fresh) in batches.iter().zip(&fresh) {
                 let features = teacher.forward(batch).unwrap();

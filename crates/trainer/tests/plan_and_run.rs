@@ -78,9 +78,9 @@ fn a_matrix_shares_teachers_and_keeps_unknown_methods() {
         "big-80-later-s1",
     ];
     assert_eq!(names, expected);
-    assert_eq!(plan.cells[2].teacher, Some(1));
-    assert_eq!(plan.cells[5].teacher, Some(1), "one teacher for both students");
-    assert_eq!((plan.cells[0].teacher, plan.cells[1].role), (None, Role::Teacher));
+    assert_eq!(plan.cells[2].needs, Some(1));
+    assert_eq!(plan.cells[5].needs, Some(1), "one teacher for both students");
+    assert_eq!((plan.cells[0].needs, plan.cells[1].role), (None, Role::Teacher));
     assert!(!plan.cells[3].is_runnable() && plan.cells[3].hash.is_empty());
     assert!(plan.cells[1].folder.starts_with(root.path().join("runs/teachers")));
     let name = format!("runs/toy/default/small-80-memory-s0-{}", plan.cells[2].hash);

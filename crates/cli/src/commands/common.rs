@@ -43,14 +43,14 @@ pub(crate) fn checked(plan: &Plan) -> ExitStatus {
     ExitStatus::Success
 }
 
-/// Selects the profile: the given one, the only one, or `smoke`.
+/// Selects the profile: the given one, the only one, or `quick`.
 pub(crate) fn profile(experiment: &Experiment, named: Option<&str>) -> Result<Option<String>, CliError> {
     let known = experiment.profiles();
     match (named, known.as_slice()) {
         (Some(name), _) => Ok(Some(name.to_string())),
         (None, []) => Ok(None),
         (None, [only]) => Ok(Some(only.clone())),
-        (None, names) if names.iter().any(|n| n == "smoke") => Ok(Some("smoke".to_string())),
+        (None, names) if names.iter().any(|n| n == "quick") => Ok(Some("quick".to_string())),
         (None, names) => Err(CliError::usage(format!(
             "experiment `{}` needs a profile: {}",
             experiment.name(),

@@ -33,7 +33,7 @@ pub(crate) struct Estimate {
 
 /// Announces a long plan, and warns if the disk is too small.
 pub(crate) fn announce(plan: &Plan, context: &Context, threads: usize) {
-    let Ok(estimate) = estimate_plan(plan, context, threads) else {
+    let Ok(estimate) = estimate_plan(plan, context, threads, None) else {
         // The run itself reports the error.
         return;
     };
@@ -57,11 +57,20 @@ pub(crate) fn announce(plan: &Plan, context: &Context, threads: usize) {
     }
 }
 
-/// Estimates the remaining time and disk space of a plan.
+/// Returns the multiply-accumulates of training on one image: a forward pass, and a backward pass of twice its
+/// cost.
+pub(crate) fn step_macs(config: &CellConfig, context: &Context) -> Result<f64, stillhouse_trainer::Error> {
+    let mut sizes = ModelSizes { context, known: BTreeMap::new() };
+    Ok(3.0 * sizes.get(&config.student, config.data.size())?.0)
+}
+
+/// Estimates the remaining time and disk space of a plan, with a measured speed in multiply-accumulates per
+/// second if there is one.
 pub(crate) fn estimate_plan(
     plan: &Plan,
     context: &Context,
     threads: usize,
+    measured: Option<f64>,
 ) -> Result<Estimate, stillhouse_trainer::Error> {
     let mut sizes = ModelSizes { context, known: BTreeMap::new() };
     let mut datasets: BTreeMap<String, Arc<dyn Dataset>> = BTreeMap::new();
@@ -103,7 +112,8 @@ pub(crate) fn estimate_plan(
     estimate.bytes += checkpoints;
     let isa = stillhouse_ops::isa().to_string();
     let thread = MACS_PER_SECOND.iter().find(|(name, _)| *name == isa).map_or(1e9, |(_, speed)| *speed);
-    let speed = if spent > 10.0 { done / spent } else { thread * threads as f64 };
+    let guessed = if spent > 10.0 { done / spent } else { thread * threads as f64 };
+    let speed = measured.unwrap_or(guessed);
     estimate.seconds = left / speed;
     Ok(estimate)
 }
@@ -147,7 +157,7 @@ impl ModelSizes<'_> {
     ) -> Result<f64, stillhouse_core::Error> {
         let size = config.data.size();
         let student = self.get(&config.student, size)?.0;
-        let teacher = match cell.teacher.and_then(|t| plan.cells[t].config.as_ref()) {
+        let teacher = match cell.needs.and_then(|t| plan.cells[t].config.as_ref()) {
             Some(teacher) if cell.role == Role::Student => self.get(&teacher.student, size)?.0,
             _ => 0.0,
         };

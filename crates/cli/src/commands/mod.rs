@@ -1,5 +1,6 @@
 //! Commands of the binary, one file or folder each.
 
+pub(crate) mod budget;
 pub(crate) mod common;
 pub(crate) mod completions;
 pub(crate) mod data;

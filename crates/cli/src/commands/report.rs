@@ -14,7 +14,7 @@ use crate::{experiments, output, system_info};
 
 const EXAMPLES: &str = "\
 Examples:
-  stillhouse report runs/table3/smoke                                         rewrite the table of `reproduce`
+  stillhouse report runs/table3/quick                                         rewrite the table of `reproduce`
   stillhouse report runs/table3/reduced --features baseline,class_centric     add plots of features
   stillhouse report runs/mine --samples class_centric                         add sample images
   stillhouse report runs/a runs/b --output report                             compare your own runs
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     for folder in &args.folders {
         if !folder.is_dir() {
             return Err(CliError::usage(format!("{}: no such folder", folder.display()))
-                .hint("expected run folders, for example runs/table3/smoke"));
+                .hint("expected run folders, for example runs/table3/quick"));
         }
     }
     let context = common::context(&Paths::new(None), Arc::default());

@@ -10,6 +10,7 @@ use stillhouse_report::{PublishedSection, StaticTable};
 use stillhouse_runs::{Role, RunStatus};
 use stillhouse_trainer::{Experiment, Outcome as Run, Plan, check_cell, check_plan, run_cell, run_plan};
 
+use crate::commands::budget::{self, parse_duration};
 use crate::commands::{common, estimate, report, table};
 use crate::error::{CliError, ExitStatus, Outcome, Prepared};
 use crate::experiments::Loaded;
@@ -19,12 +20,13 @@ use crate::{experiments, output, signals};
 
 const EXAMPLES: &str = "\
 Examples:
-  stillhouse reproduce table3                     smoke profile: all cells, minutes
+  stillhouse reproduce table3                     quick profile: all cells, less than half an hour
   stillhouse reproduce table3 --profile reduced   real images, hours
+  stillhouse reproduce table3 --budget 10m        fewer epochs, so that it ends in time
   stillhouse reproduce table3 --list              list the runs and their status
   stillhouse reproduce table3 --check             check data, shapes and folders of all runs
   stillhouse reproduce table3 --plan              number the cells and list their dependencies
-  stillhouse reproduce table3 --cell 3/46         run one cell; see also `stillhouse submit`
+  stillhouse reproduce table3 --cell 3/47         run one cell; see also `stillhouse submit`
   stillhouse reproduce table3 --set matrix.seed='[0, 1, 2]' --set matrix.student='[\"resnet18\"]'
   stillhouse reproduce table1                     dataset sizes (no training)
   stillhouse reproduce table4                     parameters and FLOPs (no training)
@@ -39,7 +41,7 @@ and written to <runs>/<experiment>/<profile> as table.md, table.json and report.
 pub(crate) struct Args {
     /// Experiment: a name or a file
     experiment: Option<String>,
-    /// Profile (scale of the run) [default: smoke]
+    /// Profile (scale of the run) [default: quick]
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
     /// List the runs and their status without running
@@ -54,6 +56,9 @@ pub(crate) struct Args {
     /// Check everything that is known before training, and stop
     #[arg(long, conflicts_with_all = ["list", "plan", "cell"])]
     check: bool,
+    /// Time budget, such as 10m or 2h; lowers the epochs of all runs alike
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    budget: Option<f64>,
     /// Change a setting, as in train.epochs=3
     #[arg(long, value_name = "A.B=VALUE")]
     set: Vec<String>,
@@ -65,17 +70,33 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// Prefix of a cell in lists.
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Pretraining => "pretraining ",
+        Role::Teacher => "teacher ",
+        Role::Student => "",
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     let Some(name) = &args.experiment else { return without_name(args) };
     if let Loaded::Static(table) = experiments::open(name, &args.set)? {
         return print_static(&table, name, args);
     }
-    let experiment = experiments::load(name, &args.set)?;
+    let mut experiment = experiments::load(name, &args.set)?;
     let published = experiments::published(&experiment, experiments::path(name).as_deref())?;
     let profile = common::profile(&experiment, args.profile.as_deref())?;
     let stop = if args.list || args.plan { Default::default() } else { signals::stop_flag()? };
     let context = common::context(&Paths::new(args.runs.as_deref()), stop);
+    let mut sets = args.set.clone();
+    if let Some(seconds) = args.budget {
+        let fitted = budget::fit(&mut experiment, profile.as_deref(), seconds, &context, threads)?;
+        sets.extend(
+            fitted.iter().map(|setting| format!("{setting} (--budget {})", output::duration(seconds))),
+        );
+    }
     let plan = common::planned(&experiment, profile.as_deref(), &context)?;
     if args.list {
         list(&experiment, &plan, args.json);
@@ -93,7 +114,7 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
         return Ok(common::checked(&plan));
     }
     let figures = figures(&published);
-    let writer = table::TableWriter::new(&experiment, published, &plan, &context, &args.set, threads)?;
+    let writer = table::TableWriter::new(&experiment, published, &plan, &context, &sets, threads)?;
     output::status(&writer.spec.caption.text());
     estimate::announce(&plan, &context, threads);
     let mut progress = Progress::new(&plan, || {
@@ -170,7 +191,7 @@ fn show_plan(plan: &Plan, as_json: bool) {
         let cells = plan.cells.iter().enumerate().map(|(i, c)| {
             json!({
                 "cell": i + 1, "name": c.name, "role": c.role, "method": c.method, "state": c.status(),
-                "needs": c.teacher.map(|t| t + 1), "folder": c.folder,
+                "needs": c.needs.map(|t| t + 1), "folder": c.folder,
             })
         });
         let cells: Vec<_> = cells.collect();
@@ -181,8 +202,8 @@ fn show_plan(plan: &Plan, as_json: bool) {
         [("cell", Align::Right), ("run", Align::Left), ("waits for", Align::Right), ("state", Align::Left)];
     let mut grid = TextTable::new(&columns);
     for (i, cell) in plan.cells.iter().enumerate() {
-        let role = if cell.role == Role::Teacher { "teacher " } else { "" };
-        let needs = cell.teacher.map_or_else(String::new, |t| (t + 1).to_string());
+        let role = role_name(cell.role);
+        let needs = cell.needs.map_or_else(String::new, |t| (t + 1).to_string());
         grid.push([(i + 1).to_string(), format!("{role}{}", cell.name), needs, cell.status().to_string()]);
     }
     output::print(&grid.terminal());
@@ -268,7 +289,7 @@ fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {
                 json!({
                     "name": c.name, "role": c.role, "method": c.method, "student": c.student, "ratio": c.ratio,
                     "seed": c.seed, "state": state, "folder": c.folder,
-                    "teacher": c.teacher.map(|t| plan.cells[t].name.clone()),
+                    "teacher": c.needs.map(|t| plan.cells[t].name.clone()),
                 })
             })
             .collect();
@@ -278,7 +299,7 @@ fn list(experiment: &Experiment, plan: &Plan, as_json: bool) {
     let mut grid = TextTable::new(&[("run", Align::Left), ("state", Align::Left), ("folder", Align::Left)]);
     for (cell, state) in plan.cells.iter().zip(&states) {
         let folder = if cell.is_runnable() { cell.folder.display().to_string() } else { String::new() };
-        let role = if cell.role == Role::Teacher { "teacher " } else { "" };
+        let role = role_name(cell.role);
         grid.push([format!("{role}{}", cell.name), state.to_string(), folder]);
     }
     output::print(&format!("{}, profile {}\n\n{}", experiment.title(), plan.profile, grid.terminal()));

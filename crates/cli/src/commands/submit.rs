@@ -36,7 +36,7 @@ pub(crate) enum Args {
 pub(crate) struct Slurm {
     /// Experiment name or file
     experiment: String,
-    /// Profile of the experiment [default: smoke]
+    /// Profile of the experiment [default: quick]
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
     /// Override a setting, for example train.epochs=3
@@ -71,7 +71,7 @@ struct Array {
     /// `teachers`, or `students-of-3`, or `students`.
     name: String,
     cells: Vec<usize>,
-    /// Number of the teacher cell that they depend on.
+    /// Number of the cell that they need: a teacher, or a teacher's pretraining.
     after: Option<usize>,
 }
 
@@ -107,25 +107,23 @@ pub(crate) fn run(args: &Args, threads: usize) -> Outcome {
     submit(args, &plan, &arrays, &scripts)
 }
 
-/// Groups the remaining cells by the teacher that they depend on.
+/// Groups the remaining cells by what they train and the cell that they need.
 fn job_arrays(plan: &Plan) -> Vec<Array> {
     let left = |i: &usize| plan.cells[*i].is_runnable() && !plan.cells[*i].is_finished();
-    let all: Vec<usize> = (0..plan.cells.len()).filter(left).collect();
-    let teachers: Vec<usize> = all.iter().copied().filter(|i| plan.cells[*i].role == Role::Teacher).collect();
-    let mut students: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
-    for i in all.iter().filter(|i| plan.cells[**i].role == Role::Student) {
-        students.entry(plan.cells[*i].teacher.filter(left)).or_default().push(i + 1);
-    }
     let mut arrays = Vec::new();
-    if !teachers.is_empty() {
-        let cells = teachers.iter().map(|i| i + 1).collect();
-        arrays.push(Array { name: "teachers".into(), cells, after: None });
+    for (role, name) in
+        [(Role::Pretraining, "pretraining"), (Role::Teacher, "teachers"), (Role::Student, "students")]
+    {
+        let mut by_need: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+        for i in (0..plan.cells.len()).filter(left).filter(|i| plan.cells[*i].role == role) {
+            by_need.entry(plan.cells[i].needs.filter(left)).or_default().push(i + 1);
+        }
+        arrays.extend(by_need.into_iter().map(|(after, cells)| {
+            let after = after.map(|needed| needed + 1);
+            let name = after.map_or(name.to_string(), |needed| format!("{name}-of-{needed}"));
+            Array { name, cells, after }
+        }));
     }
-    arrays.extend(students.into_iter().map(|(after, cells)| {
-        let after = after.map(|t| t + 1);
-        let name = after.map_or("students".to_string(), |t| format!("students-of-{t}"));
-        Array { name, cells, after }
-    }));
     arrays
 }
 
@@ -197,11 +195,12 @@ fn submit(args: &Slurm, plan: &Plan, arrays: &[Array], scripts: &Path) -> Outcom
     let mut jobs: Vec<(String, String)> = Vec::new();
     for array in arrays {
         let mut options = Vec::new();
-        if let Some(teacher) = array.after {
-            // The teacher is one task of the first array.
-            let task = arrays[0].cells.iter().position(|c| *c == teacher);
-            let (Some(task), Some((_, job))) = (task, jobs.first()) else {
-                return Err(CliError::failed(format!("teacher cell {teacher} was not submitted")));
+        if let Some(needed) = array.after {
+            // It is one task of an earlier array.
+            let task = |array: &Array| array.cells.iter().position(|cell| *cell == needed);
+            let found = arrays.iter().zip(&jobs).find_map(|(array, (_, job))| Some((task(array)?, job)));
+            let Some((task, job)) = found else {
+                return Err(CliError::failed(format!("cell {needed} was not submitted")));
             };
             options.push(format!("--dependency=afterok:{job}_{}", task + 1));
             // Otherwise students of a failed teacher would wait forever.

@@ -178,6 +178,7 @@ fn tested(config: &CellConfig) -> String {
 fn init_text(config: &CellConfig) -> String {
     match &config.student.init {
         init if init.is_scratch() => "from scratch".to_string(),
+        _ if config.student.pretraining.is_some() => "pretrained here, then fine-tuned".to_string(),
         init => format!("from weights `{init}`"),
     }
 }

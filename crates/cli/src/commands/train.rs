@@ -18,7 +18,7 @@ Examples:
   stillhouse train my.toml --output runs/mine                 resumes it, or reports that it is finished
   stillhouse train my.toml --output runs/mine --check         checks data, shapes and folders only
   stillhouse train my.toml --output runs/b --set train.epochs=3 --set data.ratio=60
-  stillhouse train table3 --profile smoke --output runs/one --set matrix.method='[\"kd\"]' \\
+  stillhouse train table3 --profile quick --output runs/one --set matrix.method='[\"kd\"]' \\
       --set matrix.student='[\"resnet18\"]' --set matrix.ratio='[80]' --set matrix.seed='[0]'
 
 An interrupted run resumes when it is started again and ends with the same bytes. Its teacher, if it has

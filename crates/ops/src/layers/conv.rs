@@ -30,6 +30,20 @@ impl ConvBnAct {
         Self::build(spec, &spec.weight_shape(), conv, Some(bn), None, act, init, p)
     }
 
+    /// Sets the initial scale of the batch norm to 0: a residual block starts as the identity (Goyal et al.,
+    /// "Accurate, Large Minibatch SGD", 2017, section 5.1).
+    ///
+    /// # Errors
+    /// If the store refuses the values.
+    pub fn with_zero_scale(self, p: &ParamBuilder) -> Result<Self> {
+        let params = p.params();
+        if let Some(norm) = self.0.norm.filter(|_| !params.is_meta()) {
+            let zeros = candle_core::Tensor::zeros(self.0.spec.outputs, params.dtype(), params.device())?;
+            params.import(norm.weight, &zeros)?;
+        }
+        Ok(self)
+    }
+
     /// Creates a block without batch norm; with `bias`, also `<conv>.bias` (zeros).
     pub fn without_bn(
         spec: ConvSpec,

@@ -122,7 +122,7 @@ fn to_host(features: Features) -> Result<Features> {
 /// Moves a batch to a device.
 pub(crate) fn to_device(batch: Batch, device: &Device) -> Result<Batch> {
     let labels = batch.labels.to_device(device)?;
-    Ok(Batch { images: batch.images.to_device(device)?, labels, ids: batch.ids })
+    Ok(Batch { images: batch.images.to_device(device)?, labels, ids: batch.ids, views: batch.views })
 }
 
 /// Counts the correctly classified images of a batch, as an f64 scalar on the device of the logits. `None`

@@ -68,8 +68,18 @@ pub(crate) struct TeacherSection {
     pub(crate) variant: Table,
     #[serde(default)]
     pub(crate) precision: Precision,
+    /// Training from scratch on other images, if the weights are `pretrain`.
+    pub(crate) pretrain: Option<PretrainSection>,
     /// Training on the training images; without it the weights are taken as they are.
     pub(crate) train: Option<TrainConfig>,
+}
+
+/// `[teacher.pretrain]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PretrainSection {
+    pub(crate) data: DataConfig,
+    pub(crate) train: TrainConfig,
 }
 
 impl TeacherSection {
@@ -262,6 +272,9 @@ impl Experiment {
         if let Some(config) = run.teacher_config() {
             config.check(&format!("{origin} [teacher]"))?;
         }
+        if let Some(config) = run.pretraining_config() {
+            config.check(&format!("{origin} [teacher.pretrain]"))?;
+        }
         Ok(run)
     }
 }
@@ -295,6 +308,7 @@ impl UnresolvedRun {
             student: NetworkConfig {
                 model: teacher.model.clone(),
                 init: teacher.weights.clone(),
+                pretraining: None,
                 weights_sha256: None,
                 variant: teacher.variant.clone(),
             },
@@ -303,6 +317,22 @@ impl UnresolvedRun {
             train: TrainConfig { seed: self.train.seed, ..train },
             eval: self.eval.clone(),
         })
+    }
+
+    /// Returns the configuration of the teacher's pretraining, which has its own data, recipe and seed: it is
+    /// the same for all runs.
+    pub(crate) fn pretraining_config(&self) -> Option<CellConfig> {
+        let teacher = self.teacher.as_ref()?;
+        let PretrainSection { data, train } = teacher.pretrain.clone()?;
+        let student = NetworkConfig {
+            model: teacher.model.clone(),
+            init: WeightsSource::scratch(),
+            pretraining: None,
+            weights_sha256: None,
+            variant: teacher.variant.clone(),
+        };
+        let eval = EvalConfig { metrics: self.eval.metrics.clone(), ..EvalConfig::default() };
+        Some(CellConfig { data, student, teacher: None, loss: Vec::new(), train, eval })
     }
 }
 

@@ -189,9 +189,11 @@ impl TrainStep {
             let len = size.min(images - start);
             let host = batch.labels.narrow(start, len)?;
             let ids = batch.ids[start..start + len].to_vec();
+            let views = batch.views.get(start..start + len).unwrap_or_default().to_vec();
             let own_images = batch.images.narrow(0, start, len)?;
             let labels = host.clone();
-            let batch = to_device(Batch { images: own_images, labels, ids }, self.student.params.device())?;
+            let batch =
+                to_device(Batch { images: own_images, labels, ids, views }, self.student.params.device())?;
             let target = Target { device: batch.labels.clone(), host };
             let step_ref = StepRef::new(at.step, &batch);
             let teacher = match &mut self.teacher {

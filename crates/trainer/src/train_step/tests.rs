@@ -138,7 +138,7 @@ fn batch(images: usize) -> Batch {
     let images_of = Tensor::from_vec(values, (images, 3, SIZE, SIZE), &Device::Cpu).unwrap();
     let labels: Vec<u32> = (0..images).map(|i| (i % CLASSES) as u32).collect();
     let labels = Labels::Classes(Tensor::new(labels, &Device::Cpu).unwrap());
-    Batch { images: images_of, labels, ids: (0..images as u64).collect() }
+    Batch { images: images_of, labels, ids: (0..images as u64).collect(), views: Vec::new() }
 }
 
 const AT: StepInfo = StepInfo { step: 0, steps_per_epoch: 10, lr: 0.1 };

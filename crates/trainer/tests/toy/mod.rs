@@ -141,7 +141,8 @@ impl BatchSource for Loader {
             true => Labels::Mask(labels.reshape((ids.len(), SIZE, SIZE))?),
             false => Labels::Classes(labels),
         };
-        Ok(Some(Batch { images, labels, ids: ids.iter().map(|i| *i as u64).collect() }))
+        let ids: Vec<u64> = ids.iter().map(|i| *i as u64).collect();
+        Ok(Some(Batch { images, labels, ids, views: Vec::new() }))
     }
     fn position(&self) -> Position {
         self.at

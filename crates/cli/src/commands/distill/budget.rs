@@ -20,26 +20,6 @@ const MAX_EPOCHS: u64 = 120;
 /// Fraction of the budget that is planned; evaluation, figures and a busy machine take the rest.
 const PLANNED_FRACTION: f64 = 0.75;
 
-/// Parses `45s`, `30m` or `2h` into seconds; a bare number is minutes.
-pub(crate) fn parse_duration(text: &str) -> Result<f64, String> {
-    let wrong = || format!("`{text}` is not a duration: expected for example 45s, 30m or 2h");
-    let (number, unit) = match text.char_indices().find(|(_, c)| c.is_ascii_alphabetic()) {
-        Some((at, _)) => text.split_at(at),
-        None => (text, "m"),
-    };
-    let seconds = match unit {
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(wrong()),
-    };
-    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
-    if !(number.is_finite() && number * seconds >= 10.0 && number * seconds <= 1e8) {
-        return Err(format!("`{text}` is too short: expected at least 10s"));
-    }
-    Ok(number * seconds)
-}
-
 /// Seconds per image and epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Pace {
@@ -136,17 +116,6 @@ fn read_pace(folder: &Path) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parses_durations() {
-        assert_eq!(
-            (parse_duration("30m"), parse_duration("2h"), parse_duration("45s"), parse_duration("10")),
-            (Ok(1800.0), Ok(7200.0), Ok(45.0), Ok(600.0))
-        );
-        for wrong in ["", "soon", "3d", "-5m", "1s", "NaNm", "infh"] {
-            assert!(parse_duration(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn prefers_larger_images_to_more_epochs() {

@@ -1,6 +1,6 @@
 //! `stillhouse distill`: distills a student for a folder of images.
 
-pub(crate) mod budget;
+mod budget;
 mod recipe;
 
 use std::collections::BTreeSet;
@@ -13,6 +13,7 @@ use stillhouse_runs::Role;
 use stillhouse_trainer::{Context, Experiment, Plan, check_plan, plan, run_plan};
 
 use self::recipe::{Recipe, TeacherSource};
+use crate::commands::budget::parse_duration;
 use crate::commands::{common, estimate, report, table, weights};
 use crate::error::{CliError, ExitStatus, Outcome, Prepared};
 use crate::paths::Paths;
@@ -59,7 +60,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "class_centric")]
     method: String,
     /// Time budget, such as 30m or 2h; sets epochs and image size
-    #[arg(long, value_name = "TIME", value_parser = budget::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     budget: Option<f64>,
     /// Epochs of the student; the teacher gets half as many [default: 60]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10000))]

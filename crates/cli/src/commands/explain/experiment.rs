@@ -57,7 +57,11 @@ pub(crate) fn run(name: &str, args: &explain::Args) -> Outcome {
     }
     let mut grid = TextTable::new(&[("run", Align::Left), ("role", Align::Left), ("state", Align::Left)]);
     for cell in &plan.cells {
-        let role = if cell.role == Role::Teacher { "teacher" } else { "student" };
+        let role = match cell.role {
+            Role::Pretraining => "pretraining",
+            Role::Teacher => "teacher",
+            Role::Student => "student",
+        };
         grid.push([cell.name.clone(), role.to_string(), cell.status().to_string()]);
     }
     output::print(&format!(

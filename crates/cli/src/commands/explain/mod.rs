@@ -17,7 +17,7 @@ Examples:
   stillhouse explain class_centric                  a method, its defaults and their sources
   stillhouse explain loss kd
   stillhouse explain model resnet18 --size 64   features, parameters, multiply-accumulates
-  stillhouse explain experiment table3 --profile smoke --set train.epochs=3
+  stillhouse explain experiment table3 --profile quick --set train.epochs=3
   stillhouse explain table3 --json                 every resolved setting of every run";
 
 /// Explain a method, model, dataset, metric or experiment

@@ -151,6 +151,10 @@ pub struct NetworkConfig {
     /// Initial weights; random by default.
     #[serde(default = "WeightsSource::scratch")]
     pub init: WeightsSource,
+    /// Folder, below that of the teachers, of the run whose weights are the initial ones (`init =
+    /// "pretrain"`); set by the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretraining: Option<String>,
     /// SHA-256 of the initial weights, set by the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_sha256: Option<String>,
